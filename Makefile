@@ -1,0 +1,58 @@
+# The verbs of this project; `make` alone lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check format lint types stubs lock data clean
+
+PY := .venv/bin/python
+PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
+EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, show the answers, go on serving
+	@$(PY) scripts/run.py
+
+test: .venv/dev.stamp ## run the tests
+	@$(PY) -m pytest
+
+check: lint types stubs-check test ## everything that CI runs
+
+lint: .venv/dev.stamp ## check format and style
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+types: .venv/dev.stamp ## check types
+	@$(PY) -m mypy
+
+format: .venv/dev.stamp ## put the code in its format
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+stubs: .venv/dev.stamp ## generate service/pb from proto/
+	@$(PY) scripts/stubs.py
+
+stubs-check: .venv/dev.stamp
+	@$(PY) scripts/stubs.py --check
+
+data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
+	@$(PY) -m export data
+
+lock: ## write constraints.txt anew from the newest versions that pyproject.toml allows
+	@scripts/lock
+
+clean: ## remove what was made: .venv, model.onnx, caches
+	rm -rf .venv model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+model.onnx: .venv/run.stamp $(EXPORTED)
+	@$(PY) -m export onnx --out $@
+
+# A larger set of packages serves the smaller's needs too, so either target can come first.
+.venv/run.stamp: pyproject.toml constraints.txt scripts/setup
+	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt scripts/setup
+	@scripts/setup dev
+	@touch $@

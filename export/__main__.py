@@ -1,0 +1,58 @@
+"""python -m export: train the network, write it as ONNX, measure it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export import checkpoint, graph, mnist
+from export.network import Activation  # noqa: TC001 (typer reads it)
+
+SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "digits-100-images-idx3-ubyte"
+"""A hundred real digits, on which every written file is compared with the reference."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep the commands by name, however few there are."""
+
+
+@app.command()
+def onnx(
+    activation: Annotated[Activation, typer.Option(help="which committed network: its hidden units")] = "sigmoid",
+    weights: Annotated[Path | None, typer.Option(help="another network, as `train` wrote it", exists=True)] = None,
+    out: Annotated[Path, typer.Option(help="the file to write")] = Path("model.onnx"),
+    input_form: Annotated[
+        graph.InputForm, typer.Option("--input", help="uint8 pixels 0..255, which the service runs; or float32 0..1")
+    ] = "uint8",
+    version: Annotated[int, typer.Option(min=1, help="the model version that replies will name")] = 1,
+    sample: Annotated[Path, typer.Option(help="IDX images to compare ONNX Runtime and numpy on")] = SAMPLE,
+) -> None:
+    """Write a trained network as an ONNX graph and check it against the numpy reference on real digits."""
+    trained = checkpoint.load(weights or checkpoint.committed(activation))
+    digits = mnist.read_idx(sample).reshape(-1, 784)
+    graph.write(graph.build(trained, version=str(version), input_form=input_form), out)
+    worst = graph.verify(out, trained.network, digits)
+    print(
+        f"wrote {out}: {trained.network.activation}, {out.stat().st_size:,} bytes, version {version}; "
+        f"within {worst:.1e} of numpy on {len(digits)} digits"
+    )
+
+
+def main() -> int:
+    """Run a command; 1 and one sentence where it fails, 2 where it was called wrongly."""
+    try:
+        app()
+    except (checkpoint.CheckpointError, graph.ExportError, mnist.DataError) as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

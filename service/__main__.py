@@ -1,0 +1,42 @@
+"""python -m service: serve model.onnx until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import time
+
+_BEGAN = time.monotonic()
+
+import asyncio  # noqa: E402 (the clock comes first: imports are most of a start)
+import os  # noqa: E402
+import sys  # noqa: E402
+
+from service.config import SettingsError, load  # noqa: E402
+
+# The C core of gRPC writes to standard error in a format of its own; what matters of it reaches us as an exception.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def main() -> int:
+    """Exit status: 0 after a clean stop, 1 where the server cannot start, 2 for a bad option."""
+    try:
+        settings = load(sys.argv[1:])
+    except SettingsError as e:
+        print(e, file=sys.stderr)  # noqa: T201 (before there is a log)
+        return 2
+    # Imported late: --help and a bad option answer at once.
+    from service.errors import StartError  # noqa: PLC0415
+    from service.logs import make_logger  # noqa: PLC0415
+    from service.server import serve  # noqa: PLC0415
+
+    log = make_logger(settings.log_format, settings.log_level)
+    log.info("starting", **settings.described())
+    try:
+        asyncio.run(serve(settings, log, _BEGAN))
+    except StartError as e:
+        log.error("cannot start", reason=str(e))  # noqa: TRY400 (one sentence for the operator, no traceback)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Every option once: its field here is its flag, its DIGITS_ environment variable and its line of `--help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Serve model.onnx over gRPC, with Prometheus metrics beside it.
+
+    Each option can also be set by an environment variable: --metrics-port is DIGITS_METRICS_PORT. A flag wins over
+    the environment.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="DIGITS_",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        extra="forbid",
+    )
+
+    model: Path = Field(Path("model.onnx"), description="the file that `python -m export onnx` wrote")
+    model_sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="refuse the model file unless it has this sha256 digest"
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 or :: for all")
+    port: Port = Field(50051, description="port of gRPC; 0 takes a free one")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
+    metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
+
+    max_batch: int = Field(1024, ge=1, le=65536, description="most images in one message and in one run of the model")
+    max_waiting: int = Field(
+        65536, ge=1, le=10_000_000, description="most images that may wait for the model before calls are refused"
+    )
+    inline_images: int = Field(
+        128, ge=0, le=65536, description="run up to this many images on the event loop itself, more in a thread"
+    )
+
+    drain_wait: Seconds = Field(
+        0.0, description="seconds between saying NOT_SERVING and refusing new calls, for load balancers to notice"
+    )
+    grace: Seconds = Field(10.0, description="seconds that calls in flight have to finish when the server stops")
+    reflection: bool = Field(True, description="serve gRPC reflection, so that grpcurl and its like need no .proto")
+
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto is console on a terminal and json elsewhere"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+
+    def described(self) -> dict[str, str | int | float | bool]:
+        """Every option and its value, for the line that the server logs when it starts."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in self}
+
+
+class SettingsError(Exception):
+    """An option holds what it must not; one line for each, naming flag, variable, value and what was expected."""
+
+
+def load(arguments: list[str]) -> Settings:
+    """The settings that a command line and the environment give.
+
+    Raises SettingsError for a bad value. `--help` and unknown flags end the process, as argparse does.
+    """
+    try:
+        return CliApp.run(Settings, cli_args=arguments)
+    except ValidationError as e:
+        raise SettingsError("\n".join(_sentence(error) for error in e.errors())) from None
+
+
+def _sentence(error: ErrorDetails) -> str:
+    name = str(error["loc"][0])
+    expected = error["msg"].replace("Input should", "should").replace("String should", "should")
+    return f"--{name.replace('_', '-')} (or DIGITS_{name.upper()}) is {error['input']!r}: {expected}"

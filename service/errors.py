@@ -1,0 +1,63 @@
+"""What can go wrong, free of any transport.
+
+Exception
+|- ServiceError          one call fails; its text is written for the caller
+|  |- InvalidInput       the caller's message is malformed; names the field
+|  |- UnknownModel       no such model or version
+|  |- Overloaded         too much is waiting; says when to try again
+|  |- DeadlinePassed     it could not have been answered in time
+|  `- ModelUnavailable   the server is loading or draining
+`- StartError            the server cannot start; its text is one line for the operator
+   |- ModelFileError     the model file is missing, damaged or not this network
+   `- AddressInUse       a port is taken
+
+Which status a ServiceError becomes on the wire stands in one table, `service.transports.status`. Anything else that
+is raised while a call is served is a fault of ours: the caller gets INTERNAL and the log gets the traceback.
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """One call fails; `str()` is a sentence for the caller and holds nothing internal."""
+
+
+class InvalidInput(ServiceError):
+    """The message's `field` (a path such as `pixels`) holds what the sentence says it must not."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(f"{field}: {sentence}")
+        self.field = field
+        self.sentence = sentence
+
+
+class UnknownModel(ServiceError):
+    """There is no model of that name or version here."""
+
+
+class Overloaded(ServiceError):
+    """The waiting line is full; `retry_after` is in seconds."""
+
+    def __init__(self, sentence: str, retry_after: float) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class DeadlinePassed(ServiceError):
+    """The caller's deadline passed, or would have, before the model could run."""
+
+
+class ModelUnavailable(ServiceError):
+    """No model can answer just now: the server is loading or draining."""
+
+
+class StartError(Exception):
+    """The server cannot start; `str()` is one line that says what to do."""
+
+
+class ModelFileError(StartError):
+    """The model file cannot be served."""
+
+
+class AddressInUse(StartError):
+    """A host and port cannot be listened on."""

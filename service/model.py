@@ -1,0 +1,165 @@
+"""The ONNX Runtime session: load model.onnx, verify it, warm it up, predict."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from service.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PIXELS = 784
+OUTPUTS = ("digit", "activations", "layer1", "layer2")
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_SIGNATURE = {
+    "pixels": ("tensor(uint8)", PIXELS),
+    "digit": ("tensor(int64)", None),
+    "activations": ("tensor(float)", 10),
+    "layer1": ("tensor(float)", 16),
+    "layer2": ("tensor(float)", 16),
+}
+"""Type and width of each tensor; every one has the batch as its first dimension, which must be free."""
+
+_DIGEST_MARK = b"\x0a\x0econtent_sha256\x12\x40"
+"""How the metadata entry `content_sha256` with its 64 hexadecimal digits begins in the file (protobuf fields 1, 2)."""
+
+
+class Predictions(NamedTuple):
+    """What the network holds for n images: digit (n,), activations (n, 10), layer1 and layer2 (n, 16)."""
+
+    digit: npt.NDArray[np.int64]
+    activations: Floats
+    layer1: Floats
+    layer2: Floats
+
+    def rows(self, start: int, stop: int) -> Predictions:
+        """Those of images `start` up to `stop`, as views."""
+        return Predictions(
+            self.digit[start:stop], self.activations[start:stop], self.layer1[start:stop], self.layer2[start:stop]
+        )
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the file says of itself: its `metadata_props`."""
+
+    name: str
+    version: str
+    activation: str
+    layer_sizes: str
+    parameter_count: int
+    accuracy: str
+    accuracy_data: str
+    weights_sha256: str
+    content_sha256: str
+
+
+class Model:
+    """One loaded model file; safe to call from several threads.
+
+    Raises ModelFileError, with a sentence that names the file, unless it is a whole, unaltered model.onnx of the
+    784-16-16-10 network with uint8 pixels; with `sha256`, unless the file has that digest.
+    """
+
+    def __init__(self, path: Path, *, sha256: str = "") -> None:
+        try:
+            content = _read(path, sha256)
+            self._session = _session(content)
+            self.info = _info(self._session.get_modelmeta().custom_metadata_map)
+            _check_signature(self._session)
+            self._warm_up()
+        except ModelFileError as e:
+            raise ModelFileError(f"{path}: {e}") from e.__cause__
+        self.provider = str(self._session.get_providers()[0])
+
+    def predict(self, pixels: Pixels) -> Predictions:
+        """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""
+        return Predictions(*self._session.run(OUTPUTS, {"pixels": pixels}))
+
+    def _warm_up(self) -> None:
+        """Run the sizes that traffic has, so that the first caller pays for no allocation, and look at the answer."""
+        for n in (1, 64):
+            try:
+                out = self.predict(np.zeros((n, PIXELS), dtype=np.uint8))
+            except Exception as e:
+                raise ModelFileError("loads but cannot run: export it again with `python -m export onnx`") from e
+            if not (np.isfinite(out.activations).all() and ((out.activations >= 0) & (out.activations <= 1)).all()):
+                raise ModelFileError("answers a blank image with activations outside 0..1")
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """The file's bytes, verified before any parser sees them."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelFileError("no such file: write it with `python -m export onnx`") from None
+    except OSError as e:
+        raise ModelFileError(f"cannot be read: {e.strerror}") from e
+    actual = hashlib.sha256(content).hexdigest()
+    if sha256 and actual != sha256:
+        raise ModelFileError(f"its sha256 is {actual}, but {sha256} was asked for")
+    start = content.find(_DIGEST_MARK) + len(_DIGEST_MARK)
+    if start < len(_DIGEST_MARK):
+        raise ModelFileError(
+            "not a model that `python -m export onnx` wrote, or only a part of one: it has no content_sha256"
+        )
+    stated, blanked = content[start : start + 64], content[:start] + b"0" * 64 + content[start + 64 :]
+    if hashlib.sha256(blanked).hexdigest().encode() != stated:
+        raise ModelFileError("damaged: its content does not match its content_sha256")
+    return content
+
+
+def _session(content: bytes) -> ort.InferenceSession:
+    """One thread and no spinning: a run takes microseconds, and a thread hand-over costs more than it saves."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as e:
+        raise ModelFileError(f"ONNX Runtime {ort.__version__} cannot load it: {_first_line(e)}") from e
+
+
+def _info(metadata: dict[str, str]) -> ModelInfo:
+    missing = sorted(set(ModelInfo.__dataclass_fields__) - set(metadata))
+    if missing:
+        raise ModelFileError(f"its metadata lacks {', '.join(missing)}")
+    if metadata["layer_sizes"] != "784-16-16-10" or metadata["parameter_count"] != "13002":
+        raise ModelFileError(
+            f"its metadata says layers {metadata['layer_sizes']} with {metadata['parameter_count']} parameters; "
+            "expected 784-16-16-10 with 13002"
+        )
+    known = {name: metadata[name] for name in ModelInfo.__dataclass_fields__ if name != "parameter_count"}
+    return ModelInfo(parameter_count=13_002, **known)
+
+
+def _check_signature(session: ort.InferenceSession) -> None:
+    found = {t.name: (t.type, list(t.shape)) for t in [*session.get_inputs(), *session.get_outputs()]}
+    if missing := sorted(set(_SIGNATURE) - set(found)):
+        raise ModelFileError(f"it has no tensor named {', '.join(missing)}")
+    if len(session.get_inputs()) != 1:
+        raise ModelFileError(f"it has {len(session.get_inputs())} inputs; expected 1, pixels")
+    for name, (type_, width) in _SIGNATURE.items():
+        found_type, (batch, *rest) = found[name]
+        expected = [] if width is None else [width]
+        if found_type != type_ or rest != expected or isinstance(batch, int):
+            raise ModelFileError(
+                f"its tensor {name} is {found_type} {found[name][1]}; expected {type_} {['batch', *expected]}"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,116 @@
+"""The composition root: constructs everything, starts it in order and stops it in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, disable_created_metrics
+
+from service.batcher import Batcher
+from service.handlers.digits import DigitsHandler
+from service.metrics import Metrics
+from service.model import Model
+from service.transports.grpcio import GrpcioTransport
+from service.transports.http import HttpEndpoint
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from service.config import Settings
+
+
+class Server:
+    """One process, one model, one event loop.
+
+    The constructor loads the model and needs a running event loop; `start` returns when health says SERVING. Raises
+    StartError from either.
+    """
+
+    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter, which no dashboard here reads
+        self._settings = settings
+        self._log = log
+        self._serving = False
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.model = Model(settings.model, sha256=settings.model_sha256)
+        self.batcher = Batcher(
+            self.model,
+            self.metrics,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            inline=settings.inline_images,
+        )
+        handler = DigitsHandler(self.batcher, max_batch=settings.max_batch)
+        self.transport = GrpcioTransport(
+            handler, self.metrics, log, max_batch=settings.max_batch, with_reflection=settings.reflection
+        )
+        self.port = self.metrics_port = 0
+
+    async def start(self) -> None:
+        """Listen everywhere, then say SERVING."""
+        settings, info = self._settings, self.model.info
+        self._http = HttpEndpoint(
+            settings.metrics_host, settings.metrics_port, self.registry, serving=lambda: self._serving
+        )
+        self.metrics_port = self._http.port
+        try:
+            self.port = await self.transport.start(settings.host, settings.port)
+        except BaseException:
+            self._http.stop()
+            raise
+        self.metrics.serves(
+            {
+                "name": info.name,
+                "version": info.version,
+                "activation": info.activation,
+                "accuracy": info.accuracy,
+                "weights_sha256": info.weights_sha256,
+                "content_sha256": info.content_sha256,
+                "provider": self.model.provider,
+                "transport": "grpcio",
+            }
+        )
+        await self.transport.open()
+        self._serving = True
+
+    async def stop(self) -> None:
+        """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends."""
+        self._serving = False
+        await self.transport.stop(self._settings.drain_wait, self._settings.grace)
+        await self.batcher.close()
+        self._http.stop()
+
+
+async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:
+    """Run a server until SIGTERM or SIGINT; `began` is when the process did, by `time.monotonic`."""
+    stop = asyncio.Event()
+    received: list[str] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        received.append(number.name)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    server = Server(settings, log)
+    await server.start()
+    log.info(
+        "serving",
+        address=f"{settings.host}:{server.port}",
+        metrics=f"http://{settings.metrics_host}:{server.metrics_port}/metrics",
+        model=server.model.info.name,
+        model_version=server.model.info.version,
+        activation=server.model.info.activation,
+        weights_sha256=server.model.info.weights_sha256,
+        provider=server.model.provider,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    await stop.wait()
+    log.info("stopping", signal=received[0], grace=settings.grace)
+    await server.stop()
+    log.info("stopped")

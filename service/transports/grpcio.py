@@ -1,0 +1,134 @@
+"""The server of the grpcio package: the handlers' RPCs, health and reflection on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+
+from service.errors import AddressInUse
+from service.handlers import digits
+from service.transports.address import check_free
+from service.transports.observed import Observer
+from service.transports.streams import OpenStreams
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from service.handlers.digits import DigitsHandler
+    from service.metrics import Metrics
+
+    Answer = Callable[[bytes, float], Awaitable[bytes]]
+
+_ROOM_BESIDE_PIXELS = 4096
+
+
+class GrpcioTransport:
+    """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
+
+    `max_batch` is in images and sets the largest message. Raises AddressInUse from `start`.
+    """
+
+    def __init__(
+        self,
+        handler: DigitsHandler,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        *,
+        max_batch: int,
+        with_reflection: bool,
+    ) -> None:
+        self._streams = OpenStreams()
+        self._health = health.aio.HealthServicer()
+        observer = Observer(metrics, self._streams, log)
+        self._server = aio.server(interceptors=[observer], options=_options(max_batch))
+        methods: dict[str, Any] = {
+            "Predict": grpc.unary_unary_rpc_method_handler(_unary(handler.predict)),
+            "PredictStream": grpc.stream_stream_rpc_method_handler(_stream(handler.predict)),
+        }
+        for name, method in methods.items():
+            observer.wrap(f"/{digits.SERVICE}/{name}", method)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(digits.SERVICE, methods),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if with_reflection:
+            names = (digits.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, with health saying NOT_SERVING; returns the port."""
+        await self._say(HealthCheckResponse.NOT_SERVING)
+        check_free(host, port)
+        try:
+            bound = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as e:
+            raise AddressInUse(f"cannot listen on {host} port {port}") from e
+        await self._server.start()
+        return bound
+
+    async def open(self) -> None:
+        """Say SERVING, under the empty name and the service's."""
+        await self._say(HealthCheckResponse.SERVING)
+
+    async def stop(self, drain_wait: float, grace: float) -> None:
+        """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
+
+        After `grace` seconds what still runs is cancelled.
+        """
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(drain_wait)
+        stopped = asyncio.ensure_future(self._server.stop(grace))
+        await asyncio.sleep(0)  # so that GOAWAY goes out first and no ended stream is opened here again
+        self._streams.drain()
+        await stopped
+
+    async def _say(self, status: int) -> None:
+        for name in ("", digits.SERVICE):
+            await self._health.set(name, status)
+
+
+def _options(max_batch: int) -> list[tuple[str, int]]:
+    """Channel arguments, described in https://grpc.github.io/grpc/core/group__grpc__arg__keys.html ."""
+    return [
+        # Two servers started by mistake must not share a port in silence.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_batch * digits.PIXELS + _ROOM_BESIDE_PIXELS),
+        ("grpc.max_send_message_length", -1),
+        # Clients and balancers ping idle connections; the default answers the third ping in 5 minutes with GOAWAY.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A peer that vanished without a word is found out within 80 seconds.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+def _unary(answer: Answer) -> Any:
+    async def call(request: bytes, context: Any) -> bytes:
+        return await answer(request, _deadline(context))
+
+    return call
+
+
+def _stream(answer: Answer) -> Any:
+    """One reply a message, in order: the next message is read when the reply to the last has been handed over."""
+
+    async def call(_: Any, stream: Any) -> None:
+        deadline = _deadline(stream)
+        while (request := await stream.read()) is not aio.EOF:
+            await stream.write(await answer(request, deadline))
+
+    return call
+
+
+def _deadline(context: Any) -> float:
+    """When the caller stops waiting, on the clock of `time.monotonic`."""
+    remaining = context.time_remaining()
+    return float("inf") if remaining is None else time.monotonic() + remaining

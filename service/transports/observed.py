@@ -1,0 +1,181 @@
+"""What surrounds every RPC of the grpcio transport: clock, metrics, request id, and the error table."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc import aio
+
+from service.errors import ServiceError
+from service.metrics import Metrics, Rpc, RpcMetrics
+from service.transports.status import code_name, to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from google.rpc.status_pb2 import Status
+    from structlog.typing import FilteringBoundLogger
+
+    from service.transports.streams import OpenStreams
+
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Behaviour = Callable[[Any, Any], Awaitable[Any]]
+
+REQUEST_ID = "x-request-id"
+LONGEST_REQUEST_ID = 128
+
+_TYPES = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+_STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Observer(aio.ServerInterceptor):
+    """Wraps the handler of each method, once: standard services and our own alike."""
+
+    def __init__(self, metrics: Metrics, streams: OpenStreams, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._streams = streams
+        self._log = log
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """The wrapped handler of the call's method, or None where there is no such method."""
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            wrapped = self.wrap(details.method, handler)
+        return wrapped
+
+    def wrap(self, method: str, handler: Any) -> Handler:
+        """Wrap the handler of `/service/method`; before its first call, so that its series exist from the start."""
+        _, service, name = method.split("/")
+        kind = (handler.request_streaming, handler.response_streaming)
+        rpc = RpcMetrics(self._metrics, Rpc(_TYPES[kind], service, name))
+        coders = (handler.request_deserializer, handler.response_serializer)
+        if kind == (False, False):
+            wrapped = grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, rpc), *coders)
+        elif kind == (False, True):
+            wrapped = grpc.unary_stream_rpc_method_handler(self._watch(handler.unary_stream, rpc), *coders)
+        else:
+            wrapped = grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc), *coders)
+        self._wrapped[method] = wrapped
+        return wrapped
+
+    def _unary(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
+        async def call(request: Any, context: Any) -> Any:
+            rpc.received()
+            reply = await self._observe(rpc, context, behaviour, request, context)
+            rpc.sent()
+            return reply
+
+        return call
+
+    def _watch(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
+        """A stream of replies to one request that may never end, as health Watch: a drain ends it at once."""
+
+        async def until_drain(request: Any, stream: Any) -> None:
+            await self._streams.wait(behaviour(request, stream))
+
+        async def call(request: Any, context: Any) -> None:
+            rpc.received()
+            await self._observe(rpc, context, until_drain, request, _Stream(context, rpc, self._streams))
+
+        return call
+
+    def _stream(self, behaviour: Any, rpc: RpcMetrics) -> Behaviour:
+        async def from_generator(stream: _Stream, _: Any) -> None:
+            async for reply in behaviour(stream, stream):
+                await stream.write(reply)
+
+        answer = from_generator if inspect.isasyncgenfunction(behaviour) else behaviour
+
+        async def call(_: Any, context: Any) -> None:
+            stream = _Stream(context, rpc, self._streams)
+            await self._observe(rpc, context, answer, stream, stream)
+
+        return call
+
+    async def _observe(self, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
+        """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
+        started = rpc.start()
+        try:
+            _echo_request_id(context)
+            reply = await behaviour(request, call)
+        except aio.AbortError:  # a standard servicer has ended the call itself
+            rpc.finish(started, code_name(context.code().value[0]))
+            raise
+        except asyncio.CancelledError:  # the caller has gone
+            rpc.finish(started, "Canceled")
+            raise
+        except Exception as error:  # noqa: BLE001 (the last place that can keep an internal text from the caller)
+            status = to_status(error)
+            rpc.finish(started, code_name(status.code))
+            await self._refuse(error, status, rpc.method, context)
+        else:
+            rpc.finish(started, "OK")
+            return reply
+
+    async def _refuse(self, error: Exception, status: Status, method: str, context: Any) -> None:
+        request_id = _request_id(context) or uuid.uuid4().hex
+        self._report(error, method, code_name(status.code), request_id)
+        trailing = ((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString()))
+        await context.abort(_STATUS_CODES[status.code], status.message, trailing)
+
+    def _report(self, error: Exception, method: str, code: str, request_id: str) -> None:
+        if isinstance(error, ServiceError):
+            self._log.warning("refused", method=method, code=code, reason=str(error), request_id=request_id)
+        else:
+            self._log.error("failed", method=method, code=code, request_id=request_id, exc_info=error)
+
+
+class _Stream:
+    """A streaming call as its handler sees it: messages are counted, and a drain may end it while it waits.
+
+    Its handlers use `read` and `write`, or iterate, or both, so it stands for grpcio's request iterator too.
+    """
+
+    def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams) -> None:
+        self._context = context
+        self._rpc = rpc
+        self._streams = streams
+        self.time_remaining = context.time_remaining
+
+    async def read(self) -> Any:
+        """The next message, or `grpc.aio.EOF`."""
+        message = await self._streams.wait(self._context.read())
+        if message is not aio.EOF:
+            self._rpc.received()
+        return message
+
+    async def write(self, message: Any) -> None:
+        """Send one message."""
+        await self._context.write(message)
+        self._rpc.sent()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (message := await self.read()) is not aio.EOF:
+            yield message
+
+
+def _request_id(context: Any) -> str:
+    """The caller's own id for this call, or nothing."""
+    for key, value in context.invocation_metadata():
+        if key == REQUEST_ID:
+            return str(value)[:LONGEST_REQUEST_ID]
+    return ""
+
+
+def _echo_request_id(context: Any) -> None:
+    request_id = _request_id(context)
+    if request_id:
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))

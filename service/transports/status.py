@@ -1,0 +1,62 @@
+"""The one table from errors to gRPC status, shared by every transport."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from service.errors import DeadlinePassed, InvalidInput, ModelUnavailable, Overloaded, ServiceError, UnknownModel
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_CODES: dict[type[ServiceError], int] = {
+    InvalidInput: code_pb2.INVALID_ARGUMENT,
+    UnknownModel: code_pb2.NOT_FOUND,
+    Overloaded: code_pb2.RESOURCE_EXHAUSTED,
+    DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
+    ModelUnavailable: code_pb2.UNAVAILABLE,
+}
+
+
+def to_status(error: Exception) -> Status:
+    """The status that the caller sees: the error's sentence and its machine-readable details, or "internal error"."""
+    if not isinstance(error, ServiceError):
+        return Status(code=code_pb2.INTERNAL, message="internal error")
+    return Status(code=_CODES[type(error)], message=str(error), details=map(_any, _details(error)))
+
+
+def code_name(code: int) -> str:
+    """A status code as Go spells it, which is how the metrics label it: 3 -> InvalidArgument."""
+    return _NAMES[code]
+
+
+def _details(error: ServiceError) -> list[Message]:
+    if isinstance(error, InvalidInput):
+        violation = BadRequest.FieldViolation(field=error.field, description=error.sentence)
+        return [BadRequest(field_violations=[violation])]
+    if isinstance(error, Overloaded):
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        return [RetryInfo(retry_delay=delay)]
+    return []
+
+
+def _any(message: Message) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed
+
+
+def _go_name(name: str) -> str:
+    # Go says Canceled where the rest of gRPC says CANCELLED, and keeps OK in capitals.
+    special = {"OK": "OK", "CANCELLED": "Canceled"}
+    return special.get(name) or name.title().replace("_", "")
+
+
+_NAMES = {number: _go_name(name) for name, number in code_pb2.Code.items()}

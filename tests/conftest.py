@@ -1,0 +1,164 @@
+"""The real parts that tests share: the committed network as model.onnx, real digits, a real server process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from export import checkpoint, graph, mnist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "tests" / "data"
+ANSWERS_WITHIN = 20  # seconds that a process has to say something
+
+
+@dataclass
+class ServiceProcess:
+    """`python -m service` as an operator would start it; its log is read all along, so that no pipe fills up."""
+
+    process: subprocess.Popen[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    _unread: queue.Queue[str | None] = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for text in self.process.stderr:
+            self._unread.put(text)
+        self._unread.put(None)
+
+    def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
+        """The next log line of that event with those fields; fails the test where the process ends first."""
+        while (text := self._unread.get(timeout=ANSWERS_WITHIN)) is not None:
+            self.lines.append(json.loads(text))
+            if {"event": event, **fields}.items() <= self.lines[-1].items():
+                return self.lines[-1]
+        pytest.fail(f"the service ended without {event!r}: {self.lines}")
+
+    @property
+    def address(self) -> str:
+        return str(self._serving()["address"])
+
+    @property
+    def metrics_url(self) -> str:
+        return str(self._serving()["metrics"])
+
+    def _serving(self) -> dict[str, Any]:
+        return next(line for line in self.lines if line["event"] == "serving")
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.metrics_url.replace("/metrics", path), timeout=ANSWERS_WITHIN) as reply:
+            return str(reply.read().decode())
+
+    def series(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """Every sample of /metrics by name and label values, in the order of the label names."""
+        return {
+            (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics"))
+            for sample in family.samples
+        }
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop; its exit status."""
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for its end and read the rest of its log; its exit status."""
+        status = self.process.wait(ANSWERS_WITHIN)
+        self._reader.join(ANSWERS_WITHIN)
+        while (text := self._unread.get(timeout=ANSWERS_WITHIN)) is not None:
+            self.lines.append(json.loads(text))
+        return status
+
+    def close(self) -> None:
+        """Leave nothing behind, however the test went."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def launch(*arguments: str | Path, env: dict[str, str] | None = None) -> ServiceProcess:
+    command = [sys.executable, "-m", "service", "--log-format", "json", *map(str, arguments)]
+    return ServiceProcess(
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+
+
+@contextlib.contextmanager
+def serving(model: Path, *arguments: str | Path) -> Iterator[ServiceProcess]:
+    """A server that is up, and is gone afterwards however the test ends."""
+    service = launch("--model", model, "--port", "0", "--metrics-port", "0", *arguments)
+    try:
+        service.wait_for("serving")
+        yield service
+    finally:
+        service.close()
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a committed network as ONNX; the file's path."""
+
+    def make(activation: Any = "sigmoid", version: str = "1", input_form: Any = "uint8") -> Path:
+        path = tmp_path_factory.mktemp("model") / "model.onnx"
+        trained = checkpoint.load(checkpoint.committed(activation))
+        graph.write(graph.build(trained, version=version, input_form=input_form), path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_path(make_model: Callable[..., Path]) -> Path:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def server(model_path: Path) -> Iterator[ServiceProcess]:
+    """One server that the tests share; those that count use differences."""
+    with serving(model_path) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def digits() -> npt.NDArray[np.uint8]:
+    """A hundred real digits, (100, 784), ten of each."""
+    return mnist.read_idx(SAMPLES / "digits-100-images-idx3-ubyte").reshape(-1, 784)
+
+
+@pytest.fixture(scope="session")
+def labels() -> npt.NDArray[np.uint8]:
+    """What the hundred digits are, (100,)."""
+    return mnist.read_idx(SAMPLES / "digits-100-labels-idx1-ubyte")

@@ -1,0 +1,113 @@
+"""Who may import whom, as docs/architecture.md draws it: anything absent from the table is forbidden."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PB = "service.pb"
+
+# Module or folder -> what it may import: ours by full name, third parties by their top-level name.
+MAY_IMPORT: dict[str, set[str]] = {
+    "service/__init__.py": set(),
+    "service/errors.py": set(),
+    "service/config.py": {"pydantic", "pydantic_core", "pydantic_settings"},
+    "service/logs.py": {"structlog"},
+    "service/metrics.py": {"prometheus_client", "numpy"},
+    "service/model.py": {"service.errors", "onnxruntime", "numpy"},
+    "service/batcher.py": {"service.errors", "service.metrics", "service.model", "numpy"},
+    "service/handlers": {"service.errors", "service.batcher", "service.model", PB, "numpy", "google"},
+    "service/transports/__init__.py": set(),
+    "service/transports/status.py": {"service.errors", "google"},
+    "service/transports/address.py": {"service.errors"},
+    "service/transports/streams.py": {"service.errors"},
+    "service/transports/http.py": {"service.transports", "prometheus_client"},
+    "service/transports/observed.py": {
+        *("service.errors", "service.metrics", "service.transports"),
+        *("grpc", "google", "structlog"),
+    },
+    "service/transports/grpcio.py": {
+        *("service.errors", "service.metrics", "service.handlers", "service.transports"),
+        *("grpc", "grpc_health", "grpc_reflection", "structlog"),
+    },
+    "service/server.py": {"service", "prometheus_client", "structlog"},
+    "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server"},
+    "export": {
+        *("export", "numpy", "onnx", "onnxruntime", "safetensors", "typer", "rich"),
+        *("jax", "optax", "matplotlib", "jaxlib"),
+    },
+    "client": {
+        *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
+        *("grpc", "grpc_health", "grpc_status", "google"),
+    },
+}
+
+
+def rule(path: Path) -> set[str]:
+    name = path.relative_to(ROOT).as_posix()
+    keys = [key for key in MAY_IMPORT if name == key or name.startswith(f"{key}/")]
+    assert keys, f"{name} has no row in the table: say what it may import"
+    return MAY_IMPORT[max(keys, key=len)]
+
+
+def imported(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            # `from service.handlers import digits` imports a module, `from service.errors import X` a name.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {n for n in names if (ROOT / f"{n.replace('.', '/')}.py").exists()} or {node.module or ""}
+    return {m for m in modules if m.split(".")[0] not in sys.stdlib_module_names}
+
+
+def allowed(module: str, rules: set[str]) -> bool:
+    return any(module == rule or module.startswith(f"{rule}.") for rule in rules)
+
+
+SOURCES = [
+    path
+    for package in ("service", "export", "client")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "pb" not in path.parts
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_only_what_the_table_allows(path: Path) -> None:
+    rules = rule(path)
+    forbidden = sorted(module for module in imported(path) if not allowed(module, rules))
+    assert not forbidden, f"may import {sorted(rules)}"
+
+
+def test_only_the_model_knows_onnx_runtime_and_nothing_served_knows_onnx() -> None:
+    served = {path.relative_to(ROOT).as_posix(): imported(path) for path in SOURCES if path.parts[-2] != "export"}
+    assert {name for name, modules in served.items() if "onnxruntime" in modules} == {"service/model.py"}
+    assert not [name for name, modules in served.items() if "onnx" in modules or "export" in modules]
+
+
+def test_the_table_has_no_row_for_what_is_not_there() -> None:
+    assert [key for key in MAY_IMPORT if not (ROOT / key).exists()] == []
+
+
+def test_every_module_says_in_its_first_line_what_it_is_for() -> None:
+    for path in SOURCES:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, path
+        assert docstring.split("\n")[0].endswith((".", ":", '?"')), f"{path}: {docstring.splitlines()[0]}"
+
+
+def test_the_stubs_are_what_the_contracts_say(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import stubs  # noqa: PLC0415 (a script, not a package)
+    finally:
+        sys.path.pop(0)
+    stubs.generate(tmp_path)
+    assert stubs.check(tmp_path) == []

@@ -1,0 +1,203 @@
+"""Every caller gets exactly its own rows, and what need not be run is not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from service.batcher import Batcher
+from service.errors import DeadlinePassed, Overloaded
+from service.metrics import Metrics
+from service.model import Model, Predictions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Held:
+    """The real model, held back until a test lets it go; it remembers the batches that it ran."""
+
+    def __init__(self, model: Model) -> None:
+        self.info = model.info
+        self.model = model
+        self.go = threading.Event()
+        self.sizes: list[int] = []
+        self.fail: set[int] = set()
+
+    def predict(self, pixels: np.ndarray) -> Predictions:
+        self.go.wait(10)
+        self.sizes.append(len(pixels))
+        if len(pixels) in self.fail:
+            raise RuntimeError("device lost")
+        return self.model.predict(pixels)
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> Model:
+    return Model(model_path)
+
+
+def make(model: Any, **options: int) -> tuple[Batcher, CollectorRegistry]:
+    registry = CollectorRegistry()
+    limits = {"max_batch": 1024, "max_waiting": 100_000, "inline": 0, **options}
+    return Batcher(model, Metrics(registry), **limits), registry
+
+
+def images(*firsts: int) -> np.ndarray:
+    """Images that differ: the n-th has its first byte, and so its own answer, from `firsts`."""
+    pixels = np.random.default_rng(firsts[0]).integers(0, 256, (len(firsts), 784), np.uint8)
+    pixels[:, 0] = [first % 256 for first in firsts]
+    return pixels
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=60), inline=st.sampled_from([0, 8, 64]))
+@settings(max_examples=30, deadline=None)
+def test_concurrent_callers_get_their_own_rows(model: Model, sizes: list[int], inline: int) -> None:
+    async def check() -> None:
+        batcher, _ = make(model, inline=inline, max_batch=64)
+        asked = [images(*range(i, i + n)) for i, n in enumerate(sizes)]
+        replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
+        for pixels, reply in zip(asked, replies, strict=True):
+            np.testing.assert_allclose(reply.activations, model.predict(pixels).activations, rtol=0, atol=1e-6)
+            assert reply.digit.shape == (len(pixels),)
+        await batcher.close()
+
+    asyncio.run(check())
+
+
+async def test_thousands_of_callers_at_once_get_their_own_rows(model: Model) -> None:
+    batcher, registry = make(model)
+    asked = [images(*range(i, i + 1 + i % 7)) for i in range(3000)]
+    replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
+    for pixels, reply in zip(asked, replies, strict=True):
+        np.testing.assert_allclose(reply.activations, model.predict(pixels).activations, rtol=0, atol=1e-6)
+    runs = registry.get_sample_value("digits_inference_seconds_count")
+    assert runs is not None
+    assert runs < 100, "3,000 callers at once are a few batches, not 3,000 runs"
+    await batcher.close()
+
+
+async def test_what_arrives_while_the_model_is_busy_is_one_batch(model: Model) -> None:
+    held = Held(model)
+    batcher, _ = make(held)
+    first = asyncio.create_task(batcher.predict(images(1)))
+    await asyncio.sleep(0.05)
+    rest = [asyncio.create_task(batcher.predict(images(i))) for i in range(2, 12)]
+    await asyncio.sleep(0.05)
+    held.go.set()
+    await asyncio.gather(first, *rest)
+    assert held.sizes == [1, 10]
+    await batcher.close()
+
+
+async def test_a_small_request_to_an_idle_model_runs_on_the_spot(model: Model) -> None:
+    batcher, _ = make(model, inline=8)
+    coroutine = batcher.predict(images(1, 2))
+    with pytest.raises(StopIteration) as ended:
+        coroutine.send(None)  # to its end in one step: it never waited
+    assert ended.value.value.digit.shape == (2,)
+    await batcher.close()
+
+
+async def test_a_batch_is_no_larger_than_allowed_and_no_request_is_split(model: Model) -> None:
+    held = Held(model)
+    batcher, _ = make(held, max_batch=10)
+    tasks = [asyncio.create_task(batcher.predict(images(*range(n)))) for n in (4, 4, 4, 9, 1, 10)]
+    await asyncio.sleep(0.05)
+    held.go.set()
+    await asyncio.gather(*tasks)
+    assert held.sizes == [8, 4, 10, 10]
+    await batcher.close()
+
+
+async def test_a_caller_who_left_costs_no_run(model: Model) -> None:
+    held = Held(model)
+    batcher, registry = make(held)
+    first = asyncio.create_task(batcher.predict(images(1)))
+    await asyncio.sleep(0.02)
+    left = asyncio.create_task(batcher.predict(images(2, 3)))
+    stays = asyncio.create_task(batcher.predict(images(4)))
+    await asyncio.sleep(0.05)
+    left.cancel()
+    await asyncio.sleep(0)
+    held.go.set()
+    await asyncio.gather(first, stays)
+    assert held.sizes == [1, 1]
+    assert left.cancelled()
+    assert registry.get_sample_value("digits_dropped_total", {"reason": "cancelled"}) == 1
+    assert registry.get_sample_value("digits_images_waiting") == 0
+    await batcher.close()
+
+
+async def test_a_deadline_that_passes_in_line_costs_no_run(model: Model) -> None:
+    held = Held(model)
+    batcher, registry = make(held)
+    first = asyncio.create_task(batcher.predict(images(1)))
+    await asyncio.sleep(0.02)
+    late = asyncio.create_task(batcher.predict(images(2, 3), time.monotonic() + 0.05))
+    await asyncio.sleep(0.1)
+    held.go.set()
+    with pytest.raises(DeadlinePassed):
+        await late
+    await first
+    assert held.sizes == [1]
+    assert registry.get_sample_value("digits_dropped_total", {"reason": "deadline"}) == 1
+    await batcher.close()
+
+
+async def test_a_deadline_that_has_passed_already_is_refused_at_once(model: Model) -> None:
+    batcher, _ = make(model, inline=8)
+    with pytest.raises(DeadlinePassed):
+        await batcher.predict(images(1), time.monotonic() - 1)
+    await batcher.close()
+
+
+async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> None:
+    held = Held(model)
+    batcher, registry = make(held, max_waiting=10)
+    first = asyncio.create_task(batcher.predict(images(1)))
+    await asyncio.sleep(0.02)
+    waiting = asyncio.create_task(batcher.predict(images(*range(8))))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="8 images wait already; at most 10 may") as refused:
+        await batcher.predict(images(1, 2, 3))
+    assert refused.value.retry_after > 0
+    assert registry.get_sample_value("digits_images_waiting") == 8
+    held.go.set()
+    await asyncio.gather(first, waiting)
+    assert registry.get_sample_value("digits_dropped_total", {"reason": "overloaded"}) == 1
+    await batcher.close()
+
+
+async def test_a_failed_run_fails_its_own_callers_only(model: Model) -> None:
+    held = Held(model)
+    held.fail = {5}
+    batcher, _ = make(held, max_batch=5)
+    good = asyncio.create_task(batcher.predict(images(1)))
+    await asyncio.sleep(0.02)
+    bad = asyncio.create_task(batcher.predict(images(*range(5))))
+    after = asyncio.create_task(batcher.predict(images(2)))
+    await asyncio.sleep(0)
+    held.go.set()
+    with pytest.raises(RuntimeError, match="device lost"):
+        await bad
+    assert (await good).digit.shape == (await after).digit.shape == (1,)
+    await batcher.close()
+
+
+async def test_close_answers_what_waits(model: Model) -> None:
+    held = Held(model)
+    batcher, _ = make(held)
+    tasks = [asyncio.create_task(batcher.predict(images(i))) for i in range(5)]
+    await asyncio.sleep(0.02)
+    held.go.set()
+    await batcher.close()
+    assert len(await asyncio.gather(*tasks)) == 5

@@ -1,0 +1,56 @@
+"""The committed weights' file: what is saved comes back, and nothing else is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from export import checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path: Path) -> None:
+    for activation in ("sigmoid", "relu"):
+        committed = checkpoint.committed(activation)  # type: ignore[arg-type]
+        copy = tmp_path / activation
+        checkpoint.save(checkpoint.load(committed), copy)
+        assert copy.read_bytes() == committed.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "cannot be read as safetensors"),
+        (b"\x89PNG\r\n", "cannot be read as safetensors"),
+        (safetensors.numpy.save({"W1": np.zeros(1, np.float32)}), "no digitserve metadata"),
+        (
+            safetensors.numpy.save({"W1": np.zeros(1, np.float32)}, {"digitserve": '{"activation": "relu"}'}),
+            r"the parameters are \['W1'\]; expected",
+        ),
+        (safetensors.numpy.save({}, {"digitserve": "not json"}), "cannot be read"),
+    ],
+)
+def test_refuses_any_other_file_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match=f"weights.safetensors: .*{sentence}"):
+        checkpoint.load(path)
+
+
+def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+    whole = checkpoint.committed("sigmoid").read_bytes()
+    path = tmp_path / "cut.safetensors"
+    for length in (1, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(checkpoint.CheckpointError):
+            checkpoint.load(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match=r"none\.safetensors: cannot be read"):
+        checkpoint.load(tmp_path / "none.safetensors")

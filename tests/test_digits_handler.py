@@ -1,0 +1,124 @@
+"""What digits.v1 makes of any bytes, without a transport."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from service.batcher import Batcher
+from service.errors import InvalidInput, ServiceError, UnknownModel
+from service.handlers.digits import DigitsHandler
+from service.metrics import Metrics
+from service.model import Model
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MOST = 64
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> Model:
+    return Model(model_path)
+
+
+@pytest.fixture(scope="module")
+def handler(model: Model) -> DigitsHandler:
+    batcher = Batcher(model, Metrics(CollectorRegistry()), max_batch=MOST, max_waiting=1000, inline=MOST)
+    return DigitsHandler(batcher, max_batch=MOST)
+
+
+def ask(handler: DigitsHandler, request: bytes) -> PredictResponse:
+    return PredictResponse.FromString(asyncio.run(handler.predict(request)))
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_reply_holds_what_the_model_answered(handler: DigitsHandler, model: Model, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, MOST))
+    hidden = data.draw(st.booleans())
+    pixels = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(0, 256, (n, 784), np.uint8)
+    reply = ask(handler, PredictRequest(pixels=pixels.tobytes(), include_hidden_layers=hidden).SerializeToString())
+    expected = model.predict(pixels)
+    assert list(reply.digits) == expected.digit.tolist()
+    assert list(reply.activations) == expected.activations.ravel().tolist()
+    assert reply.model_version == "1"
+    assert list(reply.layer1) == (expected.layer1.ravel().tolist() if hidden else [])
+    assert list(reply.layer2) == (expected.layer2.ravel().tolist() if hidden else [])
+
+
+def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(handler: DigitsHandler) -> None:
+    request = PredictRequest(pixels=bytes(784 * 20), include_hidden_layers=True).SerializeToString()
+    raw = asyncio.run(handler.predict(request))
+    assert PredictResponse.FromString(raw).SerializeToString() == raw
+
+
+@given(request=st.binary(max_size=2000))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_get_an_answer_or_a_named_refusal(handler: DigitsHandler, request: bytes) -> None:
+    try:
+        ask(handler, request)
+    except ServiceError as error:
+        assert isinstance(error, InvalidInput | UnknownModel)
+
+
+@given(pixels=st.binary(max_size=3000), hidden=st.booleans(), version=st.sampled_from(["", "1", "2", "\u2603"]))
+@settings(max_examples=300, deadline=None)
+def test_any_field_values_get_an_answer_or_a_named_refusal(
+    handler: DigitsHandler, pixels: bytes, hidden: bool, version: str
+) -> None:
+    request = PredictRequest(pixels=pixels, include_hidden_layers=hidden, model_version=version)
+    good = len(pixels) % 784 == 0 and pixels and version in ("", "1")
+    try:
+        reply = ask(handler, request.SerializeToString())
+    except ServiceError as error:
+        assert not good
+        assert str(error).startswith(("pixels: ", "model_version: "))
+    else:
+        assert good
+        assert len(reply.digits) == len(pixels) // 784
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "sentence"),
+    [
+        (b"", InvalidInput, r"pixels: is empty; expected n x 784 bytes, n at least 1"),
+        (b"\xff\xff", InvalidInput, r"message: is not a digits.v1.PredictRequest"),
+        (PredictRequest(pixels=bytes(783)), InvalidInput, r"pixels: holds 783 bytes; expected a multiple of 784"),
+        (PredictRequest(pixels=bytes(785)), InvalidInput, r"pixels: holds 785 bytes; expected a multiple of 784"),
+        (
+            PredictRequest(pixels=bytes(784 * (MOST + 1))),
+            InvalidInput,
+            r"pixels: holds 65 images; at most 64 are allowed in one message",
+        ),
+        (
+            PredictRequest(pixels=bytes(784), model_version="9"),
+            UnknownModel,
+            r"model_version: there is no version '9'; '1' serves",
+        ),
+    ],
+)
+def test_each_mistake_has_its_sentence(
+    handler: DigitsHandler, request_: bytes | PredictRequest, error: type[ServiceError], sentence: str
+) -> None:
+    raw = request_ if isinstance(request_, bytes) else request_.SerializeToString()
+    with pytest.raises(error, match=f"^{sentence}$"):
+        ask(handler, raw)
+
+
+def test_unknown_fields_of_a_newer_caller_are_passed_over(handler: DigitsHandler) -> None:
+    newer = PredictRequest(pixels=bytes(784)).SerializeToString() + b"\xf8\x01\x07"  # field 31, varint 7
+    assert len(ask(handler, newer).digits) == 1
+
+
+def test_a_long_version_is_not_echoed_whole(handler: DigitsHandler) -> None:
+    with pytest.raises(UnknownModel) as refused:
+        ask(handler, PredictRequest(pixels=bytes(784), model_version="x" * 100_000).SerializeToString())
+    assert len(str(refused.value)) < 200

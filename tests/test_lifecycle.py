@@ -1,0 +1,191 @@
+"""Starting and stopping, as an operator meets them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import ROOT, launch, serving
+from grpc import StatusCode, aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+IMAGE = PredictRequest(pixels=bytes(784)).SerializeToString()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(model_path: Path, number: signal.Signals) -> None:
+    with serving(model_path) as service:
+        assert service.stop(number) == 0
+        events = [line["event"] for line in service.lines]
+        assert events == ["starting", "serving", "stopping", "stopped"]
+        assert service.lines[2]["signal"] == number.name
+
+
+def test_the_start_line_shows_every_option(model_path: Path) -> None:
+    with serving(model_path, "--max-batch", "12") as service:
+        starting = service.lines[0]
+        assert starting["max_batch"] == 12
+        assert starting["model"] == str(model_path)
+        assert {"port", "metrics_port", "grace", "reflection", "log_level"} <= set(starting)
+
+
+async def watched(stub: Any, wanted: int) -> None:
+    async for reply in stub.Watch(health_pb2.HealthCheckRequest()):
+        if reply.status == wanted:
+            return
+
+
+async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_path: Path) -> None:
+    with serving(model_path, "--drain-wait", "0.5") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            await asyncio.wait_for(watched(stub, SERVING), 10)
+            watching = asyncio.create_task(watched(stub, NOT_SERVING))
+            await asyncio.sleep(0.1)
+            service.process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(watching, 5)
+            # It still answers: a balancer that has not noticed yet loses nothing.
+            reply = await channel.unary_unary("/digits.v1.DigitService/Predict")(IMAGE, timeout=5)
+            assert len(PredictResponse.FromString(reply).digits) == 1
+            assert await asyncio.to_thread(service.get, "/metrics")
+        assert await asyncio.to_thread(service.ended) == 0
+
+
+async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None:
+    with serving(model_path, "--grace", "15") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+            began = time.monotonic()
+            assert await asyncio.to_thread(service.stop) == 0
+            assert time.monotonic() - began < 5
+
+
+async def test_an_idle_stream_is_ended_with_unavailable_when_the_server_stops(model_path: Path) -> None:
+    with serving(model_path, "--grace", "15") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")()
+            await stream.write(IMAGE)
+            assert len(PredictResponse.FromString(await stream.read()).digits) == 1
+            began = time.monotonic()
+            stopping = asyncio.create_task(asyncio.to_thread(service.stop))
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stream.read()
+            assert caught.value.code() is StatusCode.UNAVAILABLE
+            assert "the server is stopping" in caught.value.details()
+            assert await stopping == 0
+            assert time.monotonic() - began < 5
+
+
+async def test_every_call_that_was_sent_before_the_stop_is_answered(model_path: Path) -> None:
+    with serving(model_path, "--drain-wait", "0.2") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            predict = channel.unary_unary("/digits.v1.DigitService/Predict")
+            calls = [asyncio.ensure_future(predict(IMAGE, timeout=10)) for _ in range(200)]
+            await calls[0]
+            service.process.send_signal(signal.SIGTERM)
+            assert len(await asyncio.gather(*calls)) == 200
+        assert await asyncio.to_thread(service.ended) == 0
+
+
+async def test_a_caller_that_vanishes_in_a_stream_is_counted_as_canceled_and_logs_no_error(model_path: Path) -> None:
+    with serving(model_path) as service:
+        channel = aio.insecure_channel(service.address)
+        stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")()
+        await stream.write(IMAGE)
+        await stream.read()
+        stream.cancel()
+        await channel.close()
+        labels = ("Canceled", "PredictStream", "digits.v1.DigitService", "bidi_stream")
+        for _ in range(100):
+            series = await asyncio.to_thread(service.series)
+            if series["grpc_server_handled_total", labels]:
+                break
+            await asyncio.sleep(0.05)
+        assert series["grpc_server_handled_total", labels] == 1
+        assert await asyncio.to_thread(service.stop) == 0
+        assert [line["event"] for line in service.lines] == ["starting", "serving", "stopping", "stopped"]
+
+
+def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit status and the last line's reason of a server that cannot start."""
+    service = launch(*arguments, env=env)
+    try:
+        status = service.ended()
+        return status, service.lines[-1]["reason"]
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_taken_port_is_one_sentence(model_path: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ports = {"--port": "0", "--metrics-port": "0", option: port}
+        status, reason = refusal("--model", model_path, *(word for pair in ports.items() for word in pair))
+    assert status == 1
+    assert reason == f"port {port} on 127.0.0.1 is taken: stop what listens there, or choose another port"
+
+
+def test_a_second_server_on_the_same_port_is_refused(model_path: Path) -> None:
+    with serving(model_path) as service:
+        port = service.address.rsplit(":", 1)[1]
+        status, reason = refusal("--model", model_path, "--port", port, "--metrics-port", "0")
+        assert (status, "is taken" in reason) == (1, True)
+
+
+def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
+    status, reason = refusal("--model", tmp_path / "none.onnx")
+    assert status == 1
+    assert reason == f"{tmp_path}/none.onnx: no such file: write it with `python -m export onnx`"
+
+
+def test_an_address_that_is_not_ours_is_one_sentence(model_path: Path) -> None:
+    status, reason = refusal("--model", model_path, "--host", "192.0.2.1", "--metrics-port", "0")
+    assert status == 1
+    assert reason.startswith("cannot listen on 192.0.2.1 port 50051: ")
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "sentence"),
+    [
+        (["--port", "abc"], {}, "--port (or DIGITS_PORT) is 'abc': should be a valid integer"),
+        (["--port", "65536"], {}, "--port (or DIGITS_PORT) is '65536': should be less than or equal to 65535"),
+        ([], {"DIGITS_MAX_BATCH": "0"}, "--max-batch (or DIGITS_MAX_BATCH) is '0': should be greater than or equal"),
+        (["--grace", "nan"], {}, "--grace (or DIGITS_GRACE) is 'nan': should be a finite number"),
+        (["--model-sha256", "abc"], {}, "--model-sha256 (or DIGITS_MODEL_SHA256) is 'abc': should match pattern"),
+        (["--log-level", "loud"], {}, "--log-level"),
+        (["--prot", "1"], {}, "unrecognized arguments: --prot 1"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(arguments: list[str], env: dict[str, str], sentence: str) -> None:
+    done = run(*arguments, env=env)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_teaches_every_option() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for option in ("--model", "--port", "--metrics-port", "--max-batch", "--drain-wait", "--log-format"):
+        assert option in done.stdout
+    assert "DIGITS_METRICS_PORT" in done.stdout

@@ -1,0 +1,128 @@
+"""What /metrics says after traffic that is known."""
+
+from __future__ import annotations
+
+import gzip
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from conftest import serving
+from google.rpc import code_pb2
+
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.transports.status import code_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from conftest import ServiceProcess
+
+PREDICT = ("Predict", "digits.v1.DigitService", "unary")
+STREAM = ("PredictStream", "digits.v1.DigitService", "bidi_stream")
+
+
+@pytest.fixture(scope="module")
+def after_traffic(model_path: Path, digits: np.ndarray) -> Iterator[tuple[ServiceProcess, list[int]]]:
+    """A server of its own that has answered 7 single images, one batch of 100 and a stream of 5; 2 were malformed."""
+    with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
+        unary = channel.unary_unary("/digits.v1.DigitService/Predict")
+        stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")
+
+        def request(rows: np.ndarray) -> bytes:
+            return PredictRequest(pixels=rows.tobytes()).SerializeToString()
+
+        replies = [unary(request(row), timeout=10) for row in digits[:7]]
+        replies.append(unary(request(digits), timeout=10))
+        replies += list(stream((request(row) for row in digits[:5]), timeout=10))
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError):
+                unary(b"", timeout=10)
+        yield service, [digit for raw in replies for digit in PredictResponse.FromString(raw).digits]
+
+
+def test_calls_messages_and_codes_are_counted_under_the_standard_names(
+    after_traffic: tuple[ServiceProcess, list[int]],
+) -> None:
+    series = after_traffic[0].series()
+    assert series["grpc_server_started_total", PREDICT] == 10
+    assert series["grpc_server_msg_received_total", PREDICT] == 10
+    assert series["grpc_server_msg_sent_total", PREDICT] == 8
+    assert series["grpc_server_handled_total", ("OK", *PREDICT)] == 8
+    assert series["grpc_server_handled_total", ("InvalidArgument", *PREDICT)] == 2
+    assert series["grpc_server_handled_total", ("Internal", *PREDICT)] == 0
+    assert series["grpc_server_handling_seconds_count", PREDICT] == 10
+    assert series["grpc_server_started_total", STREAM] == 1
+    assert series["grpc_server_msg_received_total", STREAM] == 5
+    assert series["grpc_server_msg_sent_total", STREAM] == 5
+    assert series["grpc_server_handled_total", ("OK", *STREAM)] == 1
+    assert series["digits_requests_in_flight", PREDICT] == 0
+
+
+def test_latency_has_buckets_fit_for_microseconds(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    series = after_traffic[0].series()
+    edges = [
+        float(labels[3])
+        for name, labels in series
+        if name == "grpc_server_handling_seconds_bucket" and labels[0] == "Predict"
+    ]
+    assert min(edges) == 50e-6
+    assert sum(edge < 0.005 for edge in edges) >= 8
+    assert 0 < series["grpc_server_handling_seconds_sum", PREDICT] < 10
+
+
+def test_runs_and_batch_sizes_are_counted(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    series = after_traffic[0].series()
+    assert series["digits_inference_seconds_count", ()] == 13
+    assert series["digits_batch_size_count", ()] == 13
+    assert series["digits_batch_size_sum", ()] == 112
+    assert series["digits_batch_size_bucket", ("1.0",)] == 12
+    assert series["digits_queue_seconds_count", ()] == 13
+    assert series["digits_images_waiting", ()] == 0
+
+
+def test_predictions_are_counted_by_digit(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    service, answered = after_traffic
+    series = service.series()
+    for digit in range(10):
+        assert series["digits_predictions_total", (str(digit),)] == answered.count(digit)
+
+
+def test_the_model_in_service_is_named(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    text = next(line for line in after_traffic[0].get("/metrics").splitlines() if line.startswith("digits_model_info{"))
+    for label in ('version="1"', 'activation="sigmoid"', 'provider="CPUExecutionProvider"', "weights_sha256="):
+        assert label in text
+
+
+def test_the_process_is_measured(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    series = after_traffic[0].series()
+    assert series["process_resident_memory_bytes", ()] > 20e6
+    assert series["process_open_fds", ()] > 3
+    assert series["process_cpu_seconds_total", ()] > 0
+
+
+def test_metrics_are_compressed_for_those_who_ask(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    request = urllib.request.Request(after_traffic[0].metrics_url, headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert reply.headers["Content-Encoding"] == "gzip"
+        assert b"grpc_server_handled_total" in gzip.decompress(reply.read())
+
+
+def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    service, _ = after_traffic
+    assert service.get("/healthz") == "SERVING\n"
+    assert "/metrics" in service.get("/")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        service.get("/admin")
+
+
+def test_every_status_code_has_its_name_in_gos_spelling() -> None:
+    assert [code_name(number) for number in (0, 1, 3, 4, 8, 14, 16)] == [
+        *("OK", "Canceled", "InvalidArgument", "DeadlineExceeded", "ResourceExhausted", "Unavailable"),
+        "Unauthenticated",
+    ]
+    assert len({code_name(number) for number in code_pb2.Code.values()}) == 17
