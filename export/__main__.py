@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from export import checkpoint, graph, mnist
+from export import checkpoint, commands_train, evaluate, graph, mnist
 from export.network import Activation  # noqa: TC001 (typer reads it)
 
-SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "digits-100-images-idx3-ubyte"
+SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyte"
 """A hundred real digits, on which every written file is compared with the reference."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -20,6 +20,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @app.callback()
 def _commands() -> None:
     """Keep the commands by name, however few there are."""
+
+
+app.command()(commands_train.data)
+app.command()(commands_train.train)
+app.command()(commands_train.evaluate)
 
 
 @app.command()
@@ -48,7 +53,13 @@ def main() -> int:
     """Run a command; 1 and one sentence where it fails, 2 where it was called wrongly."""
     try:
         app()
-    except (checkpoint.CheckpointError, graph.ExportError, mnist.DataError) as e:
+    except (
+        checkpoint.CheckpointError,
+        commands_train.CommandError,
+        evaluate.ModelError,
+        graph.ExportError,
+        mnist.DataError,
+    ) as e:
         print(e, file=sys.stderr)
         return 1
     return 0

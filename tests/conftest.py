@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ROOT = Path(__file__).parent.parent
-SAMPLES = ROOT / "tests" / "data"
+SAMPLES = ROOT / "samples"
 ANSWERS_WITHIN = 20  # seconds that a process has to say something
 
 

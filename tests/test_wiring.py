@@ -116,7 +116,7 @@ def unpacked(detail: AnyMessage) -> BadRequest:
 
 async def test_a_message_over_the_limit_is_refused_by_its_size(channel: aio.Channel) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
-        await predict(channel, message(bytes(784 * 2000)))
+        await predict(channel, message(bytes(784 * 2100)))
     assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Answer = Callable[[bytes, float], Awaitable[bytes]]
 
+_TWICE = 2  # so that a batch a little too large is refused by a sentence of ours, and only a flood by grpcio
 _ROOM_BESIDE_PIXELS = 4096
 
 
@@ -99,7 +100,7 @@ def _options(max_batch: int) -> list[tuple[str, int]]:
     return [
         # Two servers started by mistake must not share a port in silence.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", max_batch * digits.PIXELS + _ROOM_BESIDE_PIXELS),
+        ("grpc.max_receive_message_length", _TWICE * max_batch * digits.PIXELS + _ROOM_BESIDE_PIXELS),
         ("grpc.max_send_message_length", -1),
         # Clients and balancers ping idle connections; the default answers the third ping in 5 minutes with GOAWAY.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -1,0 +1,43 @@
+"""A grpc.aio server that does nothing: it answers every message with the same bytes. The floor of this transport."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import grpc
+from grpc import aio
+
+SERVICE = "digits.v1.DigitService"
+REPLY = bytes(58)  # as long as the reply to one image
+
+
+async def predict(_: bytes, __: Any) -> bytes:
+    """Answer without looking."""
+    return REPLY
+
+
+async def predict_stream(_: Any, stream: Any) -> None:
+    """Answer each message without looking."""
+    while await stream.read() is not aio.EOF:
+        await stream.write(REPLY)
+
+
+async def main() -> None:
+    """Serve on a free port, which is printed, until the process is ended."""
+    server = aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)])
+    methods: dict[str, Any] = {
+        "Predict": grpc.unary_unary_rpc_method_handler(predict),
+        "PredictStream": grpc.stream_stream_rpc_method_handler(predict_stream),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    sys.stdout.write(f"{port}\n")
+    sys.stdout.flush()
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,6 @@
+"""The client: send handwritten digits to the service and get its answers."""
+
+from client.digits import AsyncDigitsClient, DigitsClient
+from client.messages import DigitsError, FieldViolation, Predictions
+
+__all__ = ["AsyncDigitsClient", "DigitsClient", "DigitsError", "FieldViolation", "Predictions"]

@@ -1,0 +1,231 @@
+"""DigitsClient and AsyncDigitsClient: send digits, get answers; deadlines always, retries by gRPC's own policy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.messages import (
+    CHANNEL_OPTIONS,
+    REQUEST_ID,
+    SERVICE,
+    DigitsError,
+    Pixels,
+    Predictions,
+    new_request_id,
+    to_error,
+    to_predictions,
+    to_request,
+)
+from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+
+    from service.pb.digits.v1.digits_pb2 import PredictRequest
+
+TIMEOUT = 5.0
+"""Seconds that a call may take unless told otherwise."""
+
+_ASK_AGAIN = 0.1
+
+
+class DigitsClient:
+    """A connection to a server at `address`, host:port; a context manager.
+
+    `timeout` is in seconds and holds for each call unless it brings its own. With `credentials` the channel is TLS.
+    Calls raise DigitsError where the server does not answer, ValueError where the images are no images.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:50051",
+        *,
+        timeout: float = TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        self._stub: Any = DigitServiceStub(self._channel)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def predict(
+        self,
+        pixels: Pixels,
+        *,
+        include_hidden_layers: bool = False,
+        model_version: str = "",
+        timeout: float | None = None,
+    ) -> Predictions:
+        """The digits in uint8 images (n, 784), (n, 28, 28) or one of these; 0 is background and 255 ink."""
+        request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
+        request_id = new_request_id()
+        try:
+            reply = self._stub.Predict(
+                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+            )
+        except grpc.RpcError as e:
+            raise to_error(e, request_id) from None
+        return to_predictions(reply, request_id)
+
+    def predict_stream(
+        self, batches: Iterable[Pixels], *, include_hidden_layers: bool = False, timeout: float | None = None
+    ) -> Iterator[Predictions]:
+        """One answer for each batch of images, in order, over one call; `timeout` is for the whole of it."""
+        request_id = new_request_id()
+        malformed: list[ValueError] = []
+
+        def requests() -> Iterator[PredictRequest]:
+            # grpcio would drop an exception of this generator, which runs in a thread of its own.
+            try:
+                for pixels in batches:
+                    yield to_request(pixels, include_hidden_layers=include_hidden_layers)
+            except ValueError as e:
+                malformed.append(e)
+
+        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
+        try:
+            for reply in replies:
+                yield to_predictions(reply, request_id)
+        except grpc.RpcError as e:
+            raise to_error(e, request_id) from None
+        finally:
+            replies.cancel()
+        if malformed:
+            raise malformed[0]
+
+    def is_serving(self, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
+        """Whether grpc.health.v1 says SERVING; False too where nobody answers."""
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def wait_until_serving(self, timeout: float) -> None:
+        """Return when health says SERVING; DigitsError, UNAVAILABLE, where it does not within `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while not self.is_serving():
+            if time.monotonic() >= until:
+                raise _not_serving(timeout)
+            time.sleep(_ASK_AGAIN)
+
+
+class AsyncDigitsClient:
+    """As DigitsClient, for asyncio; an async context manager."""
+
+    def __init__(
+        self,
+        address: str = "localhost:50051",
+        *,
+        timeout: float = TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        if credentials is None:
+            self._channel = aio.insecure_channel(address, CHANNEL_OPTIONS)
+        else:
+            self._channel = aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        self._stub: Any = DigitServiceStub(self._channel)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+    async def predict(
+        self,
+        pixels: Pixels,
+        *,
+        include_hidden_layers: bool = False,
+        model_version: str = "",
+        timeout: float | None = None,
+    ) -> Predictions:
+        """As DigitsClient.predict."""
+        request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
+        request_id = new_request_id()
+        try:
+            reply = await self._stub.Predict(
+                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+            )
+        except aio.AioRpcError as e:
+            raise to_error(e, request_id) from None
+        return to_predictions(reply, request_id)
+
+    async def predict_stream(
+        self,
+        batches: AsyncIterable[Pixels],
+        *,
+        include_hidden_layers: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Predictions]:
+        """As DigitsClient.predict_stream."""
+        request_id = new_request_id()
+        malformed: list[ValueError] = []
+
+        async def requests() -> AsyncIterator[PredictRequest]:
+            try:
+                async for pixels in batches:
+                    yield to_request(pixels, include_hidden_layers=include_hidden_layers)
+            except ValueError as e:
+                malformed.append(e)
+
+        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
+        try:
+            async for reply in replies:
+                yield to_predictions(reply, request_id)
+        except aio.AioRpcError as e:
+            raise to_error(e, request_id) from None
+        finally:
+            replies.cancel()
+        if malformed:
+            raise malformed[0]
+
+    async def is_serving(
+        self,
+        service: str = SERVICE,
+        *,
+        timeout: float = 1.0,
+    ) -> bool:
+        """As DigitsClient.is_serving."""
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        except aio.AioRpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def wait_until_serving(self, timeout: float) -> None:
+        """As DigitsClient.wait_until_serving."""
+        until = time.monotonic() + timeout
+        while not await self.is_serving():
+            if time.monotonic() >= until:
+                raise _not_serving(timeout)
+            await asyncio.sleep(_ASK_AGAIN)
+
+
+def _not_serving(seconds: float) -> DigitsError:
+    return DigitsError(grpc.StatusCode.UNAVAILABLE, f"health did not say SERVING within {seconds:g} s")

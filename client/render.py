@@ -1,0 +1,112 @@
+"""A digit and its ten activations in the terminal, as people would rather look at them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.color import Color
+from rich.console import Group
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+    from rich.console import Console, RenderableType
+
+    from client.messages import Predictions
+
+SIDE = 28
+NARROWEST = SIDE + 1 + 10  # characters of a card: a picture, a space, and bars of four
+WIDEST = SIDE + 2 + 18
+_GAP = 2
+_SHADES = " .:-=+*#%@"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def card(
+    pixels: npt.NDArray[np.uint8],
+    answers: Predictions,
+    row: int,
+    *,
+    title: str,
+    console: Console,
+    width: int = WIDEST,
+    label: int | None = None,
+) -> RenderableType:
+    """One image (784,) beside its answer: the picture left, the ten brightnesses as bars right.
+
+    With `label`, what the digit really is, the answer is marked right or wrong.
+    """
+    table = Table.grid(padding=(0, 1))
+    bar = min(width, WIDEST) - SIDE - 7
+    table.add_row(
+        picture(pixels, colour=console.color_system is not None),
+        bars(answers.activations[row], int(answers.digits[row]), bar, label),
+    )
+    return Group(Text(title, style="dim"), table)
+
+
+def side_by_side(cards: list[Callable[[int], RenderableType]], console: Console) -> RenderableType:
+    """Cards, each made for a width, two in a row where the terminal has room for that."""
+    columns = 2 if console.width >= 2 * NARROWEST + _GAP else 1
+    width = (console.width - _GAP * (columns - 1)) // columns
+    table = Table.grid(padding=(0, _GAP, 1, 0))
+    for i in range(0, len(cards), columns):
+        table.add_row(*(make(width) for make in cards[i : i + columns]))
+    return table
+
+
+def picture(pixels: npt.NDArray[np.uint8], *, colour: bool) -> Text:
+    """28x28 pixels in 14 lines: each character shows two pixels, one above the other."""
+    image = pixels.reshape(SIDE, SIDE)
+    text = Text(no_wrap=True)
+    for upper, lower in zip(image[::2], image[1::2], strict=True):
+        for above, below in zip(upper.tolist(), lower.tolist(), strict=True):
+            if colour:
+                text.append("▀", Style(color=_grey(above), bgcolor=_grey(below)))
+            else:
+                text.append(_SHADES[(above + below) * (len(_SHADES) - 1) // 510])
+        text.append("\n")
+    text.right_crop(1)
+    return text
+
+
+def bars(activations: npt.NDArray[np.float32], digit: int, width: int, label: int | None = None) -> Text:
+    """The ten outputs, 0..1, as bars of `width` characters, and the answer."""
+    text = Text(no_wrap=True)
+    for i, brightness in enumerate(activations.tolist()):
+        style = "bold green" if i == digit else ""
+        text.append(f"{i} ", style or "dim")
+        text.append(_bar(brightness, width), style or "white")
+        text.append(f" {brightness:.2f}".replace(" 0.", " .").replace("1.00", "1.0"), style or "dim")
+        text.append("\n")
+    text.append("\na ")
+    text.append(str(digit), "bold green")
+    if label is not None:
+        right = label == digit
+        text.append(", right" if right else f", not {label}", "green" if right else "bold red")
+    return text
+
+
+def _bar(brightness: float, width: int) -> str:
+    full, eighth = divmod(round(brightness * width * 8), 8)
+    return ("█" * full + (_EIGHTHS[eighth] if eighth else "")).ljust(width)
+
+
+def layers(answers: Predictions, row: int) -> Text:
+    """The two hidden layers as sixteen brightnesses each."""
+    text = Text()
+    for name, layer in (("layer1", answers.layer1), ("layer2", answers.layer2)):
+        if layer is not None:
+            text.append(f"{name} ", "dim")
+            text.append(" ".join(f"{value:.2f}" for value in layer[row].tolist()) + "\n")
+    text.right_crop(1)
+    return text
+
+
+def _grey(value: int) -> Color:
+    return Color.from_rgb(value, value, value)

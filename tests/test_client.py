@@ -1,0 +1,328 @@
+"""The client against the real server, and against one that fails in ways that the real one will not on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import ROOT, SAMPLES, launch, serving
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from PIL import Image
+
+from client import AsyncDigitsClient, DigitsClient, DigitsError, FieldViolation
+from export import checkpoint
+from service.pb.digits.v1.digits_pb2 import PredictResponse
+from service.pb.digits.v1.digits_pb2_grpc import DigitServiceServicer, add_DigitServiceServicer_to_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+
+IMAGES = SAMPLES / "digits-100-images-idx3-ubyte"
+
+
+@pytest.fixture
+def client(server: ServiceProcess) -> Iterator[DigitsClient]:
+    with DigitsClient(server.address) as client:
+        yield client
+
+
+def reference(digits: np.ndarray) -> Any:
+    return checkpoint.load(checkpoint.committed("sigmoid")).network.forward(digits)
+
+
+def test_answers_come_as_arrays(client: DigitsClient, digits: np.ndarray) -> None:
+    found = client.predict(digits, include_hidden_layers=True)
+    expected = reference(digits)
+    np.testing.assert_array_equal(found.digits, expected.digit)
+    for name in ("activations", "layer1", "layer2"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-5)
+    assert found.model_version == "1"
+    assert len(found.request_id) == 32
+
+
+def test_hidden_layers_come_only_if_asked_for(client: DigitsClient, digits: np.ndarray) -> None:
+    found = client.predict(digits[:3])
+    assert found.layer1 is None
+    assert found.layer2 is None
+
+
+@pytest.mark.parametrize("shape", [(100, 784), (100, 28, 28)])
+def test_many_images_in_either_shape(client: DigitsClient, digits: np.ndarray, shape: tuple[int, ...]) -> None:
+    assert client.predict(digits.reshape(shape)).digits.shape == (100,)
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28), (1, 784)])
+def test_one_image_in_any_shape(client: DigitsClient, digits: np.ndarray, shape: tuple[int, ...]) -> None:
+    assert client.predict(digits[7].reshape(shape)).digits.tolist() == [reference(digits[7:8]).digit[0]]
+
+
+def test_bytes_are_images_too(client: DigitsClient, digits: np.ndarray) -> None:
+    assert client.predict(digits[:2].tobytes()).digits.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "sentence"),
+    [
+        (np.zeros((1, 784), np.float32), r"pixels is float32\[1, 784\]; expected uint8"),
+        (np.zeros((2, 783), np.uint8), r"pixels is uint8\[2, 783\]; expected"),
+        (np.zeros((0, 784), np.uint8), r"pixels is uint8\[0, 784\]; expected"),
+        (np.zeros((2, 2, 784), np.uint8), r"pixels is uint8\[2, 2, 784\]; expected"),
+        (b"", "pixels holds 0 bytes; expected n x 784"),
+        (bytes(785), "pixels holds 785 bytes; expected n x 784"),
+    ],
+)
+def test_what_is_no_image_is_refused_before_it_is_sent(client: DigitsClient, pixels: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        client.predict(pixels)
+
+
+def test_a_stream_is_answered_in_order(client: DigitsClient, digits: np.ndarray) -> None:
+    batches = [digits[i : i + 1 + i % 4] for i in range(90)]
+    found = list(client.predict_stream(batches))
+    assert [answer.digits.tolist() for answer in found] == [reference(b).digit.tolist() for b in batches]
+
+
+def test_a_malformed_batch_in_a_stream_is_named_after_the_answers_before_it(
+    client: DigitsClient, digits: np.ndarray
+) -> None:
+    answers = client.predict_stream([digits[:1], digits[:2], digits.astype(np.float32)])
+    assert [len(next(answers).digits) for _ in range(2)] == [1, 2]
+    with pytest.raises(ValueError, match="pixels is float32"):
+        next(answers)
+
+
+def test_a_refusal_says_code_sentence_field_and_request_id(client: DigitsClient, digits: np.ndarray) -> None:
+    with pytest.raises(DigitsError) as caught:
+        client.predict(np.tile(digits, (11, 1)))
+    error = caught.value
+    sentence = "holds 1100 images; at most 1024 are allowed in one message"
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.sentence == f"pixels: {sentence}"
+    assert error.violations == (FieldViolation("pixels", sentence),)
+    assert len(error.request_id) == 32
+
+
+def test_another_version_is_not_found(client: DigitsClient, digits: np.ndarray) -> None:
+    with pytest.raises(DigitsError, match="NOT_FOUND: model_version: there is no version '9'"):
+        client.predict(digits[:1], model_version="9")
+
+
+def test_a_server_that_is_not_there_is_unavailable_within_the_deadline(digits: np.ndarray) -> None:
+    began = time.monotonic()
+    with DigitsClient("127.0.0.1:1", timeout=2) as client:
+        with pytest.raises(DigitsError) as caught:
+            client.predict(digits[:1])
+        assert not client.is_serving()
+    assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert time.monotonic() - began < 5
+
+
+async def test_the_async_client_does_the_same(server: ServiceProcess, digits: np.ndarray) -> None:
+    async def batches() -> Any:
+        for row in digits[:5]:
+            yield row
+
+    async with AsyncDigitsClient(server.address) as client:
+        await client.wait_until_serving(5)
+        many = await asyncio.gather(*(client.predict(row, include_hidden_layers=True) for row in digits))
+        assert [answer.digits[0] for answer in many] == reference(digits).digit.tolist()
+        streamed = [answer.digits[0] async for answer in client.predict_stream(batches())]
+        assert streamed == reference(digits[:5]).digit.tolist()
+        with pytest.raises(DigitsError, match="INVALID_ARGUMENT: pixels: holds 1100 images"):
+            await client.predict(np.tile(digits, (11, 1)))
+        with pytest.raises(ValueError, match="pixels is int64"):
+            await client.predict(digits.astype(np.int64))
+
+
+class Unreliable(DigitServiceServicer):
+    """Fails as often as it is told to, then answers."""
+
+    def __init__(self, code: grpc.StatusCode, failures: int) -> None:
+        self.code = code
+        self.failures = failures
+        self.calls = 0
+
+    def Predict(self, _: Any, context: Any) -> PredictResponse:  # noqa: N802 (the contract's name)
+        self.calls += 1
+        if self.calls > self.failures:
+            return PredictResponse(digits=[7], activations=[0.0] * 10, model_version="1")
+        if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            status = status_pb2.Status(code=self.code.value[0], message="full")
+            status.details.add().Pack(RetryInfo(retry_delay=Duration(nanos=250_000_000)))
+            context.abort_with_status(rpc_status.to_status(status))
+        return context.abort(self.code, "not now")
+
+
+@contextlib.contextmanager
+def unreliable(code: grpc.StatusCode, failures: int) -> Iterator[tuple[Unreliable, str]]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    servicer, checks = Unreliable(code, failures), health.HealthServicer()
+    add_DigitServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    checks.set("digits.v1.DigitService", health_pb2.HealthCheckResponse.SERVING)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield servicer, f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def test_unavailable_is_asked_again() -> None:
+    with unreliable(grpc.StatusCode.UNAVAILABLE, 2) as (servicer, address), DigitsClient(address) as client:
+        assert client.predict(bytes(784)).digits.tolist() == [7]
+        assert servicer.calls == 3
+
+
+def test_unavailable_is_not_asked_for_ever() -> None:
+    with unreliable(grpc.StatusCode.UNAVAILABLE, 99) as (servicer, address), DigitsClient(address) as client:
+        with pytest.raises(DigitsError, match="UNAVAILABLE: not now"):
+            client.predict(bytes(784))
+        assert servicer.calls == 4
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT])
+def test_nothing_else_is_asked_again(code: grpc.StatusCode) -> None:
+    with unreliable(code, 1) as (servicer, address), DigitsClient(address) as client:
+        with pytest.raises(DigitsError):
+            client.predict(bytes(784))
+        assert servicer.calls == 1
+
+
+def test_an_overloaded_server_says_when_to_come_back() -> None:
+    with unreliable(grpc.StatusCode.RESOURCE_EXHAUSTED, 1) as (servicer, address), DigitsClient(address) as client:
+        with pytest.raises(DigitsError) as caught:
+            client.predict(bytes(784))
+        assert caught.value.retry_after == 0.25
+        assert servicer.calls == 1
+
+
+def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.ndarray) -> None:
+    with serving(model_path) as first:
+        port = first.address.rsplit(":", 1)[1]
+        first.stop()
+    with DigitsClient(f"127.0.0.1:{port}") as client:
+        late: list[ServiceProcess] = []
+        arguments = ("--model", model_path, "--port", port, "--metrics-port", "0")
+        timer = threading.Timer(0.5, lambda: late.append(launch(*arguments)))
+        timer.start()
+        try:
+            client.wait_until_serving(15)
+            assert client.predict(digits[:1]).digits.shape == (1,)
+        finally:
+            timer.join()
+            late[0].close()
+
+
+def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "client", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "80", **env}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_predict_shows_picture_answer_and_activations(server: ServiceProcess) -> None:
+    done = run("predict", IMAGES, "--limit", "2", "--address", server.address)
+    assert done.returncode == 0, done.stderr
+    assert "image 1" in done.stdout
+    assert "98 more images" in done.stdout
+    assert "%" in done.stdout, "ink, drawn without colour where there is no terminal"
+    assert sum(line.strip().endswith("1.0") or "█" in line for line in done.stdout.splitlines()) >= 2
+
+
+def test_predict_as_json_is_one_document_and_nothing_else(
+    server: ServiceProcess, digits: np.ndarray, tmp_path: Path
+) -> None:
+    picture = tmp_path / "digit.png"
+    Image.fromarray(255 - digits[30].reshape(28, 28)).resize((280, 280)).save(picture)
+    done = run("predict", IMAGES, picture, "--json", "--hidden", "--limit", "2", DIGITS_ADDRESS=server.address)
+    answers = json.loads(done.stdout)
+    assert [(a["file"], a["image"], a["digit"]) for a in answers] == [
+        (str(IMAGES), 0, 0),
+        (str(IMAGES), 1, 0),
+        (str(picture), 0, 3),
+    ]
+    assert all(len(a["activations"]) == 10 and len(a["layer1"]) == len(a["layer2"]) == 16 for a in answers)
+
+
+def test_predict_goes_on_after_a_file_that_is_no_image(server: ServiceProcess, tmp_path: Path) -> None:
+    bad = tmp_path / "notes.txt"
+    bad.write_text("seven")
+    done = run("predict", bad, IMAGES, "--json", "--limit", "1", "--address", server.address)
+    assert done.returncode == 1
+    assert len(json.loads(done.stdout)) == 1
+    assert done.stderr.strip() == f"{bad}: is no picture (PNG, JPEG, ...) and no IDX file of images"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["predict", str(IMAGES), "--address", "127.0.0.1:1", "--timeout", "1"], 3),
+        (["demo", "--address", "127.0.0.1:1", "--wait", "0.2"], 3),
+        (["predict"], 2),
+        (["predict", str(IMAGES), "--limit", "0"], 2),
+        (["health", "--address", "127.0.0.1:1"], 1),
+    ],
+)
+def test_exit_statuses_are_those_of_the_help(arguments: list[str], status: int) -> None:
+    done = run(*arguments)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refused_batch_is_status_four(server: ServiceProcess, tmp_path: Path) -> None:
+    many = tmp_path / "many.idx"
+    many.write_bytes(b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4) for n in (2000, 28, 28)) + bytes(2000 * 784))
+    done = run("predict", many, "--limit", "2000", "--address", server.address)
+    assert done.returncode == 4
+    assert "pixels: holds 2000 images; at most 1024" in done.stderr
+
+
+def test_health_exits_with_zero_where_it_serves(server: ServiceProcess) -> None:
+    done = run("health", "--address", server.address)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    assert run("health", "--address", server.address, "--service", "nobody").returncode == 1
+
+
+def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServiceProcess) -> None:
+    done = run("demo", "--address", server.address)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("right") + done.stdout.count(", not ") == 10
+    assert "p50" in done.stdout
+    assert "p99" in done.stdout
+    assert f"client predict {IMAGES.relative_to(ROOT)} --limit 3 --address {server.address}" in done.stdout
+    assert all(len(line) <= 80 or "-m client" in line for line in done.stdout.splitlines())
+
+
+def test_on_a_terminal_the_picture_is_in_shades_of_grey(server: ServiceProcess) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "client", "predict", str(IMAGES), "--limit", "1", "--address", server.address]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end has hung up
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+        assert process.wait(30) == 0
+    os.close(ours)
+    assert "▀".encode() in shown
+    assert b"38;2;" in shown
