@@ -21,6 +21,7 @@ from service.errors import DeadlinePassed, Overloaded
 if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import ModelInfo, Pixels, Predictions
+    from service.statistics import Statistics
 
 SHORTEST_RETRY = 0.01
 
@@ -52,10 +53,20 @@ class Batcher:
     Requests of up to `inline` images run on the event loop when the model is idle.
     """
 
-    def __init__(self, model: Runnable, metrics: Metrics, *, max_batch: int, max_waiting: int, inline: int) -> None:
+    def __init__(
+        self,
+        model: Runnable,
+        metrics: Metrics,
+        statistics: Statistics,
+        *,
+        max_batch: int,
+        max_waiting: int,
+        inline: int,
+    ) -> None:
         self.info = model.info
         self._model = model
         self._metrics = metrics
+        self._statistics = statistics
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._inline = inline
@@ -76,8 +87,8 @@ class Batcher:
         if now >= deadline:
             raise self._too_late()
         if self._worker is None and len(pixels) <= self._inline:
-            self._metrics.queue.observe(0.0)
-            return self._run(pixels)
+            self._waited(0.0)
+            return self._run(pixels, 1)
         return await self._enqueue(pixels, deadline, now)
 
     async def close(self) -> None:
@@ -105,7 +116,7 @@ class Batcher:
             while batch := self._next_batch():
                 rows = batch[0].pixels if len(batch) == 1 else np.concatenate([item.pixels for item in batch])
                 try:
-                    result = await loop.run_in_executor(self._thread, self._run, rows)
+                    result = await loop.run_in_executor(self._thread, self._run, rows, len(batch))
                 except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
                     _fail(batch, e)
                 else:
@@ -126,17 +137,23 @@ class Batcher:
             elif now >= item.deadline:
                 item.reply.set_exception(self._too_late())
             else:
-                self._metrics.queue.observe(now - item.since)
+                self._waited(now - item.since)
                 batch.append(item)
                 size += len(item.pixels)
         return batch
 
-    def _run(self, pixels: Pixels) -> Predictions:
-        started = time.perf_counter()
+    def _waited(self, seconds: float) -> None:
+        self._metrics.queue.observe(seconds)
+        self._statistics.queue.add(int(seconds * 1e9))
+
+    def _run(self, pixels: Pixels, requests: int) -> Predictions:
+        started = time.perf_counter_ns()
         result = self._model.predict(pixels)
-        seconds = time.perf_counter() - started
-        self._seconds_per_image = seconds / len(pixels)
-        self._metrics.ran(result.digit, seconds)
+        ns = time.perf_counter_ns() - started
+        self._seconds_per_image = ns / 1e9 / len(pixels)
+        self._metrics.ran(result.digit, ns / 1e9)
+        self._statistics.ran(len(pixels), ns)
+        self._statistics.compute_infer.add(ns, requests)
         return result
 
     def _too_late(self) -> DeadlinePassed:

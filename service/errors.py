@@ -6,7 +6,8 @@ Exception
 |  |- UnknownModel       no such model or version
 |  |- Overloaded         too much is waiting; says when to try again
 |  |- DeadlinePassed     it could not have been answered in time
-|  `- ModelUnavailable   the server is loading or draining
+|  |- ModelUnavailable   the server is loading or draining
+|  `- NotOffered         an RPC of a protocol that this server does not have
 `- StartError            the server cannot start; its text is one line for the operator
    |- ModelFileError     the model file is missing, damaged or not this network
    `- AddressInUse       a port is taken
@@ -49,6 +50,10 @@ class DeadlinePassed(ServiceError):
 
 class ModelUnavailable(ServiceError):
     """No model can answer just now: the server is loading or draining."""
+
+
+class NotOffered(ServiceError):
+    """A protocol has this RPC and the server does not."""
 
 
 class StartError(Exception):

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from service import __version__
 from service.batcher import Batcher
 from service.handlers.digits import DigitsHandler
+from service.handlers.inference import InferenceHandler
+from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.model import Model
+from service.statistics import Statistics
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
 
@@ -37,16 +41,25 @@ class Server:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.model = Model(settings.model, sha256=settings.model_sha256)
+        statistics = Statistics()
         self.batcher = Batcher(
             self.model,
             self.metrics,
+            statistics,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             inline=settings.inline_images,
         )
-        handler = DigitsHandler(self.batcher, max_batch=settings.max_batch)
+        predictor = Predictor(self.batcher, statistics, max_batch=settings.max_batch)
         self.transport = GrpcioTransport(
-            handler, self.metrics, log, max_batch=settings.max_batch, with_reflection=settings.reflection
+            [
+                DigitsHandler(predictor),
+                InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
+            ],
+            self.metrics,
+            log,
+            max_batch=settings.max_batch,
+            with_reflection=settings.reflection,
         )
         self.port = self.metrics_port = 0
 

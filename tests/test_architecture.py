@@ -19,8 +19,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/logs.py": {"structlog"},
     "service/metrics.py": {"prometheus_client", "numpy"},
     "service/model.py": {"service.errors", "onnxruntime", "numpy"},
-    "service/batcher.py": {"service.errors", "service.metrics", "service.model", "numpy"},
-    "service/handlers": {"service.errors", "service.batcher", "service.model", PB, "numpy", "google"},
+    "service/statistics.py": set(),
+    "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
+    "service/handlers": {
+        *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
+        *("numpy", "google"),
+    },
     "service/transports/__init__.py": set(),
     "service/transports/status.py": {"service.errors", "google"},
     "service/transports/address.py": {"service.errors"},
@@ -31,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("grpc", "google", "structlog"),
     },
     "service/transports/grpcio.py": {
-        *("service.errors", "service.metrics", "service.handlers", "service.transports"),
+        *("service.errors", "service.metrics", "service.transports"),
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/server.py": {"service", "prometheus_client", "structlog"},

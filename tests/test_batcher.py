@@ -17,6 +17,7 @@ from service.batcher import Batcher
 from service.errors import DeadlinePassed, Overloaded
 from service.metrics import Metrics
 from service.model import Model, Predictions
+from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ def model(model_path: Path) -> Model:
 def make(model: Any, **options: int) -> tuple[Batcher, CollectorRegistry]:
     registry = CollectorRegistry()
     limits = {"max_batch": 1024, "max_waiting": 100_000, "inline": 0, **options}
-    return Batcher(model, Metrics(registry), **limits), registry
+    return Batcher(model, Metrics(registry), Statistics(), **limits), registry
 
 
 def images(*firsts: int) -> np.ndarray:

@@ -14,9 +14,11 @@ from prometheus_client import CollectorRegistry
 from service.batcher import Batcher
 from service.errors import InvalidInput, ServiceError, UnknownModel
 from service.handlers.digits import DigitsHandler
+from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.model import Model
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,8 +33,9 @@ def model(model_path: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def handler(model: Model) -> DigitsHandler:
-    batcher = Batcher(model, Metrics(CollectorRegistry()), max_batch=MOST, max_waiting=1000, inline=MOST)
-    return DigitsHandler(batcher, max_batch=MOST)
+    statistics, metrics = Statistics(), Metrics(CollectorRegistry())
+    batcher = Batcher(model, metrics, statistics, max_batch=MOST, max_waiting=1000, inline=MOST)
+    return DigitsHandler(Predictor(batcher, statistics, max_batch=MOST))
 
 
 def ask(handler: DigitsHandler, request: bytes) -> PredictResponse:

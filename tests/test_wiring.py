@@ -116,7 +116,7 @@ def unpacked(detail: AnyMessage) -> BadRequest:
 
 async def test_a_message_over_the_limit_is_refused_by_its_size(channel: aio.Channel) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
-        await predict(channel, message(bytes(784 * 2100)))
+        await predict(channel, message(bytes(784 * 5000)))
     assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -218,13 +218,14 @@ async def test_reflection_shows_the_contract_to_those_without_the_proto(server: 
     services, package = await asyncio.to_thread(look)
     assert services == {
         "digits.v1.DigitService",
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     assert package == "digits.v1"
 
 
-@pytest.mark.parametrize("name", ["", "digits.v1.DigitService"])
+@pytest.mark.parametrize("name", ["", "digits.v1.DigitService", "inference.GRPCInferenceService"])
 async def test_health_says_serving_under_each_name(channel: aio.Channel, name: str) -> None:
     reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING

@@ -8,51 +8,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from service.errors import InvalidInput, UnknownModel
-from service.pb.digits.v1.digits_pb2 import PredictRequest
+from service.errors import InvalidInput
+from service.pb.digits.v1.digits_pb2 import DESCRIPTOR, PredictRequest
 
 if TYPE_CHECKING:
-    from service.batcher import Batcher
-    from service.model import Pixels, Predictions
+    from collections.abc import Mapping
 
-PIXELS = 784
-SERVICE = "digits.v1.DigitService"
-_LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
+    from service.handlers import Answer
+    from service.handlers.predicting import Predictor
+    from service.model import Floats, Pixels, Predictions
 
 # Tags of PredictResponse's fields: the field's number and wire type 2 (length-delimited) in one byte.
 _DIGITS, _ACTIVATIONS, _MODEL_VERSION, _LAYER1, _LAYER2 = (bytes([number << 3 | 2]) for number in range(1, 6))
 
 
 class DigitsHandler:
-    """Answers for one model; a message may hold at most `max_batch` images."""
+    """A `service.handlers.Service`, over one predictor."""
 
-    def __init__(self, batcher: Batcher, *, max_batch: int) -> None:
-        self._batcher = batcher
-        self._max_batch = max_batch
-        self._version = batcher.info.version
-        self._version_field = _field(_MODEL_VERSION, self._version.encode())
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._version_field = _field(_MODEL_VERSION, predictor.info.version.encode())
+        self.name: str = DESCRIPTOR.services_by_name["DigitService"].full_name
+        self.unary: Mapping[str, Answer] = {"Predict": self.predict}
+        self.streams: Mapping[str, Answer] = {"PredictStream": self.predict}
 
     async def predict(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised PredictRequest -> a serialised PredictResponse; ServiceError for anything else."""
-        message = _decode(request)
-        if message.model_version not in ("", self._version):
-            asked = message.model_version[:_LONGEST_ECHO]
-            raise UnknownModel(f"model_version: there is no version {asked!r}; {self._version!r} serves")
-        predictions = await self._batcher.predict(self._pixels(message.pixels), deadline)
-        return self._encode(predictions, hidden=message.include_hidden_layers)
+        hidden = False
 
-    def _pixels(self, data: bytes) -> Pixels:
-        """The images as a view of the message's bytes, (n, 784)."""
-        images, rest = divmod(len(data), PIXELS)
-        if not data:
-            raise InvalidInput("pixels", f"is empty; expected n x {PIXELS} bytes, n at least 1")
-        if rest:
-            raise InvalidInput("pixels", f"holds {len(data)} bytes; expected a multiple of {PIXELS}")
-        if images > self._max_batch:
-            raise InvalidInput("pixels", f"holds {images} images; at most {self._max_batch} are allowed in one message")
-        return np.frombuffer(data, dtype=np.uint8).reshape(images, PIXELS)
+        def decode() -> tuple[Pixels, float]:
+            nonlocal hidden
+            message = _decoded(request)
+            self._predictor.check_version(message.model_version)
+            hidden = message.include_hidden_layers
+            return self._predictor.images(message.pixels, "pixels"), deadline
 
-    def _encode(self, predictions: Predictions, *, hidden: bool) -> bytes:
+        return await self._predictor.answer(decode, lambda found: self._encoded(found, hidden=hidden))
+
+    def _encoded(self, predictions: Predictions, *, hidden: bool) -> bytes:
         """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
         fields = [
             # A digit is below 128, so its varint is the byte itself.
@@ -65,14 +58,14 @@ class DigitsHandler:
         return b"".join(fields)
 
 
-def _decode(request: bytes) -> PredictRequest:
+def _decoded(request: bytes) -> PredictRequest:
     try:
         return PredictRequest.FromString(request)
     except DecodeError:
         raise InvalidInput("message", "is not a digits.v1.PredictRequest") from None
 
 
-def _floats(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+def _floats(array: Floats) -> bytes:
     """Packed floats are little-endian on the wire."""
     return array.tobytes() if sys.byteorder == "little" else array.astype("<f4").tobytes()
 

@@ -10,7 +10,15 @@ from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from service.errors import DeadlinePassed, InvalidInput, ModelUnavailable, Overloaded, ServiceError, UnknownModel
+from service.errors import (
+    DeadlinePassed,
+    InvalidInput,
+    ModelUnavailable,
+    NotOffered,
+    Overloaded,
+    ServiceError,
+    UnknownModel,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -21,6 +29,7 @@ _CODES: dict[type[ServiceError], int] = {
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     ModelUnavailable: code_pb2.UNAVAILABLE,
+    NotOffered: code_pb2.UNIMPLEMENTED,
 }
 
 

@@ -1,0 +1,217 @@
+"""inference.GRPCInferenceService, the Open Inference Protocol: what Triton's and KServe's clients ask."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from service.errors import InvalidInput, NotOffered, ServiceError, UnknownModel
+from service.handlers import tensors
+from service.handlers.predicting import PIXELS, echo
+from service.pb.inference import open_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from service.handlers import Answer
+    from service.handlers.predicting import Predictor
+    from service.model import Pixels, Predictions
+    from service.statistics import Duration
+
+M = TypeVar("M", bound=Message)
+
+PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
+EXTENSIONS = ("model_configuration", "statistics")
+_ONE_MODEL = "this server serves the one model that it was started with; start it again with another --model"
+_NO_SHARED_MEMORY = "shared memory is not offered: a digit is 784 bytes, send them in the request"
+_NOT_OFFERED = {
+    "RepositoryModelLoad": _ONE_MODEL,
+    "RepositoryModelUnload": _ONE_MODEL,
+    **{
+        f"{kind}SharedMemory{verb}": _NO_SHARED_MEMORY
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
+    },
+    "TraceSetting": "traces are not offered through this protocol",
+    "LogSettings": "log settings are options of the server: --log-level and --log-format",
+}
+
+
+class InferenceHandler:
+    """A `service.handlers.Service`, over one predictor.
+
+    `serving` is asked for readiness; `server_version` is told to callers.
+    """
+
+    def __init__(self, predictor: Predictor, *, serving: Callable[[], bool], server_version: str) -> None:
+        self._predictor = predictor
+        self._info = predictor.info
+        self._serving = serving
+        self._server_version = server_version
+        self.name: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+        self.unary: Mapping[str, Answer] = {
+            "ModelInfer": self.infer,
+            "ServerLive": _asking(pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)),
+            "ServerReady": _asking(pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=serving())),
+            "ServerMetadata": _asking(pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": _asking(pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": _asking(pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": _asking(pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": _asking(pb.ModelStatisticsRequest, self._model_statistics),
+            "RepositoryIndex": _asking(pb.RepositoryIndexRequest, self._repository_index),
+            **{rpc: _not_offered(sentence) for rpc, sentence in _NOT_OFFERED.items()},
+        }
+        self.streams: Mapping[str, Answer] = {"ModelStreamInfer": self.infer_in_stream}
+
+    async def infer(self, request: bytes, deadline: float = float("inf")) -> bytes:
+        """A serialised ModelInferRequest -> a serialised ModelInferResponse; ServiceError for anything else."""
+        return await self._infer(request, deadline, lambda reply: reply.SerializeToString())
+
+    async def infer_in_stream(self, request: bytes, deadline: float = float("inf")) -> bytes:
+        """As `infer`, but a refusal is a reply too, and the stream goes on."""
+        try:
+            return await self._infer(
+                request, deadline, lambda reply: pb.ModelStreamInferResponse(infer_response=reply).SerializeToString()
+            )
+        except ServiceError as error:
+            return pb.ModelStreamInferResponse(error_message=str(error)).SerializeToString()
+
+    async def _infer(self, request: bytes, deadline: float, wrap: Callable[[pb.ModelInferResponse], bytes]) -> bytes:
+        message, names = pb.ModelInferRequest(), list[str]()
+
+        def decode() -> tuple[Pixels, float]:
+            _parse(message, request)
+            self._check_model(message.model_name, message.model_version)
+            names.extend(tensors.wanted(message))
+            return tensors.to_pixels(message, self._predictor), min(deadline, _own_deadline(message))
+
+        def encode(predictions: Predictions) -> bytes:
+            reply = pb.ModelInferResponse(model_name=self._info.name, model_version=self._info.version, id=message.id)
+            tensors.add_outputs(reply, predictions, names, typed=tensors.is_typed(message))
+            return wrap(reply)
+
+        return await self._predictor.answer(decode, encode)
+
+    def _check_model(self, name: str, version: str) -> None:
+        if name != self._info.name:
+            raise UnknownModel(f"model_name: there is no model {echo(name)}; {self._info.name!r} serves")
+        self._predictor.check_version(version)
+
+    def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name="digitserve", version=self._server_version, extensions=EXTENSIONS)
+
+    def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        self._check_model(request.name, request.version)
+        return pb.ModelReadyResponse(ready=self._serving())
+
+    def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        self._check_model(request.name, request.version)
+        info = self._info
+        reply = pb.ModelMetadataResponse(name=info.name, versions=[info.version], platform=PLATFORM)
+        reply.inputs.add(name=tensors.INPUT, datatype="UINT8", shape=[-1, PIXELS])
+        for name, output in tensors.OUTPUTS.items():
+            width = [] if output.width is None else [output.width]
+            reply.outputs.add(name=name, datatype=output.datatype, shape=[-1, *width])
+        reply.properties.update(
+            {
+                "pixels": "UINT8 0 (background) to 255 (ink); FP32 0 to 1 too, rounded to the nearest 1/255",
+                "activation": info.activation,
+                "layer_sizes": info.layer_sizes,
+                "accuracy": info.accuracy,
+                "accuracy_data": info.accuracy_data,
+                "weights_sha256": info.weights_sha256,
+            }
+        )
+        return reply
+
+    def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        self._check_model(request.name, request.version)
+        config = pb.ModelConfig(
+            name=self._info.name,
+            platform=PLATFORM,
+            backend=BACKEND,
+            max_batch_size=self._predictor.max_batch,
+            dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=0),
+            instance_group=[pb.ModelInstanceGroup(name=f"{self._info.name}_0", count=1, kind="KIND_CPU")],
+            default_model_filename="model.onnx",
+            model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
+        )
+        config.input.add(name=tensors.INPUT, data_type=pb.DataType.TYPE_UINT8, dims=[PIXELS])
+        for name, output in tensors.OUTPUTS.items():
+            width = [] if output.width is None else [output.width]
+            config.output.add(name=name, data_type=pb.DataType.Value(f"TYPE_{output.datatype}"), dims=width)
+        config.parameters["activation"].string_value = self._info.activation
+        return pb.ModelConfigResponse(config=config)
+
+    def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        if request.name:
+            self._check_model(request.name, request.version)
+        seen = self._predictor.statistics
+        durations = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        found = pb.ModelStatistics(
+            name=self._info.name,
+            version=self._info.version,
+            last_inference=seen.last_inference_ms,
+            inference_count=seen.images,
+            execution_count=seen.runs,
+            inference_stats=pb.InferStatistics(**{name: _duration(getattr(seen, name)) for name in durations}),
+            batch_stats=[
+                pb.InferBatchStatistics(batch_size=images, compute_infer=_duration(runs))
+                for images, runs in sorted(seen.batches.items())
+            ],
+        )
+        return pb.ModelStatisticsResponse(model_stats=[found])
+
+    def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        reply, ready = pb.RepositoryIndexResponse(), self._serving()
+        if ready or not request.ready:
+            reply.models.add(
+                name=self._info.name,
+                version=self._info.version,
+                state="READY" if ready else "UNAVAILABLE",
+                reason="" if ready else "the server is loading or stopping",
+            )
+        return reply
+
+
+def _own_deadline(request: pb.ModelInferRequest) -> float:
+    """When the `timeout` parameter, in microseconds, runs out; on the clock of `time.monotonic`."""
+    if "timeout" not in request.parameters:
+        return float("inf")
+    timeout = request.parameters["timeout"]
+    kind = timeout.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param") or getattr(timeout, kind) < 0:
+        value = getattr(timeout, kind) if kind else "nothing"
+        raise InvalidInput("timeout", f"is {echo(str(value))}; expected microseconds, an int64 of at least 0")
+    microseconds = getattr(timeout, kind)
+    return time.monotonic() + microseconds / 1e6 if microseconds else float("inf")
+
+
+def _asking(request_type: type[M], reply: Callable[[M], Message]) -> Answer:
+    """An RPC that needs no model run: message in, message out."""
+
+    async def answer(request: bytes, _: float) -> bytes:
+        return reply(_parse(request_type(), request)).SerializeToString()
+
+    return answer
+
+
+def _not_offered(sentence: str) -> Answer:
+    async def answer(_: bytes, __: float) -> bytes:
+        raise NotOffered(sentence)
+
+    return answer
+
+
+def _parse(message: M, data: bytes) -> M:
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise InvalidInput("message", f"is not an {message.DESCRIPTOR.full_name}") from None
+    return message
+
+
+def _duration(duration: Duration) -> Any:
+    return pb.StatisticDuration(count=duration.count, ns=duration.ns)

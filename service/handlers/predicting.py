@@ -1,0 +1,72 @@
+"""The path of every request for predictions, whichever protocol it came by: decode, check, predict, encode."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.errors import InvalidInput, UnknownModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service.batcher import Batcher
+    from service.model import ModelInfo, Pixels, Predictions
+    from service.statistics import Statistics
+
+PIXELS = 784
+_LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
+
+
+class Predictor:
+    """One model behind every protocol; a message may hold at most `max_batch` images."""
+
+    def __init__(self, batcher: Batcher, statistics: Statistics, *, max_batch: int) -> None:
+        self.info: ModelInfo = batcher.info
+        self.max_batch = max_batch
+        self.statistics = statistics
+        self._batcher = batcher
+
+    async def answer(self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions], bytes]) -> bytes:
+        """The reply to one message, counted with what each step of it took; what a step raises passes through.
+
+        `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`.
+        """
+        statistics, began = self.statistics, time.perf_counter_ns()
+        try:
+            pixels, deadline = decode()
+            decoded = time.perf_counter_ns()
+            predictions = await self._batcher.predict(pixels, deadline)
+            predicted = time.perf_counter_ns()
+            reply = encode(predictions)
+        except BaseException:
+            statistics.fail.add(time.perf_counter_ns() - began)
+            raise
+        ended = time.perf_counter_ns()
+        statistics.compute_input.add(decoded - began)
+        statistics.compute_output.add(ended - predicted)
+        statistics.success.add(ended - began)
+        return reply
+
+    def images(self, data: bytes, field: str) -> Pixels:
+        """Bytes as images, a view (n, 784); InvalidInput, naming the field, unless 1 to `max_batch` whole ones."""
+        images, rest = divmod(len(data), PIXELS)
+        if not data:
+            raise InvalidInput(field, f"is empty; expected n x {PIXELS} bytes, n at least 1")
+        if rest:
+            raise InvalidInput(field, f"holds {len(data)} bytes; expected a multiple of {PIXELS}")
+        if images > self.max_batch:
+            raise InvalidInput(field, f"holds {images} images; at most {self.max_batch} are allowed in one message")
+        return np.frombuffer(data, dtype=np.uint8).reshape(images, PIXELS)
+
+    def check_version(self, version: str) -> None:
+        """UnknownModel unless the caller asked for no version or for the one that serves."""
+        if version not in ("", self.info.version):
+            raise UnknownModel(f"model_version: there is no version {echo(version)}; {self.info.version!r} serves")
+
+
+def echo(text: str) -> str:
+    """A caller's text as an error may repeat it: quoted, and not much of it."""
+    return repr(text[:_LONGEST_ECHO])
