@@ -1,0 +1,96 @@
+"""Records what the real tritonclient sends and gets, for tests/test_golden.py to replay without it.
+
+    python tests/public_clients/record.py PYTHON-WITH-TRITONCLIENT
+
+Runs triton.py against a real server through a proxy that passes bytes on as they are and keeps them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import SAMPLES, serving  # noqa: E402
+
+from export import checkpoint, graph, mnist  # noqa: E402
+
+GOLDEN = ROOT / "tests" / "golden" / "tritonclient.json"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+class Proxy(grpc.GenericRpcHandler):
+    """Passes every call on to a server and keeps request, reply and status."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self.calls: list[dict[str, Any]] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        """A handler for whatever method is called."""
+        method = details.method
+        if method == STREAM:
+            return grpc.stream_stream_rpc_method_handler(lambda requests, _: self._stream(method, requests))
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: self._unary(method, request, context))
+
+    def _unary(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
+        kept = {"method": method, "requests": [_text(request)]}
+        self.calls.append(kept)
+        try:
+            reply = self._channel.unary_unary(method)(request, timeout=10)
+        except grpc.RpcError as e:
+            kept |= {"code": e.code().name, "sentence": e.details(), "replies": []}
+            context.abort(e.code(), e.details())
+        kept |= {"code": "OK", "sentence": "", "replies": [_text(reply)]}
+        return bytes(reply)
+
+    def _stream(self, method: str, requests: Any) -> Any:
+        kept: dict[str, Any] = {"method": method, "requests": [], "replies": [], "code": "OK", "sentence": ""}
+        self.calls.append(kept)
+
+        def sent() -> Any:
+            for request in requests:
+                kept["requests"].append(_text(request))
+                yield request
+
+        for reply in self._channel.stream_stream(method)(sent(), timeout=30):
+            kept["replies"].append(_text(reply))
+            yield reply
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def main() -> None:
+    """Run the program through the proxy and write the file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pixels, model = Path(scratch) / "pixels.npy", Path(scratch) / "model.onnx"
+        np.save(pixels, mnist.read_idx(SAMPLES / "digits-100-images-idx3-ubyte").reshape(-1, 784)[::10])
+        graph.write(graph.build(checkpoint.load(checkpoint.committed("sigmoid")), version="1"), model)
+        with serving(model) as service, grpc.insecure_channel(service.address) as channel:
+            proxy, server = Proxy(channel), grpc.server(futures.ThreadPoolExecutor(8))
+            server.add_generic_rpc_handlers((proxy,))
+            address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+            server.start()
+            program = ROOT / "tests" / "public_clients" / "triton.py"
+            subprocess.run([sys.argv[1], program, address, pixels], check=True, stdout=subprocess.DEVNULL)
+            server.stop(0).wait()
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(proxy.calls, indent=1) + "\n")
+    print(f"wrote {GOLDEN}: {len(proxy.calls)} calls")
+
+
+if __name__ == "__main__":
+    main()

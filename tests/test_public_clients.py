@@ -1,0 +1,183 @@
+"""The public clients of this field, unchanged, each in a process and an environment of its own.
+
+The environments are made on first use below .venv/clients and kept. Where one cannot be had, for want of a network or
+of Go, its test is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+
+CLIENTS = ROOT / ".venv" / "clients"
+PROGRAMS = ROOT / "tests" / "public_clients"
+
+
+def python_with(name: str, *requirements: str) -> Path:
+    """A Python that has these packages."""
+    home = CLIENTS / name
+    python, done = home / "bin" / "python", home / "installed"
+    if done.exists() and done.read_text() == "\n".join(requirements):
+        return python
+    subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+    installed = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=300)
+    if installed.returncode:
+        pytest.skip(f"{', '.join(requirements)} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+    done.write_text("\n".join(requirements))
+    return python
+
+
+def go_program(module: str) -> Path:
+    """A program of the Go ecosystem, built."""
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip(f"no Go here to build {module} with")
+    program = CLIENTS / "go" / module.split("@", maxsplit=1)[0].rsplit("/", 1)[1]
+    if not program.exists():
+        environment = {**os.environ, "GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"}
+        built = subprocess.run(
+            [go, "install", module], env=environment, capture_output=True, text=True, check=False, timeout=400
+        )
+        if built.returncode:
+            pytest.skip(f"{module} cannot be built: {built.stderr.strip().splitlines()[-1]}")
+    return program
+
+
+@pytest.fixture(scope="module")
+def pixels(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten digits, one of each, in numpy's format."""
+    path = tmp_path_factory.mktemp("pixels") / "pixels.npy"
+    np.save(path, digits[::10])
+    return path
+
+
+@pytest.fixture(scope="module")
+def answers(digits: np.ndarray, server: ServiceProcess) -> list[int]:
+    """What digits.v1 says of them."""
+    from client import DigitsClient  # noqa: PLC0415 (its stubs only where they are needed)
+
+    with DigitsClient(server.address) as client:
+        return [int(digit) for digit in client.predict(digits[::10]).digits]
+
+
+def run(*command: str | Path, status: int = 0, **options: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
+    assert done.returncode == status, done.stderr
+    return done.stdout + (done.stderr if status else "")
+
+
+@pytest.fixture(scope="module")
+def triton(server: ServiceProcess, pixels: Path) -> dict[str, Any]:
+    python = python_with("triton", "tritonclient[grpc]==2.73.0")
+    found: dict[str, Any] = json.loads(run(python, PROGRAMS / "triton.py", server.address, pixels))
+    return found
+
+
+def test_tritonclient_finds_server_and_model_ready(triton: dict[str, Any]) -> None:
+    assert triton["live"] is triton["ready"] is triton["model_ready"] is triton["model_ready_version"] is True
+    assert triton["server_metadata"]["name"] == "digitserve"
+    assert triton["index"] == {"models": [{"name": "digits", "version": "1", "state": "READY"}]}
+
+
+def test_tritonclient_reads_metadata_and_config_with_its_own_stubs(triton: dict[str, Any]) -> None:
+    assert triton["metadata"]["inputs"] == [{"name": "pixels", "datatype": "UINT8", "shape": ["-1", "784"]}]
+    config = triton["config"]["config"]
+    assert (config["name"], config["max_batch_size"], config["backend"]) == ("digits", 1024, "onnxruntime")
+    assert config["input"] == [{"name": "pixels", "data_type": "TYPE_UINT8", "dims": ["784"]}]
+    assert {output["name"] for output in config["output"]} == {"activations", "digit", "layer1", "layer2"}
+
+
+def test_tritonclient_infers_in_every_way_it_has(triton: dict[str, Any], answers: list[int]) -> None:
+    for way in ("infer", "infer_fp32", "infer_compressed", "aio"):
+        assert triton[way] == answers, way
+    assert triton["infer_timeout"] == answers[:1]
+    assert triton["async"] == answers[:2]
+    assert (triton["id"], triton["activations_shape"]) == ("r1", [10, 10])
+    assert triton["all_outputs"] == ["activations", "digit", "layer1", "layer2"]
+
+
+def test_tritonclient_streams_and_meets_a_refusal_in_between(triton: dict[str, Any], answers: list[int]) -> None:
+    refused = "inputs: are 1 ('picture'); expected one, 'pixels'"
+    assert triton["stream"] == [*([str(i), answers[i]] for i in range(5)), refused, ["5", answers[5]]]
+
+
+def test_tritonclient_raises_its_exception_with_our_sentence(triton: dict[str, Any]) -> None:
+    refused = triton["refused"]
+    assert refused["name"] == ["StatusCode.NOT_FOUND", "model_name: there is no model 'mnist'; 'digits' serves"]
+    assert refused["version"] == ["StatusCode.NOT_FOUND", "model_version: there is no version '9'; '1' serves"]
+    invalid = {
+        "input": "inputs: are 1 ('picture'); expected one, 'pixels'",
+        "shape": "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024",
+        "type": "pixels: has datatype 'INT32'; expected 'UINT8' or 'FP32'",
+        "output": "outputs: has 'softmax'; expected some of activations, digit, layer1, layer2",
+    }
+    for mistake, sentence in invalid.items():
+        assert refused[mistake] == ["StatusCode.INVALID_ARGUMENT", sentence]
+    for rpc in ("load", "unload", "shared_memory", "cuda_shared_memory", "trace", "log"):
+        assert refused[rpc][0] == "StatusCode.UNIMPLEMENTED"
+        assert refused[rpc][1]
+
+
+def test_tritonclient_reads_statistics(triton: dict[str, Any]) -> None:
+    [stats] = triton["statistics"]["model_stats"]
+    assert stats["name"] == "digits"
+    assert int(stats["inference_count"]) >= 40
+    assert int(stats["inference_stats"]["success"]["count"]) >= 12
+    assert int(stats["inference_stats"]["fail"]["count"]) >= 5
+
+
+def test_kserves_client_infers_typed_and_raw(server: ServiceProcess, pixels: Path, answers: list[int]) -> None:
+    python = python_with("kserve", "kserve==0.21.0")
+    found = json.loads(run(python, PROGRAMS / "kserve_client.py", server.address, pixels))
+    assert found["live"] is found["ready"] is found["model_ready"] is True
+    for way in ("raw", "typed", "raw_fp32", "typed_fp32"):
+        assert found[way] == answers, way
+    assert found["id"] == "k1"
+    assert "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024" in found["refused"]
+
+
+def test_grpcurl_without_a_proto_lists_both_services_and_predicts(
+    server: ServiceProcess, digits: np.ndarray, answers: list[int]
+) -> None:
+    grpcurl = go_program("github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3")
+    listed = run(grpcurl, "-plaintext", server.address, "list").split()
+    assert {"digits.v1.DigitService", "inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(listed)
+    pixels = base64.b64encode(digits[30].tobytes()).decode()
+    request = json.dumps({"pixels": pixels})
+    reply = run(grpcurl, "-plaintext", "-d", request, server.address, "digits.v1.DigitService/Predict")
+    assert json.loads(reply)["digits"] == [answers[3]]
+    request = json.dumps(
+        {
+            "model_name": "digits",
+            "inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 784]}],
+            "outputs": [{"name": "digit"}],
+            "raw_input_contents": [pixels],
+        }
+    )
+    reply = run(grpcurl, "-plaintext", "-d", request, server.address, "inference.GRPCInferenceService/ModelInfer")
+    raw = base64.b64decode(json.loads(reply)["raw_output_contents"][0])
+    assert int.from_bytes(raw, "little") == answers[3]
+
+
+@pytest.mark.parametrize("service", ["", "digits.v1.DigitService", "inference.GRPCInferenceService"])
+def test_grpc_health_probe_finds_each_service_healthy(server: ServiceProcess, service: str) -> None:
+    probe = go_program("github.com/grpc-ecosystem/grpc-health-probe@v0.4.61")
+    command = [probe, f"-addr={server.address}", f"-service={service}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert "SERVING" in done.stdout + done.stderr
