@@ -26,6 +26,10 @@ SAMPLE = ROOT / "samples" / "digits-100-images-idx3-ubyte"
 sys.path.insert(0, str(ROOT))
 
 from service.pb.digits.v1.digits_pb2 import PredictRequest  # noqa: E402
+from service.pb.inference.open_inference_pb2 import ModelInferRequest  # noqa: E402
+
+PREDICT = "/digits.v1.DigitService/Predict"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Latency(NamedTuple):
@@ -84,9 +88,8 @@ def resident_megabytes(process: subprocess.Popen[str]) -> float:
     return float("nan")
 
 
-def measure(channel: grpc.Channel, requests: list[bytes]) -> Latency:
+def measure(call: grpc.UnaryUnaryMultiCallable[bytes, bytes], requests: list[bytes]) -> Latency:
     """One round: CALLS calls, one after the other."""
-    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/digits.v1.DigitService/Predict")
     times = []
     for i in range(CALLS):
         began = time.perf_counter()
@@ -95,31 +98,47 @@ def measure(channel: grpc.Channel, requests: list[bytes]) -> Latency:
     return Latency(*(float(np.percentile(times, q)) * 1e6 for q in (50, 99)))
 
 
+def infer_request(image: bytes) -> bytes:
+    """The same image as tritonclient would send it, asking for what Predict answers."""
+    request = ModelInferRequest(model_name="digits", raw_input_contents=[image])
+    request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
+    for name in ("digit", "activations"):
+        request.outputs.add(name=name)
+    return request.SerializeToString()
+
+
 def main() -> None:
     """Run the rounds and print the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    images = SAMPLE.read_bytes()[16:]
-    requests = [PredictRequest(pixels=images[i : i + 784]).SerializeToString() for i in range(0, len(images), 784)]
-    servers = {"digitserve": start_service(), "does nothing": start_nothing()}
-    rest = {name: resident_megabytes(running.process) for name, running in servers.items()}
+    pixels = SAMPLE.read_bytes()[16:]
+    images = [pixels[i : i + 784] for i in range(0, len(pixels), 784)]
+    predicts = [PredictRequest(pixels=image).SerializeToString() for image in images]
+    service, nothing = start_service(), start_nothing()
     try:
-        channels = {name: grpc.insecure_channel(running.address) for name, running in servers.items()}
-        for channel in channels.values():
-            measure(channel, requests)  # warm
-        found = {name: [measure(channel, requests) for _ in [0]] for name, channel in channels.items()}
-        for _ in range(rounds - 1):
-            for name, channel in channels.items():
-                found[name].append(measure(channel, requests))
+        rows = {
+            "does nothing": (nothing, PREDICT, predicts),
+            "Predict": (service, PREDICT, predicts),
+            "ModelInfer": (service, INFER, [infer_request(image) for image in images]),
+        }
+        rest = {running.address: resident_megabytes(running.process) for running in (service, nothing)}
+        calls: dict[str, tuple[grpc.UnaryUnaryMultiCallable[bytes, bytes], list[bytes]]] = {
+            name: (grpc.insecure_channel(running.address).unary_unary(method), requests)
+            for name, (running, method, requests) in rows.items()
+        }
+        for call, requests in calls.values():
+            measure(call, requests)  # warm
+        found = [{name: measure(*asked) for name, asked in calls.items()} for _ in range(rounds)]
     finally:
-        for running in servers.values():
+        for running in (service, nothing):
             running.process.terminate()
-    print(f"{rounds} rounds of {CALLS} calls in turn, one in flight, client and servers on one machine")
-    for name, latencies in found.items():
-        p50, p99 = (statistics.median(column) for column in zip(*latencies, strict=True))
-        up = f"up in {servers[name].seconds:.2f} s, {rest[name]:.0f} MB at rest"
-        print(f"{name:>14}: p50 {p50:6.0f} us   p99 {p99:6.0f} us   {up}")
-    ratios = [ours.p50 / theirs.p50 for ours, theirs in zip(*found.values(), strict=True)]
-    print(f"{'ratio of p50':>14}: {statistics.median(ratios):.2f} (rounds: {min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"{rounds} rounds of {CALLS} calls in turn, one in flight, client and servers on one machine; medians")
+    for name in rows:
+        p50, p99 = (statistics.median(latencies[name][i] for latencies in found) for i in (0, 1))
+        ratios = [latencies[name].p50 / latencies["does nothing"].p50 for latencies in found]
+        against = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name:>12}: p50 {p50:5.0f} us   p99 {p99:5.0f} us   p50 against nothing {against}")
+    for name, running in (("digitserve", service), ("does nothing", nothing)):
+        print(f"{name:>12}: up in {running.seconds:.2f} s, {rest[running.address]:.0f} MB at rest")
 
 
 if __name__ == "__main__":

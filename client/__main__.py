@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import grpc
 import typer
@@ -15,11 +16,20 @@ from client import demo as demonstration
 from client import render
 from client.digits import TIMEOUT, DigitsClient
 from client.image import ImageError, read
-from client.messages import DigitsError, Predictions
+from client.messages import DigitsError, Predictions, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
 UNREADABLE, UNREACHABLE, REFUSED = 1, 3, 4
+
+IN_ONE_CALL = 256
+"""Images: an IDX file of 60,000 goes in many calls, each well within what a server takes."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +42,15 @@ app = typer.Typer(
     cannot be reached or is not serving; 4 the server refused.""",
 )
 
-Address = Annotated[str, typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server")]
+
+def _address(value: str) -> str:
+    try:
+        return checked(value)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+
+
+Address = Annotated[str, typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address)]
 Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="seconds that a call may take")]
 
 
@@ -57,17 +75,13 @@ def predict(
                 _complain(str(e))
                 unreadable = True
                 continue
-            taken = pixels[:limit]
-            answers = client.predict(taken, include_hidden_layers=hidden)
-            if as_json:
-                found += [_as_dict(path, row, answers) for row in range(len(taken))]
-                continue
-            for row, image in enumerate(taken):
-                title = str(path) if len(pixels) == 1 else f"{path}, image {row}"
-                console.print(render.card(image, answers, row, title=title, console=console))
-                if hidden:
-                    console.print(render.layers(answers, row))
-            if len(pixels) > limit:
+            for row, image, answer in _answers(client, pixels[:limit], hidden=hidden):
+                if as_json:
+                    found.append(_as_dict(path, row, answer))
+                else:
+                    title = str(path) if len(pixels) == 1 else f"{path}, image {row}"
+                    _show(console, image, answer, title)
+            if len(pixels) > limit and not as_json:
                 console.print(f"{len(pixels) - limit:,} more images in {path}; --limit {len(pixels)} reads them all")
     if as_json:
         print(json.dumps(found, indent=2))
@@ -107,15 +121,33 @@ def health(
     raise typer.Exit(0 if serving else 1)
 
 
-def _as_dict(path: Path, row: int, answers: Predictions) -> dict[str, Any]:
-    layers = {"layer1": answers.layer1, "layer2": answers.layer2}
+def _answers(
+    client: DigitsClient, pixels: npt.NDArray[np.uint8], *, hidden: bool
+) -> Iterator[tuple[int, npt.NDArray[np.uint8], Predictions]]:
+    """The number of each image, the image, and the answer to it alone."""
+    for first in range(0, len(pixels), IN_ONE_CALL):
+        batch = pixels[first : first + IN_ONE_CALL]
+        answers = client.predict(batch, include_hidden_layers=hidden)
+        for row, image in enumerate(batch):
+            yield first + row, image, answers[row]
+
+
+def _show(console: Console, image: npt.NDArray[np.uint8], answer: Predictions, title: str) -> None:
+    console.print(render.card(image, answer, 0, title=title, console=console))
+    if answer.layer1 is not None:
+        console.print(render.layers(answer, 0))
+
+
+def _as_dict(path: Path, row: int, answer: Predictions) -> dict[str, Any]:
+    layers = {"layer1": answer.layer1, "layer2": answer.layer2}
     return {
         "file": str(path),
         "image": row,
-        "digit": int(answers.digits[row]),
-        "activations": _rounded(answers.activations[row]),
-        **{name: _rounded(layer[row]) for name, layer in layers.items() if layer is not None},
-        "model_version": answers.model_version,
+        "digit": int(answer.digits[0]),
+        "activations": _rounded(answer.activations[0]),
+        **{name: _rounded(layer[0]) for name, layer in layers.items() if layer is not None},
+        "model_version": answer.model_version,
+        "request_id": answer.request_id,
     }
 
 
@@ -129,6 +161,8 @@ def _complain(sentence: str) -> None:
 
 def main() -> int:
     """Run a command; the exit status as `--help` tells it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a file's name may hold what the terminal cannot show
     try:
         app()
     except ImageError as e:

@@ -1,4 +1,4 @@
-"""DigitsClient and AsyncDigitsClient: send digits, get answers; deadlines always, retries by gRPC's own policy."""
+"""DigitsClient and AsyncDigitsClient: send digits, get answers; each call with a deadline and gRPC's own retries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from client.messages import (
     DigitsError,
     Pixels,
     Predictions,
+    checked,
     new_request_id,
     to_error,
     to_predictions,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 TIMEOUT = 5.0
 """Seconds that a call may take unless told otherwise."""
+
+STREAM_TIMEOUT = 3600.0
+"""As TIMEOUT, for the whole of a stream."""
 
 _ASK_AGAIN = 0.1
 
@@ -50,9 +54,9 @@ class DigitsClient:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if credentials is None:
-            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(checked(address), CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(checked(address), credentials, CHANNEL_OPTIONS)
         self._stub: Any = DigitServiceStub(self._channel)
         self._timeout = timeout
 
@@ -86,19 +90,27 @@ class DigitsClient:
         return to_predictions(reply, request_id)
 
     def predict_stream(
-        self, batches: Iterable[Pixels], *, include_hidden_layers: bool = False, timeout: float | None = None
+        self,
+        batches: Iterable[Pixels],
+        *,
+        include_hidden_layers: bool = False,
+        model_version: str = "",
+        timeout: float = STREAM_TIMEOUT,
     ) -> Iterator[Predictions]:
-        """One answer for each batch of images, in order, over one call; `timeout` is for the whole of it."""
+        """One answer for each batch of images, in order, over one call; `timeout` is for the whole of it.
+
+        What `batches` raises is raised here, after the answers to what came before.
+        """
         request_id = new_request_id()
-        malformed: list[ValueError] = []
+        failed: list[Exception] = []
 
         def requests() -> Iterator[PredictRequest]:
-            # grpcio would drop an exception of this generator, which runs in a thread of its own.
+            # grpcio runs this in a thread of its own and would make UNKNOWN of what it raises.
             try:
                 for pixels in batches:
-                    yield to_request(pixels, include_hidden_layers=include_hidden_layers)
-            except ValueError as e:
-                malformed.append(e)
+                    yield to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
+            except Exception as e:  # noqa: BLE001 (raised again below)
+                failed.append(e)
 
         replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
         try:
@@ -108,8 +120,8 @@ class DigitsClient:
             raise to_error(e, request_id) from None
         finally:
             replies.cancel()
-        if malformed:
-            raise malformed[0]
+        if failed:
+            raise failed[0]
 
     def is_serving(self, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
         """Whether grpc.health.v1 says SERVING; False too where nobody answers."""
@@ -140,9 +152,9 @@ class AsyncDigitsClient:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if credentials is None:
-            self._channel = aio.insecure_channel(address, CHANNEL_OPTIONS)
+            self._channel = aio.insecure_channel(checked(address), CHANNEL_OPTIONS)
         else:
-            self._channel = aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+            self._channel = aio.secure_channel(checked(address), credentials, CHANNEL_OPTIONS)
         self._stub: Any = DigitServiceStub(self._channel)
         self._timeout = timeout
 
@@ -180,18 +192,20 @@ class AsyncDigitsClient:
         batches: AsyncIterable[Pixels],
         *,
         include_hidden_layers: bool = False,
-        timeout: float | None = None,
+        model_version: str = "",
+        timeout: float = STREAM_TIMEOUT,
     ) -> AsyncIterator[Predictions]:
         """As DigitsClient.predict_stream."""
         request_id = new_request_id()
-        malformed: list[ValueError] = []
+        failed: list[Exception] = []
 
         async def requests() -> AsyncIterator[PredictRequest]:
+            # grpcio would make CancelledError of what this raises, as if the caller's own task were cancelled.
             try:
                 async for pixels in batches:
-                    yield to_request(pixels, include_hidden_layers=include_hidden_layers)
-            except ValueError as e:
-                malformed.append(e)
+                    yield to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
+            except Exception as e:  # noqa: BLE001 (raised again below)
+                failed.append(e)
 
         replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
         try:
@@ -201,8 +215,8 @@ class AsyncDigitsClient:
             raise to_error(e, request_id) from None
         finally:
             replies.cancel()
-        if malformed:
-            raise malformed[0]
+        if failed:
+            raise failed[0]
 
     async def is_serving(
         self,

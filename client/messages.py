@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
 
@@ -30,6 +31,9 @@ Floats = npt.NDArray[np.float32]
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    # A server that comes up is found within seconds; gRPC's own pause grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # The server permits a ping every 10 s; a vanished server is noticed within 40.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -71,6 +75,17 @@ class Predictions:
     model_version: str
     request_id: str
 
+    def __getitem__(self, row: int) -> Predictions:
+        """The answer for that image alone, n = 1."""
+        return Predictions(
+            digits=self.digits[row, None],
+            activations=self.activations[row, None],
+            layer1=None if self.layer1 is None else self.layer1[row, None],
+            layer2=None if self.layer2 is None else self.layer2[row, None],
+            model_version=self.model_version,
+            request_id=self.request_id,
+        )
+
 
 @dataclass(frozen=True)
 class FieldViolation:
@@ -101,6 +116,13 @@ class DigitsError(Exception):
         self.request_id = request_id
         self.violations = violations
         self.retry_after = retry_after
+
+
+def checked(address: str) -> str:
+    """The address; ValueError where gRPC would log a fault of its own instead."""
+    if not address.strip():
+        raise ValueError(f"address is {address!r}; expected host:port")
+    return address
 
 
 def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_version: str = "") -> PredictRequest:
@@ -134,8 +156,7 @@ def to_error(error: Any, request_id: str = "") -> DigitsError:
     """The error of a call (grpc.RpcError, of either API) with its details unpacked."""
     violations: list[FieldViolation] = []
     retry_after = None
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
+    for detail in _details(error):
         bad, retry = BadRequest(), RetryInfo()
         if detail.Unpack(bad):
             violations += [FieldViolation(v.field, v.description) for v in bad.field_violations]
@@ -148,6 +169,14 @@ def to_error(error: Any, request_id: str = "") -> DigitsError:
         violations=tuple(violations),
         retry_after=retry_after,
     )
+
+
+def _details(error: Any) -> Any:
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):  # a proxy put its own code beside the server's details
+        return ()
+    return status.details if status else ()
 
 
 def new_request_id() -> str:

@@ -43,9 +43,10 @@ def card(
     """
     table = Table.grid(padding=(0, 1))
     bar = min(width, WIDEST) - SIDE - 7
+    ascii_only = console.options.ascii_only
     table.add_row(
-        picture(pixels, colour=console.color_system is not None),
-        bars(answers.activations[row], int(answers.digits[row]), bar, label),
+        picture(pixels, colour=console.color_system is not None and not console.no_color and not ascii_only),
+        bars(answers.activations[row], int(answers.digits[row]), bar, label, ascii_only=ascii_only),
     )
     return Group(Text(title, style="dim"), table)
 
@@ -75,13 +76,15 @@ def picture(pixels: npt.NDArray[np.uint8], *, colour: bool) -> Text:
     return text
 
 
-def bars(activations: npt.NDArray[np.float32], digit: int, width: int, label: int | None = None) -> Text:
+def bars(
+    activations: npt.NDArray[np.float32], digit: int, width: int, label: int | None = None, *, ascii_only: bool = False
+) -> Text:
     """The ten outputs, 0..1, as bars of `width` characters, and the answer."""
     text = Text(no_wrap=True)
     for i, brightness in enumerate(activations.tolist()):
         style = "bold green" if i == digit else ""
         text.append(f"{i} ", style or "dim")
-        text.append(_bar(brightness, width), style or "white")
+        text.append(_bar(brightness, width, ascii_only=ascii_only), style or "white")
         text.append(f" {brightness:.2f}".replace(" 0.", " .").replace("1.00", "1.0"), style or "dim")
         text.append("\n")
     text.append("\na ")
@@ -92,7 +95,9 @@ def bars(activations: npt.NDArray[np.float32], digit: int, width: int, label: in
     return text
 
 
-def _bar(brightness: float, width: int) -> str:
+def _bar(brightness: float, width: int, *, ascii_only: bool) -> str:
+    if ascii_only:
+        return ("#" * round(brightness * width)).ljust(width)
     full, eighth = divmod(round(brightness * width * 8), 8)
     return ("█" * full + (_EIGHTHS[eighth] if eighth else "")).ljust(width)
 
@@ -103,7 +108,9 @@ def layers(answers: Predictions, row: int) -> Text:
     for name, layer in (("layer1", answers.layer1), ("layer2", answers.layer2)):
         if layer is not None:
             text.append(f"{name} ", "dim")
-            text.append(" ".join(f"{value:.2f}" for value in layer[row].tolist()) + "\n")
+            # 0.98 as .98 and the ReLU network's 12.34 as 12.3, so that sixteen fit into a line.
+            shown = (f"{v:.2f}"[1:] if v < 0.995 else f"{v:.1f}" for v in layer[row].tolist())
+            text.append(" ".join(shown) + "\n")
     text.right_crop(1)
     return text
 

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("grpc", "google", "structlog"),
     },
     "service/transports/grpcio.py": {
-        *("service.errors", "service.metrics", "service.transports"),
+        *("service.errors", "service.handlers", "service.metrics", "service.transports"),
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/server.py": {"service", "prometheus_client", "structlog"},

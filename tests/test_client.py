@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent import futures
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -110,6 +111,55 @@ def test_a_malformed_batch_in_a_stream_is_named_after_the_answers_before_it(
         next(answers)
 
 
+def test_what_the_batches_raise_is_raised_by_the_stream(client: DigitsClient, digits: np.ndarray) -> None:
+    def batches() -> Iterator[np.ndarray]:
+        yield digits[:1]
+        raise KeyError("lost")
+
+    answers = client.predict_stream(batches())
+    assert len(next(answers).digits) == 1
+    with pytest.raises(KeyError, match="lost"):
+        next(answers)
+
+
+async def test_what_async_batches_raise_is_raised_by_the_stream(server: ServiceProcess, digits: np.ndarray) -> None:
+    async def batches() -> Any:
+        yield digits[:1]
+        raise KeyError("lost")
+
+    async with AsyncDigitsClient(server.address) as client:
+        answers = client.predict_stream(batches())
+        assert len((await anext(answers)).digits) == 1
+        with pytest.raises(KeyError, match="lost"):
+            await anext(answers)
+
+
+def test_a_stream_can_ask_for_a_version(client: DigitsClient, digits: np.ndarray) -> None:
+    assert [a.model_version for a in client.predict_stream([digits[:1]], model_version="1")] == ["1"]
+    with pytest.raises(DigitsError, match="NOT_FOUND"):
+        list(client.predict_stream([digits[:1]], model_version="9"))
+
+
+def test_a_stream_has_a_deadline(digits: np.ndarray) -> None:
+    with unreliable(grpc.StatusCode.OK, 0) as (_, address), DigitsClient(address) as client:
+        with pytest.raises(DigitsError) as caught:
+            list(client.predict_stream([digits[:1]], timeout=0.3))
+        assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_an_answer_can_be_taken_out_of_many(client: DigitsClient, digits: np.ndarray) -> None:
+    many = client.predict(digits, include_hidden_layers=True)
+    alone = client.predict(digits[42], include_hidden_layers=True)
+    for name in ("digits", "activations", "layer1", "layer2"):
+        np.testing.assert_allclose(getattr(many[42], name), getattr(alone, name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("connect", [DigitsClient, AsyncDigitsClient])
+async def test_an_address_that_is_empty_is_refused_by_name(connect: Any) -> None:
+    with pytest.raises(ValueError, match="address is ''; expected host:port"):
+        connect("")
+
+
 def test_a_refusal_says_code_sentence_field_and_request_id(client: DigitsClient, digits: np.ndarray) -> None:
     with pytest.raises(DigitsError) as caught:
         client.predict(np.tile(digits, (11, 1)))
@@ -160,11 +210,23 @@ class Unreliable(DigitServiceServicer):
         self.code = code
         self.failures = failures
         self.calls = 0
+        self.request_ids: set[str] = set()
+
+    def PredictStream(self, _: Any, context: Any) -> Iterator[PredictResponse]:  # noqa: N802 (the contract's name)
+        """Never answers."""
+        left = threading.Event()
+        context.add_callback(left.set)
+        left.wait(10)
+        yield from ()
 
     def Predict(self, _: Any, context: Any) -> PredictResponse:  # noqa: N802 (the contract's name)
         self.calls += 1
+        self.request_ids |= {value for key, value in context.invocation_metadata() if key == "x-request-id"}
         if self.calls > self.failures:
             return PredictResponse(digits=[7], activations=[0.0] * 10, model_version="1")
+        if self.code is grpc.StatusCode.ABORTED:  # as a proxy might: its own code beside the server's details
+            details = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message="other")
+            context.set_trailing_metadata((("grpc-status-details-bin", details.SerializeToString()),))
         if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             status = status_pb2.Status(code=self.code.value[0], message="full")
             status.details.add().Pack(RetryInfo(retry_delay=Duration(nanos=250_000_000)))
@@ -189,8 +251,10 @@ def unreliable(code: grpc.StatusCode, failures: int) -> Iterator[tuple[Unreliabl
 
 def test_unavailable_is_asked_again() -> None:
     with unreliable(grpc.StatusCode.UNAVAILABLE, 2) as (servicer, address), DigitsClient(address) as client:
-        assert client.predict(bytes(784)).digits.tolist() == [7]
+        answer = client.predict(bytes(784))
+        assert answer.digits.tolist() == [7]
         assert servicer.calls == 3
+        assert servicer.request_ids == {answer.request_id}
 
 
 def test_unavailable_is_not_asked_for_ever() -> None:
@@ -216,6 +280,13 @@ def test_an_overloaded_server_says_when_to_come_back() -> None:
         assert servicer.calls == 1
 
 
+def test_details_that_contradict_the_status_are_left_out() -> None:
+    with unreliable(grpc.StatusCode.ABORTED, 1) as (_, address), DigitsClient(address) as client:
+        with pytest.raises(DigitsError, match="ABORTED: not now") as caught:
+            client.predict(bytes(784))
+        assert caught.value.violations == ()
+
+
 def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.ndarray) -> None:
     with serving(model_path) as first:
         port = first.address.rsplit(":", 1)[1]
@@ -223,10 +294,14 @@ def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.nd
     with DigitsClient(f"127.0.0.1:{port}") as client:
         late: list[ServiceProcess] = []
         arguments = ("--model", model_path, "--port", port, "--metrics-port", "0")
-        timer = threading.Timer(0.5, lambda: late.append(launch(*arguments)))
+        timer = threading.Timer(2, lambda: late.append(launch(*arguments)))
         timer.start()
         try:
             client.wait_until_serving(15)
+            found = time.time()
+            timer.join()
+            began = datetime.fromisoformat(late[0].wait_for("serving")["timestamp"]).timestamp()
+            assert found - began < 4, "gRPC's own pause between attempts may be minutes"
             assert client.predict(digits[:1]).digits.shape == (1,)
         finally:
             timer.join()
@@ -269,7 +344,9 @@ def test_predict_goes_on_after_a_file_that_is_no_image(server: ServiceProcess, t
     done = run("predict", bad, IMAGES, "--json", "--limit", "1", "--address", server.address)
     assert done.returncode == 1
     assert len(json.loads(done.stdout)) == 1
-    assert done.stderr.strip() == f"{bad}: is no picture (PNG, JPEG, ...) and no IDX file of images"
+    assert (
+        done.stderr.strip() == f"{bad}: is no picture (PNG, JPEG, GIF, BMP, WEBP, TIFF, PPM) and no IDX file of images"
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,6 +356,8 @@ def test_predict_goes_on_after_a_file_that_is_no_image(server: ServiceProcess, t
         (["demo", "--address", "127.0.0.1:1", "--wait", "0.2"], 3),
         (["predict"], 2),
         (["predict", str(IMAGES), "--limit", "0"], 2),
+        (["predict", str(IMAGES), "--address", ""], 2),
+        (["demo", "--address", "127.0.0.1:1", "--wait", "nan"], 2),
         (["health", "--address", "127.0.0.1:1"], 1),
     ],
 )
@@ -288,12 +367,28 @@ def test_exit_statuses_are_those_of_the_help(arguments: list[str], status: int) 
     assert "Traceback" not in done.stderr
 
 
-def test_a_refused_batch_is_status_four(server: ServiceProcess, tmp_path: Path) -> None:
-    many = tmp_path / "many.idx"
-    many.write_bytes(b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4) for n in (2000, 28, 28)) + bytes(2000 * 784))
-    done = run("predict", many, "--limit", "2000", "--address", server.address)
+def test_a_refused_batch_is_status_four(model_path: Path) -> None:
+    with serving(model_path, "--max-batch", "2") as small:
+        done = run("predict", IMAGES, "--limit", "3", "--address", small.address)
     assert done.returncode == 4
-    assert "pixels: holds 2000 images; at most 1024" in done.stderr
+    assert "pixels: holds 3 images; at most 2 are allowed" in done.stderr
+
+
+def test_more_images_than_a_message_may_hold_go_in_several(server: ServiceProcess, tmp_path: Path) -> None:
+    many = tmp_path / "many.idx"
+    header = b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4) for n in (1100, 28, 28))
+    many.write_bytes(header + 11 * IMAGES.read_bytes()[16:])
+    done = run("predict", many, "--json", "--limit", "1100", "--address", server.address)
+    answers = json.loads(done.stdout)
+    assert [a["image"] for a in answers] == list(range(1100))
+    digits = [a["digit"] for a in answers]
+    assert digits == 11 * digits[:100]
+
+
+def test_a_terminal_without_unicode_gets_bars_of_ascii(server: ServiceProcess) -> None:
+    done = run("predict", IMAGES, "--limit", "1", "--address", server.address, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "0 ####" in done.stdout
 
 
 def test_health_exits_with_zero_where_it_serves(server: ServiceProcess) -> None:
@@ -312,10 +407,10 @@ def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServicePro
     assert all(len(line) <= 80 or "-m client" in line for line in done.stdout.splitlines())
 
 
-def test_on_a_terminal_the_picture_is_in_shades_of_grey(server: ServiceProcess) -> None:
+def on_a_terminal(address: str, **env: str) -> bytes:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "client", "predict", str(IMAGES), "--limit", "1", "--address", server.address]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "client", "predict", str(IMAGES), "--limit", "1", "--address", address]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80", **env}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs) as process:
         os.close(theirs)
         shown = b""
@@ -324,5 +419,16 @@ def test_on_a_terminal_the_picture_is_in_shades_of_grey(server: ServiceProcess) 
                 shown += chunk
         assert process.wait(30) == 0
     os.close(ours)
+    return shown
+
+
+def test_on_a_terminal_the_picture_is_in_shades_of_grey(server: ServiceProcess) -> None:
+    shown = on_a_terminal(server.address)
     assert "▀".encode() in shown
     assert b"38;2;" in shown
+
+
+def test_on_a_terminal_without_colour_the_picture_is_still_one(server: ServiceProcess) -> None:
+    shown = on_a_terminal(server.address, NO_COLOR="1")
+    assert "▀".encode() not in shown
+    assert b"%%%" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,6 @@ from export import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 RNG = np.random.default_rng(11)
 
@@ -72,6 +72,78 @@ def transparent(digit: np.ndarray) -> Image.Image:
 
 def coloured(digit: np.ndarray) -> Image.Image:
     return ImageOps.colorize(drawn(digit), "#f5e9c8", "#1a3a8f")
+
+
+def page(digit: np.ndarray, side: int = 480, size: int = 160, darkness: float = 0.75) -> np.ndarray:
+    """Grey levels of a page with the digit somewhat above its middle."""
+    large = Image.fromarray(digit.reshape(28, 28)).resize((size, size), Image.Resampling.BICUBIC)
+    ink = np.zeros((side, side))
+    top, left = (side - size) // 3, (side - size) // 2
+    ink[top : top + size, left : left + size] = np.asarray(large) / 255
+    return 225 * (1 - darkness * ink)
+
+
+def snapshot(levels: np.ndarray) -> Image.Image:
+    """As a camera would have it: noise, and JPEG."""
+    file = io.BytesIO()
+    noisy = levels + RNG.normal(0, 4, levels.shape)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=80)
+    return Image.open(file)
+
+
+def on_ruled_paper(digit: np.ndarray) -> Image.Image:
+    levels = page(digit)
+    levels[32::32] *= 0.8
+    return snapshot(levels)
+
+
+def with_a_hand_s_shadow(digit: np.ndarray) -> Image.Image:
+    levels = page(digit)
+    y, x = np.mgrid[0 : 1 : levels.shape[0] * 1j, 0 : 1 : levels.shape[1] * 1j]
+    return snapshot(levels * (1 - 0.45 / (1 + np.exp((x + 0.4 * y - 0.75) * 40))))
+
+
+def on_a_dark_table(digit: np.ndarray) -> Image.Image:
+    levels = page(digit)
+    levels[:, :32] = levels[-20:] = 60
+    return snapshot(levels)
+
+
+def framed(digit: np.ndarray) -> Image.Image:
+    levels = page(digit)
+    levels[10:470, 10:470][[0, 1, 2, -1, -2, -3]] = 20
+    levels[10:470, 10:470][:, [0, 1, 2, -1, -2, -3]] = 20
+    return snapshot(levels)
+
+
+def small_on_a_large_page(digit: np.ndarray) -> Image.Image:
+    return snapshot(page(digit, side=1200, size=140))
+
+
+def in_pencil(digit: np.ndarray) -> Image.Image:
+    return snapshot(page(digit, darkness=0.25))
+
+
+def in_chalk(digit: np.ndarray) -> Image.Image:
+    return snapshot(255 - page(digit))
+
+
+def cut_out_tightly(digit: np.ndarray) -> Image.Image:
+    paper = on_paper(digit)
+    return paper.crop(ImageOps.invert(paper).point(lambda level: level > 90 and 255).getbbox())
+
+
+EVERYDAY = [on_ruled_paper, with_a_hand_s_shadow, on_a_dark_table, framed, small_on_a_large_page, in_pencil, in_chalk]
+
+
+@pytest.mark.parametrize("draw", [*EVERYDAY, cut_out_tightly])
+def test_a_snapshot_of_everyday_paper_is_read_as_the_digit(
+    digits: np.ndarray, labels: np.ndarray, draw: Callable[[np.ndarray], Image.Image]
+) -> None:
+    network = checkpoint.load(checkpoint.committed("sigmoid")).network
+    pixels = np.stack([to_mnist(draw(digit)) for digit in digits[::2]])
+    right = int((network.forward(pixels).digit == labels[::2]).sum())
+    assert right >= 45, f"{right} of 50"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +236,18 @@ def test_what_shows_no_digit_is_refused_by_name(tmp_path: Path, content: bytes, 
         read(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_format_that_starts_other_programs_is_not_opened(tmp_path: Path) -> None:
+    Image.new("L", (100, 100)).save(tmp_path / "digit.eps")
+    with pytest.raises(ImageError, match="is no picture"):
+        read(tmp_path / "digit.eps")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
+def test_a_device_without_end_is_refused() -> None:
+    with pytest.raises(ImageError, match="is larger than the 67,108,864 bytes"):
+        read(Path("/dev/zero"))
 
 
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.errors import AddressInUse
 from service.transports.address import check_free
@@ -18,7 +18,7 @@ from service.transports.observed import Observer
 from service.transports.streams import OpenStreams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -49,14 +49,25 @@ class GrpcioTransport:
         self._streams = OpenStreams()
         self._health = health.aio.HealthServicer()
         self._names = [service.name for service in services]
-        observer = Observer(metrics, self._streams, log)
-        self._server = aio.server(interceptors=[observer], options=_options(max_batch))
+        self._observer = Observer(metrics, self._streams, log)
+        self._server = aio.server(options=_options(max_batch))
         for service in services:
-            self._add(service, observer)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+            self.add_registered_method_handlers(service.name, _methods(service))
+        # The standard services register with this object as if it were the server.
+        standard: Any = self
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         if with_reflection:
             names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            servicer = reflection.aio.ReflectionServicer(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, standard)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Serve these RPCs, observed."""
+        observed = {name: self._observer.wrap(service, name, handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, observed),))
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nothing: generated code hands over the same RPCs by the method above too."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
@@ -89,16 +100,12 @@ class GrpcioTransport:
         for name in ("", *self._names):
             await self._health.set(name, status)
 
-    def _add(self, service: Service, observer: Observer) -> None:
-        methods: dict[str, Any] = {
-            **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
-            **{
-                name: grpc.stream_stream_rpc_method_handler(_stream(answer)) for name, answer in service.streams.items()
-            },
-        }
-        for name, method in methods.items():
-            observer.wrap(f"/{service.name}/{name}", method)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, methods),))
+
+def _methods(service: Service) -> dict[str, Any]:
+    return {
+        **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
+        **{name: grpc.stream_stream_rpc_method_handler(_stream(answer)) for name, answer in service.streams.items()},
+    }
 
 
 def _options(max_batch: int) -> list[tuple[str, int]]:

@@ -1,0 +1,201 @@
+"""The commands that fetch the digits, train the networks on them, and measure a model.onnx."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from export import checkpoint, mnist, provenance
+from export import evaluate as evaluation
+from export.network import Activation
+from export.recipe import Distortion, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from export.evaluate import Measurement
+    from export.mnist import Examples, Mnist
+    from export.network import Network
+    from export.train import Epoch
+
+DEFAULT = Recipe()
+
+Folder = Annotated[Path, typer.Option("--data", help="the folder with MNIST's four files, plain or .gz")]
+Hidden = Annotated[Activation, typer.Option(help="hidden units: the film's sigmoids, or the ReLUs of later years")]
+Seeds = Annotated[int, typer.Option(min=1, max=64, help="networks trained at once, each from other first weights")]
+Epochs = Annotated[int, typer.Option(min=1, help="passes over the training digits; 5 give a first idea")]
+Batch = Annotated[int, typer.Option(min=1, max=50_000, help="digits whose slopes make one step downhill")]
+Rate = Annotated[float, typer.Option(min=0, help="the longest step; it shrinks to 0 on a cosine")]
+Decay = Annotated[float, typer.Option(min=0, help="how hard each step pulls the weights towards 0")]
+Brightness = Annotated[float, typer.Option(min=0, help="how much it counts that one output alone is bright; 0: not")]
+Strength = Annotated[float, typer.Option(min=0, max=5, help="how far training digits are bent; 1: as usual, 0: not")]
+Trial = Annotated[bool, typer.Option("--trial", help="stop after measuring on the held-out digits: to compare recipes")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="the file to write, the learning curve beside it; build/ACTIVATION.safetensors unless told"),
+]
+Model = Annotated[Path, typer.Argument(help="the file that `python -m export onnx` wrote")]
+Figures = Annotated[Path | None, typer.Option("--json", help="write the figures here too")]
+Picture = Annotated[Path | None, typer.Option("--png", help="draw here which digit was read as which")]
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; the text says what is missing."""
+
+
+def data(
+    folder: Annotated[Path, typer.Option(help="the folder to put MNIST's four files into")] = mnist.FOLDER,
+) -> None:
+    """Fetch MNIST, 60,000 training and 10,000 test digits, and check every file's sha256."""
+    mnist.fetch(folder)
+    digits = mnist.load(folder)
+    print(f"{folder}: {len(digits.train):,} training and {len(digits.test):,} test digits")
+
+
+def train(
+    activation: Hidden = DEFAULT.activation,
+    seeds: Seeds = DEFAULT.seeds,
+    epochs: Epochs = DEFAULT.epochs,
+    batch: Batch = DEFAULT.batch,
+    learning_rate: Rate = DEFAULT.learning_rate,
+    weight_decay: Decay = DEFAULT.weight_decay,
+    brightness: Brightness = DEFAULT.brightness,
+    distortion: Strength = 1.0,
+    trial: Trial = False,
+    folder: Folder = mnist.FOLDER,
+    out: Out = None,
+) -> None:
+    """Train the network 784-16-16-10 on MNIST and write its weights, how they came about and how well they do.
+
+    The recipe runs first on 50,000 of the training digits and is measured on the 10,000 held out; then on all 60,000.
+    The test digits are read once, at the end, to measure all the seeds; the first seed's network is kept.
+    """
+    _need("jax", "optax", "matplotlib")
+    digits = mnist.load(folder)
+    limits = Distortion().times(distortion)
+    recipe = Recipe(activation, seeds, epochs, batch, learning_rate, weight_decay, brightness, limits)
+    out = out or Path("build") / f"{activation}.safetensors"
+    _prepare(out)
+    validation = _tried(recipe, digits, out.with_suffix(".png"))
+    if not trial:
+        _final(recipe, digits, validation, out)
+
+
+def evaluate(
+    model: Model = Path("model.onnx"),
+    folder: Folder = mnist.FOLDER,
+    json_file: Figures = None,
+    png_file: Picture = None,
+) -> None:
+    """Measure a model.onnx on the 10,000 test digits, through ONNX Runtime."""
+    if png_file:
+        _need("matplotlib")
+    measurement = evaluation.measure(model, mnist.load(folder).test)
+    console = Console()
+    console.print(*evaluation.tables(measurement), sep="\n")
+    console.print(
+        f"{measurement.accuracy:.2%} of {measurement.images:,} digits read correctly; "
+        f"exactly one output over {evaluation.BRIGHT} on {measurement.one_bright:.2%}"
+    )
+    if json_file:
+        _write(json_file, lambda path: path.write_text(json.dumps(measurement.to_json(), indent=2) + "\n"))
+    if png_file:
+        from export import plots  # noqa: PLC0415 (matplotlib is an extra)
+
+        _write(png_file, lambda path: plots.confusion(measurement, path))
+
+
+def _tried(recipe: Recipe, digits: Mnist, curve: Path) -> list[Measurement]:
+    """What the recipe comes to on the digits held out for choosing; draws how training went."""
+    from export import plots  # noqa: PLC0415 (matplotlib is an extra)
+
+    history: list[Epoch] = []
+    networks = _fit("held out", recipe, digits.fitting, digits.validation, history)
+    measurements = provenance.measurements(networks, digits.validation)
+    _show("on the 10,000 held-out training digits, trained on the other 50,000", measurements)
+    title = f"784-16-16-10, {recipe.activation} hidden units, {recipe.seeds} seeds"
+    _write(curve, lambda path: plots.learning_curve(history, title, path))
+    print(f"wrote {curve}")
+    return measurements
+
+
+def _final(recipe: Recipe, digits: Mnist, validation: list[Measurement], out: Path) -> None:
+    """Train on all 60,000 digits, measure on the test digits, and write the first seed's network."""
+    networks = _fit("all digits", recipe, digits.train, None, [])
+    test = provenance.measurements(networks, digits.test)
+    _show("on the 10,000 test digits, trained on all 60,000", test)
+    command = shlex.join(["python", "-m", "export", *sys.argv[1:]])
+    trained = checkpoint.Checkpoint(
+        networks[provenance.KEPT_SEED], provenance.made(recipe, command), provenance.measured(validation, test)
+    )
+    _write(out, lambda path: checkpoint.save(trained, path))
+    print(f"wrote {out}")
+
+
+def _fit(
+    task: str, recipe: Recipe, examples: Examples, held_out: Examples | None, history: list[Epoch]
+) -> list[Network]:
+    from export import train as training  # noqa: PLC0415 (jax is an extra, and takes a second to import)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(task, total=recipe.epochs)
+
+        def on_epoch(epoch: Epoch) -> None:
+            history.append(epoch)
+            right = "" if epoch.accuracy is None else f", {epoch.accuracy.mean():.2%} right"
+            progress.update(bar, advance=1, description=f"{task}: loss {epoch.loss.mean():.4f}{right}")
+
+        try:
+            return training.fit(recipe, examples, held_out, on_epoch)
+        except ValueError as e:
+            raise CommandError(f"training has diverged ({e}): --learning-rate or --brightness is too large") from e
+
+
+def _show(title: str, measurements: Sequence[Measurement]) -> None:
+    """A table of the seeds: the share read correctly, and the share with exactly one output bright."""
+    table = Table()
+    for heading in ("seed", "accuracy", "one bright"):
+        table.add_column(heading, justify="right")
+    for seed, m in enumerate(measurements):
+        table.add_row(str(seed), f"{m.accuracy:.2%}", f"{m.one_bright:.2%}", end_section=m is measurements[-1])
+    accuracy = provenance.spread([m.accuracy for m in measurements])
+    bright = provenance.spread([m.one_bright for m in measurements])
+    for name in ("mean", "min", "max"):
+        table.add_row(name, f"{accuracy[name]:.2%}", f"{bright[name]:.2%}")
+    Console().print(title, table, sep="\n")
+
+
+def _need(*modules: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"{', '.join(missing)} not installed: pip install 'digitserve[train]' brings what this needs"
+        )
+
+
+def _prepare(path: Path) -> None:
+    """Say before an hour's work, not after it, that its result cannot be written."""
+    _write(path.with_suffix(".tmp"), _touch)
+
+
+def _touch(probe: Path) -> None:
+    probe.touch()
+    probe.unlink()
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as e:
+        raise CommandError(f"{path}: cannot be written: {e.strerror}") from e
