@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format lint types stubs lock data clean
+.PHONY: help run test check format lint types stubs bench lock data clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -37,6 +37,9 @@ stubs-check: .venv/dev.stamp
 
 data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
 	@$(PY) -m export data
+
+bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
+	@$(PY) -m bench
 
 lock: ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	@scripts/lock
