@@ -6,14 +6,19 @@ begin at 5 ms, where nearly every answer here is already out, so lower ones are 
 
 from __future__ import annotations
 
+import itertools
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, Info, ProcessCollector
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy.typing as npt
 
@@ -23,6 +28,10 @@ LATENCY_BUCKETS = (
 )
 INFERENCE_BUCKETS = (10e-6, 25e-6, *LATENCY_BUCKETS)
 BATCH_BUCKETS = tuple(float(2**i) for i in range(13))
+CONFIDENCE_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+
+LONGEST_IN_EXEMPLAR = 128 - len("request_id")
+"""Characters of a request id: OpenMetrics allows an exemplar 128 of names and values together."""
 
 
 class Rpc(NamedTuple):
@@ -69,6 +78,9 @@ class Metrics:
             "digits_batch_size", "Images in one run of the model.", buckets=BATCH_BUCKETS, registry=registry
         )
         self.waiting = Gauge("digits_images_waiting", "Images that wait for the model.", registry=registry)
+        self.waiting_limit = Gauge(
+            "digits_images_waiting_limit", "Images that may wait before calls are refused.", registry=registry
+        )
         self.dropped = Counter(
             "digits_dropped_total", "Requests left out before the model ran, by reason.", ["reason"], registry=registry
         )
@@ -76,14 +88,23 @@ class Metrics:
             "digits_predictions", "Images answered, by digit read.", ["digit"], registry=registry
         )
         self._by_digit = [self.predictions.labels(str(digit)) for digit in range(10)]
+        self.confidence = Confidence(registry)
+        self.last_success = Gauge(
+            "digits_last_success_timestamp_seconds",
+            "Unix time of the last successful run of the model; 0 before the first.",
+            registry=registry,
+        )
+        self.serving = Gauge("digits_serving", "1 while health says SERVING, 0 otherwise.", registry=registry)
         self.model_info = Info("digits_model", "The model that serves.", registry=registry)
+        self.server_info = Info("digits_server", "The program that serves, and what it runs on.", registry=registry)
         for reason in ("cancelled", "deadline", "overloaded"):
             self.dropped.labels(reason)
 
-    def ran(self, digits: npt.NDArray[np.int64], seconds: float) -> None:
-        """Count one run of the model that answered these digits, shape (n,)."""
+    def ran(self, digits: npt.NDArray[np.int64], activations: npt.NDArray[np.float32], seconds: float) -> None:
+        """Count one run of the model that answered these digits, shape (n,), with these activations, (n, 10)."""
         self.inference.observe(seconds)
         self.batch_size.observe(len(digits))
+        self.confidence.observe(activations)
         if len(digits) == 1:
             self._by_digit[digits[0]].inc()
             return
@@ -91,9 +112,50 @@ class Metrics:
             if count:
                 counter.inc(int(count))
 
-    def serves(self, info: Mapping[str, str]) -> None:
-        """Say which model serves from now on, as labels of `digits_model_info`."""
-        self.model_info.info(dict(info))
+    def serves(self, model: Mapping[str, str], server: Mapping[str, str]) -> None:
+        """Say what serves from now on, as labels of `digits_model_info` and `digits_server_info`."""
+        self.model_info.info(dict(model))
+        self.server_info.info(dict(server))
+
+
+class Confidence(Collector):
+    """The histogram `digits_confidence`: the winning activation of each image answered, 0 to 1.
+
+    It takes a batch at once. The library's own takes one value a call, which for a large batch would cost more than
+    the run of the model. The model runs once at a time, so that there is one writer and no lock.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counts = [0] * (len(CONFIDENCE_BUCKETS) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, activations: npt.NDArray[np.float32]) -> None:
+        """Count the images with these activations, shape (n, 10)."""
+        if len(activations) == 1:
+            confidence = float(activations.max())
+            self._counts[bisect_left(CONFIDENCE_BUCKETS, confidence)] += 1
+            self._sum += confidence
+            return
+        confidences = activations.max(axis=1)
+        buckets = np.searchsorted(CONFIDENCE_BUCKETS, confidences)
+        for bucket, count in enumerate(np.bincount(buckets, minlength=len(self._counts)).tolist()):
+            self._counts[bucket] += count
+        self._sum += float(confidences.sum(dtype=np.float64))
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """The histogram as it stands."""
+        edges = [*map(floatToGoString, CONFIDENCE_BUCKETS), "+Inf"]
+        yield HistogramMetricFamily(
+            "digits_confidence",
+            "Winning activation of each image answered.",
+            buckets=list(zip(edges, itertools.accumulate(self._counts), strict=True)),
+            sum_value=self._sum,
+        )
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        """What the registry knows this collector by: the name."""
+        return self.collect()
 
 
 class RpcMetrics:
@@ -123,10 +185,14 @@ class RpcMetrics:
         """Count a message to the caller."""
         self._sent.inc()
 
-    def finish(self, started: float, code: str) -> None:
-        """Count the call's end with its status code, spelled as in Go: OK, InvalidArgument."""
-        self._handling.observe(time.perf_counter() - started)
-        self._handled[code].inc()
+    def finish(self, started: float, code: str, request_id: str) -> None:
+        """Count the call's end with its status code, spelled as in Go: OK, InvalidArgument.
+
+        A request id that is not empty becomes an exemplar, by which a slow or failed call is found in the log.
+        """
+        exemplar = {"request_id": request_id} if 0 < len(request_id) <= LONGEST_IN_EXEMPLAR else None
+        self._handling.observe(time.perf_counter() - started, exemplar)
+        self._handled[code].inc(exemplar=exemplar)
         self._in_flight.dec()
 
 
