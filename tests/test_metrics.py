@@ -21,7 +21,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from export import checkpoint
 from service import __version__
-from service.metrics import CONFIDENCE_BUCKETS, LONGEST_IN_EXEMPLAR, Metrics
+from service.distribution import LONGEST_IN_EXEMPLAR
+from service.metrics import CONFIDENCE_BUCKETS, Metrics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.transports.status import code_name
 
@@ -116,11 +117,17 @@ def test_confidence_is_counted_for_every_image_answered(
 def test_a_batch_is_counted_as_its_images_one_by_one() -> None:
     activations = np.random.default_rng(0).random((50, 10), dtype=np.float32) ** 2
     activations[0] = 0.5  # on an edge: belongs to the bucket that ends there
+    digits = activations.argmax(axis=1)
     registries = CollectorRegistry(), CollectorRegistry()
-    at_once, one_by_one = (Metrics(registry).confidence for registry in registries)
-    at_once.observe(activations)
-    for row in activations:
-        one_by_one.observe(row[np.newaxis])
+    at_once, one_by_one = map(Metrics, registries)
+    at_once.ran(digits, activations, 1e-3)
+    for i in range(50):
+        one_by_one.ran(digits[i : i + 1], activations[i : i + 1], 1e-3)
+    for digit in range(10):
+        counts = [
+            registry.get_sample_value("digits_predictions_total", {"digit": str(digit)}) for registry in registries
+        ]
+        assert counts == [(digits == digit).sum()] * 2
     for edge in (*map(str, CONFIDENCE_BUCKETS), "+Inf"):
         counts = [registry.get_sample_value("digits_confidence_bucket", {"le": edge}) for registry in registries]
         assert counts[0] == counts[1] is not None
