@@ -82,7 +82,8 @@ def main() -> None:
     questions = {panel["gridPos"]["y"] + 1: panel["title"] for panel in panels if panel["type"] == "row"}
     mpl.use("Agg")
     figure = plt.figure(figsize=(INCHES[0], INCHES[1] * len(heights)), layout="constrained")
-    for y, line in zip(heights, figure.subfigures(len(heights), 1), strict=True):
+    lines: Any = figure.subfigures(len(heights), 1)
+    for y, line in zip(heights, lines, strict=True):
         if y in questions:
             line.suptitle(questions[y], fontsize=13, fontweight="bold", x=0.01, ha="left")
         shown = [panel for panel in panels if panel["type"] != "row" and panel["gridPos"]["y"] == y]
