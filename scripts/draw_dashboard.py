@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 DASHBOARD = Path(__file__).parent.parent / "deploy" / "grafana" / "dashboards" / "digitserve.json"
 POINTS = 120
@@ -55,12 +56,17 @@ def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> N
     if panel["type"] == "timeseries":
         for name, series in found:
             x, y = zip(*((float(at) / 60, float(value)) for at, value in series["values"]), strict=True)
-            axes.plot([at - time.time() / 60 for at in x], y, label=name, linewidth=1.3)
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel(UNITS[panel["fieldConfig"]["defaults"]["unit"]], fontsize=8)
+            axes.plot([time.time() / 60 - at for at in x], y, label=name, linewidth=1.3)
+        highest = max((float(value) for _, series in found for _, value in series["values"]), default=0)
+        axes.invert_xaxis()
+        axes.set_ylim(0, highest * 1.4 or 1)  # with room for the legend
+        axes.set_xlabel("minutes ago", fontsize=7, loc="right")
+        unit = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
+        axes.set_ylabel(unit, fontsize=8)
+        axes.yaxis.set_major_formatter(EngFormatter(unit if unit == "s" else ""))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="upper left", ncols=2 if len(found) > 5 else 1)
+        axes.legend(fontsize=7, loc="upper left", ncols=5)
         return
     axes.axis("off")
     if panel["type"] == "stat":
