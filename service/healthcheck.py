@@ -1,8 +1,9 @@
-"""python -m service.healthcheck HOST:PORT: exit with 0 where gRPC health there says SERVING; for a container's probe."""
+"""python -m service.healthcheck HOST:PORT: exit with 0 where gRPC health says SERVING; the container's own probe."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,8 +17,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m service.healthcheck HOST:PORT", file=sys.stderr)  # noqa: T201 (what a probe says)
         return 2
     with grpc.insecure_channel(arguments[0]) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
         except grpc.RpcError as e:
             print(f"{arguments[0]}: {e.code().name}: {e.details()}", file=sys.stderr)  # noqa: T201 (as above)
             return 1
