@@ -123,7 +123,7 @@ def test_the_example_leaves_every_default_as_it_is() -> None:
 
 @pytest.mark.parametrize(("name", "service", "definition"), services())
 def test_containers_may_do_no_more_than_they_must(name: str, service: str, definition: dict[str, Any]) -> None:
-    if name != BASE and service in compose(BASE)["services"] or "image" not in definition:
+    if (name != BASE and service in compose(BASE)["services"]) or "image" not in definition:
         return  # changes a service of another file
     assert definition["read_only"] is True, (name, service)
     assert definition["cap_drop"] == ["ALL"]
