@@ -76,6 +76,8 @@ class Batcher:
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         metrics.waiting.set_function(lambda: self._images)
+        metrics.waiting_limit.set(max_waiting)
+        metrics.last_success.set_function(lambda: statistics.last_inference_ms / 1e3)
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
         """Each caller's own rows, for uint8 pixels (n, 784).
@@ -151,7 +153,7 @@ class Batcher:
         result = self._model.predict(pixels)
         ns = time.perf_counter_ns() - started
         self._seconds_per_image = ns / 1e9 / len(pixels)
-        self._metrics.ran(result.digit, ns / 1e9)
+        self._metrics.ran(result.digit, result.activations, ns / 1e9)
         self._statistics.ran(len(pixels), ns)
         self._statistics.compute_infer.add(ns, requests)
         return result

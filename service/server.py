@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import signal
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
@@ -40,6 +42,7 @@ class Server:
         self._serving = False
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
+        self.metrics.serving.set_function(lambda: self._serving)
         self.model = Model(settings.model, sha256=settings.model_sha256)
         statistics = Statistics()
         self.batcher = Batcher(
@@ -85,7 +88,13 @@ class Server:
                 "content_sha256": info.content_sha256,
                 "provider": self.model.provider,
                 "transport": "grpcio",
-            }
+            },
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "onnxruntime": self.model.runtime,
+                "grpcio": version("grpcio"),
+            },
         )
         await self.transport.open()
         self._serving = True
