@@ -155,9 +155,9 @@ def test_what_is_mounted_is_there() -> None:
         for volume in definition.get("volumes", []):
             source, *_ = volume.split(":")
             if source.startswith("./"):
-                assert (ROOT / source).exists(), (name, source)
+                assert (ROOT / source).exists(), (name, service, source)
             elif not source.startswith("$"):
-                assert source in compose(BASE)["volumes"], (name, source)
+                assert source in compose(BASE)["volumes"], (name, service, source)
 
 
 @pytest.mark.parametrize("name", [BASE, SCALE])
