@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-TIMEOUT = 2.0  # seconds
+TIMEOUT = 5.0  # seconds
 
 
 def main(arguments: list[str]) -> int:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-if reason := why_not():
-    pytest.skip(f"make e2e was not run: {reason}", allow_module_level=True)
-
 SCALE = ["docker-compose.yml", "compose.scale.yml"]
 TLS = [*SCALE, "compose.tls.yml"]
 OK_BY_REPLICA = 'sum by (instance) (grpc_server_handled_total{job="digitserve", grpc_method="Predict", grpc_code="OK"})'
@@ -38,6 +35,8 @@ def images(digits: npt.NDArray[np.uint8]) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
+    if reason := why_not():
+        pytest.skip(reason)
     stack = Stack()
     stack.files = TLS
     stack.compose("down", "--volumes", "--remove-orphans")
