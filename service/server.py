@@ -121,6 +121,9 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         loop.add_signal_handler(number, on_signal, number)
     server = Server(settings, log)
     await server.start()
+    # What is there by now stays to the end: the collector need not go through it again and again while requests wait.
+    gc.collect()
+    gc.freeze()
     log.info(
         "serving",
         address=f"{settings.host}:{server.port}",
