@@ -123,7 +123,6 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
     server = Server(settings, log)
     await server.start()
     # What is there by now stays to the end: the collector need not go through it again and again while requests wait.
-    gc.collect()
     gc.freeze()
     log.info(
         "serving",
