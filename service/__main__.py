@@ -35,7 +35,7 @@ def main() -> int:
     log = make_logger(settings.log_format, settings.log_level)
     log.info("starting", **settings.described())
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(settings, log, _BEGAN))
     except StartError as e:
         log.error("cannot start", reason=str(e))  # noqa: TRY400 (one sentence for the operator, no traceback)
@@ -43,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """The faster uvloop where there is one, else asyncio's own."""
     try:
         import uvloop  # noqa: PLC0415 (not on Windows)
