@@ -11,19 +11,25 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import __version__
 from service.batcher import Batcher
+from service.errors import StartError
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.model import Model
 from service.statistics import Statistics
+from service.transports import native
+from service.transports.counts import Summed
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
+from service.transports.native import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+    from service.handlers import Service
+    from service.handlers.predicting import Batching
 
 
 class Server:
@@ -38,30 +44,57 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
+        self.transport_name = _chosen(settings.transport)
         self.registry = CollectorRegistry()
-        self.metrics = Metrics(self.registry)
         self.model = Model(settings.model, sha256=settings.model_sha256)
-        statistics = Statistics()
-        self.batcher = Batcher(
+        self.batcher: Batcher | NativeBatcher
+        self.transport: GrpcioTransport | NativeTransport
+        build = self._with_native if self.transport_name == "native" else self._with_grpcio
+        self.metrics, self.batcher, self.transport = build(Statistics())
+        self.port = self.metrics_port = 0
+
+    def _with_grpcio(self, statistics: Statistics) -> tuple[Metrics, Batcher, GrpcioTransport]:
+        settings, metrics = self._settings, Metrics(self.registry)
+        batcher = Batcher(
             self.model,
-            self.metrics,
+            metrics,
             statistics,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             inline=settings.inline_images,
         )
-        predictor = Predictor(self.batcher, statistics, max_batch=settings.max_batch)
-        self.transport = GrpcioTransport(
-            [
-                DigitsHandler(predictor),
-                InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
-            ],
-            self.metrics,
-            log,
+        transport = GrpcioTransport(
+            self._services(batcher, statistics),
+            metrics,
+            self._log,
             max_batch=settings.max_batch,
             with_reflection=settings.reflection,
         )
-        self.port = self.metrics_port = 0
+        return metrics, batcher, transport
+
+    def _with_native(self, statistics: Statistics) -> tuple[Metrics, NativeBatcher, NativeTransport]:
+        settings, instruments = self._settings, CollectorRegistry()
+        metrics, batcher = Metrics(instruments), NativeBatcher(self.model)
+        transport = NativeTransport(
+            self._services(batcher, statistics),
+            batcher,
+            metrics,
+            statistics,
+            self._log,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            inline=settings.inline_images,
+            with_reflection=settings.reflection,
+        )
+        self.registry.register(Summed(instruments, transport.counted))
+        return metrics, batcher, transport
+
+    def _services(self, batcher: Batching, statistics: Statistics) -> list[Service]:
+        predictor = Predictor(batcher, statistics, max_batch=self._settings.max_batch)
+        return [
+            DigitsHandler(predictor),
+            InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
+        ]
 
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
@@ -84,7 +117,7 @@ class Server:
                 "weights_sha256": info.weights_sha256,
                 "content_sha256": info.content_sha256,
                 "provider": self.model.provider,
-                "transport": "grpcio",
+                "transport": self.transport_name,
             }
         )
         await self.transport.open()
@@ -96,6 +129,18 @@ class Server:
         await self.transport.stop(self._settings.drain_wait, self._settings.grace)
         await self.batcher.close()
         self._http.stop()
+
+
+def _chosen(transport: str) -> str:
+    """The name of the transport that runs; StartError where it is asked for and not installed."""
+    if transport == "native" and not native.is_installed():
+        raise StartError(
+            "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
+            "run `make native`, or choose grpcio"
+        )
+    if transport == "auto":
+        return "native" if native.is_installed() else "grpcio"
+    return transport
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:
@@ -121,6 +166,7 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         activation=server.model.info.activation,
         weights_sha256=server.model.info.weights_sha256,
         provider=server.model.provider,
+        transport=server.transport_name,
         seconds=round(time.monotonic() - began, 3),
     )
     await stop.wait()
