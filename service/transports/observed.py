@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 REQUEST_ID = "x-request-id"
 LONGEST_REQUEST_ID = 128
 
+_HANG_UP_IS_HEARD_WITHIN = 0.002
+"""Seconds: the messages of a caller that hung up seem to end well until grpcio has heard of it and cancels the task."""
+
 _TYPES = {
     (False, False): "unary",
     (False, True): "server_stream",
@@ -141,7 +144,9 @@ class _Stream:
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF`."""
         message = await self._streams.wait(self._context.read())
-        if message is not aio.EOF:
+        if message is aio.EOF:
+            await asyncio.sleep(_HANG_UP_IS_HEARD_WITHIN)
+        else:
             self._rpc.received()
         return message
 
