@@ -20,6 +20,8 @@ from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 IMAGE = PredictRequest(pixels=bytes(784)).SerializeToString()
