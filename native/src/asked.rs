@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use crate::wire::{field_len, open_field, put_field, put_floats, put_varint, tag, varint_len, Message, Span, LENGTH, VARINT};
+use crate::wire::{
+    field_len, open_field, put_field, put_floats, put_varint, tag, varint_len, Message, Span, LENGTH, VARINT,
+};
 
 pub const PIXELS: usize = 784;
 const HIDDEN: usize = 16;
@@ -42,7 +44,9 @@ impl Form {
     pub fn hidden(&self) -> bool {
         match self {
             Self::Digits { hidden } => *hidden,
-            Self::Tensors { outputs, .. } => outputs.iter().any(|output| matches!(output, Output::Layer1 | Output::Layer2)),
+            Self::Tensors { outputs, .. } => {
+                outputs.iter().any(|output| matches!(output, Output::Layer1 | Output::Layer2))
+            }
         }
     }
 }
@@ -95,7 +99,11 @@ impl Output {
     }
 
     const fn datatype(self) -> &'static str {
-        if matches!(self, Self::Digit) { "INT64" } else { "FP32" }
+        if matches!(self, Self::Digit) {
+            "INT64"
+        } else {
+            "FP32"
+        }
     }
 
     const fn width(self) -> usize {
@@ -245,8 +253,7 @@ pub fn put_prefix(out: &mut BytesMut, len: usize) {
 
 fn put_digits(out: &mut BytesMut, hidden: bool, found: &Predictions, rows: Rows, serves: &Serves) {
     let Rows { first, images } = rows;
-    let layers: &[(u8, Output)] =
-        if hidden { &[(4, Output::Layer1), (5, Output::Layer2)] } else { &[] };
+    let layers: &[(u8, Output)] = if hidden { &[(4, Output::Layer1), (5, Output::Layer2)] } else { &[] };
     let version = serves.version.as_bytes();
     let len = field_len(images)
         + field_len(Output::Activations.bytes(images))
@@ -329,5 +336,138 @@ fn put_tensor(out: &mut BytesMut, output: Output, images: usize) {
     put_varint(out, images);
     if output != Output::Digit {
         put_varint(out, output.width());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    fn serves() -> Serves {
+        Serves { name: "digits".into(), version: "1".into(), max_batch: 16 }
+    }
+
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        put_field(&mut out, number, content);
+        out.to_vec()
+    }
+
+    fn pixels_of(asked: &Asked, message: &Message) -> Vec<u8> {
+        let mut out = vec![0; asked.span.len];
+        message.copy(asked.span, &mut out);
+        out
+    }
+
+    fn infer_request(images: u8) -> Vec<Vec<u8>> {
+        let shape = field(3, &[images, 0x90, 0x06]);
+        let input = [field(1, b"pixels"), field(2, b"UINT8"), shape].concat();
+        vec![field(1, b"digits"), field(5, &input), field(7, &vec![9; usize::from(images) * PIXELS])]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_understood_within_their_bounds_or_left_to_python(
+            bytes in prop::collection::vec(any::<u8>(), 0..2000),
+            size in 1..500usize,
+        ) {
+            let mut message = Message::default();
+            for piece in bytes.chunks(size) {
+                message.push(Bytes::copy_from_slice(piece));
+            }
+            for asked in [predict(&message, &serves()), infer(&message, &serves(), false)].into_iter().flatten() {
+                prop_assert_eq!(pixels_of(&asked, &message).len(), asked.images * PIXELS);
+            }
+        }
+
+        #[test]
+        fn a_damaged_request_is_understood_within_its_bounds_or_left_to_python(
+            at in 0..900usize, byte: u8, images in 1..3u8,
+        ) {
+            let mut bytes = infer_request(images).concat();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let message = Message::from(Bytes::from(bytes));
+            if let Some(asked) = infer(&message, &serves(), false) {
+                prop_assert_eq!(asked.span.len, asked.images * PIXELS);
+                prop_assert!(asked.span.start + asked.span.len <= message.len());
+            }
+        }
+    }
+
+    #[test]
+    fn fields_are_understood_in_any_order_and_once_each() {
+        let fields = [field(1, &[7; PIXELS * 2]), field(3, b"1"), vec![tag(2, VARINT), 1]];
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let message = Message::from(Bytes::from(order.map(|i| fields[i].clone()).concat()));
+            let asked = predict(&message, &serves()).unwrap();
+            assert_eq!((asked.images, asked.form.hidden()), (2, true));
+            assert_eq!(pixels_of(&asked, &message), [7; PIXELS * 2]);
+        }
+        for twice in &fields {
+            let message = Message::from(Bytes::from([fields.concat(), twice.clone()].concat()));
+            assert!(predict(&message, &serves()).is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_left_to_python() {
+        let image = field(1, &[0; PIXELS]);
+        for bytes in [
+            Vec::new(),
+            field(1, &[0; 783]),
+            field(1, &vec![0; PIXELS * 17]),
+            [image.clone(), field(3, b"2")].concat(),
+            [image.clone(), field(4, b"")].concat(),
+            [image, vec![tag(2, VARINT), 0x80, 0]].concat(),
+        ] {
+            assert!(predict(&Message::from(Bytes::from(bytes)), &serves()).is_none());
+        }
+    }
+
+    #[test]
+    fn outputs_are_those_asked_for_in_their_order() {
+        let ask = |names: &[&str]| {
+            let mut fields = infer_request(2);
+            fields.extend(names.iter().map(|name| field(6, &field(1, name.as_bytes()))));
+            infer(&Message::from(Bytes::from(fields.concat())), &serves(), false)
+        };
+        let names = |asked: Asked| match asked.form {
+            Form::Tensors { outputs, .. } => outputs.iter().map(Output::name).collect::<Vec<_>>(),
+            Form::Digits { .. } => Vec::new(),
+        };
+        assert_eq!(names(ask(&[]).unwrap()), ["activations", "digit", "layer1", "layer2"]);
+        assert_eq!(names(ask(&["layer2", "digit"]).unwrap()), ["layer2", "digit"]);
+        assert!(ask(&["softmax"]).is_none());
+        assert!(ask(&["digit", "digit"]).is_none());
+    }
+
+    #[test]
+    fn a_reply_is_as_long_as_its_prefix_says() {
+        let found = Predictions {
+            digits: vec![3; 5],
+            activations: vec![0.5; 50],
+            layer1: vec![0.25; 80],
+            layer2: vec![0.125; 80],
+        };
+        let serves = Arc::new(serves());
+        for in_stream in [false, true] {
+            for form in
+                [Form::Digits { hidden: in_stream }, Form::Tensors { id: "a".into(), outputs: Outputs::ALL, in_stream }]
+            {
+                let mut out = BytesMut::new();
+                put_reply(&mut out, &form, &found, Rows { first: 1, images: 3 }, &serves);
+                let len = u32::from_be_bytes(out[1..PREFIX].try_into().unwrap());
+                assert_eq!(out.len(), PREFIX + len as usize);
+                let message = Message::from(out.split_off(PREFIX).freeze());
+                let mut reader = message.reader();
+                while !reader.is_done() {
+                    reader.byte().unwrap();
+                    reader.span().unwrap();
+                }
+            }
+        }
     }
 }

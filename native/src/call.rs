@@ -158,15 +158,7 @@ fn enqueue(
     let Asked { span, images, form } = asked;
     let deadline = call.deadline;
     let reply = Reply::Unary { respond, call, form, arrived };
-    admit(core, Item { message, span, images, since: Instant::now(), deadline, reply });
-}
-
-/// Puts a request in line; a full line refuses it.
-pub fn admit(core: &Arc<Core>, item: Item) {
-    if let Err((item, trouble)) = core.line.push(item) {
-        core.model.overloaded.add(1);
-        item.reply.fail(trouble, &core.model);
-    }
+    core.line.push(Item { message, span, images, since: Instant::now(), deadline, reply }, &core.model);
 }
 
 pub fn framed(message: &[u8]) -> Bytes {
@@ -263,7 +255,8 @@ impl Stream {
             let (sender, receiver) = oneshot::channel();
             self.due.push_back(receiver);
             let reply = Reply::Stream { sender, form, arrived };
-            admit(&call.core, Item { message, span, images, since: Instant::now(), deadline: call.deadline, reply });
+            let (core, deadline) = (&call.core, call.deadline);
+            core.line.push(Item { message, span, images, since: Instant::now(), deadline, reply }, &core.model);
         } else {
             self.due.push_back(call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline));
             self.in_doubt = true;

@@ -2,9 +2,7 @@
 //! interpreter. Python is asked once a batch for the predictions, and for every message that is not plainly a request
 //! for some; it says what each refusal says, and gives the counts their names.
 
-#![forbid(unsafe_code)]
-
-pub mod asked;
+mod asked;
 mod call;
 mod core;
 mod counts;
@@ -15,7 +13,7 @@ mod model;
 mod reply;
 mod server;
 mod status;
-pub mod wire;
+mod wire;
 
 use std::collections::HashMap;
 use std::net::TcpListener;
@@ -48,7 +46,7 @@ impl Server {
     #[new]
     #[pyo3(signature = (host, routes, *, model_name, model_version, max_batch, max_waiting, inline, max_message,
                         keepalive, keepalive_timeout, latency_buckets, inference_buckets, batch_buckets, health_names))]
-    #[allow(clippy::too_many_arguments)] // every one by keyword
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // every one by keyword, as Python has it
     fn new(
         host: Py<PyAny>,
         routes: Vec<(String, String)>,
@@ -117,17 +115,15 @@ impl Server {
     fn submit(&self, pixels: &[u8], remaining: Option<f64>, callback: Py<PyAny>) {
         let now = Instant::now();
         let remaining = remaining.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        call::admit(
-            &self.core,
-            Item {
-                message: Message::from(Bytes::copy_from_slice(pixels)),
-                span: Span { start: 0, len: pixels.len() },
-                images: pixels.len() / asked::PIXELS,
-                since: now,
-                deadline: remaining.and_then(|remaining| now.checked_add(remaining)),
-                reply: Reply::Python(callback),
-            },
-        );
+        let item = Item {
+            message: Message::from(Bytes::copy_from_slice(pixels)),
+            span: Span { start: 0, len: pixels.len() },
+            images: pixels.len() / asked::PIXELS,
+            since: now,
+            deadline: remaining.and_then(|remaining| now.checked_add(remaining)),
+            reply: Reply::Python(callback),
+        };
+        self.core.line.push(item, &self.core.model);
     }
 
     /// Says SERVING, or not, to those who ask for health and to those who watch it.

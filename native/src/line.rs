@@ -62,28 +62,32 @@ impl Line {
         self.ns_per_image.store(ns / images as u64, Relaxed);
     }
 
-    /// Put a request in its lane, or give it back with the reason why not.
-    pub fn push(&self, item: Item) -> Result<(), (Item, Trouble)> {
+    /// Puts a request in its lane; where that is full the caller hears of it at once.
+    pub fn push(&self, item: Item, model: &counts::Model) {
         let is_small = item.images <= self.inline;
         let mut lane = lock(if is_small { &self.small } else { &self.large });
         let waiting = self.images();
         // A small request that finds nobody waiting runs at once, whatever the bound.
         if waiting + item.images > self.max_waiting && !(is_small && lane.is_empty()) {
             drop(lane);
-            #[allow(clippy::cast_precision_loss)] // a hint in seconds
-            let retry_after = (waiting as u64 * self.ns_per_image.load(Relaxed)) as f64 / 1e9;
-            return Err((item, Trouble::Overloaded { waiting, max_waiting: self.max_waiting, retry_after }));
+            model.overloaded.add(1);
+            return item.reply.fail(self.overloaded(waiting), model);
         }
         self.images.fetch_add(item.images, Relaxed);
         lane.push_back(item);
         let was_empty = lane.len() == 1;
         drop(lane);
-        if is_small && was_empty {
-            self.small_waits.notify_one();
-        } else if !is_small {
+        if !is_small {
             self.large_waits.notify_one();
+        } else if was_empty {
+            self.small_waits.notify_one();
         }
-        Ok(())
+    }
+
+    fn overloaded(&self, waiting: usize) -> Trouble {
+        #[allow(clippy::cast_precision_loss)] // a hint in seconds
+        let retry_after = (waiting as u64 * self.ns_per_image.load(Relaxed)) as f64 / 1e9;
+        Trouble::Overloaded { waiting, max_waiting: self.max_waiting, retry_after }
     }
 
     /// The next batch of small requests; empty where nobody waits.

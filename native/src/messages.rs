@@ -100,7 +100,11 @@ impl Frames {
         }
         self.cut(PREFIX);
         let message = self.cut(len);
-        if compressed { self.decompressed(&message).map(Some) } else { Ok(Some(message)) }
+        if compressed {
+            self.decompressed(&message).map(Some)
+        } else {
+            Ok(Some(message))
+        }
     }
 
     /// Whether the first message is compressed, and its length.

@@ -112,9 +112,7 @@ impl Reply {
     /// Whether the caller has left.
     pub fn is_gone(&mut self) -> bool {
         match self {
-            Self::Unary { respond, .. } => {
-                respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready()
-            }
+            Self::Unary { respond, .. } => respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready(),
             Self::Stream { sender, .. } => sender.is_closed(),
             Self::Python(_) => false,
         }

@@ -161,12 +161,9 @@ fn builder() -> Builder {
 async fn keep_alive(mut ping_pong: PingPong, every: Duration, within: Duration, dead: oneshot::Sender<()>) {
     loop {
         tokio::time::sleep(every).await;
-        match tokio::time::timeout(within, ping_pong.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => {
-                let _ = dead.send(()); // its connection has ended by itself
-                return;
-            }
+        if !matches!(tokio::time::timeout(within, ping_pong.ping(Ping::opaque())).await, Ok(Ok(_))) {
+            let _ = dead.send(()); // its connection has ended by itself
+            return;
         }
     }
 }

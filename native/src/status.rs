@@ -90,7 +90,12 @@ mod tests {
         let got: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         assert_eq!(
             got,
-            [("grpc-status", "3"), ("grpc-message", "no"), ("x-request-id", "id-1"), ("grpc-status-details-bin", "CAM")]
+            [
+                ("grpc-status", "3"),
+                ("grpc-message", "no"),
+                ("x-request-id", "id-1"),
+                ("grpc-status-details-bin", "CAM")
+            ]
         );
     }
 }

@@ -29,6 +29,7 @@ impl Message {
         self.pieces.push(piece);
     }
 
+    #[cfg(test)]
     pub const fn len(&self) -> usize {
         self.len
     }
@@ -87,7 +88,7 @@ pub struct Reader<'a> {
     end: usize,
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     pub const fn is_done(&self) -> bool {
         self.at >= self.end
     }
@@ -173,7 +174,11 @@ impl<'a> Reader<'a> {
 /// How many bytes a varint takes.
 pub const fn varint_len(value: usize) -> usize {
     let bits = usize::BITS - value.leading_zeros();
-    if bits == 0 { 1 } else { (bits as usize).div_ceil(7) }
+    if bits == 0 {
+        1
+    } else {
+        (bits as usize).div_ceil(7)
+    }
 }
 
 pub fn put_varint(out: &mut BytesMut, mut value: usize) {
