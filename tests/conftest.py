@@ -146,15 +146,12 @@ def model_path(make_model: Callable[..., Path]) -> Path:
     return make_model()
 
 
-NATIVE = pytest.param(
-    "native",
-    marks=pytest.mark.skipif(
-        find_spec("digitserve_native") is None, reason="the native wheel is not installed: `make native`"
-    ),
+needs_native = pytest.mark.skipif(
+    find_spec("digitserve_native") is None, reason="the native wheel is not installed: `make native`"
 )
 
 
-@pytest.fixture(scope="session", params=["grpcio", NATIVE])
+@pytest.fixture(scope="session", params=["grpcio", pytest.param("native", marks=needs_native)])
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each transport in turn, for every server that a test starts: what holds for one holds for the other."""
     with pytest.MonkeyPatch.context() as patch:

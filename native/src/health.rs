@@ -10,7 +10,7 @@ use crate::call::framed;
 use crate::core::{draining, Core, Kind};
 use crate::reply::{head, send, send_end, Call, Trouble};
 use crate::status::{Refusal, INTERNAL, NOT_FOUND};
-use crate::wire::{field_len, open_field, put_field, tag, Message, LENGTH, VARINT};
+use crate::wire::{field_len, open_field, put_field, tag, Message, VARINT};
 
 const SERVING: u8 = 1;
 const NOT_SERVING: u8 = 2;
@@ -62,14 +62,14 @@ fn malformed() -> Refusal {
     Refusal::bare(INTERNAL, "Exception deserializing request!")
 }
 
-/// `HealthCheckRequest`: the service's name, the last one where there are several.
+/// `HealthCheckRequest`: the service's name, the last one where there are several; other fields are passed over.
 fn service(message: &Message) -> Option<String> {
     let (mut name, mut reader) = (String::new(), message.reader());
     while !reader.is_done() {
-        if reader.byte()? != tag(1, LENGTH) {
-            return None;
+        match reader.varint()? {
+            10 => name = reader.text(LONGEST_NAME)?, // field 1, length-delimited
+            other => reader.pass_over(other & 7)?,
         }
-        name = reader.text(LONGEST_NAME)?;
     }
     Some(name)
 }
@@ -94,4 +94,20 @@ fn listed(core: &Core) -> BytesMut {
         put_field(&mut out, 2, &health(status));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_read_and_other_fields_are_passed_over() {
+        let read = |bytes: &'static [u8]| service(&Message::from(Bytes::from_static(bytes)));
+        assert_eq!(read(b"").as_deref(), Some(""));
+        assert_eq!(read(b"\x0a\x01a").as_deref(), Some("a"));
+        assert_eq!(read(b"\x10\x80\x80\x01\x0a\x01a\x1a\x02xy\x25abcd\x29abcdefgh").as_deref(), Some("a"));
+        for wrong in [&b"\x0a\x05a"[..], b"\x0a\x01\xff", b"\x10\x80", b"\x0b", b"\x25abc"] {
+            assert_eq!(read(wrong), None, "{wrong:?}");
+        }
+    }
 }

@@ -156,6 +156,20 @@ impl Reader<'_> {
         String::from_utf8(bytes).ok()
     }
 
+    /// Goes on behind the content of a field of that wire type.
+    pub fn pass_over(&mut self, kind: u64) -> Option<()> {
+        match kind {
+            0 => while self.byte()? >= 0x80 {},
+            1 => self.skip((self.end - self.at >= 8).then_some(8)?),
+            2 => {
+                self.span()?;
+            }
+            5 => self.skip((self.end - self.at >= 4).then_some(4)?),
+            _ => return None,
+        }
+        Some(())
+    }
+
     fn skip(&mut self, mut n: usize) {
         self.at += n;
         while n > 0 {
