@@ -42,7 +42,7 @@ SAMPLE = ROOT / "samples" / "digits-100-images-idx3-ubyte"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/digits.v1.DigitService/PredictStream"
 STARTS_WITHIN = 60  # seconds
-MESSAGES_A_STREAM = 2000
+MESSAGES_A_STREAM = 200
 
 
 class Row(NamedTuple):
@@ -156,7 +156,7 @@ def measure(row: Row, port: int, pid: int, seconds: float) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(message(row))
-        command = ["h2load", f"-c{row.connections}", f"-m{row.streams}", "-t1", f"-D{seconds}", f"-d{body}"]
+        command = ["h2load", f"-c{row.connections}", f"-m{row.streams}", "-t1", f"-D{round(seconds * 1000)}ms", f"-d{body}"]
         headers = ["-Hcontent-type: application/grpc", "-Hte: trailers", f"--log-file={log}"]
         before = cpu_seconds(pid)
         done = subprocess.run(

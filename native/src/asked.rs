@@ -355,12 +355,6 @@ mod tests {
         out.to_vec()
     }
 
-    fn pixels_of(asked: &Asked, message: &Message) -> Vec<u8> {
-        let mut out = vec![0; asked.span.len];
-        message.copy(asked.span, &mut out);
-        out
-    }
-
     fn infer_request(images: u8) -> Vec<Vec<u8>> {
         let shape = field(3, &[images, 0x90, 0x06]);
         let input = [field(1, b"pixels"), field(2, b"UINT8"), shape].concat();
@@ -378,7 +372,7 @@ mod tests {
                 message.push(Bytes::copy_from_slice(piece));
             }
             for asked in [predict(&message, &serves()), infer(&message, &serves(), false)].into_iter().flatten() {
-                prop_assert_eq!(pixels_of(&asked, &message).len(), asked.images * PIXELS);
+                prop_assert_eq!(message.copied(asked.span).len(), asked.images * PIXELS);
             }
         }
 
@@ -404,7 +398,7 @@ mod tests {
             let message = Message::from(Bytes::from(order.map(|i| fields[i].clone()).concat()));
             let asked = predict(&message, &serves()).unwrap();
             assert_eq!((asked.images, asked.form.hidden()), (2, true));
-            assert_eq!(pixels_of(&asked, &message), [7; PIXELS * 2]);
+            assert_eq!(message.copied(asked.span), [7; PIXELS * 2]);
         }
         for twice in &fields {
             let message = Message::from(Bytes::from([fields.concat(), twice.clone()].concat()));

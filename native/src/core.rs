@@ -85,10 +85,15 @@ impl Host {
         Self(object)
     }
 
-    /// Runs the model on n x 784 bytes.
-    pub fn predict<'py>(&self, pixels: Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyAny>> {
-        let py = pixels.py();
-        self.0.bind(py).call_method1(intern!(py, "predict"), (pixels,))
+    /// A new array for so many images, (n, 784) uint8.
+    pub fn array<'py>(&self, py: Python<'py>, images: usize) -> PyResult<Bound<'py, PyAny>> {
+        self.0.bind(py).call_method1(intern!(py, "array"), (images,))
+    }
+
+    /// Runs the model on the first images of the array.
+    pub fn predict<'py>(&self, array: &Bound<'py, PyAny>, images: usize) -> PyResult<Bound<'py, PyAny>> {
+        let py = array.py();
+        self.0.bind(py).call_method1(intern!(py, "predict"), (array, images))
     }
 
     /// Hands a message to the Python handler of that path; the answer comes later.

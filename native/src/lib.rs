@@ -98,17 +98,22 @@ impl Server {
     fn run(&self, py: Python<'_>) -> PyResult<()> {
         let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
         let core = self.core.clone();
-        py.detach(|| server::run(core, listeners)).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+        py.detach(|| {
+            let runner = model::Runner::new(core.clone())?;
+            server::run(core, runner, listeners).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+        })
     }
 
     /// Runs large batches on this thread until `close`.
-    fn run_model(&self, py: Python<'_>) {
+    fn run_model(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.clone();
         py.detach(|| {
+            let mut runner = model::Runner::new(core.clone())?;
             while let Some(batch) = core.line.large_batch(&core.model) {
-                model::run(&core, batch);
+                runner.run(batch);
             }
-        });
+            Ok(())
+        })
     }
 
     /// Puts n x 784 bytes in line on a Python caller's behalf, who has so many seconds; `callback` hears of the end.

@@ -15,7 +15,7 @@ use tokio::task::{yield_now, JoinSet};
 
 use crate::call;
 use crate::core::{draining, Core, Phase};
-use crate::model;
+use crate::model::Runner;
 
 const BACKLOG: u32 = 1024;
 /// What a peer may send before it is read: room for a large message and a deep line of small ones.
@@ -54,18 +54,18 @@ pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
 }
 
 /// Serves until the phase is Draining and the last call has ended, or the grace has.
-pub fn run(core: Arc<Core>, listeners: Vec<StdListener>) -> io::Result<()> {
+pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
-        tokio::spawn(run_small(core.clone()));
+        tokio::spawn(run_small(core.clone(), runner));
         serve(core, listeners).await;
         Ok(())
     })
 }
 
 /// Runs what small requests have gathered: after every task that was ready has had its turn.
-async fn run_small(core: Arc<Core>) {
+async fn run_small(core: Arc<Core>, mut runner: Runner) {
     loop {
         core.line.small_waits.notified().await;
         loop {
@@ -73,7 +73,7 @@ async fn run_small(core: Arc<Core>) {
             if batch.is_empty() {
                 break;
             }
-            model::run(&core, batch);
+            runner.run(batch);
             yield_now().await;
         }
     }

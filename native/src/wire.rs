@@ -53,6 +53,13 @@ impl Message {
         }
     }
 
+    #[cfg(test)]
+    pub fn copied(&self, span: Span) -> Vec<u8> {
+        let mut out = vec![0; span.len];
+        self.copy(span, &mut out);
+        out
+    }
+
     /// The whole message in one piece.
     pub fn to_bytes(&self) -> Bytes {
         match self.pieces.as_slice() {
@@ -258,11 +265,8 @@ mod tests {
                 let (x, y) = (a.span(), b.span());
                 prop_assert_eq!(x, y);
                 let Some(span) = x else { break };
-                let (mut p, mut q) = (vec![0; span.len], vec![0; span.len]);
-                whole.copy(span, &mut p);
-                pieces.copy(span, &mut q);
-                prop_assert_eq!(&p[..], &bytes[span.start..span.start + span.len]);
-                prop_assert_eq!(p, q);
+                prop_assert_eq!(&whole.copied(span)[..], &bytes[span.start..span.start + span.len]);
+                prop_assert_eq!(whole.copied(span), pieces.copied(span));
             }
             prop_assert_eq!(&pieces.to_bytes()[..], &bytes[..]);
         }

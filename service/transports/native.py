@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from service.errors import AddressInUse, DeadlinePassed, ModelUnavailable, Overloaded, ServiceError
+from service.handlers.predicting import PIXELS
 from service.metrics import BATCH_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS, Metrics, Rpc, RpcMetrics
 from service.transports.address import check_free
 from service.transports.counts import Counts, counted, move_statistics
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 WHEEL = "digitserve_native"
 SHORTEST_RETRY = 0.01
-_IMAGE_BYTES = 784 * 4
+_IMAGE_BYTES = PIXELS * 4
 _ROOM_BESIDE_IMAGES = 16384
 _KEEPALIVE = {"keepalive": 60.0, "keepalive_timeout": 20.0}
 _HOT = {
@@ -190,9 +191,13 @@ class _Host:
         self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def predict(self, pixels: bytes) -> Predictions:
-        """One run of the model on n x 784 bytes."""
-        return self._model.predict(np.frombuffer(pixels, np.uint8).reshape(-1, 784))
+    def array(self, images: int) -> Pixels:
+        """Where a thread gathers its batches, (images, 784)."""
+        return np.zeros((images, PIXELS), np.uint8)
+
+    def predict(self, pixels: Pixels, images: int) -> Predictions:
+        """One run of the model on the first so many images."""
+        return self._model.predict(pixels[:images])
 
     def ask(self, path: str, message: bytes, remaining: float | None, reply: Any) -> None:
         """Let the handler answer `reply`; `remaining` is in seconds."""
