@@ -156,7 +156,14 @@ def measure(row: Row, port: int, pid: int, seconds: float) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(message(row))
-        command = ["h2load", f"-c{row.connections}", f"-m{row.streams}", "-t1", f"-D{round(seconds * 1000)}ms", f"-d{body}"]
+        command = [
+            "h2load",
+            f"-c{row.connections}",
+            f"-m{row.streams}",
+            "-t1",
+            f"-D{round(seconds * 1000)}ms",
+            f"-d{body}",
+        ]
         headers = ["-Hcontent-type: application/grpc", "-Hte: trailers", f"--log-file={log}"]
         before = cpu_seconds(pid)
         done = subprocess.run(

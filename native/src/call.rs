@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::asked::{self, put_prefix, Asked};
-use crate::core::{draining, Core, Kind, Route};
+use crate::core::{draining, Core, Kind};
 use crate::counts::nanos;
 use crate::health;
 use crate::line::Item;
@@ -21,8 +21,8 @@ use crate::reply::{head, send, send_end, Call, Outcome, Reply, Trouble};
 use crate::status::{Refusal, INTERNAL, REQUEST_ID, UNIMPLEMENTED};
 use crate::wire::{field_len, put_field, Message};
 
-/// How many messages of one stream may wait for their answers at a time.
-const AHEAD: usize = 256;
+/// So many of the largest batches' worth of images of one stream may wait for their answers at a time.
+const BATCHES_AHEAD: usize = 2;
 /// Replies that are ready together go out together, up to about this many bytes.
 const TOGETHER: usize = 16 * 1024;
 const LONGEST_REQUEST_ID: usize = 128;
@@ -183,7 +183,7 @@ struct Stream {
     call: Call,
     way: Way,
     /// The answers that are due, in the order of their messages.
-    due: VecDeque<oneshot::Receiver<Outcome>>,
+    due: Due,
     /// A Python handler has the last message: what comes after it waits, since it may end the stream.
     in_doubt: bool,
 }
@@ -195,8 +195,8 @@ enum Way {
 }
 
 impl Stream {
-    const fn new(call: Call, respond: SendResponse<Bytes>) -> Self {
-        Self { call, way: Way::Closed(respond), due: VecDeque::new(), in_doubt: false }
+    fn new(call: Call, respond: SendResponse<Bytes>) -> Self {
+        Self { call, way: Way::Closed(respond), due: Due::default(), in_doubt: false }
     }
 
     async fn serve(mut self, mut messages: Messages) {
@@ -220,7 +220,7 @@ impl Stream {
             if self.due.is_empty() && !is_reading {
                 return Ok(Ended::Well);
             }
-            let may_read = is_reading && !self.in_doubt && self.due.len() < AHEAD;
+            let may_read = is_reading && self.may_read_ahead();
             let is_idle = self.due.is_empty();
             tokio::select! {
                 biased;
@@ -231,7 +231,7 @@ impl Stream {
                     Err(Broken::Gone) => return Err(Gone),
                     Err(Broken::Refused(refusal)) => return Ok(Ended::Broken(refusal)),
                 },
-                outcome = next(&mut self.due) => {
+                outcome = self.due.next() => {
                     if let Some(ended) = self.reply(outcome).await? {
                         return Ok(ended);
                     }
@@ -245,6 +245,13 @@ impl Stream {
         }
     }
 
+    /// A stream is no reason to refuse its own messages: it is read as far as the line has room.
+    fn may_read_ahead(&self) -> bool {
+        let core = &self.call.core;
+        let is_within = self.due.images < BATCHES_AHEAD * core.serves.max_batch && core.line.has_room_ahead();
+        !self.in_doubt && (self.due.is_empty() || is_within)
+    }
+
     fn take(&mut self, message: Message) {
         let call = &self.call;
         call.route.counts.received.add(1);
@@ -253,12 +260,13 @@ impl Stream {
             call.core.model.decoded.add(nanos(arrived.elapsed()), 1);
             let Asked { span, images, form } = asked;
             let (sender, receiver) = oneshot::channel();
-            self.due.push_back(receiver);
+            self.due.push(receiver, images);
             let reply = Reply::Stream { sender, form, arrived };
             let (core, deadline) = (&call.core, call.deadline);
             core.line.push(Item { message, span, images, since: Instant::now(), deadline, reply }, &core.model);
         } else {
-            self.due.push_back(call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline));
+            let answer = call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
+            self.due.push(answer, 0);
             self.in_doubt = true;
         }
     }
@@ -276,11 +284,10 @@ impl Stream {
             if out.len() >= TOGETHER {
                 break None;
             }
-            match self.due.front_mut().map(oneshot::Receiver::try_recv) {
-                Some(Ok(next)) => outcome = next,
-                _ => break None,
+            match self.due.next_ready() {
+                Some(next) => outcome = next,
+                None => break None,
             }
-            self.due.pop_front();
         };
         self.in_doubt &= !self.due.is_empty();
         if replies > 0 {
@@ -306,12 +313,43 @@ impl Stream {
     }
 }
 
-/// The oldest answer that is due; never where none is.
-async fn next(due: &mut VecDeque<oneshot::Receiver<Outcome>>) -> Outcome {
-    let Some(first) = due.front_mut() else { return pending().await };
-    let outcome = first.await.unwrap_or(Err(Trouble::Stopping));
-    due.pop_front();
-    outcome
+/// Answers that are due, and the images that they are for.
+#[derive(Default)]
+struct Due {
+    line: VecDeque<(oneshot::Receiver<Outcome>, usize)>,
+    images: usize,
+}
+
+impl Due {
+    fn is_empty(&self) -> bool {
+        self.line.is_empty()
+    }
+
+    fn push(&mut self, answer: oneshot::Receiver<Outcome>, images: usize) {
+        self.images += images;
+        self.line.push_back((answer, images));
+    }
+
+    /// The oldest; never where none is due.
+    async fn next(&mut self) -> Outcome {
+        let Some((first, _)) = self.line.front_mut() else { return pending().await };
+        let outcome = first.await.unwrap_or(Err(Trouble::Stopping));
+        self.pop();
+        outcome
+    }
+
+    /// The oldest, where it is here.
+    fn next_ready(&mut self) -> Option<Outcome> {
+        let outcome = self.line.front_mut()?.0.try_recv().ok()?;
+        self.pop();
+        Some(outcome)
+    }
+
+    fn pop(&mut self) {
+        if let Some((_, images)) = self.line.pop_front() {
+            self.images -= images;
+        }
+    }
 }
 
 impl Way {
@@ -341,11 +379,6 @@ impl Way {
             Self::Open(stream) => drop(poll_fn(|cx| stream.poll_reset(cx)).await),
         }
     }
-}
-
-/// The route of a path, for the counts of those who do not call.
-pub fn route(path: String, kind: Kind, latency_edges: &[f64]) -> Arc<Route> {
-    Arc::new(Route { path, kind, counts: crate::counts::Rpc::new(latency_edges) })
 }
 
 #[cfg(test)]

@@ -65,7 +65,10 @@ impl Server {
     ) -> PyResult<Self> {
         let ordered = routes
             .into_iter()
-            .map(|(path, kind)| Ok(call::route(path, named(&kind)?, &latency_buckets)))
+            .map(|(path, kind)| {
+                let kind = named(&kind)?;
+                Ok(Arc::new(Route { path, kind, counts: counts::Rpc::new(&latency_buckets) }))
+            })
             .collect::<PyResult<Vec<Arc<Route>>>>()?;
         let routes: HashMap<_, _> = ordered.iter().map(|route| (route.path.clone(), route.clone())).collect();
         let core = Core {

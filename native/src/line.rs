@@ -58,6 +58,11 @@ impl Line {
         self.images.load(Relaxed)
     }
 
+    /// Whether one caller may put in a request more before its last is answered, and leave room for others.
+    pub fn has_room_ahead(&self) -> bool {
+        self.images() * 2 + self.max_batch <= self.max_waiting
+    }
+
     pub fn took(&self, ns: u64, images: usize) {
         self.ns_per_image.store(ns / images as u64, Relaxed);
     }
