@@ -1,14 +1,14 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format lint types stubs lock data native native-check clean
+.PHONY: help run test check format lint types stubs stubs-check bench lock data native native-check up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
 EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, show the answers, go on serving
 	@$(PY) scripts/run.py
@@ -45,8 +45,29 @@ native-check: .venv/dev.stamp
 		cargo clippy --quiet --locked --all-targets -- --deny warnings && cargo test --quiet --locked; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
+up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
+	docker compose up --build --detach --wait
+
+down: ## take the stack down; models and measurements stay in their volumes
+	docker compose down --remove-orphans
+
+smoke: .venv/run.stamp ## send a hundred digits to the stack that is up, and see that Prometheus counted them
+	@$(PY) scripts/smoke.py
+
+roll: ## take the settings of .env, a new model or image, to every replica behind Envoy, losing no call
+	scripts/roll
+
+certificate: ## make tls/tls.crt and tls.key for localhost, to try compose.tls.yml with
+	scripts/certificate tls
+
+e2e: .venv/dev.stamp ## run every claim of the compose files on the Docker engine of this machine
+	@$(PY) -m pytest tests/e2e/stack.py --capture=no --verbosity=1
+
 data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
 	@$(PY) -m export data
+
+bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
+	@$(PY) -m bench
 
 lock: ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	@scripts/lock

@@ -1,4 +1,7 @@
-"""A grpc.aio server that does nothing: it answers every message with the same bytes. The floor of this transport."""
+"""A grpc.aio server that does nothing: it answers every message with the same bytes. The floor of this transport.
+
+python -m bench.nothing PORT
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,15 @@ async def predict_stream(_: Any, stream: Any) -> None:
 
 
 async def main() -> None:
-    """Serve on a free port, which is printed, until the process is ended."""
+    """Serve until the process is ended."""
     server = aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)])
     methods: dict[str, Any] = {
         "Predict": grpc.unary_unary_rpc_method_handler(predict),
         "PredictStream": grpc.stream_stream_rpc_method_handler(predict_stream),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
     await server.start()
-    sys.stdout.write(f"{port}\n")
-    sys.stdout.flush()
     await server.wait_for_termination()
 
 

@@ -2,6 +2,9 @@
 
 The `grpc_server_*` names and labels are those of go-grpc-middleware, so that dashboards made for it fit; its buckets
 begin at 5 ms, where nearly every answer here is already out, so lower ones are added.
+
+What every request touches is a plain number with one writer (the event loop, or the model's one run at a time) and
+becomes series when somebody scrapes: see `service.distribution` for why.
 """
 
 from __future__ import annotations
@@ -10,12 +13,18 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Info, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from service.distribution import Distribution, exemplar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy.typing as npt
+    from prometheus_client.core import Metric
+    from prometheus_client.samples import Exemplar
 
 LATENCY_BUCKETS = (
     *(50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 750e-6, 0.001, 0.0015, 0.0025),
@@ -23,6 +32,21 @@ LATENCY_BUCKETS = (
 )
 INFERENCE_BUCKETS = (10e-6, 25e-6, *LATENCY_BUCKETS)
 BATCH_BUCKETS = tuple(float(2**i) for i in range(13))
+CONFIDENCE_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+
+CODES = (
+    *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
+    *("PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented"),
+    *("Internal", "Unavailable", "DataLoss", "Unauthenticated"),
+)
+"""Every gRPC status code, in the order of its number, spelled as in Go."""
+
+WATCHED = frozenset({"Predict", "PredictStream", "ModelInfer", "ModelStreamInfer"})
+"""The RPCs whose series all exist from the start: a rate over a first error is lost where the series begins with it.
+
+Another RPC shows only that it was never called until it is, for most are never called, and a scrape takes the
+interpreter from the requests for as long as it writes lines.
+"""
 
 
 class Rpc(NamedTuple):
@@ -33,106 +57,136 @@ class Rpc(NamedTuple):
     grpc_method: str
 
 
-class Metrics:
+class Metrics(Collector):
     """Every instrument of the process; one set a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        rpc = Rpc._fields
-        self.started = Counter("grpc_server_started_total", "RPCs begun on the server.", rpc, registry=registry)
-        self.received = Counter(
-            "grpc_server_msg_received_total", "Messages received from callers.", rpc, registry=registry
-        )
-        self.sent = Counter("grpc_server_msg_sent_total", "Messages sent to callers.", rpc, registry=registry)
-        self.handled = Counter(
-            "grpc_server_handled_total", "RPCs completed, by status code.", (*rpc, "grpc_code"), registry=registry
-        )
-        self.handling = Histogram(
-            "grpc_server_handling_seconds",
-            "Seconds from the server's first sight of an RPC to its status.",
-            rpc,
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.in_flight = Gauge("digits_requests_in_flight", "RPCs begun and not completed.", rpc, registry=registry)
-        self.inference = Histogram(
-            "digits_inference_seconds", "Seconds of one run of the model.", buckets=INFERENCE_BUCKETS, registry=registry
-        )
-        self.queue = Histogram(
-            "digits_queue_seconds",
-            "Seconds a request waited for the model; 0 where it was idle.",
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.batch_size = Histogram(
-            "digits_batch_size", "Images in one run of the model.", buckets=BATCH_BUCKETS, registry=registry
-        )
+        self.rpcs: list[RpcMetrics] = []
+        self.inference = Distribution(INFERENCE_BUCKETS)
+        self.queue = Distribution(LATENCY_BUCKETS)
+        self.batch_size = Distribution(BATCH_BUCKETS)
+        self.confidence = Distribution(CONFIDENCE_BUCKETS)
+        self.by_digit = [0] * 10
+        self.before_collect: Callable[[], None] | None = None
+        """Where counts are kept elsewhere: brings the numbers here up to date for a scrape."""
+        registry.register(self)
         self.waiting = Gauge("digits_images_waiting", "Images that wait for the model.", registry=registry)
+        self.waiting_limit = Gauge(
+            "digits_images_waiting_limit", "Images that may wait before calls are refused.", registry=registry
+        )
         self.dropped = Counter(
             "digits_dropped_total", "Requests left out before the model ran, by reason.", ["reason"], registry=registry
         )
-        self.predictions = Counter(
-            "digits_predictions", "Images answered, by digit read.", ["digit"], registry=registry
-        )
-        self._by_digit = [self.predictions.labels(str(digit)) for digit in range(10)]
-        self.model_info = Info("digits_model", "The model that serves.", registry=registry)
         for reason in ("cancelled", "deadline", "overloaded"):
             self.dropped.labels(reason)
+        self.last_success = Gauge(
+            "digits_last_success_timestamp_seconds",
+            "Unix time of the last successful run of the model; 0 before the first.",
+            registry=registry,
+        )
+        self.serving = Gauge("digits_serving", "1 while health says SERVING, 0 otherwise.", registry=registry)
+        self.model_info = Info("digits_model", "The model that serves.", registry=registry)
+        self.server_info = Info("digits_server", "The program that serves, and what it runs on.", registry=registry)
 
-    def ran(self, digits: npt.NDArray[np.int64], seconds: float) -> None:
-        """Count one run of the model that answered these digits, shape (n,)."""
+    def ran(self, digits: npt.NDArray[np.int64], activations: npt.NDArray[np.float32], seconds: float) -> None:
+        """Count one run of the model that answered these digits, shape (n,), with these activations, (n, 10)."""
         self.inference.observe(seconds)
         self.batch_size.observe(len(digits))
         if len(digits) == 1:
-            self._by_digit[digits[0]].inc()
+            digit = digits.item()
+            self.by_digit[digit] += 1
+            self.confidence.observe(activations.item(digit))
             return
-        for counter, count in zip(self._by_digit, np.bincount(digits, minlength=10), strict=True):
-            if count:
-                counter.inc(int(count))
+        for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
+            self.by_digit[digit] += count
+        self.confidence.observe_all(activations.max(axis=1))
 
-    def serves(self, info: Mapping[str, str]) -> None:
-        """Say which model serves from now on, as labels of `digits_model_info`."""
-        self.model_info.info(dict(info))
+    def serves(self, model: Mapping[str, str], server: Mapping[str, str]) -> None:
+        """Say what serves from now on, as labels of `digits_model_info` and `digits_server_info`."""
+        self.model_info.info(dict(model))
+        self.server_info.info(dict(server))
+
+    def collect(self) -> Iterable[Metric]:
+        """What the plain numbers are now."""
+        if self.before_collect is not None:
+            self.before_collect()
+        yield from self._rpc_series()
+        for name, help_, distribution in (
+            ("digits_inference_seconds", "Seconds of one run of the model.", self.inference),
+            ("digits_queue_seconds", "Seconds a request waited for the model; 0 where it was idle.", self.queue),
+            ("digits_batch_size", "Images in one run of the model.", self.batch_size),
+            ("digits_confidence", "Winning activation of each image answered, 0 to 1.", self.confidence),
+        ):
+            histogram = HistogramMetricFamily(name, help_)
+            distribution.add_to(histogram)
+            yield histogram
+        predictions = CounterMetricFamily("digits_predictions", "Images answered, by digit read.", labels=["digit"])
+        for digit, count in enumerate(self.by_digit):
+            predictions.add_metric([str(digit)], count)
+        yield predictions
+
+    def describe(self) -> Iterable[Metric]:
+        """What the registry knows this collector by: its names."""
+        return self.collect()
+
+    def _rpc_series(self) -> Iterable[Metric]:
+        rpc = Rpc._fields
+        started = CounterMetricFamily("grpc_server_started", "RPCs begun on the server.", labels=rpc)
+        received = CounterMetricFamily("grpc_server_msg_received", "Messages received from callers.", labels=rpc)
+        sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent to callers.", labels=rpc)
+        handled = CounterMetricFamily(
+            "grpc_server_handled", "RPCs completed, by status code.", labels=(*rpc, "grpc_code")
+        )
+        handling = HistogramMetricFamily(
+            "grpc_server_handling_seconds", "Seconds from the server's first sight of an RPC to its status.", labels=rpc
+        )
+        in_flight = GaugeMetricFamily("digits_requests_in_flight", "RPCs begun and not completed.", labels=rpc)
+        for one in self.rpcs:
+            completed = one.handling.count()  # read before those begun, so that the difference is never negative
+            started.add_metric(one.rpc, one.begun)
+            if one.begun or one.rpc.grpc_method in WATCHED:
+                in_flight.add_metric(one.rpc, one.begun - completed)
+                received.add_metric(one.rpc, one.messages_received)
+                sent.add_metric(one.rpc, one.messages_sent)
+                for code in CODES:
+                    handled.add_metric((*one.rpc, code), one.handled[code], exemplar=one.exemplars.get(code))
+                one.handling.add_to(handling, one.rpc)
+        return started, received, sent, handled, handling, in_flight
 
 
 class RpcMetrics:
-    """The `grpc_server_*` series of one RPC, looked up once: its callers pay for no label look-up."""
+    """The `grpc_server_*` series of one RPC; it is written to from the event loop alone."""
 
     def __init__(self, metrics: Metrics, rpc: Rpc) -> None:
+        self.rpc = rpc
         self.method = f"/{rpc.grpc_service}/{rpc.grpc_method}"
-        self._started = metrics.started.labels(*rpc)
-        self._received = metrics.received.labels(*rpc)
-        self._sent = metrics.sent.labels(*rpc)
-        self._handling = metrics.handling.labels(*rpc)
-        self._in_flight = metrics.in_flight.labels(*rpc)
-        # Series that exist from the start: a rate over a first error is lost where the series begins with it.
-        self._handled = {code: metrics.handled.labels(*rpc, code) for code in _CODES}
+        self.begun = self.messages_received = self.messages_sent = 0
+        self.handled = dict.fromkeys(CODES, 0)
+        self.exemplars: dict[str, Exemplar] = {}
+        self.handling = Distribution(LATENCY_BUCKETS)
+        metrics.rpcs.append(self)
 
     def start(self) -> float:
-        """Count a call begun; returns the clock to hand to `finish`."""
-        self._started.inc()
-        self._in_flight.inc()
+        """Count the call's beginning; give what this returns to `finish`."""
+        self.begun += 1
         return time.perf_counter()
 
     def received(self) -> None:
         """Count a message from the caller."""
-        self._received.inc()
+        self.messages_received += 1
 
     def sent(self) -> None:
         """Count a message to the caller."""
-        self._sent.inc()
+        self.messages_sent += 1
 
-    def finish(self, started: float, code: str) -> None:
-        """Count the call's end with its status code, spelled as in Go: OK, InvalidArgument."""
-        self._handling.observe(time.perf_counter() - started)
-        self._handled[code].inc()
-        self._in_flight.dec()
+    def finish(self, started: float, code: str, request_id: str) -> None:
+        """Count the call's end with its status code, spelled as in Go: OK, InvalidArgument.
 
-
-_CODES = (
-    *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
-    *("PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented"),
-    *("Internal", "Unavailable", "DataLoss", "Unauthenticated"),
-)
-"""Every gRPC status code, in the order of its number."""
+        A request id that is not empty becomes an exemplar, by which a slow or failed call is found in the log.
+        """
+        self.handling.observe(time.perf_counter() - started, request_id)
+        self.handled[code] += 1
+        if request_id and (found := exemplar(request_id, 1.0)):
+            self.exemplars[code] = found

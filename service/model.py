@@ -81,6 +81,7 @@ class Model:
         except ModelFileError as e:
             raise ModelFileError(f"{path}: {e}") from e.__cause__
         self.provider = str(self._session.get_providers()[0])
+        self.runtime = str(ort.__version__)
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import signal
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
@@ -19,7 +21,6 @@ from service.metrics import Metrics
 from service.model import Model
 from service.statistics import Statistics
 from service.transports import native
-from service.transports.counts import Summed
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
 from service.transports.native import NativeBatcher, NativeTransport
@@ -44,20 +45,22 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
-        self.transport_name = _chosen(settings.transport)
+        self.transport_name = chosen(settings.transport)
         self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.metrics.serving.set_function(lambda: self._serving)
         self.model = Model(settings.model, sha256=settings.model_sha256)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
-        build = self._with_native if self.transport_name == "native" else self._with_grpcio
-        self.metrics, self.batcher, self.transport = build(Statistics())
+        build = self._native if self.transport_name == "native" else self._grpcio
+        self.batcher, self.transport = build(Statistics())
         self.port = self.metrics_port = 0
 
-    def _with_grpcio(self, statistics: Statistics) -> tuple[Metrics, Batcher, GrpcioTransport]:
-        settings, metrics = self._settings, Metrics(self.registry)
+    def _grpcio(self, statistics: Statistics) -> tuple[Batcher, GrpcioTransport]:
+        settings = self._settings
         batcher = Batcher(
             self.model,
-            metrics,
+            self.metrics,
             statistics,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
@@ -65,20 +68,19 @@ class Server:
         )
         transport = GrpcioTransport(
             self._services(batcher, statistics),
-            metrics,
+            self.metrics,
             self._log,
             max_batch=settings.max_batch,
             with_reflection=settings.reflection,
         )
-        return metrics, batcher, transport
+        return batcher, transport
 
-    def _with_native(self, statistics: Statistics) -> tuple[Metrics, NativeBatcher, NativeTransport]:
-        settings, instruments = self._settings, CollectorRegistry()
-        metrics, batcher = Metrics(instruments), NativeBatcher(self.model)
+    def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
+        settings, batcher = self._settings, NativeBatcher(self.model)
         transport = NativeTransport(
             self._services(batcher, statistics),
             batcher,
-            metrics,
+            self.metrics,
             statistics,
             self._log,
             max_batch=settings.max_batch,
@@ -86,8 +88,7 @@ class Server:
             inline=settings.inline_images,
             with_reflection=settings.reflection,
         )
-        self.registry.register(Summed(instruments, transport.counted))
-        return metrics, batcher, transport
+        return batcher, transport
 
     def _services(self, batcher: Batching, statistics: Statistics) -> list[Service]:
         predictor = Predictor(batcher, statistics, max_batch=self._settings.max_batch)
@@ -118,7 +119,13 @@ class Server:
                 "content_sha256": info.content_sha256,
                 "provider": self.model.provider,
                 "transport": self.transport_name,
-            }
+            },
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "onnxruntime": self.model.runtime,
+                "grpcio": version("grpcio"),
+            },
         )
         await self.transport.open()
         self._serving = True
@@ -131,7 +138,7 @@ class Server:
         self._http.stop()
 
 
-def _chosen(transport: str) -> str:
+def chosen(transport: str) -> str:
     """The name of the transport that runs; StartError where it is asked for and not installed."""
     if transport == "native" and not native.is_installed():
         raise StartError(

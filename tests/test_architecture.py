@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/__init__.py": set(),
     "service/errors.py": set(),
     "service/config.py": {"pydantic", "pydantic_core", "pydantic_settings"},
+    "service/healthcheck.py": {"grpc", "grpc_health"},
     "service/logs.py": {"structlog"},
-    "service/metrics.py": {"prometheus_client", "numpy"},
+    "service/distribution.py": {"prometheus_client", "numpy"},
+    "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
     "service/model.py": {"service.errors", "onnxruntime", "numpy"},
     "service/statistics.py": set(),
     "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
@@ -42,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/transports/counts.py": {
-        *("service.metrics", "service.statistics", "service.transports"),
+        *("service.distribution", "service.metrics", "service.statistics", "service.transports"),
         "prometheus_client",
     },
     "service/transports/native.py": {
@@ -105,6 +109,24 @@ def test_only_the_model_knows_onnx_runtime_and_nothing_served_knows_onnx() -> No
     served = {path.relative_to(ROOT).as_posix(): imported(path) for path in SOURCES if path.parts[-2] != "export"}
     assert {name for name, modules in served.items() if "onnxruntime" in modules} == {"service/model.py"}
     assert not [name for name, modules in served.items() if "onnx" in modules or "export" in modules]
+
+
+@pytest.mark.parametrize("module", ["service.model", "export.graph"])
+def test_onnx_runtime_is_told_not_to_report_its_use_before_it_is_imported(module: str) -> None:
+    look = f"""
+import os, sys
+class AtImport:
+    def find_spec(self, name, *_):
+        if name == "onnxruntime":
+            print("ORT_DISABLE_TELEMETRY", os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, AtImport())
+import {module}
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    seen = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert seen.stdout == "ORT_DISABLE_TELEMETRY 1\n"
 
 
 def test_the_table_has_no_row_for_what_is_not_there() -> None:

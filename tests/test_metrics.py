@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import platform
+import re
+import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
 import grpc
+import numpy as np
+import onnxruntime
 import pytest
 from conftest import serving
 from google.rpc import code_pb2
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
+from export import checkpoint
+from service import __version__
+from service.distribution import LONGEST_IN_EXEMPLAR
+from service.metrics import CONFIDENCE_BUCKETS, Metrics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.transports.status import code_name
 
@@ -19,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     from conftest import ServiceProcess
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 PREDICT = ("Predict", "digits.v1.DigitService", "unary")
 STREAM = ("PredictStream", "digits.v1.DigitService", "bidi_stream")
@@ -96,6 +108,116 @@ def test_predictions_are_counted_by_digit(after_traffic: tuple[ServiceProcess, l
     series = service.series()
     for digit in range(10):
         assert series["digits_predictions_total", (str(digit),)] == answered.count(digit)
+
+
+def test_confidence_is_counted_for_every_image_answered(
+    after_traffic: tuple[ServiceProcess, list[int]], digits: np.ndarray
+) -> None:
+    series = after_traffic[0].series()
+    assert series["digits_confidence_count", ()] == 112
+    network = checkpoint.load(checkpoint.committed("sigmoid")).network
+    confidences = network.forward(np.concatenate([digits[:7], digits, digits[:5]])).activations.max(axis=1)
+    assert series["digits_confidence_sum", ()] == pytest.approx(confidences.sum(), rel=1e-5)
+    for edge in CONFIDENCE_BUCKETS:
+        assert series["digits_confidence_bucket", (str(edge),)] == (confidences <= edge).sum()
+
+
+def test_a_batch_is_counted_as_its_images_one_by_one() -> None:
+    activations = np.random.default_rng(0).random((50, 10), dtype=np.float32) ** 2
+    activations[0] = 0.5  # on an edge: belongs to the bucket that ends there
+    digits = activations.argmax(axis=1)
+    registries = CollectorRegistry(), CollectorRegistry()
+    at_once, one_by_one = map(Metrics, registries)
+    at_once.ran(digits, activations, 1e-3)
+    for i in range(50):
+        one_by_one.ran(digits[i : i + 1], activations[i : i + 1], 1e-3)
+    for digit in range(10):
+        counts = [
+            registry.get_sample_value("digits_predictions_total", {"digit": str(digit)}) for registry in registries
+        ]
+        assert counts == [(digits == digit).sum()] * 2
+    for edge in (*map(str, CONFIDENCE_BUCKETS), "+Inf"):
+        counts = [registry.get_sample_value("digits_confidence_bucket", {"le": edge}) for registry in registries]
+        assert counts[0] == counts[1] is not None
+    sums = [registry.get_sample_value("digits_confidence_sum") for registry in registries]
+    assert sums[0] == pytest.approx(sums[1])
+
+
+def test_the_time_of_the_last_success_moves_with_answers_and_not_with_refusals(model_path: Path) -> None:
+    with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
+        call = channel.unary_unary("/digits.v1.DigitService/Predict")
+
+        def last() -> float:
+            return service.series()["digits_last_success_timestamp_seconds", ()]
+
+        assert last() == 0
+        call(PredictRequest(pixels=bytes(784)).SerializeToString(), timeout=10)
+        first = last()
+        assert first == pytest.approx(time.time(), abs=5)
+        time.sleep(0.01)
+        with pytest.raises(grpc.RpcError):
+            call(b"", timeout=10)
+        assert last() == first
+        call(PredictRequest(pixels=bytes(784)).SerializeToString(), timeout=10)
+        assert last() > first
+
+
+def test_the_limit_of_the_line_stands_beside_what_waits(model_path: Path) -> None:
+    with serving(model_path, "--max-waiting", "77") as service:
+        assert service.series()["digits_images_waiting_limit", ()] == 77
+
+
+def test_serving_says_what_health_says(model_path: Path) -> None:
+    with serving(model_path, "--drain-wait", "2") as service:
+        assert service.series()["digits_serving", ()] == 1
+        service.process.terminate()
+        service.wait_for("stopping")
+        time.sleep(0.2)
+        assert service.series()["digits_serving", ()] == 0
+
+
+def test_the_program_in_service_is_named(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+    text = next(
+        line for line in after_traffic[0].get("/metrics").splitlines() if line.startswith("digits_server_info{")
+    )
+    assert re.findall(r'(\w+)="([^"]+)"', text) == [
+        ("grpcio", grpc.__version__),
+        ("onnxruntime", onnxruntime.__version__),
+        ("python", platform.python_version()),
+        ("version", __version__),
+    ]
+
+
+def test_a_request_id_is_the_exemplar_for_those_who_ask_for_openmetrics(model_path: Path, digits: np.ndarray) -> None:
+    with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
+        call = channel.unary_unary("/digits.v1.DigitService/Predict")
+        ids = {"good-1", "x" * 128}
+        for request_id in sorted(ids):
+            call(
+                PredictRequest(pixels=digits[0].tobytes()).SerializeToString(),
+                metadata=[("x-request-id", request_id)],
+                timeout=10,
+            )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=10)
+        given = dict(caught.value.trailing_metadata())["x-request-id"]
+        request = urllib.request.Request(
+            service.metrics_url, headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            assert reply.headers["Content-Type"].startswith("application/openmetrics-text")
+            families = {family.name: family for family in parse_openmetrics(reply.read().decode())}
+        plain = service.get("/metrics")
+    buckets = families["grpc_server_handling_seconds"].samples
+    assert {sample.exemplar.labels["request_id"] for sample in buckets if sample.exemplar} <= {"good-1", given}
+    handled = {
+        sample.labels["grpc_code"]: sample.exemplar.labels["request_id"]
+        for sample in families["grpc_server_handled"].samples
+        if sample.exemplar
+    }
+    assert handled == {"OK": "good-1", "InvalidArgument": given}
+    assert "good-1" not in plain
+    assert max(map(len, ids)) > LONGEST_IN_EXEMPLAR
 
 
 def test_the_model_in_service_is_named(after_traffic: tuple[ServiceProcess, list[int]]) -> None:

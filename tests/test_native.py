@@ -27,7 +27,6 @@ from service.model import Predictions
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
 from service.statistics import Statistics
-from service.transports.counts import Summed
 from service.transports.native import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
@@ -77,17 +76,13 @@ class Running(SimpleNamespace):
 
 @asynccontextmanager
 async def running(**limits: int) -> AsyncIterator[Running]:
-    model, statistics, instruments = Fake(), Statistics(), CollectorRegistry()
+    model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
     batcher: Any = NativeBatcher(model)  # type: ignore[arg-type]
     sizes = {"max_batch": 8, "max_waiting": 100, "inline": 2, **limits}
     predictor = Predictor(batcher, statistics, max_batch=sizes["max_batch"])
     services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
-    transport = NativeTransport(
-        services, batcher, Metrics(instruments), statistics, log, with_reflection=False, **sizes
-    )
-    registry = CollectorRegistry()
-    registry.register(Summed(instruments, transport.counted))
+    transport = NativeTransport(services, batcher, Metrics(registry), statistics, log, with_reflection=False, **sizes)
     port = await transport.start("127.0.0.1", 0)
     await transport.open()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -200,7 +195,9 @@ async def test_a_stream_of_one_caller_is_batched_and_answered_in_order() -> None
     async with running(inline=0) as server:
         server.model.gate.clear()
         stream = server.channel.stream_stream(STREAM)()
-        for digit in range(7):
+        await stream.write(request(0))
+        await until(lambda: server.model.runs)
+        for digit in range(1, 7):
             await stream.write(request(digit))
         await until(lambda: server.value("digits_images_waiting") == 6)
         server.model.gate.set()

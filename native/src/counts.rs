@@ -1,8 +1,8 @@
 //! What happened, counted in atomics; a scrape reads them and Python gives them their names.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::asked::Predictions;
@@ -44,9 +44,12 @@ impl Histogram {
         Self { edges, buckets, sum: Counter::default() }
     }
 
-    pub fn observe(&self, value: u64) {
-        self.buckets[self.edges.partition_point(|edge| *edge < value)].add(1);
+    /// Counts a value; the number of its bucket.
+    pub fn observe(&self, value: u64) -> usize {
+        let bucket = self.edges.partition_point(|edge| *edge < value);
+        self.buckets[bucket].add(1);
         self.sum.add(value);
+        bucket
     }
 
     /// The count of each bucket alone, the last one without an edge, and the sum of all values.
@@ -63,8 +66,20 @@ pub struct Rpc {
     pub sent: Counter,
     pub handled: [Counter; CODES],
     pub handling: Histogram,
-    pub in_flight: AtomicI64,
+    pub exemplars: Mutex<Exemplars>,
 }
+
+/// Which request was the last of its code and of its bucket, by id: where there is one, for most have none.
+#[derive(Debug, Default)]
+pub struct Exemplars {
+    /// Id and Unix time by code.
+    pub by_code: BTreeMap<usize, (String, f64)>,
+    /// Id, nanoseconds and Unix time by bucket.
+    pub by_bucket: BTreeMap<usize, (String, u64, f64)>,
+}
+
+/// `OpenMetrics` allows an exemplar's names and values 128 characters together.
+const LONGEST_IN_EXEMPLAR: usize = 128 - "request_id".len();
 
 impl Rpc {
     pub fn new(latency_edges: &[f64]) -> Self {
@@ -74,19 +89,20 @@ impl Rpc {
             sent: Counter::default(),
             handled: std::array::from_fn(|_| Counter::default()),
             handling: Histogram::new(latency_edges, 1e9),
-            in_flight: AtomicI64::new(0),
+            exemplars: Mutex::default(),
         }
     }
 
-    pub fn start(&self) {
-        self.started.add(1);
-        self.in_flight.fetch_add(1, Relaxed);
-    }
-
-    pub fn finish(&self, since: Instant, code: usize) {
-        self.handling.observe(nanos(since.elapsed()));
+    pub fn finish(&self, since: Instant, code: usize, request_id: Option<&str>) {
+        let ns = nanos(since.elapsed());
+        let bucket = self.handling.observe(ns);
         self.handled[code].add(1);
-        self.in_flight.fetch_sub(1, Relaxed);
+        if let Some(id) = request_id.filter(|id| id.len() <= LONGEST_IN_EXEMPLAR) {
+            let now = unix_time().as_secs_f64();
+            let mut exemplars = self.exemplars.lock().unwrap_or_else(PoisonError::into_inner);
+            exemplars.by_code.insert(code, (id.to_owned(), now));
+            exemplars.by_bucket.insert(bucket, (id.to_owned(), ns, now));
+        }
     }
 }
 
@@ -114,6 +130,8 @@ pub struct Model {
     pub inference: Histogram,
     pub queue: Histogram,
     pub batch_size: Histogram,
+    /// The winning activation of each image, in billionths.
+    pub confidence: Histogram,
     pub digits: [Counter; 10],
     pub cancelled: Counter,
     pub late: Counter,
@@ -129,11 +147,12 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(latency_edges: &[f64], inference_edges: &[f64], batch_edges: &[f64]) -> Self {
+    pub fn new(latency_edges: &[f64], inference_edges: &[f64], batch_edges: &[f64], confidence_edges: &[f64]) -> Self {
         Self {
             inference: Histogram::new(inference_edges, 1e9),
             queue: Histogram::new(latency_edges, 1e9),
             batch_size: Histogram::new(batch_edges, 1.0),
+            confidence: Histogram::new(confidence_edges, 1e9),
             digits: std::array::from_fn(|_| Counter::default()),
             cancelled: Counter::default(),
             late: Counter::default(),
@@ -160,21 +179,27 @@ impl Model {
         self.inference.observe(ns);
         self.batch_size.observe(images as u64);
         let mut by_digit = [0u64; 10];
-        for digit in &found.digits {
-            by_digit[usize::from(*digit)] += 1;
+        for (digit, row) in found.digits.iter().zip(found.activations.chunks_exact(10)) {
+            let digit = usize::from(*digit);
+            by_digit[digit] += 1;
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 1
+            self.confidence.observe((f64::from(row[digit]) * 1e9).round() as u64);
         }
         for (counter, n) in self.digits.iter().zip(by_digit).filter(|(_, n)| *n > 0) {
             counter.add(n);
         }
         self.ran.add(ns, requests as u64);
-        let mut batches = self.batches.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = batches.entry(images).or_default();
         batch.0 += 1;
         batch.1 += ns;
         drop(batches);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_ms.0.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
+        self.last_ms.0.store(u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 pub fn nanos(time: Duration) -> u64 {
@@ -196,10 +221,11 @@ mod tests {
 
     #[test]
     fn a_run_counts_its_images_by_digit_and_by_size() {
-        let model = Model::new(&[1.0], &[1.0], &[1.0, 2.0]);
-        let found = Predictions { digits: vec![7, 7, 3], ..Predictions::default() };
+        let model = Model::new(&[1.0], &[1.0], &[1.0, 2.0], &[0.5, 1.0]);
+        let found = Predictions { digits: vec![7, 7, 3], activations: vec![0.75; 30], ..Predictions::default() };
         model.ran(&found, 2, Duration::from_micros(5));
         assert_eq!((model.digits[7].get(), model.digits[3].get()), (2, 1));
+        assert_eq!(model.confidence.read(), (vec![0, 3, 0], 2_250_000_000));
         assert_eq!(model.ran.take(), (2, 10_000));
         assert_eq!(model.batches.lock().unwrap().get(&3), Some(&(1, 5_000)));
     }

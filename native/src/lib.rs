@@ -17,7 +17,6 @@ mod wire;
 
 use std::collections::HashMap;
 use std::net::TcpListener;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,7 @@ struct Server {
 impl Server {
     #[new]
     #[pyo3(signature = (host, routes, *, model_name, model_version, max_batch, max_waiting, inline, max_message,
-                        keepalive, keepalive_timeout, latency_buckets, inference_buckets, batch_buckets, health_names))]
+                        keepalive, keepalive_timeout, latency_buckets, inference_buckets, batch_buckets, confidence_buckets, health_names))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // every one by keyword, as Python has it
     fn new(
         host: Py<PyAny>,
@@ -61,6 +60,7 @@ impl Server {
         latency_buckets: Vec<f64>,
         inference_buckets: Vec<f64>,
         batch_buckets: Vec<f64>,
+        confidence_buckets: Vec<f64>,
         health_names: Vec<String>,
     ) -> PyResult<Self> {
         let ordered = routes
@@ -76,7 +76,7 @@ impl Server {
             routes,
             ordered,
             line: line::Line::new(max_waiting, max_batch, inline),
-            model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets),
+            model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
             host: Host::new(host),
             limits: Limits {
                 message: max_message,
@@ -156,13 +156,18 @@ impl Server {
             .iter()
             .map(|route| {
                 let (counts, dict) = (&route.counts, PyDict::new(py));
-                dict.set_item("path", &route.path)?;
+                // Read before those begun, so that their difference is never negative.
+                dict.set_item("handling", counts.handling.read())?;
                 dict.set_item("started", counts.started.get())?;
                 dict.set_item("received", counts.received.get())?;
                 dict.set_item("sent", counts.sent.get())?;
                 dict.set_item("handled", counts.handled.each_ref().map(counts::Counter::get).to_vec())?;
-                dict.set_item("handling", counts.handling.read())?;
-                dict.set_item("in_flight", counts.in_flight.load(Relaxed))?;
+                let exemplars = counts.exemplars.lock().unwrap_or_else(PoisonError::into_inner);
+                let by_code: Vec<_> = exemplars.by_code.iter().map(|(code, (id, now))| (*code, id, *now)).collect();
+                dict.set_item("exemplars_by_code", by_code)?;
+                let by_bucket: Vec<_> =
+                    exemplars.by_bucket.iter().map(|(bucket, (id, ns, now))| (*bucket, id, *ns, *now)).collect();
+                dict.set_item("exemplars_by_bucket", by_bucket)?;
                 Ok(dict)
             })
             .collect()
@@ -174,6 +179,8 @@ impl Server {
         dict.set_item("inference", counts.inference.read())?;
         dict.set_item("queue", counts.queue.read())?;
         dict.set_item("batch_size", counts.batch_size.read())?;
+        dict.set_item("confidence", counts.confidence.read())?;
+        dict.set_item("last_inference_ms", counts.last_ms.get())?;
         dict.set_item("digits", counts.digits.each_ref().map(counts::Counter::get).to_vec())?;
         dict.set_item("cancelled", counts.cancelled.get())?;
         dict.set_item("deadline", counts.late.get())?;

@@ -57,40 +57,42 @@ impl Call {
         since: Instant,
         deadline: Option<Instant>,
     ) -> Self {
-        route.counts.start();
+        route.counts.started.add(1);
         Self { core, route, request_id, since, deadline, is_over: false }
     }
 
     /// Counts the end; the trailers that say so.
     pub fn succeed(mut self) -> HeaderMap {
-        self.over(status::OK);
-        status::success(self.request_id.take())
+        let id = self.request_id.take();
+        self.over(status::OK, id.as_ref());
+        status::success(id)
     }
 
     /// Counts the end; the trailers that say so.
     pub fn refuse(mut self, trouble: &Trouble) -> HeaderMap {
         let refusal = self.core.host.refusal(&self.route.path, self.request_id.as_ref(), trouble);
-        self.over(refusal.code);
+        self.over(refusal.code, refusal.request_id.as_ref());
         refusal.trailers()
     }
 
     /// As `refuse`, for what a protocol below ours has to say.
     pub fn end(mut self, mut refusal: Refusal) -> HeaderMap {
-        self.over(refusal.code);
         refusal.request_id = self.request_id.take();
+        self.over(refusal.code, refusal.request_id.as_ref());
         refusal.trailers()
     }
 
-    fn over(&mut self, code: usize) {
+    fn over(&mut self, code: usize, request_id: Option<&HeaderValue>) {
         self.is_over = true;
-        self.route.counts.finish(self.since, code);
+        self.route.counts.finish(self.since, code, request_id.and_then(|id| id.to_str().ok()));
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.is_over {
-            self.route.counts.finish(self.since, status::CANCELLED);
+            let id = self.request_id.take();
+            self.over(status::CANCELLED, id.as_ref());
         }
     }
 }

@@ -1,70 +1,52 @@
-"""What a transport counted outside Python, under the names that the Prometheus instruments and statistics have."""
+"""What the native transport counted, brought into the instruments and the statistics that Python has anyway."""
 
 from __future__ import annotations
 
-from itertools import accumulate
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+from prometheus_client.samples import Exemplar
 
-from service.metrics import BATCH_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS
-from service.transports.status import code_name
+from service.metrics import CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.metrics_core import Metric
-
-    from service.metrics import Rpc
+    from service.distribution import Distribution
+    from service.metrics import Metrics, RpcMetrics
     from service.statistics import Statistics
-
-Counts = dict[tuple[str, tuple[str, ...]], float]
-"""Values by sample name and label values."""
 
 _SECONDS = 1e-9  # counted in nanoseconds
 
 
-class Summed(Collector):
-    """The instruments of one registry with `counts` added: they stay the one place of names, labels and buckets."""
+class Counts:
+    """Those of one `digitserve_native.Server`, whose routes are `rpcs`: `to_metrics` before each scrape."""
 
-    def __init__(self, instruments: CollectorRegistry, counts: Callable[[], Counts]) -> None:
-        self._instruments = instruments
-        self._counts = counts
+    def __init__(self, server: Any, metrics: Metrics, rpcs: Sequence[RpcMetrics]) -> None:
+        self._server = server
+        self._metrics = metrics
+        self._rpcs = rpcs
+        self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded"), 0)
+        self._lock = Lock()  # two may scrape at a time
 
-    def collect(self) -> Iterable[Metric]:
-        """Every family, as a registry asks for it."""
-        counts = self._counts()
-        for family in self._instruments.collect():
-            family.samples = [
-                sample._replace(value=sample.value + counts.get((sample.name, tuple(sample.labels.values())), 0))
-                for sample in family.samples
-            ]
-            yield family
+    def to_metrics(self) -> None:
+        """Bring the instruments up to date."""
+        with self._lock:
+            for rpc, counts in zip(self._rpcs, self._server.rpcs(), strict=True):
+                _to_rpc(rpc, counts)
+            self._to_model(self._server.model())
 
-
-def counted(server: Any, rpcs: Sequence[Rpc]) -> Counts:
-    """What a `digitserve_native.Server` whose routes are `rpcs` has counted so far."""
-    found: Counts = {}
-    for rpc, counts in zip(rpcs, server.rpcs(), strict=True):
-        found["grpc_server_started_total", rpc] = counts["started"]
-        found["grpc_server_msg_received_total", rpc] = counts["received"]
-        found["grpc_server_msg_sent_total", rpc] = counts["sent"]
-        found["digits_requests_in_flight", rpc] = counts["in_flight"]
-        for code, count in enumerate(counts["handled"]):
-            found["grpc_server_handled_total", (*rpc, code_name(code))] = count
-        found |= _histogram("grpc_server_handling_seconds", rpc, LATENCY_BUCKETS, counts["handling"], _SECONDS)
-    model = server.model()
-    found |= _histogram("digits_inference_seconds", (), INFERENCE_BUCKETS, model["inference"], _SECONDS)
-    found |= _histogram("digits_queue_seconds", (), LATENCY_BUCKETS, model["queue"], _SECONDS)
-    found |= _histogram("digits_batch_size", (), BATCH_BUCKETS, model["batch_size"], 1)
-    found["digits_images_waiting", ()] = model["waiting"]
-    for digit, count in enumerate(model["digits"]):
-        found["digits_predictions_total", (str(digit),)] = count
-    for reason in ("cancelled", "deadline", "overloaded"):
-        found["digits_dropped_total", (reason,)] = model[reason]
-    return found
+    def _to_model(self, counts: dict[str, Any]) -> None:
+        metrics = self._metrics
+        for name in ("inference", "queue", "confidence"):
+            _to_distribution(getattr(metrics, name), counts[name], _SECONDS)
+        _to_distribution(metrics.batch_size, counts["batch_size"], 1)
+        metrics.by_digit[:] = counts["digits"]
+        metrics.waiting.set(counts["waiting"])
+        metrics.last_success.set(counts["last_inference_ms"] / 1e3)
+        for reason, before in self._dropped.items():
+            metrics.dropped.labels(reason).inc(counts[reason] - before)
+            self._dropped[reason] = counts[reason]
 
 
 def move_statistics(taken: dict[str, Any], statistics: Statistics) -> None:
@@ -78,16 +60,24 @@ def move_statistics(taken: dict[str, Any], statistics: Statistics) -> None:
     statistics.last_inference_ms = max(statistics.last_inference_ms, taken["last_inference_ms"])
 
 
-def _histogram(
-    name: str, labels: tuple[str, ...], edges: Sequence[float], counted: tuple[list[int], int], unit: float
-) -> Counts:
-    buckets, total = counted
-    upto = list(accumulate(buckets))
-    return {
-        (f"{name}_sum", labels): total * unit,
-        (f"{name}_count", labels): upto[-1],
-        **{
-            (f"{name}_bucket", (*labels, floatToGoString(edge))): count  # type: ignore[no-untyped-call]
-            for edge, count in zip((*edges, float("inf")), upto, strict=True)
-        },
-    }
+def _to_rpc(rpc: RpcMetrics, counts: dict[str, Any]) -> None:
+    rpc.begun = counts["started"]
+    rpc.messages_received, rpc.messages_sent = counts["received"], counts["sent"]
+    rpc.handled = dict(zip(CODES, counts["handled"], strict=True))
+    for code, request_id, seconds in counts["exemplars_by_code"]:
+        rpc.exemplars[CODES[code]] = Exemplar({"request_id": request_id}, 1.0, seconds)
+    exemplars = [
+        (bucket, Exemplar({"request_id": request_id}, ns * _SECONDS, seconds))
+        for bucket, request_id, ns, seconds in counts["exemplars_by_bucket"]
+    ]
+    _to_distribution(rpc.handling, counts["handling"], _SECONDS, exemplars)
+
+
+def _to_distribution(
+    distribution: Distribution,
+    counted: tuple[list[int], int],
+    unit: float,
+    exemplars: Sequence[tuple[int, Exemplar]] = (),
+) -> None:
+    counts, total = counted
+    distribution.become(counts, total * unit, exemplars)

@@ -21,9 +21,9 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from service.errors import AddressInUse, DeadlinePassed, ModelUnavailable, Overloaded, ServiceError
 from service.handlers.predicting import PIXELS
-from service.metrics import BATCH_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS, Metrics, Rpc, RpcMetrics
+from service.metrics import BATCH_BUCKETS, CONFIDENCE_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS, Rpc, RpcMetrics
 from service.transports.address import check_free
-from service.transports.counts import Counts, counted, move_statistics
+from service.transports.counts import Counts, move_statistics
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.handlers import Answer, Service
+    from service.metrics import Metrics
     from service.model import Model, Pixels, Predictions
     from service.statistics import Statistics
 
@@ -93,13 +94,13 @@ class NativeTransport:
         inline: int,
         with_reflection: bool,
     ) -> None:
-        self._rpcs: list[Rpc] = []
+        rpcs: list[RpcMetrics] = []
         answers: dict[str, Answer] = {}
         routes: list[tuple[str, str]] = []
 
         def add(rpc: Rpc, kind: str, answer: Answer | None = None) -> None:
-            path = RpcMetrics(metrics, rpc).method  # its series exist from now on
-            self._rpcs.append(rpc)
+            rpcs.append(RpcMetrics(metrics, rpc))
+            path = rpcs[-1].method
             routes.append((path, _HOT.get(path, kind)))
             if answer is not None:
                 answers[path] = answer
@@ -129,9 +130,12 @@ class NativeTransport:
             latency_buckets=LATENCY_BUCKETS,
             inference_buckets=INFERENCE_BUCKETS,
             batch_buckets=BATCH_BUCKETS,
+            confidence_buckets=CONFIDENCE_BUCKETS,
             health_names=["", *names],
             **_KEEPALIVE,
         )
+        metrics.waiting_limit.set(max_waiting)
+        metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
         self._threads = [
             Thread(target=self._server.run, name="native", daemon=True),
             Thread(target=self._server.run_model, name="native-model", daemon=True),
@@ -165,10 +169,6 @@ class NativeTransport:
         await asyncio.to_thread(serving.join)
         self._server.close()
         await asyncio.to_thread(running.join)
-
-    def counted(self) -> Counts:
-        """What was counted natively, by sample name and label values."""
-        return counted(self._server, self._rpcs)
 
     def _settle_statistics(self) -> None:
         move_statistics(self._server.take_statistics(), self._statistics)

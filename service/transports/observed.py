@@ -99,25 +99,27 @@ class Observer:
     async def _observe(self, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
+        request_id = _request_id(context)
         try:
-            _echo_request_id(context)
+            if request_id:
+                context.set_trailing_metadata(((REQUEST_ID, request_id),))
             reply = await behaviour(request, call)
         except aio.AbortError:  # a standard servicer has ended the call itself
-            rpc.finish(started, code_name(context.code().value[0]))
+            rpc.finish(started, code_name(context.code().value[0]), request_id)
             raise
         except asyncio.CancelledError:  # the caller has gone
-            rpc.finish(started, "Canceled")
+            rpc.finish(started, "Canceled", request_id)
             raise
         except Exception as error:  # noqa: BLE001 (the last place that can keep an internal text from the caller)
             status = to_status(error)
-            rpc.finish(started, code_name(status.code))
-            await self._refuse(error, status, rpc.method, context)
+            request_id = request_id or uuid.uuid4().hex
+            rpc.finish(started, code_name(status.code), request_id)
+            await self._refuse(error, status, rpc.method, context, request_id)
         else:
-            rpc.finish(started, "OK")
+            rpc.finish(started, "OK", request_id)
             return reply
 
-    async def _refuse(self, error: Exception, status: Status, method: str, context: Any) -> None:
-        request_id = _request_id(context) or uuid.uuid4().hex
+    async def _refuse(self, error: Exception, status: Status, method: str, context: Any, request_id: str) -> None:
         self._report(error, method, code_name(status.code), request_id)
         trailing = ((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString()))
         await context.abort(_STATUS_CODES[status.code], status.message, trailing)
@@ -166,9 +168,3 @@ def _request_id(context: Any) -> str:
         if key == REQUEST_ID:
             return str(value)[:LONGEST_REQUEST_ID]
     return ""
-
-
-def _echo_request_id(context: Any) -> None:
-    request_id = _request_id(context)
-    if request_id:
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))

@@ -1,0 +1,1 @@
+"""Benchmarks: this server, what it is built on, and its peers, side by side in one run."""

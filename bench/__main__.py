@@ -1,0 +1,98 @@
+"""python -m bench: measure the servers side by side, interleaved, over several starts; write table, JSON and plots."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench import bare, curves, load, report, servers
+from bench.messages import sample_images
+from bench.rows import ROWS, Row
+from bench.servers import NotHere, Running, Server
+
+ALL = ",".join(servers.SERVERS)
+
+Starts = Annotated[int, typer.Option(min=1, help="how often every server is started anew: one start can be slow")]
+Rounds = Annotated[int, typer.Option(min=1, help="rounds a start; in each round every server takes its turn")]
+Names = Annotated[str, typer.Option(help="the servers, separated by commas")]
+Only = Annotated[str, typer.Option(help="only rows whose name contains this")]
+Out = Annotated[Path | None, typer.Option(help="folder for results.json, results.md and the plots")]
+Curves = Annotated[bool, typer.Option(help="throughput against latency, and cost as connections grow, too")]
+
+
+def main(
+    starts: Starts = 3,
+    rounds: Rounds = 2,
+    names: Names = ALL,
+    only: Only = "",
+    out: Out = None,
+    with_curves: Curves = True,
+) -> None:
+    """Measure this server beside one that does nothing, bare ONNX Runtime, and its peers."""
+    if not load.have_h2load():
+        sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
+    if unknown := set(names.split(",")) - set(servers.SERVERS):
+        sys.exit(f"bench: no server named {', '.join(sorted(unknown))}; there are {', '.join(servers.SERVERS)}")
+    if not servers.MODEL.exists():
+        sys.exit(f"bench: {servers.MODEL.name} is missing: `make model.onnx` writes it")
+    chosen, missing = servers.available(names.split(","))
+    rows = [row for row in ROWS if only in row.name]
+    results = report.Results(missing=missing)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=starts * rounds * len(rows))
+        for number in range(starts):
+            running = _started(chosen, results)
+            try:
+                counts = _counts(running, rows)
+                for _ in range(rounds):
+                    for row in rows:
+                        progress.update(bar, description=f"start {number + 1}: {row.name}")
+                        _measure(row, running, counts, results)
+                        progress.advance(bar)
+                results.add_memory(running, "megabytes_after_load")
+                if with_curves and number == starts - 1:
+                    progress.update(bar, description="curves")
+                    results.curves = curves.measure(running)
+            finally:
+                for one in running:
+                    one.stop()
+    results.bare = bare.images_a_second()
+    report.write(results, rows, out)
+
+
+def _started(chosen: list[Server], results: report.Results) -> list[Running]:
+    image = sample_images(1)[0]
+    running: list[Running] = []
+    for server in chosen:
+        if server.name in results.missing:
+            continue
+        try:
+            running.append(servers.start(server, image, digit=0))
+        except NotHere as e:
+            results.missing[server.name] = str(e)
+    time.sleep(1)
+    for one in running:
+        results.add(one.server, "seconds_to_first_answer", one.seconds)
+    results.add_memory(running, "megabytes_at_rest")
+    return running
+
+
+def _counts(running: list[Running], rows: list[Row]) -> dict[tuple[str, str], int]:
+    return {(one.server.name, row.name): row.count_for(one) for row in rows for one in running if row.path(one)}
+
+
+def _measure(row: Row, running: list[Running], counts: dict[tuple[str, str], int], results: report.Results) -> None:
+    for one in running:
+        if row.path(one):
+            results.add_load(one.server, row, row.measure(one, counts[one.server.name, row.name]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

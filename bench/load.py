@@ -1,0 +1,131 @@
+"""Load on a server: h2load of nghttp2 for throughput, which is C and no limit itself; grpcio's client for latency."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+
+from bench.messages import framed
+
+if TYPE_CHECKING:
+    from bench.servers import Running
+
+_GRPC_FRAME = 5  # bytes before each message
+
+
+class LoadError(Exception):
+    """A measurement did not come to be, or its answers were not the expected ones; the text says how."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one measurement found: calls a second, CPU microseconds of the server for each, latency in microseconds."""
+
+    rate: float
+    cpu_us: float
+    p50: float
+    p99: float
+
+
+def have_h2load() -> bool:
+    """Whether the load generator is installed."""
+    return shutil.which("h2load") is not None
+
+
+def calls(
+    running: Running,
+    path: str,
+    messages: list[bytes],
+    *,
+    connections: int,
+    in_flight: int,
+    count: int,
+    rate: float = 0.0,
+) -> Load:
+    """`count` calls of `path`, each sending these messages, `in_flight` on each of the connections at any time.
+
+    With `rate` they are sent at that many a second in all, whether or not earlier ones are answered (open loop).
+    Raises LoadError where an answer is no success or is not as long as the first one of the same messages.
+    """
+    length = _reply_length(running, path, messages)
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder) / "body", Path(folder) / "log"
+        body.write_bytes(b"".join(map(framed, messages)))
+        command = [
+            *("h2load", "--requests", str(count), "--clients", str(connections)),
+            *(
+                "--max-concurrent-streams",
+                str(in_flight),
+                "--threads",
+                "1",
+                "--data",
+                str(body),
+                "--log-file",
+                str(log),
+            ),
+            *("--header", "content-type: application/grpc", "--header", "te: trailers"),
+            *(("--rps", f"{rate / connections:.3f}") if rate else ()),
+            f"http://{running.address}{path}",
+        ]
+        cpu, began = running.cpu_seconds(), time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        seconds, cpu = time.perf_counter() - began, running.cpu_seconds() - cpu
+        _check(done.stdout, count, count * length)
+        starts, _, took = np.loadtxt(log, dtype=np.int64, unpack=True, ndmin=2)
+    # From the first call sent to the last one answered: connecting is not what is measured.
+    span = (starts + took).max() - starts.min()
+    p50, p99 = np.percentile(took, (50, 99))
+    return Load(count / min(seconds, span / 1e6), cpu / count * 1e6, float(p50), float(p99))
+
+
+def one_after_the_other(running: Running, path: str, messages: list[bytes], count: int) -> Load:
+    """`count` calls by grpcio's client, the next when the last is answered: latency as a user of Python sees it."""
+    times = np.empty(count)
+    with grpc.insecure_channel(running.address) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+        for message in messages[:1] * 100:
+            call(message, timeout=60)
+        cpu, began = running.cpu_seconds(), time.perf_counter()
+        for i in range(count):
+            sent = time.perf_counter()
+            call(messages[i % len(messages)], timeout=60)
+            times[i] = time.perf_counter() - sent
+        seconds, cpu = time.perf_counter() - began, running.cpu_seconds() - cpu
+    p50, p99 = np.percentile(times * 1e6, (50, 99))
+    return Load(count / seconds, cpu / count * 1e6, float(p50), float(p99))
+
+
+def _reply_length(running: Running, path: str, messages: list[bytes]) -> int:
+    """Bytes of data that answer a call, asked of the server itself with a client that knows gRPC's statuses."""
+    with grpc.insecure_channel(running.address, [("grpc.max_receive_message_length", -1)]) as channel:
+        try:
+            if path.endswith("Stream"):
+                stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+                replies = list(stream(iter(messages), timeout=60))
+            else:
+                unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+                replies = [unary(messages[0], timeout=60)]
+        except grpc.RpcError as e:
+            raise LoadError(f"{running.server.name} refuses {path}: {e.details()}") from e
+    if len(replies) != len(messages):
+        raise LoadError(f"{running.server.name} answered {len(replies)} of {len(messages)} messages")
+    return sum(len(reply) + _GRPC_FRAME for reply in replies)
+
+
+def _check(report: str, count: int, data: int) -> None:
+    succeeded = re.search(r"(\d+) succeeded", report)
+    received = re.search(r"traffic:.* (\d+)\) data|\((\d+)\) data", report)
+    if not succeeded or not received or int(succeeded[1]) != count:
+        raise LoadError(f"h2load: {report[-800:]}")
+    found = int(received[1] or received[2])
+    if found != data:
+        raise LoadError(f"h2load received {found} bytes of replies; expected {data}")

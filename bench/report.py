@@ -1,0 +1,201 @@
+"""Results of a run: collected, summed up as medians with their spread, and written as JSON, Markdown and plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.load import Load
+    from bench.rows import Row
+    from bench.servers import Running, Server
+
+PACKAGES = ("grpcio", "numpy", "onnxruntime", "protobuf", "prometheus-client")
+FOLDER = Path("build") / "bench"
+COLOURS = {
+    "digitserve native": "#0a7d4f",
+    "digitserve grpcio": "#1f6fb4",
+    "nothing": "#8a8a8a",
+    "triton": "#c0392b",
+    "mlserver": "#e08e0b",
+    "kserve": "#8e44ad",
+}
+
+
+@dataclass
+class Results:
+    """Every measurement of a run, by server."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+    single: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    loads: dict[str, dict[str, list[dict[str, float]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    bare: dict[int, float] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, server: Server, name: str, value: float) -> None:
+        """One figure of a server."""
+        self.about[server.name] = server.about
+        self.single[server.name][name].append(value)
+
+    def add_memory(self, running: list[Running], name: str) -> None:
+        """What each holds now."""
+        for one in running:
+            self.add(one.server, name, one.megabytes())
+
+    def add_load(self, server: Server, row: Row, found: Load) -> None:
+        """One measurement of a row."""
+        images = found.rate * row.images_a_call
+        self.loads[row.name][server.name].append({**vars(found), "images": images})
+
+    def median(self, row: str, server: str, what: str) -> float:
+        """Over all rounds and starts."""
+        return statistics.median(load[what] for load in self.loads[row][server])
+
+    def ratios(self, row: str, server: str, base: str, what: str) -> list[float]:
+        """Of each round: this server against that one, measured one after the other."""
+        pairs = zip(self.loads[row][server], self.loads[row][base], strict=True)
+        return [one[what] / other[what] for one, other in pairs]
+
+
+def write(results: Results, rows: list[Row], out: Path | None) -> None:
+    """Print the tables, and write results.json, results.md and the plots into `out` (build/bench unless told)."""
+    folder = out or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": machine(),
+        "servers": results.about,
+        "skipped": results.missing,
+        "single": results.single,
+        "rows": results.loads,
+        "bare_images_a_second": results.bare,
+        "curves": results.curves,
+    }
+    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    text = markdown(results, rows)
+    (folder / "results.md").write_text(text)
+    print(text)
+    _plot(results, rows, folder)
+    print(f"wrote {folder}/results.json, results.md and the plots")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = "unknown"
+    if (info := Path("/proc/cpuinfo")).exists():
+        model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), "")
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="minutes"),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[2],
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def markdown(results: Results, rows: list[Row]) -> str:
+    """The tables."""
+    of = machine()
+    taken_on = (
+        f"{of['cores']} cores of {of['cpu']}, Python {of['python']}, onnxruntime {of['onnxruntime']}, grpcio "
+        f"{of['grpcio']}; {of['when']}. Client and server share the cores."
+    )
+    lines = [
+        taken_on,
+        "",
+        "| calls | server | calls/s | images/s | CPU us a call | p50 us | p99 us | against nothing | against triton |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(results, row, server) for row in rows for server in results.loads[row.name]]
+    lines += ["", "| server | seconds to the first answer | MB at rest | MB after load |", "|---|---|---|---|"]
+    for server, single in results.single.items():
+        names = ("seconds_to_first_answer", "megabytes_at_rest", "megabytes_after_load")
+        values = [statistics.median(single[name]) for name in names if single.get(name)]
+        lines.append(f"| {server} | " + " | ".join(f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in values) + " |")
+    lines += ["", "| images a run | bare ONNX Runtime, one core, images/s |", "|---|---|"]
+    lines += [f"| {size:,} | {rate:,.0f} |" for size, rate in results.bare.items()]
+    for server, reason in results.missing.items():
+        lines += ["", f"Skipped: {server}: {reason}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(results: Results, row: Row, server: str) -> str:
+    found = {what: results.median(row.name, server, what) for what in ("rate", "images", "cpu_us", "p50", "p99")}
+    figures = [f"{found[what]:,.0f}" for what in ("rate", "images", "cpu_us", "p50", "p99")]
+    return (
+        f"| {row.name} | {server} | "
+        + " | ".join([*figures, *(_against(results, row, server, b) for b in ("nothing", "triton"))])
+        + " |"
+    )
+
+
+def _against(results: Results, row: Row, server: str, base: str) -> str:
+    """The ratio of rates, median and range; of latencies (p50) where the Python client asks one call at a time."""
+    if base == server or base not in results.loads[row.name]:
+        return ""
+    ratios = results.ratios(row.name, server, base, "p50" if row.client else "rate")
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def _plot(results: Results, rows: list[Row], folder: Path) -> None:
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 (an extra)
+    except ImportError:
+        print("bench: no plots, for matplotlib is not installed: it is in the extra `dev`", file=sys.stderr)
+        return
+    mpl.use("agg")
+    _plot_rates(results, rows, folder / "throughput.png")
+    if results.curves:
+        _plot_curves(results, folder / "latency-under-load.png")
+
+
+def _plot_rates(results: Results, rows: list[Row], path: Path) -> None:
+    from matplotlib import pyplot as plt  # noqa: PLC0415 (an extra)
+
+    shown = [row for row in rows if not row.client]
+    figure, axes = plt.subplots(figsize=(10, 0.9 * len(shown) + 1), layout="constrained")
+    names = [name for name in COLOURS if any(name in results.loads[row.name] for row in shown)]
+    height = 0.8 / max(1, len(names))
+    for place, name in enumerate(names):
+        at = [(i, row.name) for i, row in enumerate(shown) if name in results.loads[row.name]]
+        values = [results.median(row, name, "images") for _, row in at]
+        axes.barh([i + place * height for i, _ in at], values, height, label=name, color=COLOURS[name])
+    axes.set_yticks([i + 0.4 for i in range(len(shown))], [row.name for row in shown])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("images a second (logarithmic)")
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _plot_curves(results: Results, path: Path) -> None:
+    from matplotlib import pyplot as plt  # noqa: PLC0415 (an extra)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for name, curve in results.curves.items():
+        colour = COLOURS.get(name)
+        rates = [point["rate"] for point in curve["latency"]]
+        left.plot(rates, [point["p50"] for point in curve["latency"]], color=colour, label=f"{name} p50")
+        left.plot(rates, [point["p99"] for point in curve["latency"]], color=colour, linestyle="--", label="p99")
+        connections = [point["connections"] for point in curve["connections"]]
+        right.plot(connections, [point["cpu_us"] for point in curve["connections"]], color=colour, label=name)
+    left.set(xscale="log", yscale="log", xlabel="calls a second, sent on time whatever happens", ylabel="microseconds")
+    right.set(xscale="log", yscale="log", xlabel="connections, one call in flight on each", ylabel="CPU us a call")
+    left.legend(fontsize=7)
+    right.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

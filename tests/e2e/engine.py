@@ -1,0 +1,174 @@
+"""The stack of the compose files on this machine's Docker engine, with a name and ports of its own, and its load."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from grpc import aio
+
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent.parent
+PROJECT = "digitserve-e2e"
+GRPC_PORT, PROMETHEUS_PORT = 51051, 51090
+ADDRESS = f"localhost:{GRPC_PORT}"
+PROMETHEUS = f"http://localhost:{PROMETHEUS_PORT}"
+PREDICT = "/digits.v1.DigitService/Predict"
+
+
+def say(sentence: str) -> None:
+    print(f"    {sentence}", flush=True)
+
+
+def docker(*arguments: str, env: dict[str, str] | None = None, check: bool = True) -> str:
+    command = ["docker", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def why_not() -> str:
+    """Why no stack can be brought up here; empty where one can."""
+    try:
+        engine = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "there is no docker command: install Docker Engine"
+    if engine.returncode:
+        return "no Docker engine answers: start one, or let DOCKER_HOST name it"
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        return "docker has no compose: install the docker-compose-plugin"
+    return ""
+
+
+class Stack:
+    """`docker compose` with some of the compose files and some settings; both may change between calls."""
+
+    def __init__(self) -> None:
+        self.files = ["docker-compose.yml"]
+        self.settings: dict[str, str] = {}
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_FILE": ":".join(self.files),
+            "COMPOSE_DISABLE_ENV_FILE": "1",
+            "GRPC_PORT": str(GRPC_PORT),
+            "PROMETHEUS_PORT": str(PROMETHEUS_PORT),
+            "IMAGE_TAG": "e2e",
+            **self.settings,
+        }
+
+    def compose(self, *arguments: str) -> str:
+        return docker("compose", *arguments, env=self.env)
+
+    def up(self, *arguments: str) -> None:
+        self.compose("up", "--detach", "--wait", *arguments)
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """What `docker inspect` says of each container of a service, ended ones too."""
+        ids = self.compose("ps", "--all", "--quiet", service).split()
+        return list(json.loads(docker("inspect", *ids))) if ids else []
+
+    def in_container(self, service: str, *command: str) -> str:
+        return self.compose("exec", "--no-TTY", service, *command)
+
+
+def until(what: str, ask: Callable[[], Any], within: float = 60) -> Any:
+    """The first answer that is true; fails the test where none comes within some seconds."""
+    began, answer = time.monotonic(), None
+    while time.monotonic() - began < within:
+        with contextlib.suppress(OSError):
+            if answer := ask():
+                return answer
+        time.sleep(0.2)
+    pytest.fail(f"not within {within:g} s: {what}; the last answer was {answer!r}")
+
+
+def query(promql: str) -> dict[str, float]:
+    """What Prometheus answers, by instance."""
+    url = f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        result = json.load(reply)["data"]["result"]
+    return {row["metric"].get("instance", ""): float(row["value"][1]) for row in result}
+
+
+def firing() -> set[str]:
+    """The names of the alerts that fire."""
+    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/alerts", timeout=10) as reply:
+        alerts = json.load(reply)["data"]["alerts"]
+    return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+
+class Load:
+    """Callers that each send one image after the other over one connection, and repeat nothing themselves."""
+
+    def __init__(self, images: list[bytes], callers: int) -> None:
+        self._requests = [PredictRequest(pixels=image).SerializeToString() for image in images]
+        self._callers = callers
+        self._ends = threading.Event()
+        self.codes: collections.Counter[str] = collections.Counter()
+        self.versions: collections.Counter[str] = collections.Counter()
+        self.details: set[str] = set()
+        self.slowest = 0.0
+
+    async def _call(self, channel: aio.Channel, number: int) -> None:
+        predict = channel.unary_unary(PREDICT)
+        while not self._ends.is_set():
+            number += 1
+            began = time.perf_counter()
+            try:
+                reply: Any = await predict(self._requests[number % len(self._requests)], timeout=20)
+            except aio.AioRpcError as e:
+                self.codes[e.code().name] += 1
+                self.details.add(str(e.details()))
+            else:
+                self.codes["OK"] += 1
+                self.versions[PredictResponse.FromString(reply).model_version] += 1
+            self.slowest = max(self.slowest, time.perf_counter() - began)
+
+    async def _run(self) -> None:
+        async with aio.insecure_channel(ADDRESS, [("grpc.enable_retries", 0)]) as channel:
+            await asyncio.gather(*(self._call(channel, 7 * number) for number in range(self._callers)))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Load]:
+        thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ends.set()
+            thread.join()
+
+    def __str__(self) -> str:
+        return f"{dict(self.codes)}, slowest {self.slowest:.2f} s"
+
+
+def predict_once(image: bytes, credentials: grpc.ChannelCredentials | None = None) -> Any:
+    """One call, over TLS where there are credentials; None where nobody answers it."""
+    channel = grpc.secure_channel(ADDRESS, credentials) if credentials else grpc.insecure_channel(ADDRESS)
+    with channel:
+        try:
+            reply = channel.unary_unary(PREDICT)(PredictRequest(pixels=image).SerializeToString(), timeout=5)
+        except grpc.RpcError:
+            return None
+    return PredictResponse.FromString(reply)

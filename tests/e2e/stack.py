@@ -1,0 +1,245 @@
+"""Every claim of the compose files, on a real Docker engine; run by `make e2e`, in this order, for some minutes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+sys.path.insert(0, __file__.rpartition("/")[0])
+
+from engine import ADDRESS, PROMETHEUS, ROOT, Load, Stack, docker, firing, predict_once, query, say, until, why_not
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+SCALE = ["docker-compose.yml", "compose.scale.yml"]
+TLS = [*SCALE, "compose.tls.yml"]
+OK_BY_REPLICA = 'sum by (instance) (grpc_server_handled_total{job="digitserve", grpc_method="Predict", grpc_code="OK"})'
+SCRAPED = 6  # seconds: longer than from one scrape to the next
+
+
+@pytest.fixture(scope="module")
+def images(digits: npt.NDArray[np.uint8]) -> list[bytes]:
+    return [image.tobytes() for image in digits]
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    if reason := why_not():
+        pytest.skip(reason)
+    stack = Stack()
+    stack.files = TLS
+    stack.compose("down", "--volumes", "--remove-orphans")
+    stack.files = ["docker-compose.yml"]
+    began = time.monotonic()
+    stack.compose("build", "export", "service")
+    say(f"images built in {time.monotonic() - began:.0f} s")
+    yield stack
+    stack.files = TLS
+    stack.compose("down", "--volumes", "--remove-orphans")
+
+
+@pytest.mark.usefixtures("stack")
+def test_the_image_is_small_and_says_what_it_is() -> None:
+    rows = docker("history", "--format", "{{.Size}}\t{{.CreatedBy}}", "digitserve:e2e").splitlines()
+    for row in rows:
+        size, made_by = row.split("\t")
+        if size != "0B":
+            say(f"{size:>8}  {re.sub(r' +', ' ', made_by)[:90]}")
+    size = int(docker("inspect", "--format", "{{.Size}}", "digitserve:e2e"))
+    tools = int(docker("inspect", "--format", "{{.Size}}", "digitserve-tools:e2e"))
+    say(f"{size / 1e6:8.0f} MB in all; the tools' image {tools / 1e6:.0f} MB")
+    assert size < 300e6
+    assert "org.opencontainers.image.licenses:Apache-2.0" in docker(
+        "inspect", "--format", "{{.Config.Labels}}", "digitserve:e2e"
+    )
+
+
+def test_up_answers_a_digit_from_outside_in_the_order_of_its_parts(stack: Stack, images: list[bytes]) -> None:
+    began = time.monotonic()
+    with subprocess.Popen(
+        ["docker", "compose", "up", "--detach", "--wait"],
+        cwd=ROOT,
+        env=stack.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as up:
+        reply = until("an answer", lambda: predict_once(images[0]))
+        say(f"docker compose up to the first answer: {time.monotonic() - began:.1f} s")
+        assert up.wait(60) == 0
+        say(f"docker compose up --wait to all healthy: {time.monotonic() - began:.1f} s")
+    assert list(reply.digits) == [0]
+    assert reply.model_version == "1"
+    (export,), (service,), (prometheus,) = (stack.containers(s) for s in ("export", "service", "prometheus"))
+    assert export["State"]["ExitCode"] == 0
+    assert export["State"]["FinishedAt"] < service["State"]["StartedAt"] < prometheus["State"]["StartedAt"]
+    assert service["State"]["Health"]["Status"] == prometheus["State"]["Health"]["Status"] == "healthy"
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_hundred_digits_are_read_and_prometheus_counted_them() -> None:
+    command = [sys.executable, "scripts/smoke.py", ADDRESS, PROMETHEUS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        say(line)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_client_in_a_container_reads_digits_too(stack: Stack) -> None:
+    said = stack.compose(
+        *("run", "--rm", "client", "predict", "samples/digits-100-images-idx3-ubyte"),
+        *("--limit", "1", "--json", "--address", "service:50051"),
+    )
+    assert '"digit": 0' in said
+
+
+def test_the_service_runs_without_rights_on_a_file_system_it_cannot_write(stack: Stack) -> None:
+    look = r"""
+import os, re
+status = open("/proc/1/status").read()
+print(os.getuid(), *re.findall(r"^(?:Cap(?:Prm|Eff|Bnd)|NoNewPrivs):\s+(\S+)", status, re.M))
+for path in ("/app/x", "/tmp/x", "/model/x"):
+    try: open(path, "w"); print(path, "can be written")
+    except OSError as e: print(path, e.strerror)
+"""
+    said = stack.in_container("service", "python", "-c", look).splitlines()
+    say("; ".join(said))
+    nothing = "0" * 16
+    assert said[0] == f"10001 {nothing} {nothing} {nothing} 1"
+    assert len(said) == 4
+    assert all(line.endswith("Read-only file system") for line in said[1:])
+
+
+def test_the_logs_are_json_and_hold_nothing_else(stack: Stack) -> None:
+    (service,) = stack.containers("service")
+    done = subprocess.run(["docker", "logs", service["Id"]], capture_output=True, text=True, check=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert lines
+    assert [line for line in lines if not line.startswith("{")] == []
+
+
+def test_only_grpc_and_prometheus_are_published_and_on_loopback_alone(stack: Stack) -> None:
+    published = {
+        (container["Config"]["Labels"]["com.docker.compose.service"], port, binding["HostIp"])
+        for service in ("service", "prometheus")
+        for container in stack.containers(service)
+        for port, bindings in container["NetworkSettings"]["Ports"].items()
+        for binding in bindings or []
+    }
+    assert published == {("service", "50051/tcp", "127.0.0.1"), ("prometheus", "9090/tcp", "127.0.0.1")}
+
+
+def test_an_alert_fires_when_the_service_is_stopped_and_clears_after(stack: Stack) -> None:
+    until("no alert fires", lambda: not firing(), within=120)
+    began = time.monotonic()
+    stack.compose("stop", "service")
+    exit_code = stack.containers("service")[0]["State"]["ExitCode"]
+    say(f"stopped in {time.monotonic() - began:.1f} s, by SIGTERM: exit {exit_code}")
+    assert exit_code == 0
+    fired = until("an alert fires", firing, within=240)
+    say(f"{', '.join(sorted(fired))} fired after {time.monotonic() - began:.0f} s")
+    began = time.monotonic()
+    stack.up()
+    until("the alert clears", lambda: not firing() & fired, within=240)
+    say(f"cleared {time.monotonic() - began:.0f} s after the start")
+
+
+def test_more_replicas_answer_more_and_each_is_in_prometheus(stack: Stack, images: list[bytes]) -> None:
+    # Each replica may use three tenths of a core, so that replicas, not the caller's cores, are what there is to share.
+    stack.files, stack.settings = SCALE, {"SERVICE_CPUS": "0.3", "REPLICAS": "1"}
+    stack.up("--remove-orphans")
+    rates = []
+    for replicas in (1, 2, 3):
+        stack.up("--no-recreate", "--scale", f"service={replicas}")
+        until(f"Prometheus has {replicas}", lambda n=replicas: len(query('up{job="digitserve"} == 1')) == n)
+        with Load(images, callers=48).running() as load:
+            time.sleep(3)  # Envoy hears of the new one within a second or two
+            before, began = load.codes["OK"], time.monotonic()
+            time.sleep(8)
+            rates.append((load.codes["OK"] - before) / (time.monotonic() - began))
+        assert set(load.codes) == {"OK"}, load.details
+        say(f"{replicas} replicas of 0.3 cores: {rates[-1]:6.0f} calls/s, {rates[-1] / rates[0]:.2f} times one")
+    assert rates[2] > 1.5 * rates[0]
+
+
+@pytest.mark.usefixtures("stack")
+def test_calls_are_spread_evenly_over_the_replicas(images: list[bytes]) -> None:
+    time.sleep(SCRAPED)
+    before = query(OK_BY_REPLICA)
+    with Load(images, callers=24).running() as load:
+        time.sleep(10)
+    time.sleep(SCRAPED)
+    counts = {instance: value - before.get(instance, 0) for instance, value in query(OK_BY_REPLICA).items()}
+    live = query('up{job="digitserve"} == 1')
+    shares = sorted(counts[instance] / load.codes["OK"] for instance in live)
+    say(f"{load.codes['OK']} calls over one connection: " + ", ".join(f"{share:.1%}" for share in shares))
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(1, abs=0.01)
+    assert shares[0] > 0.2
+
+
+def test_a_replica_killed_under_load_loses_no_call(stack: Stack, images: list[bytes]) -> None:
+    stack.settings = {"SERVICE_CPUS": "0.5", "REPLICAS": "3"}
+    stack.up()
+    victim = stack.containers("service")[0]
+    kill = f"import os; os.kill({victim['State']['Pid']}, 9)"
+    with Load(images, callers=24).running() as load:
+        time.sleep(3)
+        docker(
+            *("run", "--rm", "--pid", "host", "--user", "0", "--cap-add", "KILL", "--entrypoint", "python"),
+            *("digitserve:e2e", "-c", kill),
+        )
+        time.sleep(5)
+    say(f"kill -9 of one of three: {load}")
+    assert load.codes["OK"] > 100
+    assert set(load.codes) == {"OK"}, load.details
+    until("it was started again", lambda: stack.containers("service")[0]["RestartCount"] == 1)
+    until("it is healthy", lambda: stack.containers("service")[0]["State"]["Health"]["Status"] == "healthy")
+    (repeated,) = query('sum(envoy_cluster_upstream_rq_retry{envoy_cluster_name="replicas"})').values()
+    say(f"Envoy repeated {repeated:.0f} calls; the engine started the replica again, and it is healthy")
+    assert repeated > 0
+
+
+def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, images: list[bytes]) -> None:
+    old = {container["Id"] for container in stack.containers("service")}
+    stack.settings["MODEL_VERSION"] = "2"
+    with Load(images, callers=16).running() as load:
+        time.sleep(2)
+        began = time.monotonic()
+        rolled = subprocess.run(
+            [ROOT / "scripts/roll"], cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False
+        )
+        took = time.monotonic() - began
+        time.sleep(2)
+    assert rolled.returncode == 0, rolled.stderr
+    say(f"rolled in {took:.0f} s: {load}, by version {dict(sorted(load.versions.items()))}")
+    assert set(load.codes) == {"OK"}, load.details
+    assert set(load.versions) == {"1", "2"}
+    assert predict_once(images[0]).model_version == "2"
+    new = {container["Id"] for container in stack.containers("service")}
+    assert len(new) == 3
+    assert not new & old
+    stack.up()
+    assert {container["Id"] for container in stack.containers("service")} == new, "compose up sees nothing to change"
+
+
+def test_tls_at_the_edge_answers_callers_with_tls_alone(stack: Stack, images: list[bytes], tmp_path: Path) -> None:
+    subprocess.run([ROOT / "scripts/certificate", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    tmp_path.chmod(0o755)
+    stack.files, stack.settings = TLS, {**stack.settings, "TLS_DIRECTORY": str(tmp_path)}
+    stack.up()
+    trusted = grpc.ssl_channel_credentials((tmp_path / "tls.crt").read_bytes())
+    assert list(predict_once(images[0], trusted).digits) == [0]
+    assert predict_once(images[0], grpc.ssl_channel_credentials()) is None, "a certificate that nobody vouches for"
+    assert predict_once(images[0]) is None, "no TLS"
+    say("TLS: answered; without it: not")

@@ -1,0 +1,338 @@
+"""The compose files and what they mount, without an engine: against each other, and against the service's options."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from conftest import ROOT, ServiceProcess, launch
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.config import Settings
+from service.healthcheck import main as healthcheck
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BASE, SCALE, TLS, GPU = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml", "compose.gpu.yml"
+VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU]]
+OTHER_DEFAULTS = {"5", "4G"}  # of a variant: DIGITS_DRAIN_WAIT, SERVICE_MEMORY
+VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """YAML with the tags by which one compose file takes away what another gave."""
+
+
+for tag in ("!reset", "!override"):
+    ComposeLoader.add_constructor(
+        tag,
+        lambda loader, node: (
+            loader.construct_mapping(node, deep=True)
+            if isinstance(node, yaml.MappingNode)
+            else loader.construct_sequence(node, deep=True)
+        ),
+    )
+
+
+def compose(name: str) -> dict[str, Any]:
+    # The files belong to the project.
+    return dict(yaml.load((ROOT / name).read_text(), ComposeLoader))  # noqa: S506 (a SafeLoader)
+
+
+def services() -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (name, service, definition)
+        for name in (BASE, SCALE, TLS, GPU)
+        for service, definition in compose(name)["services"].items()
+    ]
+
+
+def without_comments(path: Path) -> str:
+    return re.sub(r"(^|\s)#.*", "", path.read_text(), flags=re.MULTILINE)
+
+
+def variables() -> dict[str, set[str | None]]:
+    """Every variable that a compose file asks for, with its default or defaults there."""
+    found: dict[str, set[str | None]] = {}
+    for name in (BASE, SCALE, TLS, GPU):
+        for variable, default in VARIABLE.findall(without_comments(ROOT / name)):
+            found.setdefault(variable, set()).add(default)
+    for variable, value in compose(BASE)["services"]["service"]["environment"].items():
+        if value is None:
+            found.setdefault(variable, set())
+    return found
+
+
+def example() -> dict[str, str]:
+    return dict(re.findall(r"^# ([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+def seconds(duration: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(ms|s|m)", duration).groups()  # type: ignore[union-attr]
+    return float(number) * {"ms": 0.001, "s": 1, "m": 60}[unit]
+
+
+def default(text: str) -> str:
+    """A value as compose takes it with an empty environment."""
+    return VARIABLE.sub(lambda match: match[2] or "", text)
+
+
+@pytest.mark.skipif(not shutil.which("docker"), reason="needs the docker command with compose: docs.docker.com/engine")
+@pytest.mark.parametrize("files", VARIANTS, ids=" ".join)
+def test_compose_itself_takes_every_variant(files: list[str]) -> None:
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:  # noqa: S607
+        pytest.skip("this docker has no compose: install the docker-compose-plugin")
+    options = [argument for name in files for argument in ("--file", name)]
+    command = ["docker", "compose", *options, "--profile", "*", "config", "--quiet"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_every_option_of_the_service_is_fixed_or_handed_on_and_none_is_unknown() -> None:
+    options = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
+    for name, _, definition in services():
+        given = set(definition.get("environment", {}))
+        assert {variable for variable in given if variable.startswith("DIGITS_")} <= options, name
+    assert set(compose(BASE)["services"]["service"]["environment"]) == options
+
+
+def test_the_example_names_every_variable_with_its_default() -> None:
+    named = example()
+    ours = {"COMPOSE_FILE"}
+    assert set(named) - ours == set(variables())
+    of_service = {f"DIGITS_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+    for variable, defaults in variables().items():
+        expected = {str(value) for value in defaults} - OTHER_DEFAULTS
+        if variable in of_service:
+            value = of_service[variable]
+            assert named[variable] == (f"{value:g}" if isinstance(value, float) else str(value).lower()), variable
+        else:
+            assert {named[variable]} == expected, variable
+
+
+def test_the_example_leaves_every_default_as_it_is() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+
+
+@pytest.mark.parametrize(("name", "service", "definition"), services())
+def test_containers_may_do_no_more_than_they_must(name: str, service: str, definition: dict[str, Any]) -> None:
+    if (name != BASE and service in compose(BASE)["services"]) or "image" not in definition:
+        return  # changes a service of another file
+    assert definition["read_only"] is True, (name, service)
+    assert definition["cap_drop"] == ["ALL"]
+    assert definition["security_opt"] == ["no-new-privileges:true"]
+    assert definition["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert not {"privileged", "cap_add", "network_mode"} & set(definition) or definition["network_mode"] == "none"
+    if service != "client":  # which lives as long as its command
+        assert definition["restart"] in ("unless-stopped", "no")
+        assert definition["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
+    if not definition["image"].startswith("digitserve"):
+        assert re.search(r":\$\{[A-Z_]+_TAG:-v?\d+\.\d+\.\d+\}$", definition["image"]), "a release, not latest"
+
+
+def test_what_is_published_is_published_on_loopback_unless_told_otherwise() -> None:
+    published = [default(port) for _, _, definition in services() for port in definition.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert not [port for port in published if port.endswith(":9464")], "metrics are Prometheus's alone"
+
+
+def test_only_prometheus_envoy_and_the_service_share_the_network_of_the_metrics() -> None:
+    assert compose(BASE)["networks"]["metrics"] == {"internal": True}
+    on_it = {service for _, service, definition in services() if "metrics" in definition.get("networks", [])}
+    assert on_it == {"service", "prometheus", "envoy"}
+
+
+def test_what_is_mounted_is_there() -> None:
+    for name, service, definition in services():
+        for volume in definition.get("volumes", []):
+            source, *_ = volume.split(":")
+            if source.startswith("./"):
+                assert (ROOT / source).exists(), (name, service, source)
+            elif not source.startswith("$"):
+                assert source in compose(BASE)["volumes"], (name, service, source)
+
+
+@pytest.mark.parametrize("name", [BASE, SCALE])
+def test_a_container_is_given_longer_to_stop_than_its_drain_takes(name: str) -> None:
+    service = {**compose(BASE)["services"]["service"], **compose(name)["services"]["service"]}
+    grace = seconds(default(compose(BASE)["services"]["service"]["stop_grace_period"]))
+    wait = default(service["environment"].get("DIGITS_DRAIN_WAIT") or str(Settings().drain_wait))
+    assert grace > float(wait) + Settings().grace + 5
+
+
+def test_envoy_leaves_a_draining_replica_out_before_it_refuses_calls() -> None:
+    wait = float(default(compose(SCALE)["services"]["service"]["environment"]["DIGITS_DRAIN_WAIT"]))
+    (check,) = envoy_cluster("replicas")["health_checks"]
+    assert wait > check["unhealthy_threshold"] * (seconds(check["interval"]) + seconds(check["timeout"]))
+
+
+def envoy(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "deploy/envoy" / name).read_text()))
+
+
+def envoy_cluster(name: str) -> dict[str, Any]:
+    (cluster,) = [c for c in envoy("envoy.yaml")["static_resources"]["clusters"] if c["name"] == name]
+    return dict(cluster)
+
+
+def envoy_routes() -> list[dict[str, Any]]:
+    (resource,) = envoy("routes.yaml")["resources"]
+    (host,) = resource["virtual_hosts"]
+    return list(host["routes"])
+
+
+def test_envoy_repeats_what_a_replica_had_begun_for_calls_that_only_read_and_no_others() -> None:
+    begun = {"reset", "unavailable", "cancelled", "internal", "deadline-exceeded", "resource-exhausted", "5xx"}
+    repeated = {
+        route["match"].get("path", "any"): begun & set(route["route"]["retry_policy"]["retry_on"].split(","))
+        for route in envoy_routes()
+    }
+    assert repeated == {
+        "/digits.v1.DigitService/Predict": {"reset", "unavailable"},
+        "/inference.GRPCInferenceService/ModelInfer": {"reset", "unavailable"},
+        "any": set(),
+    }
+
+
+def test_the_paths_of_envoys_routes_are_unary_calls_of_the_contracts() -> None:
+    from service.pb.digits.v1 import digits_pb2  # noqa: PLC0415
+    from service.pb.inference import open_inference_pb2  # noqa: PLC0415
+
+    unary = {
+        f"/{service.full_name}/{method.name}"
+        for file in (digits_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR)
+        for service in file.services_by_name.values()
+        for method in service.methods
+        if not (method.client_streaming or method.server_streaming)
+    }
+    assert {route["match"]["path"] for route in envoy_routes() if "path" in route["match"]} <= unary
+
+
+def test_envoy_calls_the_port_and_the_health_service_that_there_is() -> None:
+    cluster = envoy_cluster("replicas")
+    ((endpoint,),) = [e["lb_endpoints"] for e in cluster["load_assignment"]["endpoints"]]
+    address = endpoint["endpoint"]["address"]["socket_address"]
+    service = compose(SCALE)["services"]["service"]
+    assert address["address"] in service["networks"]["backend"]["aliases"]
+    assert str(address["port_value"]) == compose(BASE)["services"]["service"]["environment"]["DIGITS_PORT"]
+    assert cluster["health_checks"][0]["grpc_health_check"]["service_name"] == "digits.v1.DigitService"
+
+
+def test_envoy_with_tls_is_envoy_without_but_for_tls() -> None:
+    (plain,), (tls,) = envoy("listener.yaml")["resources"], envoy("listener-tls.yaml")["resources"]
+    assert tls["filter_chains"][0].pop("transport_socket")["name"] == "envoy.transport_sockets.tls"
+    assert tls == plain
+
+
+def test_envoy_publishes_the_port_that_its_listener_has() -> None:
+    (listener,) = envoy("listener.yaml")["resources"]
+    port = listener["address"]["socket_address"]["port_value"]
+    (published,) = compose(SCALE)["services"]["envoy"]["ports"]
+    assert published.endswith(f":{port}")
+
+
+def test_prometheus_finds_every_replica_by_name_and_loads_the_rules() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    (discovery,) = jobs["digitserve"]["dns_sd_configs"]
+    environment = compose(BASE)["services"]["service"]["environment"]
+    assert (discovery["names"], discovery["type"]) == (["service"], "A")
+    assert str(discovery["port"]) == environment["DIGITS_METRICS_PORT"]
+    assert config["rule_files"] == ["/etc/prometheus/rules/*.yml"]
+    assert list((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+
+
+def test_prometheus_scrapes_the_one_path_that_envoy_shows_of_itself() -> None:
+    (job,) = yaml.safe_load((ROOT / "deploy/prometheus/scrape/envoy.yml").read_text())["scrape_configs"]
+    (stats,) = envoy("envoy.yaml")["static_resources"]["listeners"]
+    assert job["dns_sd_configs"][0]["port"] == stats["address"]["socket_address"]["port_value"]
+    manager = stats["filter_chains"][0]["filters"][0]["typed_config"]
+    assert [route["match"] for route in manager["route_config"]["virtual_hosts"][0]["routes"]] == [
+        {"path": job["metrics_path"]}
+    ]
+
+
+def stages() -> dict[str, str]:
+    """The text of each stage of the Dockerfile, by name, in order."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "service/Dockerfile").read_text(), flags=re.MULTILINE)
+    return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL))
+
+
+def test_the_last_stage_serves_and_compose_names_stages_that_there_are() -> None:
+    assert list(stages())[-1] == "service"
+    for _, _, definition in services():
+        if "build" in definition and "target" in definition["build"]:
+            assert definition["build"]["target"] in stages()
+
+
+def test_the_serving_image_installs_no_more_than_serving_needs() -> None:
+    def printed(*extras: str) -> list[str]:
+        command = [sys.executable, "scripts/requirements.py", *extras]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {"onnx", "jax", "pillow", "typer", "rich", "matplotlib", "grpcio-tools"} & set(printed())
+    assert {"onnxruntime", "grpcio"} <= set(printed())
+    assert {"onnx", "pillow"} <= set(printed("export", "client"))
+    assert "RUN python requirements.py | sed" in stages()["requirements"], "serving names no extra"
+    assert re.findall(r"COPY --from=code (\S.*) ", stages()["service"]) == ["/app/LICENSE /app/NOTICE", "/app/service"]
+
+
+@pytest.mark.parametrize("stage", ["service", "tools"])
+def test_an_image_runs_as_a_user_without_rights(stage: str) -> None:
+    assert re.findall(r"^USER (\S+)$", stages()[stage], re.MULTILINE) == ["10001:10001"]
+
+
+def test_the_image_stops_by_the_signal_that_drains_and_is_asked_for_its_health_over_grpc() -> None:
+    assert "STOPSIGNAL SIGTERM\n" in stages()["service"]
+    assert 'python -m service.healthcheck "localhost:${DIGITS_PORT}"' in stages()["service"]
+
+
+def test_the_images_packages_are_wheels_that_the_constraints_pin() -> None:
+    script = (ROOT / "scripts/install-wheels").read_text()
+    assert "--only-binary :all:" in script
+    assert "--constraint pinned.txt" in script
+
+
+def test_the_probe_says_whether_health_says_serving(server: ServiceProcess, capfd: pytest.CaptureFixture[str]) -> None:
+    assert healthcheck([server.address]) == 0
+    assert healthcheck(["127.0.0.1:1"]) == 1
+    assert healthcheck([]) == 2
+    out, err = capfd.readouterr()
+    assert out == "SERVING\n"
+    assert "127.0.0.1:1: UNAVAILABLE" in err
+    assert "usage: " in err
+
+
+def test_the_names_in_the_smoke_test_are_the_servers_own(server: ServiceProcess) -> None:
+    families = {family.name for family in text_string_to_metric_families(server.get("/metrics"))}
+    assert "digits_predictions" in families
+    assert "digits_predictions_total" in (ROOT / "scripts/smoke.py").read_text()
+
+
+def test_the_options_in_the_image_are_the_services_own() -> None:
+    named = set(re.findall(r"\bDIGITS_[A-Z_]+(?==)", stages()["service"]))
+    assert named <= {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
+    assert {"DIGITS_HOST", "DIGITS_PORT", "DIGITS_MODEL"} <= named
+
+
+def test_the_service_starts_with_what_compose_gives_it(model_path: Path) -> None:
+    fixed = {
+        name: default(value)
+        for name, value in compose(BASE)["services"]["service"]["environment"].items()
+        if value is not None
+    }
+    ports = {"DIGITS_PORT": "0", "DIGITS_METRICS_PORT": "0", "DIGITS_MODEL": str(model_path)}
+    hosts = {"DIGITS_HOST": "127.0.0.1", "DIGITS_METRICS_HOST": "127.0.0.1"}
+    service = launch(env={**fixed, **ports, **hosts, "DIGITS_LOG_FORMAT": "json"})
+    try:
+        service.wait_for("serving")
+    finally:
+        service.close()

@@ -1,0 +1,290 @@
+"""Every query of the dashboard, the rules and the alerts: its names, and what a real Prometheus answers to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+import pytest
+import yaml
+from conftest import ROOT, serving
+
+from service.pb.digits.v1.digits_pb2 import PredictRequest
+from service.pb.inference.open_inference_pb2 import ModelInferRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from conftest import ServiceProcess
+
+    Ask = Callable[[str], list[dict[str, Any]]]
+
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+GRAFANA = ROOT / "deploy" / "grafana"
+GUIDE = (ROOT / "docs" / "operating.md").read_text()
+
+IMAGES, INFERS, REFUSED = 400, 20, 5
+
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="needs prometheus and promtool on the PATH: apt-get install prometheus, or prometheus.io/download",
+)
+
+
+class Query(NamedTuple):
+    """One PromQL expression and where it stands."""
+
+    where: str
+    expr: str
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    return list(json.loads((GRAFANA / "dashboards" / "digitserve.json").read_text())["panels"])
+
+
+RECORDS = [rule for rule in rules() if "record" in rule]
+ALERTS = [rule for rule in rules() if "alert" in rule]
+PANELS = [
+    Query(f"panel {panel['title']}: {target['legendFormat']}", target["expr"])
+    for panel in panels()
+    for target in panel.get("targets", [])
+]
+QUERIES = [
+    *(Query(f"{rule['record']} {rule.get('labels', '')}", rule["expr"]) for rule in RECORDS),
+    *(Query(rule["alert"], rule["expr"]) for rule in ALERTS),
+    *PANELS,
+]
+OF_PROMETHEUS = {"up", "scrape_duration_seconds", "scrape_samples_scraped", "ALERTS"}
+WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "bool", "offset"}
+
+
+def selectors(expr: str) -> list[str]:
+    """The series that an expression reads, with their matchers and without their windows."""
+    bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right) ?\([^)]*\)", " ", expr)
+    found = re.findall(r"(?<![\w.\"])([a-zA-Z_:][\w:]*)((?:\{[^}]*\})?)(?!\w*\s*\()", bare)
+    return [name + matchers for name, matchers in found if name not in WORDS and f"{name}(" not in bare]
+
+
+def filled(expr: str) -> str:
+    """A panel's query as Grafana sends it, for all replicas."""
+    return expr.replace("$instance", ".*").replace("$__rate_interval", "1m")
+
+
+def test_selectors_are_found() -> None:
+    expr = 'sum by (job, le) (rate(a_b{job="x",code=~"A|B"}[5m])) / on (job) group_left () job:c:d > 0.5 and up == 1'
+    assert selectors(expr) == ['a_b{job="x",code=~"A|B"}', "job:c:d", "up"]
+
+
+def send_traffic(address: str, digits: np.ndarray) -> None:
+    """IMAGES calls of one image, INFERS of the other protocol, one stream of all digits, REFUSED malformed calls."""
+    with grpc.insecure_channel(address) as channel:
+        predict = channel.unary_unary("/digits.v1.DigitService/Predict")
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for i in range(IMAGES):
+            predict(PredictRequest(pixels=digits[i % 100].tobytes()).SerializeToString(), timeout=10)
+        for i in range(INFERS):
+            request = ModelInferRequest(model_name="digits", raw_input_contents=[digits[i].tobytes()])
+            request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
+            infer(request.SerializeToString(), timeout=10)
+        for _ in range(REFUSED):
+            with pytest.raises(grpc.RpcError):
+                predict(b"", timeout=10)
+        stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")
+        list(stream((PredictRequest(pixels=row.tobytes()).SerializeToString() for row in digits), timeout=10))
+
+
+@pytest.fixture(scope="module")
+def service(model_path: Path) -> Iterator[ServiceProcess]:
+    with serving(model_path) as service:
+        yield service
+
+
+# Names, without Prometheus.
+
+
+def test_every_name_in_a_query_is_a_series_of_the_server_or_of_a_rule(service: ServiceProcess) -> None:
+    there = {name for name, _ in service.series()} | {rule["record"] for rule in RECORDS} | OF_PROMETHEUS
+    for query in QUERIES:
+        names = {selector.split("{")[0] for selector in selectors(filled(query.expr))}
+        assert names or query.expr.startswith("vector("), query
+        assert names <= there, query
+
+
+def test_every_recorded_series_is_read_by_a_panel_or_a_rule() -> None:
+    read = {selector.split("{")[0] for query in QUERIES for selector in selectors(filled(query.expr))}
+    assert {rule["record"] for rule in RECORDS} <= read
+
+
+def test_the_shares_of_the_training_digits_add_up_to_one() -> None:
+    shares = [rule["expr"] for rule in RECORDS if rule["record"] == "digit:digits_training:share"]
+    counts = [int(re.fullmatch(r"vector\((\d+) / 60000\)", share).group(1)) for share in shares]  # type: ignore[union-attr]
+    assert (len(counts), sum(counts)) == (10, 60000)
+
+
+def test_every_alert_has_a_severity_and_a_paragraph_in_the_guide() -> None:
+    headings = {line.lstrip("# ").lower() for line in GUIDE.splitlines() if line.startswith("#")}
+    for alert in ALERTS:
+        assert alert["labels"]["severity"] in {"page", "ticket"}
+        assert alert["annotations"]["runbook"] == f"docs/operating.md#{alert['alert'].lower()}"
+        assert alert["alert"].lower() in headings
+
+
+def test_every_alert_has_a_case_where_it_fires_and_one_where_it_is_silent() -> None:
+    cases = yaml.safe_load((PROMETHEUS / "tests" / "alerts.yml").read_text())["tests"]
+    for alert in ALERTS:
+        own = [check for case in cases for check in case["promql_expr_test"] if f'"{alert["alert"]}"' in check["expr"]]
+        assert {bool(check["exp_samples"]) for check in own} == {True, False}, alert["alert"]
+
+
+def test_the_dashboard_is_what_its_script_writes() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "dashboard.py", "--check"], check=True)
+
+
+def test_the_dashboard_fits_its_provisioning_and_overlaps_nowhere() -> None:
+    [source] = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    [provider] = yaml.safe_load((GRAFANA / "provisioning/dashboards/digitserve.yml").read_text())["providers"]
+    assert provider["type"] == "file"
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        box = panel["gridPos"]
+        cells = {(x, y) for x in range(box["x"], box["x"] + box["w"]) for y in range(box["y"], box["y"] + box["h"])}
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        for target in panel.get("targets", []):
+            assert (target["datasource"]["uid"], target["datasource"]["type"]) == (source["uid"], source["type"])
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+def test_every_row_of_the_dashboard_is_a_question_of_the_guide() -> None:
+    for panel in panels():
+        if panel["type"] == "row":
+            assert f"\n### {panel['title']}\n" in GUIDE
+
+
+# What Prometheus says.
+
+
+@needs_prometheus
+def test_promtool_accepts_the_rules() -> None:
+    subprocess.run(["promtool", "check", "rules", *RULES], check=True)  # noqa: S607
+
+
+@needs_prometheus
+def test_each_alert_fires_when_it_should_and_is_silent_when_not() -> None:
+    subprocess.run(["promtool", "test", "rules", PROMETHEUS / "tests" / "alerts.yml"], check=True)  # noqa: S607
+
+
+@pytest.fixture(scope="module")
+def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Asks a Prometheus that has scraped the server before, during and after the traffic."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    target = urllib.parse.urlsplit(service.metrics_url).netloc
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(path) for path in RULES],
+        "scrape_configs": [{"job_name": "digitserve", "static_configs": [{"targets": [target]}]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    subprocess.run(["promtool", "check", "config", folder / "prometheus.yml"], check=True)  # noqa: S607
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        *("prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"),
+        *(f"--web.listen-address={address}", "--log.level=error"),
+    ]
+
+    def query(expr: str) -> list[dict[str, Any]]:
+        url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return list(json.load(reply)["data"]["result"])
+
+    with subprocess.Popen(command) as process:
+        try:
+            wait_until(lambda: bool(query("digits_serving")))
+            send_traffic(service.address, digits)
+            time.sleep(3)  # two scrapes and two evaluations
+            wait_until(lambda: bool(query("job:digits_predictions:drift1h")))
+            yield query
+        finally:
+            process.terminate()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if true():
+                return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"not within {seconds} s")
+
+
+@needs_prometheus
+def test_every_query_of_a_panel_and_every_rule_has_an_answer(ask: Ask) -> None:
+    queries = [*PANELS, *(Query(rule["record"], rule["record"]) for rule in RECORDS)]
+    answers = [(query.where, ask(filled(query.expr))) for query in queries]
+    assert [where for where, answer in answers if not answer] == []
+    assert [where for where, answer in answers if any(series["value"][1] == "NaN" for series in answer)] == []
+
+
+@needs_prometheus
+def test_every_series_that_an_alert_reads_is_there_and_no_alert_fires(ask: Ask) -> None:
+    missing = [
+        (alert["alert"], selector) for alert in ALERTS for selector in selectors(alert["expr"]) if not ask(selector)
+    ]
+    assert missing == []
+    for alert in ALERTS:
+        ask(alert["expr"])  # an error would be raised
+    assert ask('ALERTS{alertstate="firing"}') == []
+
+
+@needs_prometheus
+def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
+    def value(expr: str) -> float:
+        [found] = ask(expr)
+        return float(found["value"][1])
+
+    images = IMAGES + INFERS + 100
+    assert value("sum(digits_predictions_total)") == images
+    assert value("digits_confidence_count") == images
+    assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="OK"}') == IMAGES
+    assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="InvalidArgument"}') == REFUSED
+    # Of a few seconds' scrapes a rate is an extrapolation, by the same factor for all of them.
+    rate = 'job_method:grpc_server_started:rate5m{grpc_method="%s"}'
+    assert value(rate % "Predict") / value(rate % "ModelInfer") == pytest.approx((IMAGES + REFUSED) / INFERS)
+    refused = value('job_code:grpc_server_handled:rate5m{grpc_code="InvalidArgument"}')
+    assert refused / value(rate % "Predict") == pytest.approx(REFUSED / (IMAGES + REFUSED))
+    assert value("sum(job_digit:digits_predictions:share1h)") == pytest.approx(1)
+    assert 0 < value("job:digits_predictions:drift1h") < 0.2
+    confidence = service.series()["digits_confidence_sum", ()] / images
+    assert value("job:digits_confidence:mean1h") == pytest.approx(confidence)
+    assert value("job:digits_batch_size:mean_5m") == pytest.approx(1)
+    assert 0 <= value("job:digits_slo_bad:ratio_5m") <= 1
+    p50, p99 = (
+        value(f'job_method:grpc_server_handling_seconds:{q}_5m{{grpc_method="Predict"}}') for q in ("p50", "p99")
+    )
+    assert 0 < p50 <= p99 < 10
+    assert value("job:digits_serving:sum") == value("up") == value("job:digits_model:contents") == 1
+    assert 0 < value("job:digits_last_success:age_seconds") < 120
+    [model] = ask("digits_model_info")
+    assert (model["metric"]["version"], model["metric"]["provider"]) == ("1", "CPUExecutionProvider")
