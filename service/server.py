@@ -56,7 +56,7 @@ class Server:
         predictor = Predictor(self.batcher, statistics, max_batch=settings.max_batch)
         self.transport = GrpcioTransport(
             [
-                DigitsHandler(predictor),
+                DigitsHandler(predictor, self.model.parameters()),
                 InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
             ],
             self.metrics,

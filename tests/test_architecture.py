@@ -26,10 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/distribution.py": {"prometheus_client", "numpy"},
     "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
     "service/model.py": {"service.errors", "onnxruntime", "numpy"},
+    "service/explain.py": {"service.model", "numpy"},
     "service/statistics.py": set(),
     "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
+        "service.explain",
         *("numpy", "google"),
     },
     "service/transports/__init__.py": set(),
