@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated
@@ -39,8 +40,10 @@ def play(
     except SystemExit:  # uvicorn has logged why
         print(f"--port: cannot listen on {host} port {port}; expected one that is free", file=sys.stderr)
         raise typer.Exit(1) from None
+    listening.listen()  # before it is announced
     print(f"look inside at http://{host}:{listening.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -258,14 +258,14 @@ function spot(layer, i) {
     const gap = layer === 2 ? 38 : 24.4;
     return { x: 200 + (i - (SIZES[layer] - 1) / 2) * gap, y: [190, 335, 480][layer], r: layer === 2 ? 15 : 10.5 };
   }
-  const gap = layer === 2 ? 53 : 34;
-  return { x: [385, 590, 785][layer], y: 300 + (i - (SIZES[layer] - 1) / 2) * gap, r: layer === 2 ? 18 : 13 };
+  const gap = layer === 2 ? 64 : 41.5;
+  return { x: [360, 560, 750][layer], y: 335 + (i - (SIZES[layer] - 1) / 2) * gap, r: layer === 2 ? 21 : 15 };
 }
 
 function build() {
   const svg = $("network"), tall = narrow.matches;
-  svg.setAttribute("viewBox", tall ? "0 0 400 560" : "0 0 900 600");
-  const box = tall ? { x: 138, y: 6, width: 124, height: 124 } : { x: 8, y: 192, width: 216, height: 216 };
+  svg.setAttribute("viewBox", tall ? "0 0 400 560" : "0 0 860 690");
+  const box = tall ? { x: 138, y: 6, width: 124, height: 124 } : { x: 4, y: 229, width: 212, height: 212 };
   picture = element("image", { ...box, class: "sent" });
   const ends = [spot(0, 0), spot(0, 15)];
   const fan = tall
@@ -296,10 +296,10 @@ function cell(layer, i) {
   if (layer === 2) {
     made.append(narrow.matches
       ? element("text", { x, y: y + 34, "text-anchor": "middle" }, String(i))
-      : element("text", { x: x + 30, y: y + 5 }, String(i)));
+      : element("text", { x: x + 29, y: y + 6, class: "big" }, String(i)));
     made.append(narrow.matches
       ? element("rect", { x: x - 14, y: y + 44, width: 0, height: 4, rx: 2, class: "bar" })
-      : element("rect", { x: x + 46, y: y - 3, width: 0, height: 6, rx: 3, class: "bar" }));
+      : element("rect", { x: x + 45, y: y - 3, width: 0, height: 6, rx: 3, class: "bar" }));
   }
   made.addEventListener("pointerenter", () => look(layer, i));
   made.addEventListener("focus", () => look(layer, i));
@@ -410,12 +410,13 @@ async function look(layer, i, person = true) {
 
 const signed = (value) => (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2);
 
-/** Values as a picture, the strongest at full colour: blue above 0, red below. */
+/** Values as a picture, the strongest at full colour: blue above 0, red below, black at 0. */
 function paint(id, values, label) {
-  const most = values ? Math.max(1e-9, ...values.map(Math.abs)) : 1, image = new ImageData(SIDE, SIDE);
+  const most = values ? Math.max(1e-12, ...values.map(Math.abs)) : 1, image = new ImageData(SIDE, SIDE);
   for (let i = 0; i < SIDE * SIDE; i += 1) {
     const share = values ? values[i] / most : 0, colour = share > 0 ? FOR : AGAINST;
-    image.data.set([...colour.map((c) => c * Math.abs(share)), 255], 4 * i);
+    const light = Math.abs(share) ** 0.6; // the eye tells dark colours apart less well
+    image.data.set([...colour.map((c) => c * light), 255], 4 * i);
   }
   $(id).getContext("2d").putImageData(image, 0, 0);
   $(id).setAttribute("aria-label", label);
@@ -464,6 +465,7 @@ function tableOf(caption, headings) {
 }
 
 function renderTables() {
+  if (!$("details").open) return;
   if (!answer) return $("tables").replaceChildren("Nothing is drawn yet.");
   $("tables").replaceChildren(...[2, 0, 1].map((l) => {
     const table = tableOf(NAMES[l], [l === 2 ? "digit" : "neuron", "activation", "sum"]);
@@ -479,6 +481,8 @@ function renderTables() {
     return table;
   }));
 }
+
+$("details").addEventListener("toggle", renderTables);
 
 function grey(pixels) {
   const image = new ImageData(SIDE, SIDE);
