@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import platform
 import signal
 import time
@@ -13,19 +14,24 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import __version__
 from service.batcher import Batcher
+from service.errors import StartError
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.model import Model
 from service.statistics import Statistics
+from service.transports import native
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
+from service.transports.native import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+    from service.handlers import Service
+    from service.handlers.predicting import Batching
 
 
 class Server:
@@ -40,12 +46,20 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
+        self.transport_name = chosen(settings.transport)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
         self.model = Model(settings.model, sha256=settings.model_sha256)
-        statistics = Statistics()
-        self.batcher = Batcher(
+        self.batcher: Batcher | NativeBatcher
+        self.transport: GrpcioTransport | NativeTransport
+        build = self._native if self.transport_name == "native" else self._grpcio
+        self.batcher, self.transport = build(Statistics())
+        self.port = self.metrics_port = 0
+
+    def _grpcio(self, statistics: Statistics) -> tuple[Batcher, GrpcioTransport]:
+        settings = self._settings
+        batcher = Batcher(
             self.model,
             self.metrics,
             statistics,
@@ -53,18 +67,36 @@ class Server:
             max_waiting=settings.max_waiting,
             inline=settings.inline_images,
         )
-        predictor = Predictor(self.batcher, statistics, max_batch=settings.max_batch)
-        self.transport = GrpcioTransport(
-            [
-                DigitsHandler(predictor, self.model.parameters()),
-                InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
-            ],
+        transport = GrpcioTransport(
+            self._services(batcher, statistics),
             self.metrics,
-            log,
+            self._log,
             max_batch=settings.max_batch,
             with_reflection=settings.reflection,
         )
-        self.port = self.metrics_port = 0
+        return batcher, transport
+
+    def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
+        settings, batcher = self._settings, NativeBatcher(self.model)
+        transport = NativeTransport(
+            self._services(batcher, statistics),
+            batcher,
+            self.metrics,
+            statistics,
+            self._log,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            inline=settings.inline_images,
+            with_reflection=settings.reflection,
+        )
+        return batcher, transport
+
+    def _services(self, batcher: Batching, statistics: Statistics) -> list[Service]:
+        predictor = Predictor(batcher, statistics, max_batch=self._settings.max_batch)
+        return [
+            DigitsHandler(predictor, self.model.parameters()),
+            InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
+        ]
 
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
@@ -87,7 +119,7 @@ class Server:
                 "weights_sha256": info.weights_sha256,
                 "content_sha256": info.content_sha256,
                 "provider": self.model.provider,
-                "transport": "grpcio",
+                "transport": self.transport_name,
             },
             {
                 "version": __version__,
@@ -107,6 +139,18 @@ class Server:
         self._http.stop()
 
 
+def chosen(transport: str) -> str:
+    """The name of the transport that runs; StartError where it is asked for and not installed."""
+    if transport == "native" and not native.is_installed():
+        raise StartError(
+            "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
+            "run `make native`, or choose grpcio"
+        )
+    if transport == "auto":
+        return "native" if native.is_installed() else "grpcio"
+    return transport
+
+
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:
     """Run a server until SIGTERM or SIGINT; `began` is when the process did, by `time.monotonic`."""
     stop = asyncio.Event()
@@ -121,6 +165,8 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         loop.add_signal_handler(number, on_signal, number)
     server = Server(settings, log)
     await server.start()
+    # What is there by now stays to the end: the collector need not go through it again and again while requests wait.
+    gc.freeze()
     log.info(
         "serving",
         address=f"{settings.host}:{server.port}",
@@ -130,6 +176,7 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         activation=server.model.info.activation,
         weights_sha256=server.model.info.weights_sha256,
         provider=server.model.provider,
+        transport=server.transport_name,
         seconds=round(time.monotonic() - began, 3),
     )
     await stop.wait()

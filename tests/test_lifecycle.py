@@ -15,10 +15,15 @@ from conftest import ROOT, launch, serving
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.errors import StartError
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.server import chosen
+from service.transports import native
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -189,3 +194,30 @@ def test_help_teaches_every_option() -> None:
     for option in ("--model", "--port", "--metrics-port", "--max-batch", "--drain-wait", "--log-format"):
         assert option in done.stdout
     assert "DIGITS_METRICS_PORT" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "expected"),
+    [("auto", True, "native"), ("auto", False, "grpcio"), ("grpcio", True, "grpcio"), ("native", True, "native")],
+)
+def test_auto_takes_the_native_transport_where_its_wheel_is(
+    monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
+) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda: installed)
+    assert chosen(asked) == expected
+
+
+def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda: False)
+    with pytest.raises(StartError) as caught:
+        chosen("native")
+    assert str(caught.value) == (
+        "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
+        "run `make native`, or choose grpcio"
+    )
+
+
+def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -> None:
+    with serving(model_path) as service:
+        assert service.lines[-1]["transport"] == transport
+        assert f'transport="{transport}"' in service.get("/metrics")

@@ -1,0 +1,61 @@
+"""The native transport with a model that does nothing: everything but ONNX Runtime. The floor of that transport.
+
+python -m bench.nothing_native PORT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from bench.servers import LARGEST_BATCH, MODEL
+from service.handlers.digits import DigitsHandler
+from service.handlers.inference import InferenceHandler
+from service.handlers.predicting import Predictor
+from service.logs import make_logger
+from service.metrics import Metrics
+from service.model import Model, Pixels, Predictions
+from service.statistics import Statistics
+from service.transports.native import NativeBatcher, NativeTransport
+
+if TYPE_CHECKING:
+    from service.handlers import Service
+
+LIMITS = {"max_batch": LARGEST_BATCH, "max_waiting": 65536, "inline": 128}
+
+
+class Nothing(Model):
+    """The committed model's name and version; its answers are zeros."""
+
+    def predict(self, pixels: Pixels) -> Predictions:
+        """Answer without looking."""
+        n = len(pixels)
+        zeros = (np.zeros((n, width), np.float32) for width in (10, 16, 16))
+        return Predictions(np.zeros(n, np.int64), *zeros)
+
+    def _warm_up(self) -> None:
+        """Nothing to warm."""
+
+
+async def main() -> None:
+    """Serve on the port of the command line until the process is ended."""
+    model, statistics = Nothing(MODEL), Statistics()
+    batcher = NativeBatcher(model)
+    predictor = Predictor(batcher, statistics, max_batch=LIMITS["max_batch"])
+    services: list[Service] = [
+        DigitsHandler(predictor, model.parameters()),
+        InferenceHandler(predictor, serving=lambda: True, server_version="0"),
+    ]
+    log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
+    transport = NativeTransport(services, batcher, metrics, statistics, log, with_reflection=False, **LIMITS)
+    await transport.start("127.0.0.1", int(sys.argv[1]))
+    await transport.open()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
