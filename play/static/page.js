@@ -16,7 +16,7 @@ let network = null; // what serves
 let answer = null; // the last answer
 let chosen = [2, 0], byHand = false; // the neuron looked at: place of its layer, place in it; whether a person chose it
 let step = 3;
-let cells = [], lines = [], picture = null;
+let cells = [], lines = [], picture = null, settled = 0;
 
 // --- asking -------------------------------------------------------------------------------------------------------
 
@@ -342,6 +342,7 @@ function render() {
       const share = all && l + 1 < step ? all[i][j] / most : 0, strength = Math.abs(share);
       line.setAttribute("class", `line ${share > 0 ? "for" : "against"}`);
       line.setAttribute("stroke-width", (0.4 + 3.2 * strength).toFixed(2));
+      line.setAttribute("display", strength < FAINTEST_LINE ? "none" : "inline");
       line.setAttribute("opacity", strength < FAINTEST_LINE ? 0 : lineOpacity(strength, l, i, j).toFixed(3));
     }));
   });
@@ -349,8 +350,12 @@ function render() {
   $("back").setAttribute("aria-disabled", step === 0);
   $("forth").setAttribute("aria-disabled", step === 3);
   renderTables();
-  look(...chosen, byHand);
+  clearTimeout(settled); // a neuron is looked at when the pen rests: the answer comes first
+  settled = setTimeout(() => look(...chosen, byHand), answer && last ? 120 : 0);
+  highlight();
 }
+
+
 
 /** The lines of the neuron that is looked at stand out. */
 function lineOpacity(strength, l, i, j) {
