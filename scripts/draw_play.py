@@ -23,8 +23,8 @@ SEVEN = [(-60, -72), (0, -74), (60, -72), (35, -10), (10, 40), (-10, 85)]
 """Pixels from the pad's middle."""
 
 SCENES: dict[str, tuple[int, int, str, str]] = {
-    "inside-desktop": (1440, 860, "light", ""),
-    "inside-neuron": (1440, 860, "dark", "first"),
+    "inside-desktop": (1440, 960, "light", ""),
+    "inside-neuron": (1440, 960, "dark", "first"),
     "inside-phone": (390, 1500, "dark", ""),
 }
 """File -> width and height in pixels, colour scheme, and the layer of the neuron that is looked at."""
