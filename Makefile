@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format lint types stubs stubs-check bench lock data native native-check up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench lock data native native-check up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -12,6 +12,9 @@ help: ## list the targets
 
 run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, show the answers, go on serving
 	@$(PY) scripts/run.py
+
+play: .venv/play.stamp model.onnx ## look inside: draw digits in a browser and see every layer of the network
+	@$(PY) scripts/look.py
 
 test: .venv/dev.stamp ## run the tests
 	@$(PY) -m pytest
@@ -82,6 +85,10 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 # A larger set of packages serves the smaller's needs too, so either target can come first.
 .venv/run.stamp: pyproject.toml constraints.txt scripts/setup
 	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client
+	@touch $@
+
+.venv/play.stamp: pyproject.toml constraints.txt scripts/setup
+	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt scripts/setup

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import grpc
 import typer
+from PIL import Image
 from rich.console import Console
 
 from client import demo as demonstration
@@ -64,9 +65,14 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document on standard output")] = False,
     hidden: Annotated[bool, typer.Option("--hidden", help="the two hidden layers too")] = False,
     limit: Annotated[int, typer.Option(min=1, help="images taken from one IDX file")] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="beside each picture, which pixels spoke for the answer and which against")
+    ] = False,
+    png: Annotated[Path | None, typer.Option("--explain-png", help="write the pictures of --explain here too")] = None,
 ) -> None:
     """Read the digit in each file: its picture, the answer, and the ten activations."""
     console, found, unreadable = Console(), [], False
+    maps: list[Image.Image] = []
     with DigitsClient(address, timeout=timeout) as client:
         for path in files:
             try:
@@ -81,10 +87,13 @@ def predict(
                 else:
                     title = str(path) if len(pixels) == 1 else f"{path}, image {row}"
                     _show(console, image, answer, title)
-            if len(pixels) > limit and not as_json:
-                console.print(f"{len(pixels) - limit:,} more images in {path}; --limit {len(pixels)} reads them all")
+                if explain or png:
+                    maps.append(_explain(client, image, None if as_json else console))
+            if not as_json:
+                _tell_of_the_rest(console, path, len(pixels), limit)
     if as_json:
         print(json.dumps(found, indent=2))
+    _save(maps, png)
     if unreadable:
         raise typer.Exit(UNREADABLE)
 
@@ -136,6 +145,32 @@ def _show(console: Console, image: npt.NDArray[np.uint8], answer: Predictions, t
     console.print(render.card(image, answer, 0, title=title, console=console))
     if answer.layer1 is not None:
         console.print(render.layers(answer, 0))
+
+
+def _tell_of_the_rest(console: Console, path: Path, images: int, limit: int) -> None:
+    if images > limit:
+        console.print(f"{images - limit:,} more images in {path}; --limit {images} reads them all")
+
+
+def _explain(client: DigitsClient, image: npt.NDArray[np.uint8], console: Console | None) -> Image.Image:
+    """Ask why the image was read so; show it, and give it as a picture."""
+    why = client.explain(image).explanations[0][0]
+    if console:
+        console.print(render.explained(image, why, console))
+    return render.explained_png(image, why)
+
+
+def _save(maps: list[Image.Image], path: Path | None) -> None:
+    """One picture above the other."""
+    if not maps or path is None:
+        return
+    sheet = Image.new("RGB", (maps[0].width, sum(one.height for one in maps)))
+    for i, one in enumerate(maps):
+        sheet.paste(one, (0, i * one.height))
+    try:
+        sheet.save(path, format="PNG")
+    except OSError as e:
+        raise typer.BadParameter(f"{path} cannot be written: {e.strerror}", param_hint="--explain-png") from None
 
 
 def _as_dict(path: Path, row: int, answer: Predictions) -> dict[str, Any]:

@@ -15,14 +15,20 @@ from client.messages import (
     REQUEST_ID,
     SERVICE,
     DigitsError,
+    Explained,
+    Network,
     Pixels,
     Predictions,
     checked,
     new_request_id,
     to_error,
+    to_explain_request,
+    to_explained,
+    to_network,
     to_predictions,
     to_request,
 )
+from service.pb.digits.v1.digits_pb2 import GetNetworkRequest
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
@@ -88,6 +94,39 @@ class DigitsClient:
         except grpc.RpcError as e:
             raise to_error(e, request_id) from None
         return to_predictions(reply, request_id)
+
+    def explain(
+        self,
+        pixels: Pixels,
+        neurons: Iterable[tuple[int, int]] = (),
+        *,
+        model_version: str = "",
+        timeout: float | None = None,
+    ) -> Explained:
+        """As `predict`, with all layers, sums, and why the neurons named (layer 1 to 3, place in it) are as they are.
+
+        Without neurons the output of the digit read in each image is explained.
+        """
+        request = to_explain_request(pixels, neurons, model_version=model_version)
+        request_id = new_request_id()
+        try:
+            reply = self._stub.Explain(
+                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+            )
+        except grpc.RpcError as e:
+            raise to_error(e, request_id) from None
+        return to_explained(reply, request_id)
+
+    def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
+        """The network that serves."""
+        request, request_id = GetNetworkRequest(model_version=model_version), new_request_id()
+        try:
+            reply = self._stub.GetNetwork(
+                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+            )
+        except grpc.RpcError as e:
+            raise to_error(e, request_id) from None
+        return to_network(reply)
 
     def predict_stream(
         self,
@@ -186,6 +225,36 @@ class AsyncDigitsClient:
         except aio.AioRpcError as e:
             raise to_error(e, request_id) from None
         return to_predictions(reply, request_id)
+
+    async def explain(
+        self,
+        pixels: Pixels,
+        neurons: Iterable[tuple[int, int]] = (),
+        *,
+        model_version: str = "",
+        timeout: float | None = None,
+    ) -> Explained:
+        """As DigitsClient.explain."""
+        request = to_explain_request(pixels, neurons, model_version=model_version)
+        request_id = new_request_id()
+        try:
+            reply = await self._stub.Explain(
+                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+            )
+        except aio.AioRpcError as e:
+            raise to_error(e, request_id) from None
+        return to_explained(reply, request_id)
+
+    async def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
+        """As DigitsClient.network."""
+        request, request_id = GetNetworkRequest(model_version=model_version), new_request_id()
+        try:
+            reply = await self._stub.GetNetwork(
+                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+            )
+        except aio.AioRpcError as e:
+            raise to_error(e, request_id) from None
+        return to_network(reply)
 
     async def predict_stream(
         self,

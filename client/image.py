@@ -50,12 +50,16 @@ class ImageError(Exception):
 def read(path: Path) -> Pixels:
     """The images of a PNG, JPEG or other picture (1), or of an IDX file, plain or gzipped (n): uint8 (n, 784)."""
     try:
-        content = _content(path)
-        if content.startswith(_IDX_IMAGES):
-            return _idx_images(content)
-        return to_mnist(_picture(content))[None]
+        return read_bytes(_content(path))
     except ImageError as e:
         raise ImageError(f"{path}: {e}") from None
+
+
+def read_bytes(content: bytes) -> Pixels:
+    """As `read`, for the content of such a file, unpacked."""
+    if content.startswith(_IDX_IMAGES):
+        return _idx_images(content)
+    return to_mnist(_picture(content))[None]
 
 
 def to_mnist(picture: Image.Image) -> Pixels:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FAINTEST_INK = 25.0
 """Grey levels, of 255, between ink and paper below which a page is blank."""
@@ -18,6 +22,7 @@ _WIDER_THAN_A_STROKE = 25
 """Coarse pixels: what is darker than its surroundings and narrower than this is ink, not shadow."""
 
 Grey = npt.NDArray[np.float64]
+Levels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -58,13 +63,23 @@ def _is_light_on_dark(grey: Grey) -> bool:
 
 def _above_paper(rise: Grey) -> Grey:
     """The rise of each pixel over the paper around it: a morphological opening, which keeps the edges of shadows."""
-    coarse = _image(_resized(rise, _COARSE))
+    coarse = np.asarray(_image(_resized(rise, _COARSE)))
     margin = _WIDER_THAN_A_STROKE
-    padded = _image(np.pad(np.asarray(coarse, dtype=np.float64), margin, mode="edge"))
+    padded = np.pad(coarse, margin, mode="edge")
     # A pixel more is added than was taken, so that no line is left where page and table, or light and shadow, meet.
-    opened = padded.filter(ImageFilter.MinFilter(margin)).filter(ImageFilter.MaxFilter(margin + 2))
-    paper = np.asarray(opened, dtype=np.float64)[margin:-margin, margin:-margin]
+    opened = _over_squares(np.max, margin + 2, _over_squares(np.min, margin, padded))
+    paper = opened[margin:-margin, margin:-margin].astype(np.float64)
     return rise - _resized(paper, max(rise.shape), rise.shape)
+
+
+def _over_squares(extreme: Callable[..., Levels], side: int, values: Levels) -> Levels:
+    """The least or the greatest of the square around each value, along one axis and then the other.
+
+    Pillow's rank filter does the same in fifty times the time, which a person who is drawing would feel.
+    """
+    padded = np.pad(values, side // 2, mode="edge")
+    rows = extreme(sliding_window_view(padded, side, axis=0), axis=-1)
+    return extreme(sliding_window_view(rows, side, axis=1), axis=-1)
 
 
 def _resized(values: Grey, side: int, shape: tuple[int, ...] | None = None) -> Grey:

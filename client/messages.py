@@ -13,12 +13,14 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
 
-from service.pb.digits.v1.digits_pb2 import PredictRequest
+from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import grpc
 
-    from service.pb.digits.v1.digits_pb2 import PredictResponse
+    from service.pb.digits.v1.digits_pb2 import ExplainResponse, GetNetworkResponse, PredictResponse
 
 PIXELS = 784
 HIDDEN = 16
@@ -87,6 +89,51 @@ class Predictions:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why one neuron is as bright as it is on one image.
+
+    `contributions`, of the pixels (784,) or of the neurons (16,) below, add up with `bias` to its sum; `gradient`
+    (784,) is the slope of its activation by each pixel's ink, 0..1.
+    """
+
+    layer: int
+    index: int
+    bias: float
+    contributions: Floats
+    gradient: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """The answers for n images with all layers, their sums before the squashing, and an explanation a neuron asked for.
+
+    `sums` are (n, 16), (n, 16) and (n, 10); `explanations[i]` are those of image i, in the order of the question.
+    """
+
+    answers: Predictions
+    sums: tuple[Floats, Floats, Floats]
+    explanations: list[list[Explanation]]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The network that serves: weights (out, in) and biases (out,) of its three layers, for ink 0..1.
+
+    `activation` is what the hidden layers squash with, `sigmoid` or `relu`; `accuracy` is the share of the images of
+    `accuracy_data` read correctly, as text.
+    """
+
+    name: str
+    version: str
+    activation: str
+    weights: tuple[Floats, ...]
+    biases: tuple[Floats, ...]
+    accuracy: str
+    accuracy_data: str
+    weights_sha256: str
+
+
 @dataclass(frozen=True)
 class FieldViolation:
     """A field of the request that the server refused, and why."""
@@ -135,7 +182,7 @@ def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_ver
     )
 
 
-def to_predictions(reply: PredictResponse, request_id: str) -> Predictions:
+def to_predictions(reply: PredictResponse | ExplainResponse, request_id: str) -> Predictions:
     """The reply as arrays."""
     n = len(reply.digits)
 
@@ -149,6 +196,51 @@ def to_predictions(reply: PredictResponse, request_id: str) -> Predictions:
         layer2=layer(reply.layer2, HIDDEN) if reply.layer2 else None,
         model_version=reply.model_version,
         request_id=request_id,
+    )
+
+
+def to_explain_request(
+    pixels: Pixels, neurons: Iterable[tuple[int, int]] = (), *, model_version: str = ""
+) -> ExplainRequest:
+    """The message for images as in `to_request` and neurons as (layer 1 to 3, place in it)."""
+    asked = [Neuron(layer=layer, index=index) for layer, index in neurons]
+    return ExplainRequest(pixels=_image_bytes(pixels), neurons=asked, model_version=model_version)
+
+
+def to_explained(reply: ExplainResponse, request_id: str) -> Explained:
+    """The reply as arrays."""
+    answers = to_predictions(reply, request_id)
+    n = len(answers.digits)
+    sums = [np.array(s, np.float32).reshape(n, -1) for s in (reply.sums1, reply.sums2, reply.sums3)]
+    each = [
+        Explanation(
+            e.neuron.layer,
+            e.neuron.index,
+            e.bias,
+            np.array(e.contributions, np.float32),
+            np.array(e.gradient, np.float32),
+        )
+        for e in reply.explanations
+    ]
+    per_image = len(each) // n
+    return Explained(
+        answers, (sums[0], sums[1], sums[2]), [each[i * per_image : (i + 1) * per_image] for i in range(n)]
+    )
+
+
+def to_network(reply: GetNetworkResponse) -> Network:
+    """The reply as arrays."""
+    biases = tuple(np.array(layer.biases, np.float32) for layer in reply.layers)
+    weights = (np.array(layer.weights, np.float32) for layer in reply.layers)
+    return Network(
+        name=reply.name,
+        version=reply.version,
+        activation=reply.activation,
+        weights=tuple(w.reshape(len(b), -1) for w, b in zip(weights, biases, strict=True)),
+        biases=biases,
+        accuracy=reply.accuracy,
+        accuracy_data=reply.accuracy_data,
+        weights_sha256=reply.weights_sha256,
     )
 
 

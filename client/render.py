@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
 from rich.color import Color
 from rich.console import Group
 from rich.style import Style
@@ -13,15 +15,17 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     import numpy.typing as npt
     from rich.console import Console, RenderableType
 
-    from client.messages import Predictions
+    from client.messages import Explanation, Predictions
 
 SIDE = 28
 NARROWEST = SIDE + 1 + 10  # characters of a card: a picture, a space, and bars of four
 WIDEST = SIDE + 2 + 18
+FOR, AGAINST = (88, 166, 255), (255, 96, 82)
+"""Red, green and blue of what speaks for a neuron, and against it: the film's colours of weights."""
+
 _GAP = 2
 _SHADES = " .:-=+*#%@"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -113,6 +117,47 @@ def layers(answers: Predictions, row: int) -> Text:
             text.append(" ".join(shown) + "\n")
     text.right_crop(1)
     return text
+
+
+def explained(pixels: npt.NDArray[np.uint8], why: Explanation, console: Console) -> RenderableType:
+    """The digit beside what each of its pixels did to the neuron: blue spoke for it, red against it."""
+    if console.color_system is None or console.no_color or console.options.ascii_only:
+        signs = _strengths(pixels, why).reshape(SIDE, SIDE)
+        rows = ("".join("+" if v > 0.2 else "-" if v < -0.2 else " " for v in row) for row in signs[::2].tolist())
+        return Group(Text(_title(why), style="dim"), Text("\n".join(rows), no_wrap=True))
+    table = Table.grid(padding=(0, 2))
+    rgb = [[Color.from_rgb(*pixel) for pixel in row] for row in signed(_strengths(pixels, why)).tolist()]
+    text = Text(no_wrap=True)
+    for upper, lower in zip(rgb[::2], rgb[1::2], strict=True):
+        for above, below in zip(upper, lower, strict=True):
+            text.append("▀", Style(color=above, bgcolor=below))
+        text.append("\n")
+    text.right_crop(1)
+    table.add_row(picture(pixels, colour=True), text)
+    return Group(Text(_title(why), style="dim"), table)
+
+
+def explained_png(pixels: npt.NDArray[np.uint8], why: Explanation) -> Image.Image:
+    """As `explained`, 8 screen pixels to each of the digit's."""
+    digit = np.repeat(pixels.reshape(SIDE, SIDE, 1), 3, axis=2)
+    both = np.concatenate([digit, signed(_strengths(pixels, why))], axis=1).astype(np.uint8)
+    return Image.fromarray(both).resize((2 * SIDE * 8, SIDE * 8), Image.Resampling.NEAREST)
+
+
+def signed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Values -1 to 1, (784,), as colours (28, 28, 3): black is nothing, blue for, red against."""
+    towards = np.where(values[:, None] > 0, FOR, AGAINST) * np.abs(values)[:, None]
+    return towards.round().astype(np.uint8).reshape(SIDE, SIDE, 3)
+
+
+def _strengths(pixels: npt.NDArray[np.uint8], why: Explanation) -> npt.NDArray[np.float64]:
+    """Slope times ink, the strongest 1 or -1: what each pixel's ink did to the neuron, to first order."""
+    each = why.gradient.astype(np.float64) * pixels / 255
+    return np.asarray(each / max(float(np.abs(each).max()), 1e-30), dtype=np.float64)
+
+
+def _title(why: Explanation) -> str:
+    return f"the pixels that spoke for {why.index} (blue, +) and against it (red, -)"
 
 
 def _grey(value: int) -> Color:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from export import checkpoint, commands_train, evaluate, graph, mnist
+from export import checkpoint, commands_inside, commands_train, evaluate, graph, mnist
 from export.network import Activation  # noqa: TC001 (typer reads it)
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyte"
@@ -25,6 +25,10 @@ def _commands() -> None:
 app.command()(commands_train.data)
 app.command()(commands_train.train)
 app.command()(commands_train.evaluate)
+app.command()(commands_inside.draw)
+app.command()(commands_inside.ablate)
+app.command()(commands_inside.mistakes)
+app.command()(commands_inside.nonsense)
 
 
 @app.command()

@@ -80,7 +80,7 @@ def train(
     The recipe runs first on 50,000 of the training digits and is measured on the 10,000 held out; then on all 60,000.
     The test digits are read once, at the end, to measure all the seeds; the first seed's network is kept.
     """
-    _need("jax", "optax", "matplotlib")
+    need("jax", "optax", "matplotlib")
     digits = mnist.load(folder)
     limits = Distortion().times(distortion)
     recipe = Recipe(activation, seeds, epochs, batch, learning_rate, weight_decay, brightness, limits)
@@ -100,7 +100,7 @@ def evaluate(
 ) -> None:
     """Measure a model.onnx on the 10,000 test digits, through ONNX Runtime."""
     if png_file:
-        _need("matplotlib")
+        need("matplotlib")
     test = mnist.load(folder).test
     measurement = evaluation.measure(model, test)
     console = Console()
@@ -112,11 +112,11 @@ def evaluate(
     if weak:
         console.print(weaknesses.table(weaknesses.measure(model, test)))
     if json_file:
-        _write(json_file, lambda path: path.write_text(json.dumps(measurement.to_json(), indent=2) + "\n"))
+        write_file(json_file, lambda path: path.write_text(json.dumps(measurement.to_json(), indent=2) + "\n"))
     if png_file:
         from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
-        _write(png_file, lambda path: plots.confusion(measurement, path))
+        write_file(png_file, lambda path: plots.confusion(measurement, path))
 
 
 def _tried(recipe: Recipe, digits: Mnist, curve: Path) -> list[Measurement]:
@@ -128,7 +128,7 @@ def _tried(recipe: Recipe, digits: Mnist, curve: Path) -> list[Measurement]:
     measurements = provenance.measurements(networks, digits.validation)
     _show("on the 10,000 held-out training digits, trained on the other 50,000", measurements)
     title = f"784-16-16-10, {recipe.activation} hidden units, {recipe.seeds} seeds"
-    _write(curve, lambda path: plots.learning_curve(history, title, path))
+    write_file(curve, lambda path: plots.learning_curve(history, title, path))
     print(f"wrote {curve}")
     return measurements
 
@@ -142,7 +142,7 @@ def _final(recipe: Recipe, digits: Mnist, validation: list[Measurement], out: Pa
     trained = checkpoint.Checkpoint(
         networks[provenance.KEPT_SEED], provenance.made(recipe, command), provenance.measured(validation, test)
     )
-    _write(out, lambda path: checkpoint.save(trained, path))
+    write_file(out, lambda path: checkpoint.save(trained, path))
     print(f"wrote {out}")
 
 
@@ -180,7 +180,8 @@ def _show(title: str, measurements: Sequence[Measurement]) -> None:
     Console().print(title, table, sep="\n")
 
 
-def _need(*modules: str) -> None:
+def need(*modules: str) -> None:
+    """CommandError that says how to install them, unless all are."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise CommandError(
@@ -190,7 +191,7 @@ def _need(*modules: str) -> None:
 
 def _prepare(path: Path) -> None:
     """Say before an hour's work, not after it, that its result cannot be written."""
-    _write(path.with_suffix(".tmp"), _touch)
+    write_file(path.with_suffix(".tmp"), _touch)
 
 
 def _touch(probe: Path) -> None:
@@ -198,7 +199,8 @@ def _touch(probe: Path) -> None:
     probe.unlink()
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have it written, in a folder made for it; CommandError where that is refused."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)

@@ -40,9 +40,13 @@ class ExportError(Exception):
 def build(checkpoint: Checkpoint, *, version: str, input_form: InputForm = "uint8") -> bytes:
     """The bytes of model.onnx: `pixels` in; `digit`, `activations`, `layer1` and `layer2` out.
 
+    The six parameters are outputs too, by their names and without a node: whoever asks the session for them gets what
+    it computes with, and who does not pays nothing.
+
     The metadata entry `content_sha256` is the digest of the file with that entry's 64 digits set to 0, so that a
     damaged file shows from itself alone.
     """
+    parameters = _folded(checkpoint.network, input_form)
     graph = helper.make_graph(
         nodes=_nodes(checkpoint.network, input_form),
         name="digits",
@@ -52,8 +56,9 @@ def build(checkpoint: Checkpoint, *, version: str, input_form: InputForm = "uint
             helper.make_tensor_value_info("activations", TensorProto.FLOAT, ["batch", LAYER_SIZES[3]]),
             helper.make_tensor_value_info("layer1", TensorProto.FLOAT, ["batch", LAYER_SIZES[1]]),
             helper.make_tensor_value_info("layer2", TensorProto.FLOAT, ["batch", LAYER_SIZES[2]]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape) for name, a in parameters.items()),
         ],
-        initializer=[numpy_helper.from_array(a, name) for name, a in _folded(checkpoint.network, input_form).items()],
+        initializer=[numpy_helper.from_array(a, name) for name, a in parameters.items()],
         doc_string="The network of 3Blue1Brown's 'But what is a neural network?'",
     )
     model = helper.make_model(

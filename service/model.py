@@ -30,6 +30,9 @@ _SIGNATURE = {
 }
 """Type and width of each tensor; every one has the batch as its first dimension, which must be free."""
 
+_PARAMETERS = {"W1": [16, PIXELS], "W2": [16, 16], "W3": [10, 16], "b1": [16], "b2": [16], "b3": [10]}
+"""Shapes of the weights and biases, which the graph gives out as they stand in it."""
+
 _DIGEST_MARK = b"\x0a\x0econtent_sha256\x12\x40"
 """How the metadata entry `content_sha256` with its 64 hexadecimal digits begins in the file (protobuf fields 1, 2)."""
 
@@ -47,6 +50,16 @@ class Predictions(NamedTuple):
         return Predictions(
             self.digit[start:stop], self.activations[start:stop], self.layer1[start:stop], self.layer2[start:stop]
         )
+
+
+class Parameters(NamedTuple):
+    """The weights (out, in) and biases (out,) that the session computes with, layer by layer from the pixels up.
+
+    The first layer's weights are for pixels 0 to 255.
+    """
+
+    weights: tuple[Floats, Floats, Floats]
+    biases: tuple[Floats, Floats, Floats]
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,11 @@ class Model:
     def predict(self, pixels: Pixels) -> Predictions:
         """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""
         return Predictions(*self._session.run(OUTPUTS, {"pixels": pixels}))
+
+    def parameters(self) -> Parameters:
+        """What this session computes with, asked of itself."""
+        found = self._session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
+        return Parameters(weights=tuple(found[:3]), biases=tuple(found[3:]))
 
     def _warm_up(self) -> None:
         """Run the sizes that traffic has, so that the first caller pays for no allocation, and look at the answer."""
@@ -149,10 +167,17 @@ def _info(metadata: dict[str, str]) -> ModelInfo:
 
 def _check_signature(session: ort.InferenceSession) -> None:
     found = {t.name: (t.type, list(t.shape)) for t in [*session.get_inputs(), *session.get_outputs()]}
-    if missing := sorted(set(_SIGNATURE) - set(found)):
-        raise ModelFileError(f"it has no tensor named {', '.join(missing)}")
+    if missing := sorted({*_SIGNATURE, *_PARAMETERS} - set(found)):
+        raise ModelFileError(
+            f"it has no tensor named {', '.join(missing)}: export it again with `python -m export onnx`"
+        )
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"it has {len(session.get_inputs())} inputs; expected 1, pixels")
+    for name, shape in _PARAMETERS.items():
+        if found[name] != ("tensor(float)", shape):
+            raise ModelFileError(
+                f"its tensor {name} is {found[name][0]} {found[name][1]}; expected tensor(float) {shape}"
+            )
     for name, (type_, width) in _SIGNATURE.items():
         found_type, (batch, *rest) = found[name]
         expected = [] if width is None else [width]

@@ -94,7 +94,7 @@ class Server:
     def _services(self, batcher: Batching, statistics: Statistics) -> list[Service]:
         predictor = Predictor(batcher, statistics, max_batch=self._settings.max_batch)
         return [
-            DigitsHandler(predictor),
+            DigitsHandler(predictor, self.model.parameters()),
             InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
         ]
 

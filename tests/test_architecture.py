@@ -26,10 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/distribution.py": {"prometheus_client", "numpy"},
     "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
     "service/model.py": {"service.errors", "onnxruntime", "numpy"},
+    "service/explain.py": {"service.model", "numpy"},
     "service/statistics.py": set(),
     "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
+        "service.explain",
         *("numpy", "google"),
     },
     "service/transports/__init__.py": set(),
@@ -59,6 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("export", "numpy", "onnx", "onnxruntime", "safetensors", "typer", "rich"),
         *("jax", "optax", "matplotlib", "jaxlib"),
     },
+    "play/__init__.py": set(),
+    "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
+    "play/__main__.py": {"play.gateway", "client.messages", "typer", "uvicorn"},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),
@@ -92,7 +97,7 @@ def allowed(module: str, rules: set[str]) -> bool:
 
 SOURCES = [
     path
-    for package in ("service", "export", "client")
+    for package in ("service", "export", "client", "play")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "pb" not in path.parts
 ]

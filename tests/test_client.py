@@ -432,3 +432,56 @@ def test_on_a_terminal_without_colour_the_picture_is_still_one(server: ServicePr
     shown = on_a_terminal(server.address, NO_COLOR="1")
     assert "▀".encode() not in shown
     assert b"%%%" in shown
+
+
+def test_an_explanation_adds_up_in_either_client(server: ServiceProcess, digits: np.ndarray) -> None:
+    async def asynchronously() -> Any:
+        async with AsyncDigitsClient(server.address) as client:
+            return await client.explain(digits[:3], [(3, 7), (1, 2)]), await client.network()
+
+    with DigitsClient(server.address) as client:
+        synchronously = client.explain(digits[:3], [(3, 7), (1, 2)]), client.network()
+    for found, network in (synchronously, asyncio.run(asynchronously())):
+        np.testing.assert_array_equal(found.answers.digits, reference(digits[:3]).digit)
+        assert [[(e.layer, e.index) for e in one] for one in found.explanations] == [[(3, 7), (1, 2)]] * 3
+        for row, one in enumerate(found.explanations):
+            for why in one:
+                total = why.contributions.sum(dtype=np.float64) + why.bias
+                assert total == pytest.approx(found.sums[why.layer - 1][row, why.index], abs=1e-4)
+                assert why.gradient.shape == (784,)
+        assert [weights.shape for weights in network.weights] == [(16, 784), (16, 16), (10, 16)]
+        assert network.weights_sha256 == checkpoint.load(checkpoint.committed("sigmoid")).network.sha256()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_explanation_that_cannot_be_is_refused_by_field(
+    server: ServiceProcess, digits: np.ndarray, asynchronous: bool
+) -> None:
+    async def ask() -> None:
+        async with AsyncDigitsClient(server.address) as client:
+            await client.explain(digits[0], [(3, 10)])
+
+    with pytest.raises(DigitsError) as refused, DigitsClient(server.address) as client:
+        asyncio.run(ask()) if asynchronous else client.explain(digits[0], [(3, 10)])
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.violations == (FieldViolation("neurons[0].index", "is 10; layer 3 has neurons 0 to 9"),)
+
+
+def test_predict_explains_in_the_terminal_and_as_a_picture(server: ServiceProcess, tmp_path: Path) -> None:
+    out = tmp_path / "why.png"
+    done = run("predict", IMAGES, "--limit", "2", "--explain", "--explain-png", out, DIGITS_ADDRESS=server.address)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the pixels that spoke for") == 2
+    with Image.open(out) as picture:
+        assert picture.size == (448, 448)
+        left, right = (np.asarray(picture.convert("RGB"))[:, half] for half in (slice(224), slice(224, None)))
+    assert (left[..., 0] == left[..., 2]).all(), "the digits are grey"
+    assert (right[..., 2] > right[..., 0]).any(), "something spoke for them"
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(server: ServiceProcess, tmp_path: Path) -> None:
+    out = tmp_path / "no" / "why.png"
+    done = run("predict", IMAGES, "--limit", "1", "--explain-png", out, DIGITS_ADDRESS=server.address)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

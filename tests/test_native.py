@@ -23,7 +23,7 @@ from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.logs import make_logger
 from service.metrics import Metrics
-from service.model import Predictions
+from service.model import Parameters, Predictions
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
 from service.statistics import Statistics
@@ -74,13 +74,22 @@ class Running(SimpleNamespace):
         return list(PredictResponse.FromString(reply).digits)
 
 
+NO_PARAMETERS = Parameters(
+    (np.zeros((16, 784), np.float32), np.zeros((16, 16), np.float32), np.zeros((10, 16), np.float32)),
+    (np.zeros(16, np.float32), np.zeros(16, np.float32), np.zeros(10, np.float32)),
+)
+
+
 @asynccontextmanager
 async def running(**limits: int) -> AsyncIterator[Running]:
     model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
     batcher: Any = NativeBatcher(model)  # type: ignore[arg-type]
     sizes = {"max_batch": 8, "max_waiting": 100, "inline": 2, **limits}
     predictor = Predictor(batcher, statistics, max_batch=sizes["max_batch"])
-    services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
+    services = [
+        DigitsHandler(predictor, NO_PARAMETERS),
+        InferenceHandler(predictor, serving=lambda: True, server_version="0"),
+    ]
     log = make_logger("json", "error")
     transport = NativeTransport(services, batcher, Metrics(registry), statistics, log, with_reflection=False, **sizes)
     port = await transport.start("127.0.0.1", 0)

@@ -1,39 +1,63 @@
-"""digits.v1.DigitService: uint8 pixels in, digits and activations out as packed arrays."""
+"""digits.v1.DigitService: uint8 pixels in, digits, activations and what led to them out as packed arrays."""
 
 from __future__ import annotations
 
+import struct
 import sys
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from service.errors import InvalidInput
+from service.explain import INK, Explainer
 from service.handlers.predicting import PIXELS
-from service.pb.digits.v1.digits_pb2 import DESCRIPTOR, PredictRequest
+from service.pb.digits.v1.digits_pb2 import (
+    DESCRIPTOR,
+    ExplainRequest,
+    GetNetworkRequest,
+    GetNetworkResponse,
+    Layer,
+    Neuron,
+    PredictRequest,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from service.handlers import Answer
     from service.handlers.predicting import Predictor
-    from service.model import Floats, Pixels, Predictions
+    from service.model import Floats, Parameters, Pixels, Predictions
+
+M = TypeVar("M", bound=Message)
+
+MOST_EXPLANATIONS = 1024
+"""In one message: images times neurons. Each is up to 6 kB of reply."""
 
 # Tags: a field's number and wire type 2 (length-delimited) in one byte; first PredictRequest's, then PredictResponse's.
 _PIXELS = bytes([1 << 3 | 2])
 _DIGITS, _ACTIVATIONS, _MODEL_VERSION, _LAYER1, _LAYER2 = (bytes([number << 3 | 2]) for number in range(1, 6))
+_SUMS, _EXPLANATION = [bytes([number << 3 | 2]) for number in (6, 7, 8)], bytes([9 << 3 | 2])  # ExplainResponse's
+_NEURON, _CONTRIBUTIONS, _GRADIENT = (bytes([number << 3 | 2]) for number in (1, 3, 4))  # Explanation's
+_BIAS = bytes([2 << 3 | 5])  # four bytes, without a length
 
 
 class DigitsHandler:
-    """A `service.handlers.Service`, over one predictor."""
+    """A `service.handlers.Service`, over one predictor and the parameters of its model."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, parameters: Parameters) -> None:
         self._predictor = predictor
+        self._explainer = Explainer(parameters, predictor.info.activation)
+        self._network = self._described(parameters)
         self._plain = _plain_requests(predictor.max_batch)
         self._version_field = _field(_MODEL_VERSION, predictor.info.version.encode())
         self.name: str = DESCRIPTOR.services_by_name["DigitService"].full_name
-        self.unary: Mapping[str, Answer] = {"Predict": self.predict}
+        self.unary: Mapping[str, Answer] = {
+            "Predict": self.predict,
+            "Explain": self.explain,
+            "GetNetwork": self.network,
+        }
         self.streams: Mapping[str, Answer] = {"PredictStream": self.predict}
 
     async def predict(self, request: bytes, deadline: float = float("inf")) -> bytes:
@@ -44,12 +68,92 @@ class DigitsHandler:
             nonlocal hidden
             if (pixels := self._pixels_alone(request)) is not None:
                 return pixels, deadline
-            message = _decoded(request)
+            message = _decoded(PredictRequest, request)
             self._predictor.check_version(message.model_version)
             hidden = message.include_hidden_layers
             return self._predictor.images(message.pixels, "pixels"), deadline
 
         return await self._predictor.answer(decode, lambda found: self._encoded(found, hidden=hidden))
+
+    async def explain(self, request: bytes, deadline: float = float("inf")) -> bytes:
+        """A serialised ExplainRequest -> a serialised ExplainResponse; ServiceError for anything else."""
+        message = ExplainRequest()
+
+        def decode() -> tuple[Pixels, float]:
+            message.CopyFrom(_decoded(ExplainRequest, request))
+            self._predictor.check_version(message.model_version)
+            images = self._predictor.images(message.pixels, "pixels")
+            self._check_neurons(message.neurons, len(images))
+            return images, deadline
+
+        def encode(found: Predictions) -> bytes:
+            pixels = self._predictor.images(message.pixels, "pixels")
+            sums = self._explainer.sums(pixels, found)
+            return b"".join(
+                [
+                    self._encoded(found, hidden=True),
+                    *(_field(tag, _floats(layer)) for tag, layer in zip(_SUMS, sums, strict=True)),
+                    *self._explanations([(n.layer, n.index) for n in message.neurons], pixels, found),
+                ]
+            )
+
+        return await self._predictor.answer(decode, encode)
+
+    async def network(self, request: bytes, _: float = float("inf")) -> bytes:
+        """A serialised GetNetworkRequest -> a serialised GetNetworkResponse; ServiceError for anything else."""
+        self._predictor.check_version(_decoded(GetNetworkRequest, request).model_version)
+        return self._network
+
+    def _check_neurons(self, neurons: Sequence[Neuron], images: int) -> None:
+        for i, neuron in enumerate(neurons):
+            if not 1 <= neuron.layer <= 3:
+                raise InvalidInput(f"neurons[{i}].layer", f"is {neuron.layer}; expected 1, 2 or 3")
+            size = self._explainer.sizes[neuron.layer - 1]
+            if neuron.index >= size:
+                raise InvalidInput(
+                    f"neurons[{i}].index", f"is {neuron.index}; layer {neuron.layer} has neurons 0 to {size - 1}"
+                )
+        if (explanations := images * max(1, len(neurons))) > MOST_EXPLANATIONS:
+            raise InvalidInput(
+                "neurons",
+                f"asks for {explanations} explanations, {max(1, len(neurons))} in each of {images} images; at most "
+                f"{MOST_EXPLANATIONS} are allowed in one message",
+            )
+
+    def _explanations(self, neurons: list[tuple[int, int]], pixels: Pixels, found: Predictions) -> Iterator[bytes]:
+        """A field for each, all neurons of an image before the next image's."""
+        asked: list[list[tuple[int, int]]]
+        asked = [neurons] * len(pixels) if neurons else [[(3, digit)] for digit in found.digit.tolist()]
+        wanted = {at for one in asked for at in one}
+        explained = {at: self._explainer.explain(at, pixels, found) for at in wanted}
+        for row, one in enumerate(asked):
+            for at in one:
+                bias, contributions, gradient = explained[at]
+                yield _field(
+                    _EXPLANATION,
+                    _field(_NEURON, Neuron(layer=at[0], index=at[1]).SerializeToString())
+                    + _BIAS
+                    + struct.pack("<f", bias)
+                    + _field(_CONTRIBUTIONS, _floats(contributions[row]))
+                    + _field(_GRADIENT, _floats(gradient[row])),
+                )
+
+    def _described(self, parameters: Parameters) -> bytes:
+        """GetNetworkResponse: it is the same for every caller."""
+        info = self._predictor.info
+        first, *rest = parameters.weights
+        layers = zip((first * np.float32(INK), *rest), parameters.biases, strict=True)
+        return GetNetworkResponse(
+            name=info.name,
+            version=info.version,
+            activation=info.activation,
+            layer_sizes=map(int, info.layer_sizes.split("-")),
+            layers=[Layer(weights=weights.ravel(), biases=biases) for weights, biases in layers],
+            accuracy=info.accuracy,
+            accuracy_data=info.accuracy_data,
+            weights_sha256=info.weights_sha256,
+            content_sha256=info.content_sha256,
+        ).SerializeToString()
 
     def _pixels_alone(self, request: bytes) -> Pixels | None:
         """The images of a request that holds nothing else, as nearly all do, as a view of its bytes.
@@ -74,11 +178,11 @@ class DigitsHandler:
         return b"".join(fields)
 
 
-def _decoded(request: bytes) -> PredictRequest:
+def _decoded(kind: type[M], request: bytes) -> M:
     try:
-        return PredictRequest.FromString(request)
+        return kind.FromString(request)
     except DecodeError:
-        raise InvalidInput("message", "is not a digits.v1.PredictRequest") from None
+        raise InvalidInput("message", f"is not a {kind.DESCRIPTOR.full_name}") from None
 
 
 def _floats(array: Floats) -> bytes:

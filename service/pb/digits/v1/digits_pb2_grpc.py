@@ -28,7 +28,7 @@ if _version_not_supported:
 class DigitServiceStub:
     """Reads handwritten digits with the network 784-16-16-10.
 
-    Errors of both methods:
+    Errors of every method:
     INVALID_ARGUMENT    the message is malformed; a google.rpc.BadRequest detail names the field
     NOT_FOUND           there is no such model version
     RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again
@@ -56,12 +56,22 @@ class DigitServiceStub:
                 request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/digits.v1.DigitService/Explain',
+                request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.GetNetwork = channel.unary_unary(
+                '/digits.v1.DigitService/GetNetwork',
+                request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkResponse.FromString,
+                _registered_method=True)
 
 
 class DigitServiceServicer:
     """Reads handwritten digits with the network 784-16-16-10.
 
-    Errors of both methods:
+    Errors of every method:
     INVALID_ARGUMENT    the message is malformed; a google.rpc.BadRequest detail names the field
     NOT_FOUND           there is no such model version
     RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again
@@ -88,6 +98,21 @@ class DigitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Reads the images of one message and shows how: every layer, the sums before the squashing, and for chosen neurons
+        what each neuron or pixel below them contributed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNetwork(self, request, context):
+        """The network that serves: its sizes, weights and biases, and where they come from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DigitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +126,16 @@ def add_DigitServiceServicer_to_server(servicer, server):
                     request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.FromString,
                     response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.SerializeToString,
             ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainRequest.FromString,
+                    response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainResponse.SerializeToString,
+            ),
+            'GetNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNetwork,
+                    request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkRequest.FromString,
+                    response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'digits.v1.DigitService', rpc_method_handlers)
@@ -112,7 +147,7 @@ def add_DigitServiceServicer_to_server(servicer, server):
 class DigitService:
     """Reads handwritten digits with the network 784-16-16-10.
 
-    Errors of both methods:
+    Errors of every method:
     INVALID_ARGUMENT    the message is malformed; a google.rpc.BadRequest detail names the field
     NOT_FOUND           there is no such model version
     RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again
@@ -168,6 +203,60 @@ class DigitService:
             '/digits.v1.DigitService/PredictStream',
             service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
             service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digits.v1.DigitService/Explain',
+            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainRequest.SerializeToString,
+            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digits.v1.DigitService/GetNetwork',
+            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkRequest.SerializeToString,
+            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,131 @@
+"""The commands that look inside a trained network: its weights drawn, its neurons left out, its mistakes, nonsense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from export import checkpoint, inside, mnist
+from export.commands_train import need, write_file
+from export.network import Activation
+
+if TYPE_CHECKING:
+    from export.network import Network
+
+Which = Annotated[Activation, typer.Option(help="which committed network: its hidden units")]
+Weights = Annotated[Path | None, typer.Option(help="another network, as `train` wrote it", exists=True)]
+Folder = Annotated[Path, typer.Option("--data", help="the folder with MNIST's four files, plain or .gz")]
+Picture = Annotated[Path | None, typer.Option("--png", help="draw it here")]
+
+
+def draw(
+    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("build/weights.png"),
+    weights: Weights = None,
+) -> None:
+    """Draw the first layer's weights, a picture of 28x28 a neuron: of both committed networks, or of another."""
+    need("matplotlib")
+    networks = [_network("sigmoid", weights)] if weights else [_network(one, None) for one in get_args(Activation)]
+    from export import plots  # noqa: PLC0415 (matplotlib is an extra)
+
+    write_file(out, lambda path: plots.first_layer(networks, path))
+    print(f"wrote {out}")
+
+
+def ablate(
+    activation: Which = "sigmoid", weights: Weights = None, folder: Folder = mnist.FOLDER, png_file: Picture = None
+) -> None:
+    """Hold each hidden neuron at its mean in turn: which of the test digits are then read correctly no more."""
+    if png_file:
+        need("matplotlib")
+    network = _network(activation, weights)
+    test = mnist.load(folder).test
+    found = inside.ablate(network, test)
+    edges = inside.edges(network)
+    table = Table(title=f"{network.activation}: percentage points of {len(test):,} digits lost without each neuron")
+    for heading in ("layer", "neuron", "edge R2", "all", *map(str, range(10))):
+        table.add_column(heading, justify="right")
+    for one in found:
+        edge = f"{edges[one.index]:.2f}" if one.layer == 1 else ""
+        shares = (_points(share) for share in (one.lost, *one.lost_by_digit))
+        table.add_row(str(one.layer), str(one.index), edge, *shares, end_section=one.index == 15)
+    Console(width=110).print(table)
+    if png_file:
+        from export import plots  # noqa: PLC0415 (matplotlib is an extra)
+
+        write_file(png_file, lambda path: plots.ablation(found, network.activation, path))
+
+
+def mistakes(
+    activation: Which = "sigmoid",
+    weights: Weights = None,
+    folder: Folder = mnist.FOLDER,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="how many")] = 20,
+    png_file: Picture = None,
+) -> None:
+    """Show the test digits that were read wrongly with the most certainty."""
+    if png_file:
+        need("matplotlib")
+    network, test = _network(activation, weights), mnist.load(folder).test
+    found = inside.mistakes(network, test)
+    certain = int((found.brightness > inside.CERTAIN).sum())
+    print(
+        f"{network.activation}: {len(found.rows)} of {len(test):,} test digits are read wrongly, "
+        f"{certain} of them with a brightness over {inside.CERTAIN}"
+    )
+    table = Table()
+    for heading in ("image", "digit", "read as", "brightness"):
+        table.add_column(heading, justify="right")
+    for row, label, read, brightness in list(zip(found.rows, found.labels, found.read, found.brightness, strict=True))[
+        :limit
+    ]:
+        table.add_row(str(row), str(label), str(read), f"{brightness:.4f}")
+    Console().print(table)
+    if png_file:
+        from export import plots  # noqa: PLC0415 (matplotlib is an extra)
+
+        titles = [f"{d} as {r}" for d, r in zip(found.labels[:limit], found.read[:limit], strict=True)]
+        write_file(png_file, lambda path: plots.images(test.images[found.rows[:limit]], titles, path))
+
+
+def nonsense(
+    activation: Which = "sigmoid",
+    weights: Weights = None,
+    images: Annotated[int, typer.Option(min=1, max=100_000, help="pictures of each kind")] = 2_000,
+    png_file: Picture = None,
+) -> None:
+    """Feed pictures that are no digits, and tell how sure of them the network is."""
+    if png_file:
+        need("matplotlib")
+    network = _network(activation, weights)
+    kinds = inside.nonsense(images)
+    table = Table(title=f"{network.activation}: {images:,} pictures of each kind")
+    for heading in ("shown", "one output lit", f"over {inside.CERTAIN}", "read most often as"):
+        table.add_column(heading, justify="left" if heading == "shown" else "right")
+    surest = []
+    for kind, pictures in kinds.items():
+        found = inside.certainty(network, pictures)
+        favourite = f"{found.favourite} ({found.favourite_share:.0%})"
+        table.add_row(kind, f"{found.one_lit:.1%}", f"{found.certain:.1%}", favourite)
+        activations = network.forward(pictures).activations
+        first = np.argsort(-activations.max(axis=1), kind="stable")[:4]
+        surest += [(pictures[i], f"a {activations[i].argmax()}: {activations[i].max():.3f}") for i in first]
+    Console().print(table)
+    if png_file:
+        from export import plots  # noqa: PLC0415 (matplotlib is an extra)
+
+        shown, titles = np.stack([image for image, _ in surest]), [title for _, title in surest]
+        write_file(png_file, lambda path: plots.images(shown, titles, path))
+
+
+def _points(share: float) -> str:
+    """A share as percentage points; nothing where it is nothing."""
+    return f"{100 * share:.1f}" if abs(share) >= 0.0005 else "."
+
+
+def _network(activation: Activation, weights: Path | None) -> Network:
+    return checkpoint.load(weights or checkpoint.committed(activation)).network

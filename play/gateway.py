@@ -1,0 +1,198 @@
+"""What the page asks, answered by the service over gRPC: nothing of the network is computed here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from client.digits import AsyncDigitsClient
+from client.image import ImageError, Pixels, read, read_bytes
+from client.messages import DigitsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, MutableMapping
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+STATIC = Path(__file__).parent / "static"
+SAMPLES = Path(__file__).parent.parent / "samples"
+LARGEST_PICTURE = 32 * 2**20
+PIXELS = 784
+TIMEOUT = 2.0
+"""Seconds that the service may take for one answer: a person is waiting."""
+
+ABOVE_THE_FIRST = [(2, i) for i in range(16)] + [(3, i) for i in range(10)]
+"""The neurons whose contributions are drawn as lines."""
+
+HEADERS = {
+    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cache-control": b"no-cache",
+}
+
+_HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+def application(address: str) -> Starlette:
+    """The ASGI application, over the digitserve server at `address`, host:port, which need not be up yet."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, AsyncDigitsClient]]:
+        async with AsyncDigitsClient(address, timeout=TIMEOUT) as client:
+            yield {"client": client}
+
+    return Starlette(
+        routes=[
+            *(Route(f"/{path}", _file(name)) for path, name in (("", "index.html"), ("page.js", "page.js"))),
+            *(Route(f"/{name}", _file(name)) for name in ("style.css", "icon.svg")),
+            Route("/samples", samples),
+            Route("/network", network),
+            Route("/read", read_picture, methods=["POST"]),
+            Route("/neuron/{layer:int}/{index:int}", neuron, methods=["POST"]),
+        ],
+        middleware=[Middleware(_Secured)],
+        exception_handlers={DigitsError: _refused, HTTPException: _failed},
+        lifespan=lifespan,
+    )
+
+
+async def samples(_: Request) -> Response:
+    """One real digit of each: label, and its 784 pixels."""
+    images = read(SAMPLES / "digits-100-images-idx3-ubyte")
+    labels = np.fromfile(SAMPLES / "digits-100-labels-idx1-ubyte", dtype=np.uint8)[8:]
+    first = {int(label): image for label, image in reversed(list(zip(labels, images, strict=True)))}
+    return JSONResponse([{"label": label, "pixels": first[label].tolist()} for label in sorted(first)])
+
+
+async def network(request: Request) -> Response:
+    """What serves, and its weights."""
+    found = await request.state.client.network()
+    return JSONResponse(
+        {
+            "name": found.name,
+            "version": found.version,
+            "activation": found.activation,
+            "accuracy": found.accuracy,
+            "weights": [_rounded(weights) for weights in found.weights],
+            "biases": [_rounded(biases) for biases in found.biases],
+        }
+    )
+
+
+async def read_picture(request: Request) -> Response:
+    """A picture in any form, or 784 pixels as they are -> the pixels, every layer, and what the lines show.
+
+    `milliseconds` is what the service took as seen from here, and `preparing` what made the picture 28x28.
+    """
+    body, began = await _body(request), time.perf_counter()
+    pixels = np.frombuffer(body, np.uint8) if _is_raw(request) else await asyncio.to_thread(_to_pixels, body)
+    prepared = time.perf_counter()
+    found = await request.state.client.explain(pixels, ABOVE_THE_FIRST)
+    answered = time.perf_counter()
+    answers, explanations = found.answers, found.explanations[0]
+    return JSONResponse(
+        {
+            "pixels": pixels.tolist(),
+            "digit": int(answers.digits[0]),
+            "layers": [_rounded(layer[0]) for layer in (answers.layer1, answers.layer2, answers.activations)],
+            "sums": [_rounded(layer[0]) for layer in found.sums],
+            "contributions": [
+                [_rounded(e.contributions) for e in explanations if e.layer == layer] for layer in (2, 3)
+            ],
+            "model_version": answers.model_version,
+            "milliseconds": round((answered - prepared) * 1e3, 2),
+            "preparing": round((prepared - began) * 1e3, 2),
+        }
+    )
+
+
+async def neuron(request: Request) -> Response:
+    """784 pixels -> why that neuron is as bright as it is on them."""
+    pixels = np.frombuffer(await _body(request), np.uint8)
+    asked = (request.path_params["layer"], request.path_params["index"])
+    found = await request.state.client.explain(pixels, [asked])
+    why = found.explanations[0][0]
+    return JSONResponse(
+        {"bias": why.bias, "contributions": _rounded(why.contributions), "gradient": _rounded(why.gradient)}
+    )
+
+
+def _to_pixels(picture: bytes) -> Pixels:
+    try:
+        pixels: Pixels = read_bytes(picture)[0]
+    except ImageError as e:
+        raise HTTPException(422, f"the picture {e}") from None
+    return pixels
+
+
+async def _body(request: Request) -> bytes:
+    """The request's content, of which no more than a picture's worth is ever held."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > LARGEST_PICTURE:
+            raise HTTPException(413, f"the picture has more than {LARGEST_PICTURE:,} bytes")
+    if _is_raw(request) and len(content) != PIXELS:
+        raise HTTPException(400, f"the body holds {len(content)} bytes; expected 784 pixels")
+    return bytes(content)
+
+
+def _is_raw(request: Request) -> bool:
+    return request.headers.get("content-type") == "application/octet-stream"
+
+
+def _rounded(values: Any) -> Any:
+    """As a person can tell them apart, in a third of the bytes."""
+    return np.round(values.astype(np.float64), 5).tolist()
+
+
+def _file(name: str) -> Any:
+    async def answer(_: Request) -> Response:
+        return FileResponse(STATIC / name)
+
+    return answer
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, DigitsError)
+    return JSONResponse({"error": error.sentence, "code": error.code.name}, _HTTP_STATUS.get(error.code, 502))
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code)
+
+
+class _Secured:
+    """Sends HEADERS with every reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def secured(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS.items()]
+            await send(message)
+
+        await self._app(scope, receive, secured)

@@ -1,0 +1,365 @@
+"""The page in a real browser, over a real server: drawn at, walked by keyboard, on a phone, with the server gone."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, launch, serving
+from PIL import Image, ImageDraw
+
+from client.image import read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+    from selenium.webdriver import Chrome
+
+pytest.importorskip("selenium", reason="selenium is not installed: pip install 'digitserve[dev]'")
+axe = pytest.importorskip(
+    "axe_core_python.base", reason="axe-core-python is not installed: pip install 'digitserve[dev]'"
+)
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no browser: install chromium and chromium-driver (Debian's packages)"
+)
+WITHIN = 15  # seconds until the page must have said something
+
+SEVEN = [(-60, -72), (0, -74), (60, -72), (35, -10), (10, 40), (-10, 85)]
+"""Pixels from the pad's middle."""
+
+
+@contextlib.contextmanager
+def page_of(address: str) -> Iterator[str]:
+    """`python -m play` over that server; the page's address."""
+    command = [sys.executable, "-m", "play", "--address", address, "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("look inside at http://127.0.0.1:"), line
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def page(server: ServiceProcess) -> Iterator[str]:
+    with page_of(server.address) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chrome: Chrome, page: str) -> Chrome:
+    size(chrome, 1440, 900)
+    opened(chrome, page)
+    return chrome
+
+
+def size(chrome: Chrome, width: int, height: int, scheme: str = "light") -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def opened(chrome: Chrome, page: str) -> None:
+    chrome.get(page)
+    until(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "#samples button")) == 10)
+
+
+def until(true: Any) -> None:
+    """Wait for the page; fails the test where it never comes."""
+    ends = time.monotonic() + WITHIN
+    while not true():
+        assert time.monotonic() < ends, "the page never came to it"
+        time.sleep(0.02)
+
+
+def said(browser: Chrome) -> str:
+    return browser.find_element(By.ID, "verdict").text
+
+
+def reads(browser: Chrome, digit: int) -> bool:
+    return browser.find_element(By.ID, "digit").text == str(digit) and f"Reads a {digit}" in said(browser)
+
+
+def draw_seven(browser: Chrome) -> None:
+    pad = browser.find_element(By.ID, "pad")
+    scale = pad.size["width"] / 280
+    (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in SEVEN]
+    pen = ActionChains(browser, duration=20).move_to_element_with_offset(pad, x, y).click_and_hold()
+    for x, y in others:
+        pen.move_to_element_with_offset(pad, x, y)
+    pen.release().perform()
+
+
+def post(page: str, path: str, body: bytes, kind: str) -> dict[str, Any]:
+    request = urllib.request.Request(f"{page}/{path}", body, {"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=WITHIN) as reply:
+        return dict(json.load(reply))
+
+
+def png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def drawn_seven() -> bytes:
+    picture = Image.new("RGBA", (280, 280), "black")
+    ImageDraw.Draw(picture).line([(140 + x, 140 + y) for x, y in SEVEN], fill="white", width=22, joint="curve")
+    return png(picture)
+
+
+def test_the_gateway_answers_a_picture_with_the_clients_own_pixels(page: str) -> None:
+    found = post(page, "read", drawn_seven(), "image/png")
+    assert found["digit"] == 7
+    assert found["pixels"] == read_bytes(drawn_seven())[0].tolist()
+    assert [len(layer) for layer in found["layers"]] == [16, 16, 10]
+    for layer, size_ in ((0, 16), (1, 10)):
+        assert np.shape(found["contributions"][layer]) == (size_, 16)
+
+
+def test_what_the_gateway_passes_on_adds_up(page: str, digits: np.ndarray) -> None:
+    raw = "application/octet-stream"
+    found = post(page, "read", digits[0].tobytes(), raw)
+    assert found["pixels"] == digits[0].tolist()
+    with urllib.request.urlopen(f"{page}/network", timeout=WITHIN) as reply:
+        network = json.load(reply)
+    for layer, below in ((2, 16), (3, 16), (1, 784)):
+        why = post(page, f"neuron/{layer}/3", digits[0].tobytes(), raw)
+        assert len(why["contributions"]) == below
+        assert why["bias"] == pytest.approx(network["biases"][layer - 1][3], abs=1e-4)
+        assert sum(why["contributions"]) + why["bias"] == pytest.approx(found["sums"][layer - 1][3], abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "status", "sentence"),
+    [
+        ("read", png(Image.new("L", (280, 280))), "image/png", 422, "the picture shows no digit"),
+        ("read", b"no picture", "image/png", 422, "the picture is no picture"),
+        ("read", bytes(783), "application/octet-stream", 400, "the body holds 783 bytes; expected 784 pixels"),
+        ("neuron/4/0", bytes(784), "application/octet-stream", 400, "neurons[0].layer: is 4; expected 1, 2 or 3"),
+        ("neuron/3/10", bytes(784), "application/octet-stream", 400, "neurons[0].index: is 10"),
+        ("other", b"", "image/png", 404, "Not Found"),
+    ],
+)
+def test_each_mistake_has_its_sentence(
+    page: str, path: str, body: bytes, kind: str, status: int, sentence: str
+) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(page, path, body, kind)
+    assert refused.value.code == status
+    assert sentence in json.load(refused.value)["error"]
+    refused.value.close()
+
+
+@pytest.mark.parametrize("path", ["", "page.js", "style.css", "icon.svg", "samples", "network", "nothing"])
+def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{page}/{path}", timeout=WITHIN) as reply:
+            headers, text = reply.headers, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        headers, text = error.headers, ""
+        error.close()
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "https://" not in text
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "play", "--port", port]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
+    assert done.returncode == 1
+    assert f"--port: cannot listen on 127.0.0.1 port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_browser
+def test_a_seven_drawn_with_the_pointer_is_read_as_one(browser: Chrome) -> None:
+    draw_seven(browser)
+    until(lambda: reads(browser, 7))
+    assert "ms (service" in browser.find_element(By.ID, "latency").text
+    assert len(browser.find_elements(By.CSS_SELECTOR, "line.for:not([opacity='0'])")) > 5
+    assert browser.find_element(By.CSS_SELECTOR, ".cell.won").get_attribute("aria-label").startswith("Output 7, ")
+
+
+@needs_browser
+def test_what_is_shown_as_sent_is_what_the_client_makes_of_the_same_drawing(browser: Chrome) -> None:
+    draw_seven(browser)
+    until(lambda: reads(browser, 7))
+    time.sleep(0.5)  # the last stroke's answer
+    shown, drawn = browser.execute_script(
+        "return [document.querySelector('image').getAttribute('href'), document.getElementById('pad').toDataURL()]"
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))).convert("L")).reshape(-1)
+    np.testing.assert_array_equal(pixels, read_bytes(base64.b64decode(drawn.split(",")[1]))[0])
+
+
+@needs_browser
+def test_every_sample_is_answered_as_the_service_answers_it(browser: Chrome, page: str) -> None:
+    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
+        samples = json.load(reply)
+    assert [sample["label"] for sample in samples] == list(range(10))
+    right = 0
+    for sample, button in zip(samples, browser.find_elements(By.CSS_SELECTOR, "#samples button"), strict=True):
+        digit = post(page, "read", bytes(sample["pixels"]), "application/octet-stream")["digit"]
+        button.click()
+        until(lambda digit=digit: reads(browser, digit))
+        right += digit == sample["label"]
+    assert right >= 9
+
+
+@needs_browser
+def test_the_keyboard_alone_draws_a_one_and_walks_the_network(browser: Chrome) -> None:
+    keys = ActionChains(browser).send_keys(Keys.TAB, Keys.SPACE)
+    keys.send_keys(*[Keys.ARROW_DOWN] * 17, Keys.SPACE).perform()
+    until(lambda: reads(browser, 1))
+    labels = []
+    for _ in range(40):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        labels.append(browser.switch_to.active_element.get_attribute("aria-label") or "")
+        if labels[-1].startswith("Output 1"):
+            break
+    assert "A handwritten 7" in labels
+    assert labels[-1].startswith("Output 1, ")
+    title = browser.find_element(By.ID, "neuron-title")
+    ActionChains(browser).send_keys(Keys.ARROW_DOWN, Keys.ARROW_LEFT, Keys.ARROW_LEFT).perform()
+    until(lambda: title.text.startswith("First hidden layer"))
+    first = title.text
+    ActionChains(browser).send_keys(Keys.ARROW_DOWN).perform()
+    until(lambda: title.text.startswith("First hidden layer") and title.text != first)
+    until(lambda: "weight times ink" in browser.find_element(By.ID, "second").get_attribute("aria-label"))
+    assert "Sum" in browser.find_element(By.ID, "neuron-sum").text
+
+
+@needs_browser
+def test_stepping_shows_the_layers_one_after_the_other(browser: Chrome) -> None:
+    browser.find_elements(By.CSS_SELECTOR, "#samples button")[4].click()
+    until(lambda: said(browser).startswith("Reads"))
+    back, forth = (browser.find_element(By.ID, name) for name in ("back", "forth"))
+    shown = []
+    for button in (back, back, back, forth):
+        button.click()
+        shown.append(len(browser.find_elements(By.CSS_SELECTOR, ".cell:not(.later)")))
+    assert shown == [32, 16, 0, 16]
+
+
+@needs_browser
+def test_the_table_holds_every_number(browser: Chrome, page: str) -> None:
+    browser.find_elements(By.CSS_SELECTOR, "#samples button")[2].click()
+    until(lambda: said(browser).startswith("Reads"))
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    rows = [row.text.split() for row in browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")]
+    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
+        pixels = bytes(json.load(reply)[2]["pixels"])
+    found = post(page, "read", pixels, "application/octet-stream")
+    expected = [value for layer in (2, 0, 1) for value in found["layers"][layer]]
+    assert [float(row[1]) for row in rows] == pytest.approx(expected, abs=6e-5)
+
+
+@needs_browser
+def test_a_phone_shows_it_all_within_its_width(browser: Chrome, page: str) -> None:
+    size(browser, 375, 667)
+    opened(browser, page)
+    draw_seven(browser)
+    until(lambda: reads(browser, 7))
+    widths = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths[0] <= widths[1]
+    boxes = [cell.rect for cell in browser.find_elements(By.CSS_SELECTOR, ".cell")]
+    assert len(boxes) == 42
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 375 for box in boxes)
+
+
+@needs_browser
+def test_a_photograph_is_read_and_no_picture_is_told(browser: Chrome, tmp_path: Path) -> None:
+    photograph, text = tmp_path / "seven.png", tmp_path / "notes.txt"
+    photograph.write_bytes(drawn_seven())
+    text.write_text("no picture")
+    browser.find_element(By.ID, "photo").send_keys(str(photograph))
+    until(lambda: reads(browser, 7))
+    browser.find_element(By.ID, "photo").send_keys(str(text))
+    until(lambda: "No digit: the picture is no picture" in said(browser))
+
+
+@needs_browser
+def test_a_server_that_goes_is_told_and_one_that_comes_back_answers(chrome: Chrome, model_path: Path) -> None:
+    with serving(model_path) as service, page_of(service.address) as page:
+        size(chrome, 1440, 900)
+        opened(chrome, page)
+        chrome.find_elements(By.CSS_SELECTOR, "#samples button")[0].click()
+        until(lambda: said(chrome).startswith("Reads"))
+        assert service.stop() == 0
+        chrome.find_elements(By.CSS_SELECTOR, "#samples button")[6].click()
+        trouble = chrome.find_element(By.ID, "trouble")
+        until(lambda: "The service does not answer" in trouble.text)
+        port = service.address.rsplit(":", 1)[1]
+        again = launch("--model", model_path, "--port", port, "--metrics-port", "0")
+        try:
+            again.wait_for("serving")
+            until(lambda: not trouble.is_displayed())
+            until(lambda: said(chrome).startswith("Reads"))
+        finally:
+            again.close()
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (375, "light"), (375, "dark")])
+def test_axe_finds_no_violation(browser: Chrome, page: str, width: int, scheme: str) -> None:
+    size(browser, width, 900, scheme)
+    opened(browser, page)
+    draw_seven(browser)
+    until(lambda: reads(browser, 7))
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    browser.execute_script(axe.AXE_SCRIPT)
+    found = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
+    assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found["violations"]] == []
+    assert len(found["passes"]) > 20
+
+
+@needs_browser
+def test_the_page_breaks_no_rule_of_its_own_policy(browser: Chrome) -> None:
+    browser.get_log("browser")
+    draw_seven(browser)
+    until(lambda: reads(browser, 7))
+    assert [entry for entry in browser.get_log("browser") if "422" not in entry["message"]] == []
