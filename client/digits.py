@@ -23,10 +23,12 @@ from client.messages import (
     to_predictions,
     to_request,
 )
+from client.secure import Token, channel_credentials
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+    from pathlib import Path
 
     from service.pb.digits.v1.digits_pb2 import PredictRequest
 
@@ -42,7 +44,9 @@ _ASK_AGAIN = 0.1
 class DigitsClient:
     """A connection to a server at `address`, host:port; a context manager.
 
-    `timeout` is in seconds and holds for each call unless it brings its own. With `credentials` the channel is TLS.
+    `timeout` is in seconds and holds for each call unless it brings its own. With `credentials`, or `tls_ca` (PEM
+    file of the CA that vouches for the server), the channel is TLS; `tls_cert` and `tls_key` are shown to a server that
+    asks for them. The token in `token_file` goes with each call and is read again when the file changes.
     Calls raise DigitsError where the server does not answer, ValueError where the images are no images.
     """
 
@@ -52,7 +56,13 @@ class DigitsClient:
         *,
         timeout: float = TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        token_file: str | Path | None = None,
     ) -> None:
+        credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
+        self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
         if credentials is None:
             self._channel = grpc.insecure_channel(checked(address), CHANNEL_OPTIONS)
         else:
@@ -83,7 +93,9 @@ class DigitsClient:
         request_id = new_request_id()
         try:
             reply = self._stub.Predict(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=((REQUEST_ID, request_id), *self._token.metadata()),
             )
         except grpc.RpcError as e:
             raise to_error(e, request_id) from None
@@ -112,7 +124,9 @@ class DigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
+        replies = self._stub.PredictStream(
+            requests(), timeout=timeout, metadata=((REQUEST_ID, request_id), *self._token.metadata())
+        )
         try:
             for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -127,7 +141,9 @@ class DigitsClient:
         """Whether grpc.health.v1 says SERVING; False too where nobody answers."""
         stub: Any = health_pb2_grpc.HealthStub(self._channel)
         try:
-            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            reply = stub.Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=self._token.metadata()
+            )
         except grpc.RpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
@@ -150,7 +166,13 @@ class AsyncDigitsClient:
         *,
         timeout: float = TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        token_file: str | Path | None = None,
     ) -> None:
+        credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
+        self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
         if credentials is None:
             self._channel = aio.insecure_channel(checked(address), CHANNEL_OPTIONS)
         else:
@@ -181,7 +203,9 @@ class AsyncDigitsClient:
         request_id = new_request_id()
         try:
             reply = await self._stub.Predict(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=((REQUEST_ID, request_id), *self._token.metadata()),
             )
         except aio.AioRpcError as e:
             raise to_error(e, request_id) from None
@@ -207,7 +231,9 @@ class AsyncDigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
+        replies = self._stub.PredictStream(
+            requests(), timeout=timeout, metadata=((REQUEST_ID, request_id), *self._token.metadata())
+        )
         try:
             async for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -227,7 +253,9 @@ class AsyncDigitsClient:
         """As DigitsClient.is_serving."""
         stub: Any = health_pb2_grpc.HealthStub(self._channel)
         try:
-            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            reply = await stub.Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=self._token.metadata()
+            )
         except aio.AioRpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

@@ -19,6 +19,7 @@ from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.model import Model
 from service.statistics import Statistics
+from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+
+
+_GRPCIO_ALONE = ("tls_cert", "tokens_file")
 
 
 class Server:
@@ -63,8 +67,17 @@ class Server:
             log,
             max_batch=settings.max_batch,
             with_reflection=settings.reflection,
+            tls=self._tls(),
+            tokens=Tokens(settings.tokens_file, self.metrics, log) if settings.tokens_file else None,
+            open_health=settings.open_health,
         )
         self.port = self.metrics_port = 0
+
+    def _tls(self) -> Tls | None:
+        settings = self._settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, self.metrics, self._log)
 
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
@@ -105,6 +118,11 @@ class Server:
         await self.transport.stop(self._settings.drain_wait, self._settings.grace)
         await self.batcher.close()
         self._http.stop()
+
+
+def needs_grpcio(settings: Settings) -> list[str]:
+    """The flags in use that only the grpcio transport knows; another one must not start in spite of them."""
+    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/status.py": {"service.errors", "google"},
     "service/transports/address.py": {"service.errors"},
     "service/transports/streams.py": {"service.errors"},
+    "service/transports/credentials.py": {"service.errors", "service.metrics", "grpc", "structlog"},
     "service/transports/http.py": {"service.transports", "prometheus_client"},
     "service/transports/observed.py": {
         *("service.errors", "service.metrics", "service.transports"),

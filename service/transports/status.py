@@ -17,6 +17,7 @@ from service.errors import (
     NotOffered,
     Overloaded,
     ServiceError,
+    Unauthenticated,
     UnknownModel,
 )
 
@@ -29,6 +30,7 @@ _CODES: dict[type[ServiceError], int] = {
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     ModelUnavailable: code_pb2.UNAVAILABLE,
+    Unauthenticated: code_pb2.UNAUTHENTICATED,
     NotOffered: code_pb2.UNIMPLEMENTED,
 }
 
