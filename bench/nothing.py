@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from service.__main__ import loop_factory
+
 SERVICE = "digits.v1.DigitService"
 REPLY = bytes(58)  # as long as the reply to one image
 
@@ -41,4 +43,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:  # the event loop that the service runs on
+        runner.run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -80,7 +81,7 @@ def next_steps(address: str, images: Path) -> Text:
     for command in (
         f"{python} -m client predict {images} --limit 3{at}",
         f"{python} -m client predict YOUR-OWN-DIGIT.jpg --json{at}",
-        "curl -s localhost:9464/metrics | grep digits_",
+        f"curl -s localhost:{os.environ.get('DIGITS_METRICS_PORT', '9464')}/metrics | grep digits_",
     ):
         text.append(f"  {command}\n", "cyan")
     text.right_crop(1)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from export import checkpoint, mnist, provenance
+from export import checkpoint, mnist, provenance, weaknesses
 from export import evaluate as evaluation
 from export.network import Activation
 from export.recipe import Distortion, Recipe
@@ -45,6 +45,7 @@ Out = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="the file that `python -m export onnx` wrote")]
 Figures = Annotated[Path | None, typer.Option("--json", help="write the figures here too")]
+Weaknesses = Annotated[bool, typer.Option("--weaknesses", help="shifted, turned, noisy, inverted and blank ones too")]
 Picture = Annotated[Path | None, typer.Option("--png", help="draw here which digit was read as which")]
 
 
@@ -95,17 +96,21 @@ def evaluate(
     folder: Folder = mnist.FOLDER,
     json_file: Figures = None,
     png_file: Picture = None,
+    weak: Weaknesses = False,
 ) -> None:
     """Measure a model.onnx on the 10,000 test digits, through ONNX Runtime."""
     if png_file:
         _need("matplotlib")
-    measurement = evaluation.measure(model, mnist.load(folder).test)
+    test = mnist.load(folder).test
+    measurement = evaluation.measure(model, test)
     console = Console()
     console.print(*evaluation.tables(measurement), sep="\n")
     console.print(
         f"{measurement.accuracy:.2%} of {measurement.images:,} digits read correctly; "
         f"exactly one output over {evaluation.BRIGHT} on {measurement.one_bright:.2%}"
     )
+    if weak:
+        console.print(weaknesses.table(weaknesses.measure(model, test)))
     if json_file:
         _write(json_file, lambda path: path.write_text(json.dumps(measurement.to_json(), indent=2) + "\n"))
     if png_file:

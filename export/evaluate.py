@@ -75,13 +75,17 @@ class Measurement:
 
 def measure(model: Path, examples: Examples) -> Measurement:
     """Run every image through the file in ONNX Runtime; ModelError where it cannot be."""
+    return Measurement.of(activations(model, examples.images), examples.labels)
+
+
+def activations(model: Path, pixels: Bytes) -> npt.NDArray[np.float32]:
+    """The outputs (n, 10) for images (n, 784), from the file in ONNX Runtime; ModelError where it cannot be."""
     session = _session(model)
-    pixels = examples.images
+    inputs: npt.NDArray[Any] = pixels
     if session.get_inputs()[0].type == "tensor(float)":
-        pixels = (pixels / np.float32(255)).astype(np.float32)
-    parts = np.split(pixels, range(_BATCH, len(pixels), _BATCH))
-    activations = np.concatenate([session.run(["activations"], {"pixels": part})[0] for part in parts])
-    return Measurement.of(activations, examples.labels)
+        inputs = (pixels / np.float32(255)).astype(np.float32)
+    parts = np.split(inputs, range(_BATCH, len(inputs), _BATCH))
+    return np.concatenate([session.run(["activations"], {"pixels": part})[0] for part in parts])
 
 
 def tables(measurement: Measurement) -> list[Table]:

@@ -30,6 +30,8 @@ def learning_curve(history: Sequence[Epoch], title: str, path: Path) -> None:
         axes.plot(epochs, values.mean(axis=1), linewidth=1)
         axes.fill_between(epochs, values.min(axis=1), values.max(axis=1), alpha=0.3, linewidth=0)
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
+        for level in ("major", "minor"):
+            getattr(axes.yaxis, f"set_{level}_formatter")("{x:g}")
         axes.grid(visible=True, which="both", alpha=0.3)
     figure.suptitle(title)
     _write(figure, path)

@@ -1,8 +1,10 @@
 """The model as concurrent callers see it: runs at once where it can, gathers what arrives while the model is busy.
 
-There is no timer. A small request that finds the model idle runs right where it is, since handing it to a thread
-costs more than the run. A large one leaves the event loop for the model's thread; what arrives meanwhile waits, and
-becomes the next batch. So an idle server adds no latency and a busy one makes large batches by itself.
+A small request that finds the model idle runs right where it is, since handing it to a thread costs more than the
+run. A large one leaves the event loop for the model's thread; what arrives meanwhile waits, and becomes the next batch.
+
+Small requests that come many at a time gather on the event loop, for as long as each turn of it or the next few bring
+another; see `_Company` for how that is known. One that comes alone waits for nobody.
 """
 
 from __future__ import annotations
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 
 SHORTEST_RETRY = 0.01
 
+QUIET_TURNS = 16
+"""Turns of the event loop without a new request after which nobody else is expected: grpcio takes 4 or 5 for each."""
+
+LONGEST_GATHERING = 0.002
+"""Seconds; only a server that has more to do than it can has requests for as long as this at every turn."""
+
+PROBE_EVERY = 128
+"""Requests: so seldom one that came alone waits all the same to see whether others come, at some 50 us."""
+
 
 class Runnable(Protocol):
     """What is batched: pixels (n, 784) uint8 in, all layers for the n images out."""
@@ -46,11 +57,34 @@ class _Waiting:
     reply: asyncio.Future[Predictions]
 
 
+class _Company:
+    """Whether requests come many at a time, which pays for gathering them: one run, and one burst of replies.
+
+    It is known from the last gathering: two or more came, or one alone. While each came alone, a probe now and then
+    looks again.
+    """
+
+    def __init__(self) -> None:
+        self._present = False
+        self._alone = 0
+
+    def expected(self) -> bool:
+        """Whether the request that has just come should wait for others."""
+        if not self._present:
+            self._alone += 1
+            return self._alone % PROBE_EVERY == 0
+        return True
+
+    def came(self, requests: int) -> None:
+        """Tell how many a gathering brought together."""
+        self._present = requests > 1
+
+
 class Batcher:
     """Asks `model` for many callers on one event loop.
 
     At most `max_batch` images go into one run (one request is never split) and at most `max_waiting` images wait.
-    Requests of up to `inline` images run on the event loop when the model is idle.
+    Requests of up to `inline` images run on the event loop when the model is idle, alone or gathered.
     """
 
     def __init__(
@@ -74,6 +108,10 @@ class Batcher:
         self._images = 0
         self._seconds_per_image = 1e-6
         self._worker: asyncio.Task[None] | None = None
+        self._company = _Company()
+        self._gathering = False
+        self._quiet_turns = 0
+        self._gather_until = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         metrics.waiting.set_function(lambda: self._images)
         metrics.waiting_limit.set(max_waiting)
@@ -88,13 +126,22 @@ class Batcher:
         now = time.monotonic()
         if now >= deadline:
             raise self._too_late()
-        if self._worker is None and len(pixels) <= self._inline:
+        small = len(pixels) <= self._inline
+        if small and self._worker is None and not self._gathering and not self._company.expected():
             self._waited(0.0)
             return self._run(pixels, 1)
-        return await self._enqueue(pixels, deadline, now)
+        reply = self._enqueue(pixels, deadline, now)
+        if self._worker is None:
+            if small:
+                self._gather(now)
+            else:
+                self._worker = asyncio.create_task(self._work())
+        return await reply
 
     async def close(self) -> None:
         """Answer all that waits, then end the thread."""
+        self._gather_until = 0.0
+        await asyncio.sleep(0)
         if self._worker is not None:
             await self._worker
         self._thread.shutdown()
@@ -107,18 +154,48 @@ class Batcher:
         item = _Waiting(pixels, deadline, now, asyncio.get_running_loop().create_future())
         self._line.append(item)
         self._images += len(pixels)
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
         return item.reply
+
+    def _gather(self, now: float) -> None:
+        """A small request has come into the line: begin to gather, or go on for some turns more."""
+        self._quiet_turns = 0
+        if not self._gathering:
+            self._gathering = True
+            self._gather_until = now + LONGEST_GATHERING
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Once a turn of the event loop while requests gather; runs them when no more seem to come."""
+        self._quiet_turns += 1
+        more_may_come = self._quiet_turns <= QUIET_TURNS and self._images < self._inline
+        if self._worker is None and more_may_come and time.monotonic() < self._gather_until:
+            asyncio.get_running_loop().call_soon(self._turn)
+            return
+        self._gathering = False
+        if self._worker is not None:  # a large request came between and has its thread take them along
+            return
+        batch = self._next_batch()
+        self._company.came(len(batch))
+        if batch:
+            self._answer_here(batch)
+        if self._line:
+            self._worker = asyncio.create_task(self._work())
+
+    def _answer_here(self, batch: list[_Waiting]) -> None:
+        try:
+            result = self._run(_together(batch), len(batch))
+        except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
+            _fail(batch, e)
+        else:
+            _answer(batch, result)
 
     async def _work(self) -> None:
         """Run batch after batch until nobody waits."""
         loop = asyncio.get_running_loop()
         try:
             while batch := self._next_batch():
-                rows = batch[0].pixels if len(batch) == 1 else np.concatenate([item.pixels for item in batch])
                 try:
-                    result = await loop.run_in_executor(self._thread, self._run, rows, len(batch))
+                    result = await loop.run_in_executor(self._thread, self._run, _together(batch), len(batch))
                 except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
                     _fail(batch, e)
                 else:
@@ -161,6 +238,10 @@ class Batcher:
     def _too_late(self) -> DeadlinePassed:
         self._metrics.dropped.labels("deadline").inc()
         return DeadlinePassed("the deadline passed before the model could run")
+
+
+def _together(batch: list[_Waiting]) -> Pixels:
+    return batch[0].pixels if len(batch) == 1 else np.concatenate([item.pixels for item in batch])
 
 
 def _answer(batch: list[_Waiting], result: Predictions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import platform
 import signal
 import time
@@ -139,6 +140,8 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         loop.add_signal_handler(number, on_signal, number)
     server = Server(settings, log)
     await server.start()
+    # What is there by now stays to the end: the collector need not go through it again and again while requests wait.
+    gc.freeze()
     log.info(
         "serving",
         address=f"{settings.host}:{server.port}",

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/server.py": {"service", "prometheus_client", "structlog"},
-    "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server"},
+    "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
     "export": {
         *("export", "numpy", "onnx", "onnxruntime", "safetensors", "typer", "rich"),
         *("jax", "optax", "matplotlib", "jaxlib"),

@@ -108,6 +108,84 @@ async def test_a_small_request_to_an_idle_model_runs_on_the_spot(model: Model) -
     await batcher.close()
 
 
+async def test_small_requests_that_come_many_at_a_time_are_gathered(model: Model) -> None:
+    held = Held(model)
+    held.go.set()
+    batcher, _ = make(held, inline=128)
+    for _ in range(10):
+        await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
+    assert held.sizes[-5:] == [50] * 5
+    asked = [images(*range(i, i + 1 + i % 5)) for i in range(40)]
+    replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
+    for pixels, reply in zip(asked, replies, strict=True):
+        np.testing.assert_allclose(reply.activations, model.predict(pixels).activations, rtol=0, atol=1e-6)
+    await batcher.close()
+
+
+async def test_requests_that_come_alone_again_are_answered_on_the_spot_again(model: Model) -> None:
+    batcher, _ = make(model, inline=128)
+    for _ in range(10):
+        await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
+    await batcher.predict(images(1))  # waits for others, in vain
+    coroutine = batcher.predict(images(1))
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+    await batcher.close()
+
+
+async def test_a_gathering_never_lasts_long(model: Model) -> None:
+    batcher, _ = make(model, inline=100_000, max_batch=100_000)
+    await asyncio.gather(*(batcher.predict(images(i)) for i in range(300)))
+    waits: list[float] = []
+
+    async def ask(i: int) -> None:
+        began = time.monotonic()
+        await batcher.predict(images(i))
+        waits.append(time.monotonic() - began)
+
+    tasks = []
+    for i in range(2000):  # one at every turn of the loop
+        tasks.append(asyncio.create_task(ask(i)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert np.median(waits) < 0.1
+    await batcher.close()
+
+
+async def test_a_failed_run_of_gathered_requests_fails_each_and_no_later_one(model: Model) -> None:
+    held = Held(model)
+    held.go.set()
+    batcher, _ = make(held, inline=128)
+    for _ in range(10):
+        await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
+    held.fail = {30}
+    failed = await asyncio.gather(*(batcher.predict(images(i)) for i in range(30)), return_exceptions=True)
+    assert all(isinstance(error, RuntimeError) for error in failed)
+    assert len(await asyncio.gather(*(batcher.predict(images(i)) for i in range(20)))) == 20
+    await batcher.close()
+
+
+async def test_a_large_request_takes_those_that_gather_along(model: Model) -> None:
+    held = Held(model)
+    held.go.set()
+    batcher, _ = make(held, inline=8)
+    for _ in range(100):
+        await asyncio.gather(*(batcher.predict(images(i)) for i in range(5)))
+    replies = await asyncio.gather(*(batcher.predict(images(*range(n))) for n in (1, 2, 20, 3)))
+    assert [len(reply.digit) for reply in replies] == [1, 2, 20, 3]
+    await batcher.close()
+
+
+async def test_closing_answers_those_that_gather(model: Model) -> None:
+    batcher, _ = make(model, inline=128)
+    for _ in range(10):
+        await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
+    last = asyncio.create_task(batcher.predict(images(1)))
+    await asyncio.sleep(0)
+    await batcher.close()
+    assert (await last).digit.shape == (1,)
+
+
 async def test_a_batch_is_no_larger_than_allowed_and_no_request_is_split(model: Model) -> None:
     held = Held(model)
     batcher, _ = make(held, max_batch=10)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from export import checkpoint, evaluate, plots
+from export import checkpoint, evaluate, plots, weaknesses
 from export.mnist import Examples
 
 if TYPE_CHECKING:
@@ -86,3 +86,32 @@ def test_the_picture_of_the_mistakes_is_the_same_every_time(tmp_path: Path) -> N
     for name in ("first.png", "second.png"):
         plots.confusion(measurement, tmp_path / name)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_a_shift_moves_the_ink_and_brings_in_background() -> None:
+    image = np.zeros((1, 28, 28), np.uint8)
+    image[0, 5, 26] = 200
+    moved = weaknesses.shifted(image.reshape(1, 784), 1, 2).reshape(28, 28)
+    assert moved[7, 27] == 200
+    assert moved.sum() == 200
+    assert weaknesses.shifted(image.reshape(1, 784), 2, 0).sum() == 0
+
+
+def test_a_turn_is_clockwise_and_by_the_angle(digits: npt.NDArray[np.uint8]) -> None:
+    np.testing.assert_array_equal(weaknesses.turned(digits, 0), digits)
+    quarter = np.rot90(digits.reshape(-1, 28, 28), -1, axes=(1, 2)).reshape(-1, 784)
+    np.testing.assert_allclose(weaknesses.turned(digits, 90).astype(int), quarter, atol=1)
+
+
+def test_weaknesses_are_worse_than_none(
+    make_model: Callable[..., Path], digits: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
+) -> None:
+    found = {row.change: row for row in weaknesses.measure(make_model(), Examples(digits, labels))}
+    whole = found["as they are"].accuracy
+    assert whole is not None
+    assert whole > 0.95
+    for change in ("4 px to the right", "turned by 45 degrees", "ink and paper exchanged"):
+        accuracy = found[change].accuracy
+        assert accuracy is not None
+        assert accuracy < whole
+    assert found["blank"].accuracy is None

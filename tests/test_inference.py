@@ -332,3 +332,36 @@ async def test_statistics_count_as_triton_does_and_as_prometheus_does(
     labels = ("ModelInfer", "inference.GRPCInferenceService", "unary")
     assert series["grpc_server_handled_total", ("OK", *labels)] == stats.success.count
     assert series["grpc_server_handled_total", ("InvalidArgument", *labels)] == stats.fail.count
+
+
+async def test_the_calls_of_perf_analyzer_in_its_order_add_up(fresh: ServiceProcess, digits: np.ndarray) -> None:
+    """perf_analyzer reads names and statistics so, and reports the differences between two readings."""
+    async with aio.insecure_channel(fresh.address) as channel:
+        stub: Any = GRPCInferenceServiceStub(channel)
+        metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="digits"))
+        config = (await stub.ModelConfig(pb.ModelConfigRequest(name="digits"))).config
+        assert [tensor.name for tensor in metadata.inputs] == [tensor.name for tensor in config.input]
+        assert config.max_batch_size >= 64
+        assert not config.model_transaction_policy.decoupled
+        assert "statistics" in (await stub.ServerMetadata(pb.ServerMetadataRequest())).extensions
+
+        async def reading() -> pb.ModelStatistics:
+            asked = pb.ModelStatisticsRequest(name="digits", version="")
+            return (await stub.ModelStatistics(asked)).model_stats[0]
+
+        before = await reading()
+        for _ in range(2):
+            await asyncio.gather(*(stub.ModelInfer(request(digits[:64], id=str(i))) for i in range(9)))
+
+        async def asked() -> AsyncIterator[pb.ModelInferRequest]:
+            for i in range(5):
+                yield request(digits[:64], id=str(i))
+
+        answered = [reply.infer_response.id async for reply in stub.ModelStreamInfer(asked())]
+        after = await reading()
+    assert answered == ["0", "1", "2", "3", "4"]
+    assert after.inference_stats.success.count - before.inference_stats.success.count == 23
+    assert after.inference_count - before.inference_count == 23 * 64
+    assert 0 < after.execution_count - before.execution_count <= 23
+    for name in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        assert getattr(after.inference_stats, name).ns >= getattr(before.inference_stats, name).ns
