@@ -32,7 +32,20 @@ class Settings(BaseSettings):
         extra="forbid",
     )
 
-    model: Path = Field(Path("model.onnx"), description="the file that `python -m export onnx` wrote")
+    model: Path = Field(
+        Path("model.onnx"),
+        description="the file that `python -m export onnx` wrote, or a folder of versions: FOLDER/3/model.onnx",
+    )
+    model_version: str = Field(
+        "", pattern="^([1-9][0-9]{0,17})?$", description="serve this version alone; without it the latest in the folder"
+    )
+    model_poll: Seconds = Field(
+        0.0, description="seconds between looks for another version or file; 0 looks at SIGHUP alone"
+    )
+    model_control: bool = Field(
+        False,
+        description="let RepositoryModelLoad look for another version too; needs --tokens-file or --tls-client-ca",
+    )
     model_sha256: str = Field(
         "", pattern="^([0-9a-f]{64})?$", description="refuse the model file unless it has this sha256 digest"
     )
@@ -77,6 +90,14 @@ class Settings(BaseSettings):
         for flag, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
             if getattr(self, flag) is not None and getattr(self, needed) is None:
                 raise ValueError(f"{_flag(flag)} is given without {_flag(needed)}: give both")
+        return self
+
+    @model_validator(mode="after")
+    def _control_is_for_those_known(self) -> Self:
+        if self.model_control and self.tokens_file is None and self.tls_client_ca is None:
+            raise ValueError(
+                f"{_flag('model_control')} is on for everybody: give {_flag('tokens_file')} or {_flag('tls_client_ca')}"
+            )
         return self
 
     def described(self) -> dict[str, str | int | float | bool | None]:

@@ -7,10 +7,11 @@ Exception
 |  |- Overloaded         too much is waiting; says when to try again
 |  |- DeadlinePassed     it could not have been answered in time
 |  |- ModelUnavailable   the server is loading or draining
+|  |- ReloadRefused      another model was asked for and cannot serve; the one before does
 |  |- Unauthenticated    the caller brought no token that is known here
 |  `- NotOffered         an RPC of a protocol that this server does not have
 `- StartError            the server cannot start; its text is one line for the operator
-   |- ModelFileError     the model file is missing, damaged or not this network
+   |- ModelFileError     the model file is missing, damaged or not this network (later: refused, the old one serves)
    |- CredentialsError   a certificate, key, CA or file of tokens cannot be used
    `- AddressInUse       a port is taken
 
@@ -52,6 +53,10 @@ class DeadlinePassed(ServiceError):
 
 class ModelUnavailable(ServiceError):
     """No model can answer just now: the server is loading or draining."""
+
+
+class ReloadRefused(ServiceError):
+    """Another version of the model was asked for and cannot serve; the one before serves on."""
 
 
 class Unauthenticated(ServiceError):

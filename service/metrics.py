@@ -79,6 +79,14 @@ class Metrics(Collector):
         )
         for reason in ("cancelled", "deadline", "overloaded", "unauthenticated"):
             self.dropped.labels(reason)
+        self.reloads = Counter(
+            "digits_model_reloads_total",
+            "Other versions or files of the model that were taken up or refused.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("loaded", "refused"):
+            self.reloads.labels(result)
         self.rotations = Counter(
             "digits_credentials_rotations_total",
             "Changed certificates or tokens that were taken up or refused.",

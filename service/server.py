@@ -18,19 +18,23 @@ from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
-from service.model import Model
+from service.reloading import Reloader
 from service.statistics import Statistics
 from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
+from service.versions import ModelPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+    from service.model import Model
 
 
-_GRPCIO_ALONE = ("tls_cert", "tokens_file")
+_GRPCIO_ALONE = ("tls_cert", "tokens_file", "model_poll", "model_control")
 
 
 class Server:
@@ -48,21 +52,26 @@ class Server:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
-        self.model = Model(settings.model, sha256=settings.model_sha256)
-        statistics = Statistics()
+        place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
+        self._reloader = Reloader(place, self.metrics, log)
         self.batcher = Batcher(
             self.model,
             self.metrics,
-            statistics,
+            Statistics(),
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             inline=settings.inline_images,
         )
-        predictor = Predictor(self.batcher, statistics, max_batch=settings.max_batch)
+        predictor = Predictor(self.batcher, max_batch=settings.max_batch)
         self.transport = GrpcioTransport(
             [
                 DigitsHandler(predictor),
-                InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
+                InferenceHandler(
+                    predictor,
+                    serving=lambda: self._serving,
+                    server_version=__version__,
+                    reload=self._reload if settings.model_control else None,
+                ),
             ],
             self.metrics,
             log,
@@ -73,6 +82,12 @@ class Server:
             open_health=settings.open_health,
         )
         self.port = self.metrics_port = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def model(self) -> Model:
+        """The model that serves now."""
+        return self._reloader.model
 
     def _tls(self) -> Tls | None:
         settings = self._settings
@@ -82,7 +97,7 @@ class Server:
 
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
-        settings, info = self._settings, self.model.info
+        settings = self._settings
         self._http = HttpEndpoint(
             settings.metrics_host, settings.metrics_port, self.registry, serving=lambda: self._serving
         )
@@ -92,6 +107,30 @@ class Server:
         except BaseException:
             self._http.stop()
             raise
+        self._show(self.model)
+        await self.transport.open()
+        self._serving = True
+        if settings.model_poll:
+            self._in_background(self._reloader.watch(self._swap, settings.model_poll))
+
+    def look_for_model(self) -> None:
+        """Look for another version of the model in the background, as SIGHUP asks for."""
+        self._in_background(self._reloader.look_in_background(self._swap, asked=True))
+
+    async def _reload(self) -> None:
+        await self._reloader.look(self._swap)
+
+    def _swap(self, model: Model) -> None:
+        self.batcher.swap(model, Statistics())
+        self._show(model)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _show(self, model: Model) -> None:
+        info = model.info
         self.metrics.serves(
             {
                 "name": info.name,
@@ -100,22 +139,22 @@ class Server:
                 "accuracy": info.accuracy,
                 "weights_sha256": info.weights_sha256,
                 "content_sha256": info.content_sha256,
-                "provider": self.model.provider,
+                "provider": model.provider,
                 "transport": "grpcio",
             },
             {
                 "version": __version__,
                 "python": platform.python_version(),
-                "onnxruntime": self.model.runtime,
+                "onnxruntime": model.runtime,
                 "grpcio": version("grpcio"),
             },
         )
-        await self.transport.open()
-        self._serving = True
 
     async def stop(self) -> None:
         """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends."""
         self._serving = False
+        for task in self._background:
+            task.cancel()
         await self.transport.stop(self._settings.drain_wait, self._settings.grace)
         await self.batcher.close()
         self._http.stop()
@@ -135,7 +174,11 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         received.append(number.name)
         stop.set()
 
+    def on_hangup() -> None:
+        server.look_for_model()
+
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)  # before there is a server, for it would end the process
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     server = Server(settings, log)

@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
     "service/model.py": {"service.errors", "onnxruntime", "numpy"},
     "service/statistics.py": set(),
+    "service/versions.py": {"service.errors", "service.model"},
+    "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
     "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),

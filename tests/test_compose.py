@@ -309,6 +309,7 @@ def test_the_probe_says_whether_health_says_serving(server: ServiceProcess, capf
     out, err = capfd.readouterr()
     assert out == "SERVING\n"
     assert "127.0.0.1:1: UNAVAILABLE" in err
+    assert "usage: " in err
 
 
 def test_the_probe_of_a_server_with_tls_asks_over_http(server: ServiceProcess, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +318,6 @@ def test_the_probe_of_a_server_with_tls_asks_over_http(server: ServiceProcess, m
     assert healthcheck(["127.0.0.1:1"]) == 0
     monkeypatch.setenv("DIGITS_METRICS_PORT", "1")
     assert healthcheck([server.address]) == 1
-    assert "usage: " in err
 
 
 def test_the_names_in_the_smoke_test_are_the_servers_own(server: ServiceProcess) -> None:

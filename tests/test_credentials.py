@@ -283,8 +283,8 @@ def test_options_that_need_each_other_are_asked_for_together() -> None:
 @pytest.mark.usefixtures("unset")
 def test_what_only_grpcio_knows_is_told_by_flag() -> None:
     assert needs_grpcio(load([])) == []
-    found = needs_grpcio(load(["--tls-cert", "a", "--tls-key", "b", "--tokens-file", "c"]))
-    assert found == ["--tls-cert", "--tokens-file"]
+    found = needs_grpcio(load(["--tls-cert", "a", "--tls-key", "b", "--tokens-file", "c", "--model-control"]))
+    assert found == ["--tls-cert", "--tokens-file", "--model-control"]
 
 
 def test_a_token_does_not_leave_the_machine_in_plain_text(tmp_path: Path) -> None:

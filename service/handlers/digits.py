@@ -31,7 +31,6 @@ class DigitsHandler:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self._plain = _plain_requests(predictor.max_batch)
-        self._version_field = _field(_MODEL_VERSION, predictor.info.version.encode())
         self.name: str = DESCRIPTOR.services_by_name["DigitService"].full_name
         self.unary: Mapping[str, Answer] = {"Predict": self.predict}
         self.streams: Mapping[str, Answer] = {"PredictStream": self.predict}
@@ -49,7 +48,7 @@ class DigitsHandler:
             hidden = message.include_hidden_layers
             return self._predictor.images(message.pixels, "pixels"), deadline
 
-        return await self._predictor.answer(decode, lambda found: self._encoded(found, hidden=hidden))
+        return await self._predictor.answer(decode, lambda found, info: _encoded(found, info.version, hidden=hidden))
 
     def _pixels_alone(self, request: bytes) -> Pixels | None:
         """The images of a request that holds nothing else, as nearly all do, as a view of its bytes.
@@ -61,17 +60,23 @@ class DigitsHandler:
             return None
         return np.ndarray((images, PIXELS), np.uint8, request, len(head))
 
-    def _encoded(self, predictions: Predictions, *, hidden: bool) -> bytes:
-        """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
-        fields = [
-            # A digit is below 128, so its varint is the byte itself.
-            _field(_DIGITS, predictions.digit.astype(np.uint8).tobytes()),
-            _field(_ACTIVATIONS, _floats(predictions.activations)),
-            self._version_field,
-        ]
-        if hidden:
-            fields += [_field(_LAYER1, _floats(predictions.layer1)), _field(_LAYER2, _floats(predictions.layer2))]
-        return b"".join(fields)
+
+def _encoded(predictions: Predictions, version: str, *, hidden: bool) -> bytes:
+    """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
+    fields = [
+        # A digit is below 128, so its varint is the byte itself.
+        _field(_DIGITS, predictions.digit.astype(np.uint8).tobytes()),
+        _field(_ACTIVATIONS, _floats(predictions.activations)),
+        _version_field(version),
+    ]
+    if hidden:
+        fields += [_field(_LAYER1, _floats(predictions.layer1)), _field(_LAYER2, _floats(predictions.layer2))]
+    return b"".join(fields)
+
+
+@lru_cache(maxsize=4)
+def _version_field(version: str) -> bytes:
+    return _field(_MODEL_VERSION, version.encode())
 
 
 def _decoded(request: bytes) -> PredictRequest:

@@ -23,24 +23,36 @@ _LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
 class Predictor:
     """One model behind every protocol; a message may hold at most `max_batch` images."""
 
-    def __init__(self, batcher: Batcher, statistics: Statistics, *, max_batch: int) -> None:
-        self.info: ModelInfo = batcher.info
+    def __init__(self, batcher: Batcher, *, max_batch: int) -> None:
         self.max_batch = max_batch
-        self.statistics = statistics
         self._batcher = batcher
 
-    async def answer(self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions], bytes]) -> bytes:
+    @property
+    def info(self) -> ModelInfo:
+        """Of the model that answers whoever comes now."""
+        return self._batcher.info
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of that model alone."""
+        return self._batcher.statistics
+
+    async def answer(
+        self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions, ModelInfo], bytes]
+    ) -> bytes:
         """The reply to one message, counted with what each step of it took; what a step raises passes through.
 
-        `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`.
+        `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`. `encode` is told
+        which model answered: that of the moment of `decode`, since nothing else happens before the batcher has the
+        request.
         """
-        statistics, began = self.statistics, time.perf_counter_ns()
+        statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
         try:
             pixels, deadline = decode()
             decoded = time.perf_counter_ns()
             predictions = await self._batcher.predict(pixels, deadline)
             predicted = time.perf_counter_ns()
-            reply = encode(predictions)
+            reply = encode(predictions, info)
         except BaseException:
             statistics.fail.add(time.perf_counter_ns() - began)
             raise

@@ -16,6 +16,7 @@ from service.errors import (
     ModelUnavailable,
     NotOffered,
     Overloaded,
+    ReloadRefused,
     ServiceError,
     Unauthenticated,
     UnknownModel,
@@ -30,6 +31,7 @@ _CODES: dict[type[ServiceError], int] = {
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     ModelUnavailable: code_pb2.UNAVAILABLE,
+    ReloadRefused: code_pb2.FAILED_PRECONDITION,
     Unauthenticated: code_pb2.UNAUTHENTICATED,
     NotOffered: code_pb2.UNIMPLEMENTED,
 }
