@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format lint types stubs stubs-check bench lock data up down smoke roll certificate e2e clean
+.PHONY: help run test check format lint types stubs stubs-check bench lock data native native-check up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -16,7 +16,7 @@ run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, show the
 test: .venv/dev.stamp ## run the tests
 	@$(PY) -m pytest
 
-check: lint types stubs-check test ## everything that CI runs
+check: lint types stubs-check native-check test ## everything that CI runs
 
 lint: .venv/dev.stamp ## check format and style
 	@$(PY) -m ruff format --check .
@@ -34,6 +34,16 @@ stubs: .venv/dev.stamp ## generate service/pb from proto/
 
 stubs-check: .venv/dev.stamp
 	@$(PY) scripts/stubs.py --check
+
+native: .venv/run.stamp ## build the fast transport with cargo and install it into .venv; optional
+	@command -v cargo >/dev/null || { echo "native: cargo is needed and was not found: install Rust from https://rustup.rs"; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./native
+
+native-check: .venv/dev.stamp
+	@if command -v cargo >/dev/null; then \
+		cd native && export PYO3_PYTHON="$$PWD/../$(PY)" && cargo fmt --check && \
+		cargo clippy --quiet --locked --all-targets -- --deny warnings && cargo test --quiet --locked; \
+	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
 up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
 	docker compose up --build --detach --wait
@@ -63,7 +73,7 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 	@scripts/lock
 
 clean: ## remove what was made: .venv, model.onnx, caches
-	rm -rf .venv model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)

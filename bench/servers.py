@@ -166,7 +166,7 @@ def _digitserve(transport: str) -> Server:
     def command(port: int, http: int) -> list[str]:
         return [
             *(sys.executable, "-m", "service", "--model", str(MODEL), "--port", str(port), "--metrics-port", str(http)),
-            *("--max-batch", str(LARGEST_BATCH), "--log-level", "warning"),
+            *("--transport", transport, "--max-batch", str(LARGEST_BATCH), "--log-level", "warning"),
         ]
 
     return Server(f"digitserve {transport}", f"this server, --transport {transport}", command, (PREDICT, INFER))

@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
     metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
 
+    transport: Literal["auto", "native", "grpcio"] = Field(
+        "auto", description="what speaks gRPC; auto takes the fast native one where its wheel is installed"
+    )
+
     max_batch: int = Field(1024, ge=1, le=65536, description="most images in one message and in one run of the model")
     max_waiting: int = Field(
         65536, ge=1, le=10_000_000, description="most images that may wait for the model before calls are refused"

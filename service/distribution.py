@@ -16,7 +16,7 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
     from prometheus_client.core import HistogramMetricFamily
@@ -60,6 +60,13 @@ class Distribution:
         for bucket, count in enumerate(np.bincount(buckets, minlength=len(self._counts)).tolist()):
             self._counts[bucket] += count
         self._sum += float(values.sum(dtype=np.float64))
+
+    def become(self, counts: Sequence[int], total: float, exemplars: Iterable[tuple[int, Exemplar]]) -> None:
+        """Take over what was counted elsewhere into the same buckets: all of it, and the sum of the values."""
+        self._counts = list(counts)
+        self._sum = total
+        for bucket, found in exemplars:
+            self._exemplars[bucket] = found
 
     def count(self) -> int:
         """How many values there were."""

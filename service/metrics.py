@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from service.distribution import Distribution, exemplar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy.typing as npt
     from prometheus_client.core import Metric
@@ -68,7 +68,9 @@ class Metrics(Collector):
         self.queue = Distribution(LATENCY_BUCKETS)
         self.batch_size = Distribution(BATCH_BUCKETS)
         self.confidence = Distribution(CONFIDENCE_BUCKETS)
-        self._by_digit = [0] * 10
+        self.by_digit = [0] * 10
+        self.before_collect: Callable[[], None] | None = None
+        """Where counts are kept elsewhere: brings the numbers here up to date for a scrape."""
         registry.register(self)
         self.waiting = Gauge("digits_images_waiting", "Images that wait for the model.", registry=registry)
         self.waiting_limit = Gauge(
@@ -116,11 +118,11 @@ class Metrics(Collector):
         self.batch_size.observe(len(digits))
         if len(digits) == 1:
             digit = digits.item()
-            self._by_digit[digit] += 1
+            self.by_digit[digit] += 1
             self.confidence.observe(activations.item(digit))
             return
         for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
-            self._by_digit[digit] += count
+            self.by_digit[digit] += count
         self.confidence.observe_all(activations.max(axis=1))
 
     def serves(self, model: Mapping[str, str], server: Mapping[str, str]) -> None:
@@ -130,6 +132,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """What the plain numbers are now."""
+        if self.before_collect is not None:
+            self.before_collect()
         yield from self._rpc_series()
         for name, help_, distribution in (
             ("digits_inference_seconds", "Seconds of one run of the model.", self.inference),
@@ -141,7 +145,7 @@ class Metrics(Collector):
             distribution.add_to(histogram)
             yield histogram
         predictions = CounterMetricFamily("digits_predictions", "Images answered, by digit read.", labels=["digit"])
-        for digit, count in enumerate(self._by_digit):
+        for digit, count in enumerate(self.by_digit):
             predictions.add_metric([str(digit)], count)
         yield predictions
 

@@ -14,15 +14,18 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import __version__
 from service.batcher import Batcher
+from service.errors import StartError
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.reloading import Reloader
 from service.statistics import Statistics
+from service.transports import native
 from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
+from service.transports.native import NativeBatcher, NativeTransport
 from service.versions import ModelPlace
 
 if TYPE_CHECKING:
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+    from service.handlers import Service
+    from service.handlers.predicting import Batching
     from service.model import Model
-
 
 _GRPCIO_ALONE = ("tls_cert", "tokens_file", "model_poll", "model_control")
 
@@ -49,38 +53,18 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
+        self.transport_name, why = chosen(settings)
+        if why:
+            log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
         place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
         self._reloader = Reloader(place, self.metrics, log)
-        self.batcher = Batcher(
-            self.model,
-            self.metrics,
-            Statistics(),
-            max_batch=settings.max_batch,
-            max_waiting=settings.max_waiting,
-            inline=settings.inline_images,
-        )
-        predictor = Predictor(self.batcher, max_batch=settings.max_batch)
-        self.transport = GrpcioTransport(
-            [
-                DigitsHandler(predictor),
-                InferenceHandler(
-                    predictor,
-                    serving=lambda: self._serving,
-                    server_version=__version__,
-                    reload=self._reload if settings.model_control else None,
-                ),
-            ],
-            self.metrics,
-            log,
-            max_batch=settings.max_batch,
-            with_reflection=settings.reflection,
-            tls=self._tls(),
-            tokens=Tokens(settings.tokens_file, self.metrics, log) if settings.tokens_file else None,
-            open_health=settings.open_health,
-        )
+        self.batcher: Batcher | NativeBatcher
+        self.transport: GrpcioTransport | NativeTransport
+        build = self._native if self.transport_name == "native" else self._grpcio
+        self.batcher, self.transport = build(Statistics())
         self.port = self.metrics_port = 0
         self._background: set[asyncio.Task[None]] = set()
 
@@ -89,11 +73,60 @@ class Server:
         """The model that serves now."""
         return self._reloader.model
 
+    def _grpcio(self, statistics: Statistics) -> tuple[Batcher, GrpcioTransport]:
+        settings = self._settings
+        batcher = Batcher(
+            self.model,
+            self.metrics,
+            statistics,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            inline=settings.inline_images,
+        )
+        transport = GrpcioTransport(
+            self._services(batcher),
+            self.metrics,
+            self._log,
+            max_batch=settings.max_batch,
+            with_reflection=settings.reflection,
+            tls=self._tls(),
+            tokens=Tokens(settings.tokens_file, self.metrics, self._log) if settings.tokens_file else None,
+            open_health=settings.open_health,
+        )
+        return batcher, transport
+
     def _tls(self) -> Tls | None:
         settings = self._settings
         if settings.tls_cert is None or settings.tls_key is None:
             return None
         return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, self.metrics, self._log)
+
+    def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
+        settings, batcher = self._settings, NativeBatcher(self.model, statistics)
+        transport = NativeTransport(
+            self._services(batcher),
+            batcher,
+            self.metrics,
+            statistics,
+            self._log,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            inline=settings.inline_images,
+            with_reflection=settings.reflection,
+        )
+        return batcher, transport
+
+    def _services(self, batcher: Batching) -> list[Service]:
+        settings, predictor = self._settings, Predictor(batcher, max_batch=self._settings.max_batch)
+        return [
+            DigitsHandler(predictor),
+            InferenceHandler(
+                predictor,
+                serving=lambda: self._serving,
+                server_version=__version__,
+                reload=self._reload if settings.model_control else None,
+            ),
+        ]
 
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
@@ -115,12 +148,16 @@ class Server:
 
     def look_for_model(self) -> None:
         """Look for another version of the model in the background, as SIGHUP asks for."""
+        if self.transport_name == "native":
+            self._log.warning("model not looked for", reason="the native transport takes another one at a restart")
+            return
         self._in_background(self._reloader.look_in_background(self._swap, asked=True))
 
     async def _reload(self) -> None:
         await self._reloader.look(self._swap)
 
     def _swap(self, model: Model) -> None:
+        assert isinstance(self.batcher, Batcher)  # nothing looks for another model under the native transport
         self.batcher.swap(model, Statistics())
         self._show(model)
 
@@ -140,7 +177,7 @@ class Server:
                 "weights_sha256": info.weights_sha256,
                 "content_sha256": info.content_sha256,
                 "provider": model.provider,
-                "transport": "grpcio",
+                "transport": self.transport_name,
             },
             {
                 "version": __version__,
@@ -161,8 +198,24 @@ class Server:
 
 
 def needs_grpcio(settings: Settings) -> list[str]:
-    """The flags in use that only the grpcio transport knows; another one must not start in spite of them."""
-    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
+    """The options in use that only the grpcio transport knows: another one must not start in spite of them."""
+    given = [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
+    return [*given, *(["--model with a folder of versions"] if settings.model.is_dir() else [])]
+
+
+def chosen(settings: Settings) -> tuple[str, str]:
+    """The transport that runs, and why where `auto` would have taken another; StartError where it cannot be had."""
+    needs, installed = ", ".join(needs_grpcio(settings)), native.is_installed()
+    if settings.transport == "native" and not installed:
+        raise StartError(
+            "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
+            "run `make native`, or choose grpcio"
+        )
+    if settings.transport == "native" and needs:
+        raise StartError(f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {needs}: choose grpcio")
+    if settings.transport == "auto" and installed:
+        return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
+    return ("native" if settings.transport == "native" else "grpcio"), ""
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:
@@ -194,6 +247,7 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         activation=server.model.info.activation,
         weights_sha256=server.model.info.weights_sha256,
         provider=server.model.provider,
+        transport=server.transport_name,
         seconds=round(time.monotonic() - began, 3),
     )
     await stop.wait()

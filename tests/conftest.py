@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.request
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,8 +146,21 @@ def model_path(make_model: Callable[..., Path]) -> Path:
     return make_model()
 
 
+needs_native = pytest.mark.skipif(
+    find_spec("digitserve_native") is None, reason="the native wheel is not installed: `make native`"
+)
+
+
+@pytest.fixture(scope="session", params=["grpcio", pytest.param("native", marks=needs_native)])
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each transport in turn, for every server that a test starts: what holds for one holds for the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIGITS_TRANSPORT", request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="session")
-def server(model_path: Path) -> Iterator[ServiceProcess]:
+def server(model_path: Path, transport: str) -> Iterator[ServiceProcess]:  # noqa: ARG001 (sets the environment)
     """One server that the tests share; those that count use differences."""
     with serving(model_path) as service:
         yield service

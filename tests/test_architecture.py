@@ -48,6 +48,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.errors", "service.handlers", "service.metrics", "service.transports"),
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
+    "service/transports/counts.py": {
+        *("service.distribution", "service.metrics", "service.statistics", "service.transports"),
+        "prometheus_client",
+    },
+    "service/transports/native.py": {
+        *("service.errors", "service.handlers", "service.metrics", "service.model", "service.statistics"),
+        *("service.transports", "numpy", "grpc_health", "grpc_reflection", "structlog"),
+    },
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
     "export": {

@@ -23,7 +23,6 @@ from client import AsyncDigitsClient, DigitsClient, DigitsError
 from service.config import SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
 from service.metrics import Metrics
-from service.server import needs_grpcio
 from service.transports.credentials import LOOK_AGAIN, Tls, Tokens
 
 if TYPE_CHECKING:
@@ -34,6 +33,12 @@ if TYPE_CHECKING:
 
 FIRST, SECOND, STRANGE = "first-token-0123456789", "second-token-0123456789", "strange-token-0123456789"
 BLANK = np.zeros((1, 784), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport that has what is tested here, whichever other tests are about."""
+    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")
 
 
 @pytest.fixture
@@ -278,13 +283,6 @@ def test_options_that_need_each_other_are_asked_for_together() -> None:
     for given, missing in (("tls-cert", "tls-key"), ("tls-key", "tls-cert"), ("tls-client-ca", "tls-cert")):
         with pytest.raises(SettingsError, match=rf"^--{given} \(or DIGITS_\w+\) is given without --{missing} "):
             load([f"--{given}", "x.pem"])
-
-
-@pytest.mark.usefixtures("unset")
-def test_what_only_grpcio_knows_is_told_by_flag() -> None:
-    assert needs_grpcio(load([])) == []
-    found = needs_grpcio(load(["--tls-cert", "a", "--tls-key", "b", "--tokens-file", "c", "--model-control"]))
-    assert found == ["--tls-cert", "--tokens-file", "--model-control"]
 
 
 def test_a_token_does_not_leave_the_machine_in_plain_text(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_any_bytes_are_refused_never_internal(server: ServiceProcess, requests: 
 
 
 @pytest.fixture
-def fresh(model_path: Path) -> Iterator[ServiceProcess]:
+def fresh(model_path: Path, transport: str) -> Iterator[ServiceProcess]:  # noqa: ARG001 (sets the environment)
     with serving(model_path) as service:
         yield service
 

@@ -15,10 +15,16 @@ from conftest import ROOT, launch, serving
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.config import load
+from service.errors import StartError
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.server import chosen
+from service.transports import native
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -189,3 +195,44 @@ def test_help_teaches_every_option() -> None:
     for option in ("--model", "--port", "--metrics-port", "--max-batch", "--drain-wait", "--log-format"):
         assert option in done.stdout
     assert "DIGITS_METRICS_PORT" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "expected"),
+    [("auto", True, "native"), ("auto", False, "grpcio"), ("grpcio", True, "grpcio"), ("native", True, "native")],
+)
+def test_auto_takes_the_native_transport_where_its_wheel_is(
+    monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
+) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda: installed)
+    assert chosen(load([f"--transport={asked}"])) == (expected, "")
+
+
+def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda: False)
+    with pytest.raises(StartError) as caught:
+        chosen(load(["--transport=native"]))
+    assert str(caught.value) == (
+        "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
+        "run `make native`, or choose grpcio"
+    )
+
+
+def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -> None:
+    with serving(model_path) as service:
+        assert service.lines[-1]["transport"] == transport
+        assert f'transport="{transport}"' in service.get("/metrics")
+
+
+def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda: True)
+    monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
+    for options, flags in [
+        (["--tls-cert=a", "--tls-key=b"], "--tls-cert"),
+        (["--tokens-file=a", "--model-control"], "--tokens-file, --model-control"),
+        (["--model-poll=1", f"--model={tmp_path}"], "--model-poll, --model with a folder of versions"),
+    ]:
+        assert chosen(load(["--transport=grpcio", *options])) == ("grpcio", "")
+        assert chosen(load(options)) == ("grpcio", f"native does not offer {flags}")
+        with pytest.raises(StartError, match=f"'native', which does not offer {flags}: choose grpcio"):
+            chosen(load(["--transport=native", *options]))

@@ -278,7 +278,8 @@ def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
     assert 0 < value("job:digits_predictions:drift1h") < 0.2
     confidence = service.series()["digits_confidence_sum", ()] / images
     assert value("job:digits_confidence:mean1h") == pytest.approx(confidence)
-    assert value("job:digits_batch_size:mean_5m") == pytest.approx(1)
+    # The native transport runs what of a stream arrived together as one batch.
+    assert 1 <= value("job:digits_batch_size:mean_5m") < 2
     assert 0 <= value("job:digits_slo_bad:ratio_5m") <= 1
     p50, p99 = (
         value(f'job_method:grpc_server_handling_seconds:{q}_5m{{grpc_method="Predict"}}') for q in ("p50", "p99")

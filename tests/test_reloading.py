@@ -55,6 +55,12 @@ def add(folder: Path, version: int, data: bytes | None = None) -> None:
     put(folder / str(version) / "model.onnx", content(version) if data is None else data)
 
 
+@pytest.fixture(autouse=True)
+def _grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport that has what is tested here, whichever other tests are about."""
+    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     add(tmp_path / "digits", 1)

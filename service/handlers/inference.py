@@ -25,7 +25,7 @@ M = TypeVar("M", bound=Message)
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 EXTENSIONS = ("model_configuration", "statistics")
-_ONE_MODEL = "this server serves the one model that it was started with"
+_ONE_MODEL = "this server serves the one model that it was started with; start it again with another --model"
 _NO_CONTROL = "models are not controlled through this server unless it is started with --model-control"
 _NO_SHARED_MEMORY = "shared memory is not offered: a digit is 784 bytes, send them in the request"
 _NOT_OFFERED = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,18 +12,40 @@ from service.errors import InvalidInput, UnknownModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from service.batcher import Batcher
     from service.model import ModelInfo, Pixels, Predictions
     from service.statistics import Statistics
 
 PIXELS = 784
+
+
+class Batching(Protocol):
+    """The model as concurrent callers see it, as `service.batcher.Batcher` is.
+
+    `info` and `statistics` are of the model that answers whoever comes now.
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model's file says of itself."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the model did."""
+        ...
+
+    async def predict(self, pixels: Pixels, deadline: float = ...) -> Predictions:
+        """Each caller's own rows; DeadlinePassed or Overloaded."""
+        ...
+
+
 _LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
 
 
 class Predictor:
     """One model behind every protocol; a message may hold at most `max_batch` images."""
 
-    def __init__(self, batcher: Batcher, *, max_batch: int) -> None:
+    def __init__(self, batcher: Batching, *, max_batch: int) -> None:
         self.max_batch = max_batch
         self._batcher = batcher
 

@@ -1,0 +1,60 @@
+"""The native transport with a model that does nothing: everything but ONNX Runtime. The floor of that transport."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from service.handlers.digits import DigitsHandler  # noqa: E402
+from service.handlers.inference import InferenceHandler  # noqa: E402
+from service.handlers.predicting import Predictor  # noqa: E402
+from service.logs import make_logger  # noqa: E402
+from service.metrics import Metrics  # noqa: E402
+from service.model import Model, Pixels, Predictions  # noqa: E402
+from service.statistics import Statistics  # noqa: E402
+from service.transports.native import NativeBatcher, NativeTransport  # noqa: E402
+
+if TYPE_CHECKING:
+    from service.handlers import Service
+
+LIMITS = {"max_batch": 1024, "max_waiting": 65536, "inline": 128}
+
+
+class Nothing(Model):
+    """The committed model's name and version; its answers are zeros."""
+
+    def predict(self, pixels: Pixels) -> Predictions:
+        """Answer without looking."""
+        n = len(pixels)
+        zeros = (np.zeros((n, width), np.float32) for width in (10, 16, 16))
+        return Predictions(np.zeros(n, np.int64), *zeros)
+
+    def _warm_up(self) -> None:
+        """Nothing to warm."""
+
+
+async def main() -> None:
+    """Serve on the port of the command line until the process is ended."""
+    batcher, statistics = NativeBatcher(Nothing(ROOT / "model.onnx", statistics)), Statistics()
+    predictor = Predictor(batcher, max_batch=LIMITS["max_batch"])
+    services: list[Service] = [
+        DigitsHandler(predictor),
+        InferenceHandler(predictor, serving=lambda: True, server_version="0"),
+    ]
+    log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
+    transport = NativeTransport(services, batcher, metrics, statistics, log, with_reflection=False, **LIMITS)
+    await transport.start("127.0.0.1", int(sys.argv[1]))
+    await transport.open()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

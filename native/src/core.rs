@@ -1,0 +1,178 @@
+//! What every part of the transport shares: routes, the line, the counts, and the Python side.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use tokio::sync::{oneshot, watch};
+
+use crate::asked::Serves;
+use crate::counts;
+use crate::line::Line;
+use crate::reply::{Outcome, Trouble};
+use crate::status::{self, Refusal};
+
+/// How an RPC is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Predict,
+    PredictStream,
+    Infer,
+    InferStream,
+    /// By a Python handler, message by message.
+    Unary,
+    Stream,
+    HealthCheck,
+    HealthList,
+    HealthWatch,
+}
+
+impl Kind {
+    pub const fn is_stream(self) -> bool {
+        matches!(self, Self::PredictStream | Self::InferStream | Self::Stream)
+    }
+}
+
+#[derive(Debug)]
+pub struct Route {
+    pub path: String,
+    pub kind: Kind,
+    pub counts: counts::Rpc,
+}
+
+/// Where the server is in its life; each state lasts until the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serving,
+    /// No new connections and calls; what runs may end by then.
+    Draining(Instant),
+}
+
+/// Waits until a drain has begun.
+pub async fn draining(phase: &mut watch::Receiver<Phase>) {
+    drop(phase.wait_for(|phase| *phase != Phase::Serving).await);
+}
+
+pub struct Limits {
+    pub message: usize,
+    pub keepalive: Duration,
+    pub keepalive_timeout: Duration,
+}
+
+pub struct Core {
+    pub serves: Arc<Serves>,
+    pub routes: HashMap<String, Arc<Route>>,
+    pub ordered: Vec<Arc<Route>>,
+    pub line: Line,
+    pub model: counts::Model,
+    pub host: Host,
+    pub limits: Limits,
+    pub phase: watch::Sender<Phase>,
+    pub healthy: watch::Sender<bool>,
+    pub health_names: Vec<String>,
+}
+
+/// The Python side: `service.transports.native.Host`.
+pub struct Host(Py<PyAny>);
+
+impl Host {
+    pub const fn new(object: Py<PyAny>) -> Self {
+        Self(object)
+    }
+
+    /// A new array for so many images, (n, 784) uint8.
+    pub fn array<'py>(&self, py: Python<'py>, images: usize) -> PyResult<Bound<'py, PyAny>> {
+        self.0.bind(py).call_method1(intern!(py, "array"), (images,))
+    }
+
+    /// Runs the model on the first images of the array.
+    pub fn predict<'py>(&self, array: &Bound<'py, PyAny>, images: usize) -> PyResult<Bound<'py, PyAny>> {
+        let py = array.py();
+        self.0.bind(py).call_method1(intern!(py, "predict"), (array, images))
+    }
+
+    /// Hands a message to the Python handler of that path; the answer comes later.
+    pub fn ask(&self, path: &str, message: &Bytes, deadline: Option<Instant>) -> oneshot::Receiver<Outcome> {
+        let (sender, receiver) = oneshot::channel();
+        let remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs_f64());
+        Python::attach(|py| {
+            let reply = Answering(Some(sender));
+            let message = PyBytes::new(py, message);
+            if let Err(error) = self.0.call_method1(py, intern!(py, "ask"), (path, message, remaining, reply)) {
+                error.print(py); // the dropped reply ends the call as a fault of ours
+            }
+        });
+        receiver
+    }
+
+    /// What the caller hears of a trouble, logged.
+    pub fn refusal(&self, path: &str, request_id: Option<&HeaderValue>, trouble: &Trouble) -> Refusal {
+        let id = request_id.and_then(|value| value.to_str().ok());
+        Python::attach(|py| {
+            let error = self.error(py, trouble)?;
+            let found = self.0.call_method1(py, intern!(py, "refuse"), (path, id, error))?;
+            let (code, sentence, details, id): (usize, String, Vec<u8>, String) = found.extract(py)?;
+            PyResult::Ok(Refusal {
+                code: if code < counts::CODES { code } else { status::INTERNAL },
+                sentence,
+                details: Bytes::from(details),
+                request_id: HeaderValue::try_from(id).ok(),
+            })
+        })
+        .unwrap_or_else(|error| {
+            Python::attach(|py| error.print(py));
+            Refusal::bare(status::INTERNAL, "internal error")
+        })
+    }
+
+    /// The sentence of a trouble that the caller may hear of within a stream; nothing where it is a fault of ours.
+    pub fn sentence(&self, trouble: &Trouble) -> Option<String> {
+        Python::attach(|py| {
+            let error = self.error(py, trouble)?;
+            self.0.call_method1(py, intern!(py, "sentence"), (error,))?.extract(py)
+        })
+        .unwrap_or(None)
+    }
+
+    fn error(&self, py: Python<'_>, trouble: &Trouble) -> PyResult<Py<PyAny>> {
+        match trouble {
+            Trouble::Late => self.0.call_method0(py, intern!(py, "late")),
+            Trouble::Stopping => self.0.call_method0(py, intern!(py, "stopping")),
+            Trouble::Overloaded { waiting, max_waiting, retry_after } => {
+                self.0.call_method1(py, intern!(py, "overloaded"), (*waiting, *max_waiting, *retry_after))
+            }
+            Trouble::Failed(error) => Ok(error.clone_ref(py)),
+        }
+    }
+}
+
+/// Takes a Python handler's answer, once.
+#[pyclass]
+pub struct Answering(Option<oneshot::Sender<Outcome>>);
+
+#[pymethods]
+impl Answering {
+    /// The reply's bytes.
+    fn answer(&mut self, message: &[u8]) {
+        if let Some(sender) = self.0.take() {
+            drop(sender.send(Ok(Bytes::copy_from_slice(message))));
+        }
+    }
+
+    /// The exception that was raised instead.
+    fn fail(&mut self, error: Py<PyAny>) {
+        if let Some(sender) = self.0.take() {
+            drop(sender.send(Err(Trouble::Failed(error))));
+        }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    fn is_gone(&self) -> bool {
+        self.0.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+}

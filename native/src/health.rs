@@ -1,0 +1,113 @@
+//! grpc.health.v1: what serves, asked once or watched.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+
+use crate::call::framed;
+use crate::core::{draining, Core, Kind};
+use crate::reply::{head, send, send_end, Call, Trouble};
+use crate::status::{Refusal, INTERNAL, NOT_FOUND};
+use crate::wire::{field_len, open_field, put_field, tag, Message, VARINT};
+
+const SERVING: u8 = 1;
+const NOT_SERVING: u8 = 2;
+const SERVICE_UNKNOWN: u8 = 3;
+const LONGEST_NAME: usize = 1024;
+
+/// Answers Check and List.
+pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Bytes>, message: &Message) {
+    let reply = if call.route.kind == Kind::HealthList {
+        framed(&listed(core))
+    } else {
+        let Some(service) = service(message) else { return send_end(respond, call.end(malformed())) };
+        match status(core, &service) {
+            Some(status) => framed(&health(status)),
+            None => return send_end(respond, call.end(Refusal::bare(NOT_FOUND, ""))),
+        }
+    };
+    call.route.counts.sent.add(1);
+    send(respond, reply, call.succeed());
+}
+
+/// Sends the status now and at each change, until the caller leaves or the server drains.
+pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes>, message: &Message) {
+    let Some(service) = service(message) else { return send_end(respond, call.end(malformed())) };
+    let (mut healthy, mut phase) = (core.healthy.subscribe(), core.phase.subscribe());
+    let Ok(mut stream) = respond.send_response(head(), false) else { return };
+    let mut last = None;
+    loop {
+        healthy.mark_unchanged();
+        let now = status(core, &service).unwrap_or(SERVICE_UNKNOWN);
+        if last.replace(now) != Some(now) {
+            if stream.send_data(framed(&health(now)), false).is_err() {
+                return;
+            }
+            call.route.counts.sent.add(1);
+        }
+        tokio::select! {
+            changed = healthy.changed() => if changed.is_err() { return },
+            () = draining(&mut phase) => {
+                drop(stream.send_trailers(call.refuse(&Trouble::Stopping)));
+                return;
+            }
+            _ = poll_fn(|cx| stream.poll_reset(cx)) => return,
+        }
+    }
+}
+
+fn malformed() -> Refusal {
+    Refusal::bare(INTERNAL, "Exception deserializing request!")
+}
+
+/// `HealthCheckRequest`: the service's name, the last one where there are several; other fields are passed over.
+fn service(message: &Message) -> Option<String> {
+    let (mut name, mut reader) = (String::new(), message.reader());
+    while !reader.is_done() {
+        match reader.varint()? {
+            10 => name = reader.text(LONGEST_NAME)?, // field 1, length-delimited
+            other => reader.pass_over(other & 7)?,
+        }
+    }
+    Some(name)
+}
+
+fn status(core: &Core, service: &str) -> Option<u8> {
+    let status = if *core.healthy.borrow() { SERVING } else { NOT_SERVING };
+    core.health_names.iter().any(|name| name == service).then_some(status)
+}
+
+/// `HealthCheckResponse`.
+const fn health(status: u8) -> [u8; 2] {
+    [tag(1, VARINT), status]
+}
+
+/// `HealthListResponse`: a map from name to `HealthCheckResponse`.
+fn listed(core: &Core) -> BytesMut {
+    let mut out = BytesMut::new();
+    for name in &core.health_names {
+        let Some(status) = status(core, name) else { continue };
+        open_field(&mut out, 1, field_len(name.len()) + field_len(2));
+        put_field(&mut out, 1, name.as_bytes());
+        put_field(&mut out, 2, &health(status));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_read_and_other_fields_are_passed_over() {
+        let read = |bytes: &'static [u8]| service(&Message::from(Bytes::from_static(bytes)));
+        assert_eq!(read(b"").as_deref(), Some(""));
+        assert_eq!(read(b"\x0a\x01a").as_deref(), Some("a"));
+        assert_eq!(read(b"\x10\x80\x80\x01\x0a\x01a\x1a\x02xy\x25abcd\x29abcdefgh").as_deref(), Some("a"));
+        for wrong in [&b"\x0a\x05a"[..], b"\x0a\x01\xff", b"\x10\x80", b"\x0b", b"\x25abc"] {
+            assert_eq!(read(wrong), None, "{wrong:?}");
+        }
+    }
+}

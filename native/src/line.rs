@@ -1,0 +1,150 @@
+//! Who waits for the model: a bounded line in two lanes, of which each gives what gathered while its model was busy.
+//!
+//! Small requests run on the thread that read them, since a hand-over costs more than the run; large ones on a thread
+//! of their own, so that neither waits behind the other. Nothing waits for a timer: an idle model takes a batch of one.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::counts;
+use crate::reply::{Reply, Trouble};
+use crate::wire::{Message, Span};
+
+/// A request in line; it holds its own reply.
+pub struct Item {
+    pub message: Message,
+    pub span: Span,
+    pub images: usize,
+    pub since: Instant,
+    pub deadline: Option<Instant>,
+    pub reply: Reply,
+}
+
+pub struct Line {
+    small: Mutex<VecDeque<Item>>,
+    large: Mutex<VecDeque<Item>>,
+    pub small_waits: Notify,
+    large_waits: Condvar,
+    closed: AtomicBool,
+    images: AtomicUsize,
+    ns_per_image: AtomicU64,
+    max_waiting: usize,
+    max_batch: usize,
+    inline: usize,
+}
+
+impl Line {
+    pub fn new(max_waiting: usize, max_batch: usize, inline: usize) -> Self {
+        Self {
+            small: Mutex::default(),
+            large: Mutex::default(),
+            small_waits: Notify::new(),
+            large_waits: Condvar::new(),
+            closed: AtomicBool::new(false),
+            images: AtomicUsize::new(0),
+            ns_per_image: AtomicU64::new(1000),
+            max_waiting,
+            max_batch,
+            inline,
+        }
+    }
+
+    /// How many images wait.
+    pub fn images(&self) -> usize {
+        self.images.load(Relaxed)
+    }
+
+    /// Whether one caller may put in a request more before its last is answered, and leave room for others.
+    pub fn has_room_ahead(&self) -> bool {
+        self.images() * 2 + self.max_batch <= self.max_waiting
+    }
+
+    pub fn took(&self, ns: u64, images: usize) {
+        self.ns_per_image.store(ns / images as u64, Relaxed);
+    }
+
+    /// Puts a request in its lane; where that is full the caller hears of it at once.
+    pub fn push(&self, item: Item, model: &counts::Model) {
+        let is_small = item.images <= self.inline;
+        let mut lane = lock(if is_small { &self.small } else { &self.large });
+        let waiting = self.images();
+        // A small request that finds nobody waiting runs at once, whatever the bound.
+        if waiting + item.images > self.max_waiting && !(is_small && lane.is_empty()) {
+            drop(lane);
+            model.overloaded.add(1);
+            return item.reply.fail(self.overloaded(waiting), model);
+        }
+        self.images.fetch_add(item.images, Relaxed);
+        lane.push_back(item);
+        let was_empty = lane.len() == 1;
+        drop(lane);
+        if !is_small {
+            self.large_waits.notify_one();
+        } else if was_empty {
+            self.small_waits.notify_one();
+        }
+    }
+
+    fn overloaded(&self, waiting: usize) -> Trouble {
+        #[allow(clippy::cast_precision_loss)] // a hint in seconds
+        let retry_after = (waiting as u64 * self.ns_per_image.load(Relaxed)) as f64 / 1e9;
+        Trouble::Overloaded { waiting, max_waiting: self.max_waiting, retry_after }
+    }
+
+    /// The next batch of small requests; empty where nobody waits.
+    pub fn small_batch(&self, model: &counts::Model) -> Vec<Item> {
+        let mut lane = lock(&self.small);
+        self.batch(&mut lane, model)
+    }
+
+    /// Waits for large requests; `None` once the line is closed and empty.
+    pub fn large_batch(&self, model: &counts::Model) -> Option<Vec<Item>> {
+        let mut lane = lock(&self.large);
+        while lane.is_empty() {
+            if self.closed.load(Relaxed) {
+                return None;
+            }
+            lane = self.large_waits.wait(lane).unwrap_or_else(PoisonError::into_inner);
+        }
+        Some(self.batch(&mut lane, model))
+    }
+
+    /// Let the threads of the large lane end when it is empty.
+    pub fn close(&self) {
+        let _lane = lock(&self.large);
+        self.closed.store(true, Relaxed);
+        self.large_waits.notify_all();
+    }
+
+    /// The longest run of waiting requests that fits; those that left or are late cost nothing.
+    fn batch(&self, lane: &mut VecDeque<Item>, model: &counts::Model) -> Vec<Item> {
+        let mut batch = Vec::with_capacity(lane.len().min(self.max_batch));
+        let (mut size, now) = (0, Instant::now());
+        while let Some(next) = lane.front() {
+            if size > 0 && size + next.images > self.max_batch {
+                break;
+            }
+            let Some(mut item) = lane.pop_front() else { break };
+            self.images.fetch_sub(item.images, Relaxed);
+            if item.reply.is_gone() {
+                model.cancelled.add(1);
+            } else if item.deadline.is_some_and(|deadline| now >= deadline) {
+                model.late.add(1);
+                item.reply.fail(Trouble::Late, model);
+            } else {
+                model.waited(now - item.since);
+                size += item.images;
+                batch.push(item);
+            }
+        }
+        batch
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

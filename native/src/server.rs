@@ -1,0 +1,174 @@
+//! The listener, its connections, and their end.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::Builder;
+use h2::{Ping, PingPong};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::task::{yield_now, JoinSet};
+
+use crate::call;
+use crate::core::{draining, Core, Phase};
+use crate::model::Runner;
+
+const BACKLOG: u32 = 1024;
+/// What a peer may send before it is read: room for a large message and a deep line of small ones.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const FRAME: u32 = 64 << 10;
+const HEADERS: u32 = 16 << 10;
+const STREAMS: u32 = 4096;
+/// Callers that set deadlines reset streams in good faith, as many as they have.
+const RESETS: usize = 4096;
+const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// Listens on every address that the host has, all on one port; 0 takes a free one.
+pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
+    let addresses: Vec<SocketAddr> = std::net::ToSocketAddrs::to_socket_addrs(&(host, port))?.collect();
+    let mut listeners = Vec::new();
+    let mut bound = port;
+    let driver = runtime::Builder::new_current_thread().enable_io().build()?;
+    let _guard = driver.enter();
+    for mut address in addresses {
+        address.set_port(bound);
+        let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => {
+                bound = listener.local_addr()?.port();
+                listeners.push(listener.into_std()?);
+            }
+            // A name such as localhost may stand for an address that this machine has not.
+            Err(_) if !listeners.is_empty() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((listeners, bound))
+}
+
+/// Serves until the phase is Draining and the last call has ended, or the grace has.
+pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::Result<()> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
+        tokio::spawn(run_small(core.clone(), runner));
+        serve(core, listeners).await;
+        Ok(())
+    })
+}
+
+/// Runs what small requests have gathered: after every task that was ready has had its turn.
+async fn run_small(core: Arc<Core>, mut runner: Runner) {
+    loop {
+        core.line.small_waits.notified().await;
+        loop {
+            let batch = core.line.small_batch(&core.model);
+            if batch.is_empty() {
+                break;
+            }
+            runner.run(batch);
+            yield_now().await;
+        }
+    }
+}
+
+async fn serve(core: Arc<Core>, listeners: Vec<TcpListener>) {
+    let mut connections = JoinSet::new();
+    let mut phase = core.phase.subscribe();
+    let mut accepting = JoinSet::new();
+    let (sender, mut accepted) = tokio::sync::mpsc::channel(64);
+    for listener in listeners {
+        accepting.spawn(accept(listener, sender.clone()));
+    }
+    loop {
+        tokio::select! {
+            Some(socket) = accepted.recv() => drop(connections.spawn(connection(core.clone(), socket))),
+            Some(_) = connections.join_next() => {}
+            () = draining(&mut phase) => break,
+        }
+    }
+    accepting.shutdown().await;
+    let Phase::Draining(until) = *core.phase.borrow() else { return };
+    // Whoever is left when the grace has run out is cut off with the runtime.
+    drop(tokio::time::timeout_at(until.into(), async { while connections.join_next().await.is_some() {} }).await);
+}
+
+async fn accept(listener: TcpListener, sender: tokio::sync::mpsc::Sender<TcpStream>) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                if sender.send(socket).await.is_err() {
+                    return;
+                }
+            }
+            // Out of file descriptors, most likely: others must end before the next can begin.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn connection(core: Arc<Core>, socket: TcpStream) {
+    drop(socket.set_nodelay(true));
+    let handshake = builder().handshake::<_, Bytes>(socket);
+    let Ok(Ok(mut connection)) = tokio::time::timeout(HANDSHAKE, handshake).await else { return };
+    let (dead, mut died) = oneshot::channel();
+    let pinging = connection.ping_pong().map(|ping_pong| {
+        tokio::spawn(keep_alive(ping_pong, core.limits.keepalive, core.limits.keepalive_timeout, dead))
+    });
+    let mut phase = core.phase.subscribe();
+    let mut told = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = draining(&mut phase), if !told => {
+                connection.graceful_shutdown();
+                told = true;
+            }
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => drop(tokio::spawn(call::serve(core.clone(), request, respond))),
+                Some(Err(_)) | None => break,
+            },
+            Ok(()) = &mut died => break,
+        }
+    }
+    if let Some(pinging) = pinging {
+        pinging.abort();
+    }
+    // Dropped here: each of its calls that still waits sees its stream reset.
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(HEADERS)
+        .max_concurrent_streams(STREAMS)
+        .max_concurrent_reset_streams(RESETS)
+        .max_pending_accept_reset_streams(RESETS);
+    builder
+}
+
+/// Finds out a peer that vanished without a word.
+async fn keep_alive(mut ping_pong: PingPong, every: Duration, within: Duration, dead: oneshot::Sender<()>) {
+    loop {
+        tokio::time::sleep(every).await;
+        if !matches!(tokio::time::timeout(within, ping_pong.ping(Ping::opaque())).await, Ok(Ok(_))) {
+            let _ = dead.send(()); // its connection has ended by itself
+            return;
+        }
+    }
+}
+
+/// When a drain that begins now must be over.
+pub fn until(grace: f64) -> Instant {
+    Instant::now() + Duration::try_from_secs_f64(grace).unwrap_or(Duration::from_secs(3600))
+}

@@ -1,0 +1,234 @@
+"""The native line and transport with models that are slow or fail, in the process of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from conftest import needs_native
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc import StatusCode, aio
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+
+from service.errors import DeadlinePassed, Overloaded
+from service.handlers.digits import DigitsHandler
+from service.handlers.inference import InferenceHandler
+from service.handlers.predicting import Predictor
+from service.logs import make_logger
+from service.metrics import Metrics
+from service.model import Predictions
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.pb.inference import open_inference_pb2 as pb
+from service.statistics import Statistics
+from service.transports.native import NativeBatcher, NativeTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = needs_native
+
+PREDICT = "/digits.v1.DigitService/Predict"
+STREAM = "/digits.v1.DigitService/PredictStream"
+INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+class Fake:
+    """Waits while `gate` is closed, fails on images that begin with 13; the digit is the first pixel."""
+
+    info = SimpleNamespace(name="digits", version="1")
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.runs: list[list[int]] = []
+
+    def predict(self, pixels: np.ndarray) -> Predictions:
+        assert pixels.dtype == np.uint8
+        self.runs.append(pixels[:, 0].tolist())
+        assert self.gate.wait(10)
+        if (pixels[:, 0] == 13).any():
+            raise RuntimeError("secret")
+        n = len(pixels)
+        layers = (np.zeros((n, width), np.float32) for width in (10, 16, 16))
+        return Predictions(pixels[:, 0].astype(np.int64), *layers)
+
+
+class Running(SimpleNamespace):
+    model: Fake
+    batcher: NativeBatcher
+    channel: aio.Channel
+    registry: CollectorRegistry
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    async def predict(self, *digits: int, **options: Any) -> list[int]:
+        reply = await self.channel.unary_unary(PREDICT)(request(*digits), timeout=10, **options)
+        return list(PredictResponse.FromString(reply).digits)
+
+
+@asynccontextmanager
+async def running(**limits: int) -> AsyncIterator[Running]:
+    model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
+    batcher: Any = NativeBatcher(model)  # type: ignore[arg-type]
+    sizes = {"max_batch": 8, "max_waiting": 100, "inline": 2, **limits}
+    predictor = Predictor(batcher, statistics, max_batch=sizes["max_batch"])
+    services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
+    log = make_logger("json", "error")
+    transport = NativeTransport(services, batcher, Metrics(registry), statistics, log, with_reflection=False, **sizes)
+    port = await transport.start("127.0.0.1", 0)
+    await transport.open()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Running(model=model, batcher=batcher, channel=channel, registry=registry)
+        model.gate.set()
+    await transport.stop(0, 5)
+
+
+def request(*digits: int) -> bytes:
+    return PredictRequest(pixels=images(*digits).tobytes()).SerializeToString()
+
+
+def images(*digits: int) -> np.ndarray:
+    return np.repeat(np.array(digits, np.uint8), 784).reshape(-1, 784)
+
+
+async def until(condition: Any) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("waited in vain")
+
+
+async def test_what_gathers_while_the_model_is_busy_is_one_batch() -> None:
+    async with running() as server:
+        server.model.gate.clear()
+        first = asyncio.ensure_future(server.predict(1, 1, 1))
+        await until(lambda: server.model.runs)
+        rest = [asyncio.ensure_future(server.predict(digit, digit, digit)) for digit in (2, 3, 4)]
+        await until(lambda: server.value("digits_images_waiting") == 9)
+        server.model.gate.set()
+        assert await asyncio.gather(first, *rest) == [[digit] * 3 for digit in (1, 2, 3, 4)]
+        # At most eight images go into one run, and no request is split.
+        assert [len(run) for run in server.model.runs] == [3, 6, 3]
+
+
+async def test_small_requests_do_not_wait_behind_a_large_one() -> None:
+    async with running() as server:
+        server.model.gate.clear()
+        large = asyncio.ensure_future(server.predict(1, 1, 1))
+        await until(lambda: server.model.runs)
+        small = asyncio.ensure_future(server.predict(2))
+        await until(lambda: [2] in server.model.runs)
+        assert not large.done()
+        server.model.gate.set()
+        assert (await large, await small) == ([1, 1, 1], [2])
+
+
+async def test_a_failed_run_fails_its_own_callers_alone_and_tells_them_nothing() -> None:
+    async with running() as server:
+        assert await server.predict(5) == [5]
+        with pytest.raises(aio.AioRpcError) as caught:
+            await server.predict(13)
+        assert (caught.value.code(), caught.value.details()) == (StatusCode.INTERNAL, "internal error")
+        assert await server.predict(6) == [6]
+        labels = {"grpc_type": "unary", "grpc_service": "digits.v1.DigitService", "grpc_method": "Predict"}
+        assert server.value("grpc_server_handled_total", grpc_code="Internal", **labels) == 1
+
+
+async def test_a_full_line_refuses_with_a_sentence_and_says_when_to_come_again() -> None:
+    async with running(max_waiting=4) as server:
+        server.model.gate.clear()
+        calls = [asyncio.ensure_future(server.predict(1, 1, 1))]
+        await until(lambda: server.model.runs)
+        calls.append(asyncio.ensure_future(server.predict(2, 2, 2)))
+        await until(lambda: server.value("digits_images_waiting") == 3)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await server.predict(3, 3, 3)
+        assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "3 images wait already; at most 4 may"
+        retry = RetryInfo()
+        assert rpc_status.from_call(caught.value).details[0].Unpack(retry)
+        assert retry.retry_delay.nanos >= 10_000_000
+        with pytest.raises(Overloaded, match="3 images wait already; at most 4 may"):
+            await server.batcher.predict(images(4, 4, 4))
+        server.model.gate.set()
+        assert await asyncio.gather(*calls) == [[1, 1, 1], [2, 2, 2]]
+        assert server.value("digits_dropped_total", reason="overloaded") == 2
+
+
+async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
+    async with running() as server:
+        server.model.gate.clear()
+        first = asyncio.ensure_future(server.predict(1, 1, 1))
+        await until(lambda: server.model.runs)
+        gone = server.channel.unary_unary(PREDICT)(request(2, 2, 2))
+        late = asyncio.ensure_future(server.batcher.predict(images(3, 3, 3), time.monotonic() + 0.05))
+        await until(lambda: server.value("digits_images_waiting") == 6)
+        gone.cancel()
+        await asyncio.sleep(0.2)
+        server.model.gate.set()
+        await first
+        with pytest.raises(DeadlinePassed):
+            await late
+        assert server.model.runs == [[1, 1, 1]]
+        assert server.value("digits_dropped_total", reason="cancelled") == 1
+        assert server.value("digits_dropped_total", reason="deadline") == 1
+
+
+async def test_handlers_in_python_wait_in_the_same_line() -> None:
+    async with running() as server:
+        results = await asyncio.gather(*(server.batcher.predict(images(i)) for i in range(5)))
+        assert [result.digit.tolist() for result in results] == [[i] for i in range(5)]
+        with pytest.raises(RuntimeError, match="secret"):
+            await server.batcher.predict(images(13))
+
+
+async def test_a_stream_of_one_caller_is_batched_and_answered_in_order() -> None:
+    async with running(inline=0) as server:
+        server.model.gate.clear()
+        stream = server.channel.stream_stream(STREAM)()
+        await stream.write(request(0))
+        await until(lambda: server.model.runs)
+        for digit in range(1, 7):
+            await stream.write(request(digit))
+        await until(lambda: server.value("digits_images_waiting") == 6)
+        server.model.gate.set()
+        await stream.done_writing()
+        assert [list(PredictResponse.FromString(raw).digits) async for raw in stream] == [[i] for i in range(7)]
+        assert server.model.runs == [[0], [1, 2, 3, 4, 5, 6]]
+
+
+async def test_a_failed_run_ends_a_stream_of_either_protocol() -> None:
+    async with running() as server:
+        message = pb.ModelInferRequest(model_name="digits", raw_input_contents=[images(13).tobytes()])
+        message.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
+        for path, sent in ((STREAM, request(13)), (INFER_STREAM, message.SerializeToString())):
+            stream = server.channel.stream_stream(path)()
+            await stream.write(sent)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stream.read()
+            assert (caught.value.code(), caught.value.details()) == (StatusCode.INTERNAL, "internal error")
+
+
+async def test_a_caller_who_does_not_read_is_not_read_from_without_end() -> None:
+    async with running() as server:
+        stream = server.channel.stream_stream(STREAM)()
+        message = request(*[1] * 8)
+        for _ in range(50_000):
+            write = asyncio.ensure_future(stream.write(message))
+            if not (await asyncio.wait({write}, timeout=1))[0]:
+                break
+            write.result()
+        else:
+            pytest.fail("it reads on")
+        stream.cancel()
+        await asyncio.wait({write})
+        assert await server.predict(4) == [4]
