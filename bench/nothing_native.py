@@ -43,7 +43,8 @@ class Nothing(Model):
 
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
-    batcher, statistics = NativeBatcher(Nothing(ROOT / "model.onnx", statistics)), Statistics()
+    statistics = Statistics()
+    batcher = NativeBatcher(Nothing(ROOT / "model.onnx"), statistics)
     predictor = Predictor(batcher, max_batch=LIMITS["max_batch"])
     services: list[Service] = [
         DigitsHandler(predictor),
