@@ -1,31 +1,31 @@
-"""The native transport with a model that does nothing: everything but ONNX Runtime. The floor of that transport."""
+"""The native transport with a model that does nothing: everything but ONNX Runtime. The floor of that transport.
+
+python -m bench.nothing_native PORT
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from service.handlers.digits import DigitsHandler  # noqa: E402
-from service.handlers.inference import InferenceHandler  # noqa: E402
-from service.handlers.predicting import Predictor  # noqa: E402
-from service.logs import make_logger  # noqa: E402
-from service.metrics import Metrics  # noqa: E402
-from service.model import Model, Pixels, Predictions  # noqa: E402
-from service.statistics import Statistics  # noqa: E402
-from service.transports.native import NativeBatcher, NativeTransport  # noqa: E402
+from bench.servers import LARGEST_BATCH, MODEL
+from service.handlers.digits import DigitsHandler
+from service.handlers.inference import InferenceHandler
+from service.handlers.predicting import Predictor
+from service.logs import make_logger
+from service.metrics import Metrics
+from service.model import Model, Pixels, Predictions
+from service.statistics import Statistics
+from service.transports.native import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from service.handlers import Service
 
-LIMITS = {"max_batch": 1024, "max_waiting": 65536, "inline": 128}
+LIMITS = {"max_batch": LARGEST_BATCH, "max_waiting": 65536, "inline": 128}
 
 
 class Nothing(Model):
@@ -44,7 +44,7 @@ class Nothing(Model):
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
     statistics = Statistics()
-    batcher = NativeBatcher(Nothing(ROOT / "model.onnx"), statistics)
+    batcher = NativeBatcher(Nothing(MODEL), statistics)
     predictor = Predictor(batcher, max_batch=LIMITS["max_batch"])
     services: list[Service] = [
         DigitsHandler(predictor),

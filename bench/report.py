@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from bench.servers import Running, Server
 
 PACKAGES = ("grpcio", "numpy", "onnxruntime", "protobuf", "prometheus-client")
+FLOORS = {"digitserve native": "nothing native"}
+"""What each server is held against: the one of its own kind that does nothing, which is grpcio's unless it is here."""
 FOLDER = Path("build") / "bench"
 COLOURS = {
     "digitserve native": "#0a7d4f",
     "digitserve grpcio": "#1f6fb4",
+    "nothing native": "#5b7a6c",
     "nothing": "#8a8a8a",
     "triton": "#c0392b",
     "mlserver": "#e08e0b",
@@ -116,7 +119,7 @@ def markdown(results: Results, rows: list[Row]) -> str:
     lines = [
         taken_on,
         "",
-        "| calls | server | calls/s | images/s | CPU us a call | p50 us | p99 us | against nothing | against triton |",
+        "| calls | server | calls/s | images/s | CPU us | p50 us | p99 us | against its floor | against triton |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(results, row, server) for row in rows for server in results.loads[row.name]]
@@ -137,7 +140,9 @@ def _line(results: Results, row: Row, server: str) -> str:
     figures = [f"{found[what]:,.0f}" for what in ("rate", "images", "cpu_us", "p50", "p99")]
     return (
         f"| {row.name} | {server} | "
-        + " | ".join([*figures, *(_against(results, row, server, b) for b in ("nothing", "triton"))])
+        + " | ".join(
+            [*figures, *(_against(results, row, server, base) for base in (FLOORS.get(server, "nothing"), "triton"))]
+        )
         + " |"
     )
 

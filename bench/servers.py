@@ -195,6 +195,17 @@ def _nothing() -> Server:
     )
 
 
+def _nothing_native() -> Server:
+    if find_spec("digitserve_native") is None:
+        raise NotHere("the native wheel is not installed: `make native`")
+
+    def command(port: int, _: int) -> list[str]:
+        return [sys.executable, "-m", "bench.nothing_native", str(port)]
+
+    about = "the native transport with a model that answers zeros"
+    return Server("nothing native", about, command, (PREDICT, INFER), answers=False)
+
+
 def _mlserver() -> Server:
     python = _environment("mlserver")
     folder = _LOG / "mlserver"
@@ -274,6 +285,7 @@ def _environment(peer: str) -> Path:
 SERVERS: dict[str, Callable[[], Server]] = {
     "nothing": _nothing,
     "grpcio": _grpcio,
+    "nothing-native": _nothing_native,
     "native": _native,
     "mlserver": _mlserver,
     "kserve": _kserve,

@@ -77,9 +77,9 @@ class Running(SimpleNamespace):
 @asynccontextmanager
 async def running(**limits: int) -> AsyncIterator[Running]:
     model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
-    batcher: Any = NativeBatcher(model)  # type: ignore[arg-type]
+    batcher: Any = NativeBatcher(model, statistics)  # type: ignore[arg-type]
     sizes = {"max_batch": 8, "max_waiting": 100, "inline": 2, **limits}
-    predictor = Predictor(batcher, statistics, max_batch=sizes["max_batch"])
+    predictor = Predictor(batcher, max_batch=sizes["max_batch"])
     services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
     transport = NativeTransport(services, batcher, Metrics(registry), statistics, log, with_reflection=False, **sizes)
