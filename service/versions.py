@@ -48,9 +48,10 @@ class ModelPlace:
         if self._pinned:
             return [Candidate(self._path / self._pinned / FILE, self._pinned)]
         try:
-            versions = [child.name for child in self._path.iterdir() if _VERSION.fullmatch(child.name)]
+            children = [child for child in self._path.iterdir() if _VERSION.fullmatch(child.name)]
         except OSError as e:
             raise ModelFileError(f"{self._path}: cannot be read: {e.strerror}") from None
+        versions = [child.name for child in children if (child / FILE).exists()]  # others are still being made
         if not versions:
             raise ModelFileError(f"{self._path}: has no version; expected {self._path / '1' / FILE}")
         return [Candidate(self._path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]

@@ -231,6 +231,7 @@ def test_a_bad_newest_version_does_not_keep_a_server_from_starting(folder: Path)
 def test_a_folder_without_a_version_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     (tmp_path / "01").mkdir()
+    (tmp_path / "3").mkdir()  # its file is still to come
     with pytest.raises(ModelFileError, match=r"has no version; expected .*/1/model\.onnx"):
         ModelPlace(tmp_path).candidates()
 
