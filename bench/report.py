@@ -128,6 +128,13 @@ def markdown(results: Results, rows: list[Row]) -> str:
         names = ("seconds_to_first_answer", "megabytes_at_rest", "megabytes_after_load")
         values = [statistics.median(single[name]) for name in names if single.get(name)]
         lines.append(f"| {server} | " + " | ".join(f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in values) + " |")
+    if results.curves:
+        lines += [
+            "",
+            "| server | highest calls/s | at 70% of it: p50 us | p99 us | p99 / p50 |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_under_load(server, curve) for server, curve in results.curves.items()]
     lines += ["", "| images a run | bare ONNX Runtime, one core, images/s |", "|---|---|"]
     lines += [f"| {size:,} | {rate:,.0f} |" for size, rate in results.bare.items()]
     for server, reason in results.missing.items():
@@ -145,6 +152,12 @@ def _line(results: Results, row: Row, server: str) -> str:
         )
         + " |"
     )
+
+
+def _under_load(server: str, curve: dict[str, Any]) -> str:
+    at = next(point for point in curve["latency"] if point["share"] == 0.7)
+    figures = f"{curve['highest']:,.0f} | {at['p50']:,.0f} | {at['p99']:,.0f} | {at['p99'] / at['p50']:.1f}"
+    return f"| {server} | {figures} |"
 
 
 def _against(results: Results, row: Row, server: str, base: str) -> str:
