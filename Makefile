@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench lock data native native-check up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock data native native-check up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -68,6 +68,9 @@ e2e: .venv/dev.stamp ## run every claim of the compose files on the Docker engin
 
 data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
 	@$(PY) -m export data
+
+chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour
+	@CHAOS=1 $(PY) -m pytest tests/test_faults.py --verbosity=1
 
 bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
 	@$(PY) -m bench

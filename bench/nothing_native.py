@@ -43,11 +43,11 @@ class Nothing(Model):
 
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
-    model, statistics = Nothing(MODEL), Statistics()
-    batcher = NativeBatcher(model)
-    predictor = Predictor(batcher, statistics, max_batch=LIMITS["max_batch"])
+    statistics = Statistics()
+    batcher = NativeBatcher(Nothing(MODEL), statistics)
+    predictor = Predictor(batcher, max_batch=LIMITS["max_batch"])
     services: list[Service] = [
-        DigitsHandler(predictor, model.parameters()),
+        DigitsHandler(predictor),
         InferenceHandler(predictor, serving=lambda: True, server_version="0"),
     ]
     log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())

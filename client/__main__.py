@@ -54,6 +54,13 @@ def _address(value: str) -> str:
 Address = Annotated[str, typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address)]
 Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="seconds that a call may take")]
 
+TlsCa = Annotated[Path | None, typer.Option(envvar="DIGITS_TLS_CA", help="TLS, to a server that this CA vouches for")]
+TlsCert = Annotated[Path | None, typer.Option(help="certificate to show to the server, PEM; with --tls-key")]
+TlsKey = Annotated[Path | None, typer.Option(help="its key")]
+TokenFile = Annotated[
+    Path | None, typer.Option(envvar="DIGITS_TOKEN_FILE", help="file with the bearer token that goes with each call")
+]
+
 
 @app.command()
 def predict(
@@ -69,11 +76,15 @@ def predict(
         bool, typer.Option("--explain", help="beside each picture, which pixels spoke for the answer and which against")
     ] = False,
     png: Annotated[Path | None, typer.Option("--explain-png", help="write the pictures of --explain here too")] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Read the digit in each file: its picture, the answer, and the ten activations."""
     console, found, unreadable = Console(), [], False
     maps: list[Image.Image] = []
-    with DigitsClient(address, timeout=timeout) as client:
+    with _connected(address, timeout, tls_ca, tls_cert, tls_key, token_file) as client:
         for path in files:
             try:
                 pixels = read(path)
@@ -104,10 +115,14 @@ def demo(
     wait: Annotated[float, typer.Option(min=0, max=3600, help="seconds to wait for the server to say SERVING")] = 5,
     images: Annotated[Path, typer.Option(help="IDX file of digits")] = SAMPLES / "digits-100-images-idx3-ubyte",
     labels: Annotated[Path, typer.Option(help="IDX file of what they are")] = SAMPLES / "digits-100-labels-idx1-ubyte",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Send ten real digits, one of each, show the answers, and measure what a call takes."""
     console = Console()
-    with DigitsClient(address) as client:
+    with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
         with Console(stderr=True).status(f"waiting for {address} to say SERVING"):
             client.wait_until_serving(wait)
         try:
@@ -122,12 +137,28 @@ def health(
     address: Address = "localhost:50051",
     service: Annotated[str, typer.Option(help="a service's name; empty is the server as a whole")] = "",
     timeout: Timeout = 1.0,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Exit with 0 where the server says SERVING, with 1 otherwise."""
-    with DigitsClient(address) as client:
+    with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
         serving = client.is_serving(service, timeout=timeout)
     print("SERVING" if serving else "NOT SERVING")
     raise typer.Exit(0 if serving else 1)
+
+
+def _connected(
+    address: str, timeout: float, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, token: Path | None
+) -> DigitsClient:
+    """A client, or wrong usage where the files are not what they should be."""
+    try:
+        return DigitsClient(
+            address, timeout=timeout, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, token_file=token
+        )
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
 
 
 def _answers(

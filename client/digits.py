@@ -28,11 +28,13 @@ from client.messages import (
     to_predictions,
     to_request,
 )
+from client.secure import Token, channel_credentials
 from service.pb.digits.v1.digits_pb2 import GetNetworkRequest
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+    from pathlib import Path
 
     from service.pb.digits.v1.digits_pb2 import PredictRequest
 
@@ -48,7 +50,9 @@ _ASK_AGAIN = 0.1
 class DigitsClient:
     """A connection to a server at `address`, host:port; a context manager.
 
-    `timeout` is in seconds and holds for each call unless it brings its own. With `credentials` the channel is TLS.
+    `timeout` is in seconds and holds for each call unless it brings its own. With `credentials`, or `tls_ca` (PEM
+    file of the CA that vouches for the server), the channel is TLS; `tls_cert` and `tls_key` are shown to a server that
+    asks for them. The token in `token_file` goes with each call and is read again when the file changes.
     Calls raise DigitsError where the server does not answer, ValueError where the images are no images.
     """
 
@@ -58,7 +62,13 @@ class DigitsClient:
         *,
         timeout: float = TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        token_file: str | Path | None = None,
     ) -> None:
+        credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
+        self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
         if credentials is None:
             self._channel = grpc.insecure_channel(checked(address), CHANNEL_OPTIONS)
         else:
@@ -89,7 +99,9 @@ class DigitsClient:
         request_id = new_request_id()
         try:
             reply = self._stub.Predict(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=((REQUEST_ID, request_id), *self._token.metadata()),
             )
         except grpc.RpcError as e:
             raise to_error(e, request_id) from None
@@ -151,7 +163,9 @@ class DigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
+        replies = self._stub.PredictStream(
+            requests(), timeout=timeout, metadata=((REQUEST_ID, request_id), *self._token.metadata())
+        )
         try:
             for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -166,7 +180,9 @@ class DigitsClient:
         """Whether grpc.health.v1 says SERVING; False too where nobody answers."""
         stub: Any = health_pb2_grpc.HealthStub(self._channel)
         try:
-            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            reply = stub.Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=self._token.metadata()
+            )
         except grpc.RpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
@@ -189,7 +205,13 @@ class AsyncDigitsClient:
         *,
         timeout: float = TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        token_file: str | Path | None = None,
     ) -> None:
+        credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
+        self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
         if credentials is None:
             self._channel = aio.insecure_channel(checked(address), CHANNEL_OPTIONS)
         else:
@@ -220,7 +242,9 @@ class AsyncDigitsClient:
         request_id = new_request_id()
         try:
             reply = await self._stub.Predict(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=((REQUEST_ID, request_id), *self._token.metadata()),
             )
         except aio.AioRpcError as e:
             raise to_error(e, request_id) from None
@@ -276,7 +300,9 @@ class AsyncDigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=((REQUEST_ID, request_id),))
+        replies = self._stub.PredictStream(
+            requests(), timeout=timeout, metadata=((REQUEST_ID, request_id), *self._token.metadata())
+        )
         try:
             async for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -296,7 +322,9 @@ class AsyncDigitsClient:
         """As DigitsClient.is_serving."""
         stub: Any = health_pb2_grpc.HealthStub(self._channel)
         try:
-            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+            reply = await stub.Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=self._token.metadata()
+            )
         except aio.AioRpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from service.errors import DeadlinePassed, Overloaded
 
 if TYPE_CHECKING:
     from service.metrics import Metrics
-    from service.model import ModelInfo, Pixels, Predictions
+    from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
 
 SHORTEST_RETRY = 0.01
@@ -41,10 +41,18 @@ class Runnable(Protocol):
     """What is batched: pixels (n, 784) uint8 in, all layers for the n images out."""
 
     info: ModelInfo
+    parameters: Parameters
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run the images."""
         ...
+
+
+class _Served(NamedTuple):
+    """A model and the counts of what it ran; whoever entered under it is answered by it."""
+
+    model: Runnable
+    statistics: Statistics
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +62,7 @@ class _Waiting:
     pixels: Pixels
     deadline: float
     since: float
+    served: _Served
     reply: asyncio.Future[Predictions]
 
 
@@ -97,10 +106,9 @@ class Batcher:
         max_waiting: int,
         inline: int,
     ) -> None:
-        self.info = model.info
-        self._model = model
+        self._served = _Served(model, statistics)
         self._metrics = metrics
-        self._statistics = statistics
+        self._last_run_ms = 0
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._inline = inline
@@ -115,7 +123,29 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         metrics.waiting.set_function(lambda: self._images)
         metrics.waiting_limit.set(max_waiting)
-        metrics.last_success.set_function(lambda: statistics.last_inference_ms / 1e3)
+        metrics.last_success.set_function(lambda: self._last_run_ms / 1e3)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Of the model that answers whoever comes now."""
+        return self._served.model.info
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of that model too."""
+        return self._served.model.parameters
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of that model alone."""
+        return self._served.statistics
+
+    def swap(self, model: Runnable, statistics: Statistics) -> None:
+        """Let `model` answer whoever comes from now on; those in line are answered by the one before it.
+
+        Call it on the event loop: between two requests there is then no moment without a model or with two.
+        """
+        self._served = _Served(model, statistics)
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
         """Each caller's own rows, for uint8 pixels (n, 784).
@@ -128,8 +158,8 @@ class Batcher:
             raise self._too_late()
         small = len(pixels) <= self._inline
         if small and self._worker is None and not self._gathering and not self._company.expected():
-            self._waited(0.0)
-            return self._run(pixels, 1)
+            self._waited(0.0, self.statistics)
+            return self._run(self._served, pixels, 1)
         reply = self._enqueue(pixels, deadline, now)
         if self._worker is None:
             if small:
@@ -151,7 +181,7 @@ class Batcher:
             self._metrics.dropped.labels("overloaded").inc()
             retry_after = max(SHORTEST_RETRY, self._images * self._seconds_per_image)
             raise Overloaded(f"{self._images} images wait already; at most {self._max_waiting} may", retry_after)
-        item = _Waiting(pixels, deadline, now, asyncio.get_running_loop().create_future())
+        item = _Waiting(pixels, deadline, now, self._served, asyncio.get_running_loop().create_future())
         self._line.append(item)
         self._images += len(pixels)
         return item.reply
@@ -183,7 +213,7 @@ class Batcher:
 
     def _answer_here(self, batch: list[_Waiting]) -> None:
         try:
-            result = self._run(_together(batch), len(batch))
+            result = self._run(batch[0].served, _together(batch), len(batch))
         except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
             _fail(batch, e)
         else:
@@ -195,20 +225,23 @@ class Batcher:
         try:
             while batch := self._next_batch():
                 try:
-                    result = await loop.run_in_executor(self._thread, self._run, _together(batch), len(batch))
+                    result = await loop.run_in_executor(
+                        self._thread, self._run, batch[0].served, _together(batch), len(batch)
+                    )
                 except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
                     _fail(batch, e)
                 else:
                     _answer(batch, result)
+                batch.clear()  # or it would hold an old model until the next batch
         finally:
             self._worker = None
 
     def _next_batch(self) -> list[_Waiting]:
-        """The longest run of waiting requests that fits; those that left or are late cost nothing."""
+        """The longest run of waiting requests that fits and has one model; who left or is late costs nothing."""
         batch: list[_Waiting] = []
         size = 0
         now = time.monotonic()
-        while self._line and (not batch or size + len(self._line[0].pixels) <= self._max_batch):
+        while self._line and (not batch or self._fits(self._line[0], batch[0], size)):
             item = self._line.popleft()
             self._images -= len(item.pixels)
             if item.reply.done():
@@ -216,23 +249,28 @@ class Batcher:
             elif now >= item.deadline:
                 item.reply.set_exception(self._too_late())
             else:
-                self._waited(now - item.since)
+                self._waited(now - item.since, item.served.statistics)
                 batch.append(item)
                 size += len(item.pixels)
         return batch
 
-    def _waited(self, seconds: float) -> None:
-        self._metrics.queue.observe(seconds)
-        self._statistics.queue.add(int(seconds * 1e9))
+    def _fits(self, item: _Waiting, first: _Waiting, size: int) -> bool:
+        return item.served is first.served and size + len(item.pixels) <= self._max_batch
 
-    def _run(self, pixels: Pixels, requests: int) -> Predictions:
+    def _waited(self, seconds: float, statistics: Statistics) -> None:
+        self._metrics.queue.observe(seconds)
+        statistics.queue.add(int(seconds * 1e9))
+
+    def _run(self, served: _Served, pixels: Pixels, requests: int) -> Predictions:
+        model, statistics = served
         started = time.perf_counter_ns()
-        result = self._model.predict(pixels)
+        result = model.predict(pixels)
         ns = time.perf_counter_ns() - started
         self._seconds_per_image = ns / 1e9 / len(pixels)
         self._metrics.ran(result.digit, result.activations, ns / 1e9)
-        self._statistics.ran(len(pixels), ns)
-        self._statistics.compute_infer.add(ns, requests)
+        statistics.ran(len(pixels), ns)
+        statistics.compute_infer.add(ns, requests)
+        self._last_run_ms = statistics.last_inference_ms
         return result
 
     def _too_late(self) -> DeadlinePassed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -28,16 +28,41 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
+        env_ignore_empty=True,
         extra="forbid",
     )
 
-    model: Path = Field(Path("model.onnx"), description="the file that `python -m export onnx` wrote")
+    model: Path = Field(
+        Path("model.onnx"),
+        description="the file that `python -m export onnx` wrote, or a folder of versions: FOLDER/3/model.onnx",
+    )
+    model_version: str = Field(
+        "", pattern="^([1-9][0-9]{0,17})?$", description="serve this version alone; without it the latest in the folder"
+    )
+    model_poll: Seconds = Field(
+        0.0, description="seconds between looks for another version or file; 0 looks at SIGHUP alone"
+    )
+    model_control: bool = Field(
+        False,
+        description="let RepositoryModelLoad look for another version too; needs --tokens-file or --tls-client-ca",
+    )
     model_sha256: str = Field(
         "", pattern="^([0-9a-f]{64})?$", description="refuse the model file unless it has this sha256 digest"
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 or :: for all")
     port: Port = Field(50051, description="port of gRPC; 0 takes a free one")
+    tls_cert: Path | None = Field(
+        None, description="certificate chain in PEM for the gRPC port; files put in place by renaming are taken up"
+    )
+    tls_key: Path | None = Field(None, description="the certificate's private key, PEM without a password")
+    tls_client_ca: Path | None = Field(
+        None, description="CA certificates in PEM: only callers with a certificate from one of them are let in"
+    )
+    tokens_file: Path | None = Field(
+        None, description="bearer tokens, one a line: only calls that bring one are answered; changes are taken up"
+    )
+    open_health: bool = Field(True, description="with tokens, answer gRPC health checks without one")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
     metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
 
@@ -64,7 +89,22 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
 
-    def described(self) -> dict[str, str | int | float | bool]:
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        for flag, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
+            if getattr(self, flag) is not None and getattr(self, needed) is None:
+                raise ValueError(f"{_flag(flag)} is given without {_flag(needed)}: give both")
+        return self
+
+    @model_validator(mode="after")
+    def _control_is_for_those_known(self) -> Self:
+        if self.model_control and self.tokens_file is None and self.tls_client_ca is None:
+            raise ValueError(
+                f"{_flag('model_control')} is on for everybody: give {_flag('tokens_file')} or {_flag('tls_client_ca')}"
+            )
+        return self
+
+    def described(self) -> dict[str, str | int | float | bool | None]:
         """Every option and its value, for the line that the server logs when it starts."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in self}
 
@@ -85,6 +125,12 @@ def load(arguments: list[str]) -> Settings:
 
 
 def _sentence(error: ErrorDetails) -> str:
+    if not error["loc"]:  # options that do not go together
+        return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])
     expected = error["msg"].replace("Input should", "should").replace("String should", "should")
-    return f"--{name.replace('_', '-')} (or DIGITS_{name.upper()}) is {error['input']!r}: {expected}"
+    return f"{_flag(name)} is {error['input']!r}: {expected}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')} (or DIGITS_{name.upper()})"

@@ -7,9 +7,12 @@ Exception
 |  |- Overloaded         too much is waiting; says when to try again
 |  |- DeadlinePassed     it could not have been answered in time
 |  |- ModelUnavailable   the server is loading or draining
+|  |- ReloadRefused      another model was asked for and cannot serve; the one before does
+|  |- Unauthenticated    the caller brought no token that is known here
 |  `- NotOffered         an RPC of a protocol that this server does not have
 `- StartError            the server cannot start; its text is one line for the operator
-   |- ModelFileError     the model file is missing, damaged or not this network
+   |- ModelFileError     the model file is missing, damaged or not this network (later: refused, the old one serves)
+   |- CredentialsError   a certificate, key, CA or file of tokens cannot be used
    `- AddressInUse       a port is taken
 
 Which status a ServiceError becomes on the wire stands in one table, `service.transports.status`. Anything else that
@@ -52,6 +55,14 @@ class ModelUnavailable(ServiceError):
     """No model can answer just now: the server is loading or draining."""
 
 
+class ReloadRefused(ServiceError):
+    """Another version of the model was asked for and cannot serve; the one before serves on."""
+
+
+class Unauthenticated(ServiceError):
+    """The caller did not show that it may call."""
+
+
 class NotOffered(ServiceError):
     """A protocol has this RPC and the server does not."""
 
@@ -62,6 +73,10 @@ class StartError(Exception):
 
 class ModelFileError(StartError):
     """The model file cannot be served."""
+
+
+class CredentialsError(StartError):
+    """A certificate, its key, a CA or a file of tokens cannot be used; names flag and file."""
 
 
 class AddressInUse(StartError):

@@ -79,8 +79,30 @@ class Metrics(Collector):
         self.dropped = Counter(
             "digits_dropped_total", "Requests left out before the model ran, by reason.", ["reason"], registry=registry
         )
-        for reason in ("cancelled", "deadline", "overloaded"):
+        for reason in ("cancelled", "deadline", "overloaded", "unauthenticated"):
             self.dropped.labels(reason)
+        self.reloads = Counter(
+            "digits_model_reloads_total",
+            "Other versions or files of the model that were taken up or refused.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("loaded", "refused"):
+            self.reloads.labels(result)
+        self.rotations = Counter(
+            "digits_credentials_rotations_total",
+            "Changed certificates or tokens that were taken up or refused.",
+            ["what", "result"],
+            registry=registry,
+        )
+        self.tls_expiry = Gauge(
+            "digits_tls_expiry_timestamp_seconds",
+            "Unix time when the server's certificate expires; 0 without TLS.",
+            registry=registry,
+        )
+        for what in ("tls", "tokens"):
+            for result in ("loaded", "refused"):
+                self.rotations.labels(what, result)
         self.last_success = Gauge(
             "digits_last_success_timestamp_seconds",
             "Unix time of the last successful run of the model; 0 before the first.",

@@ -91,6 +91,7 @@ class Model:
             self.info = _info(self._session.get_modelmeta().custom_metadata_map)
             _check_signature(self._session)
             self._warm_up()
+            self.parameters = self._parameters()
         except ModelFileError as e:
             raise ModelFileError(f"{path}: {e}") from e.__cause__
         self.provider = str(self._session.get_providers()[0])
@@ -100,7 +101,7 @@ class Model:
         """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""
         return Predictions(*self._session.run(OUTPUTS, {"pixels": pixels}))
 
-    def parameters(self) -> Parameters:
+    def _parameters(self) -> Parameters:
         """What this session computes with, asked of itself."""
         found = self._session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
         return Parameters(weights=tuple(found[:3]), biases=tuple(found[3:]))

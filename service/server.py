@@ -19,19 +19,26 @@ from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
-from service.model import Model
+from service.reloading import Reloader
 from service.statistics import Statistics
 from service.transports import native
+from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
 from service.transports.native import NativeBatcher, NativeTransport
+from service.versions import ModelPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
     from service.handlers import Service
     from service.handlers.predicting import Batching
+    from service.model import Model
+
+_GRPCIO_ALONE = ("tls_cert", "tokens_file", "model_poll", "model_control")
 
 
 class Server:
@@ -46,16 +53,25 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
-        self.transport_name = chosen(settings.transport)
+        self.transport_name, why = chosen(settings)
+        if why:
+            log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
-        self.model = Model(settings.model, sha256=settings.model_sha256)
+        place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
+        self._reloader = Reloader(place, self.metrics, log)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
         build = self._native if self.transport_name == "native" else self._grpcio
         self.batcher, self.transport = build(Statistics())
         self.port = self.metrics_port = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def model(self) -> Model:
+        """The model that serves now."""
+        return self._reloader.model
 
     def _grpcio(self, statistics: Statistics) -> tuple[Batcher, GrpcioTransport]:
         settings = self._settings
@@ -68,18 +84,27 @@ class Server:
             inline=settings.inline_images,
         )
         transport = GrpcioTransport(
-            self._services(batcher, statistics),
+            self._services(batcher),
             self.metrics,
             self._log,
             max_batch=settings.max_batch,
             with_reflection=settings.reflection,
+            tls=self._tls(),
+            tokens=Tokens(settings.tokens_file, self.metrics, self._log) if settings.tokens_file else None,
+            open_health=settings.open_health,
         )
         return batcher, transport
 
+    def _tls(self) -> Tls | None:
+        settings = self._settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, self.metrics, self._log)
+
     def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
-        settings, batcher = self._settings, NativeBatcher(self.model)
+        settings, batcher = self._settings, NativeBatcher(self.model, statistics)
         transport = NativeTransport(
-            self._services(batcher, statistics),
+            self._services(batcher),
             batcher,
             self.metrics,
             statistics,
@@ -91,16 +116,21 @@ class Server:
         )
         return batcher, transport
 
-    def _services(self, batcher: Batching, statistics: Statistics) -> list[Service]:
-        predictor = Predictor(batcher, statistics, max_batch=self._settings.max_batch)
+    def _services(self, batcher: Batching) -> list[Service]:
+        settings, predictor = self._settings, Predictor(batcher, max_batch=self._settings.max_batch)
         return [
-            DigitsHandler(predictor, self.model.parameters()),
-            InferenceHandler(predictor, serving=lambda: self._serving, server_version=__version__),
+            DigitsHandler(predictor),
+            InferenceHandler(
+                predictor,
+                serving=lambda: self._serving,
+                server_version=__version__,
+                reload=self._reload if settings.model_control else None,
+            ),
         ]
 
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
-        settings, info = self._settings, self.model.info
+        settings = self._settings
         self._http = HttpEndpoint(
             settings.metrics_host, settings.metrics_port, self.registry, serving=lambda: self._serving
         )
@@ -110,6 +140,34 @@ class Server:
         except BaseException:
             self._http.stop()
             raise
+        self._show(self.model)
+        await self.transport.open()
+        self._serving = True
+        if settings.model_poll:
+            self._in_background(self._reloader.watch(self._swap, settings.model_poll))
+
+    def look_for_model(self) -> None:
+        """Look for another version of the model in the background, as SIGHUP asks for."""
+        if self.transport_name == "native":
+            self._log.warning("model not looked for", reason="the native transport takes another one at a restart")
+            return
+        self._in_background(self._reloader.look_in_background(self._swap, asked=True))
+
+    async def _reload(self) -> None:
+        await self._reloader.look(self._swap)
+
+    def _swap(self, model: Model) -> None:
+        assert isinstance(self.batcher, Batcher)  # nothing looks for another model under the native transport
+        self.batcher.swap(model, Statistics())
+        self._show(model)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _show(self, model: Model) -> None:
+        info = model.info
         self.metrics.serves(
             {
                 "name": info.name,
@@ -118,37 +176,46 @@ class Server:
                 "accuracy": info.accuracy,
                 "weights_sha256": info.weights_sha256,
                 "content_sha256": info.content_sha256,
-                "provider": self.model.provider,
+                "provider": model.provider,
                 "transport": self.transport_name,
             },
             {
                 "version": __version__,
                 "python": platform.python_version(),
-                "onnxruntime": self.model.runtime,
+                "onnxruntime": model.runtime,
                 "grpcio": version("grpcio"),
             },
         )
-        await self.transport.open()
-        self._serving = True
 
     async def stop(self) -> None:
         """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends."""
         self._serving = False
+        for task in self._background:
+            task.cancel()
         await self.transport.stop(self._settings.drain_wait, self._settings.grace)
         await self.batcher.close()
         self._http.stop()
 
 
-def chosen(transport: str) -> str:
-    """The name of the transport that runs; StartError where it is asked for and not installed."""
-    if transport == "native" and not native.is_installed():
+def needs_grpcio(settings: Settings) -> list[str]:
+    """The options in use that only the grpcio transport knows: another one must not start in spite of them."""
+    given = [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
+    return [*given, *(["--model with a folder of versions"] if settings.model.is_dir() else [])]
+
+
+def chosen(settings: Settings) -> tuple[str, str]:
+    """The transport that runs, and why where `auto` would have taken another; StartError where it cannot be had."""
+    needs, installed = ", ".join(needs_grpcio(settings)), native.is_installed()
+    if settings.transport == "native" and not installed:
         raise StartError(
             "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
             "run `make native`, or choose grpcio"
         )
-    if transport == "auto":
-        return "native" if native.is_installed() else "grpcio"
-    return transport
+    if settings.transport == "native" and needs:
+        raise StartError(f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {needs}: choose grpcio")
+    if settings.transport == "auto" and installed:
+        return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
+    return ("native" if settings.transport == "native" else "grpcio"), ""
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:
@@ -160,7 +227,11 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         received.append(number.name)
         stop.set()
 
+    def on_hangup() -> None:
+        server.look_for_model()
+
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)  # before there is a server, for it would end the process
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     server = Server(settings, log)

@@ -28,6 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/model.py": {"service.errors", "onnxruntime", "numpy"},
     "service/explain.py": {"service.model", "numpy"},
     "service/statistics.py": set(),
+    "service/versions.py": {"service.errors", "service.model"},
+    "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
     "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
@@ -38,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/status.py": {"service.errors", "google"},
     "service/transports/address.py": {"service.errors"},
     "service/transports/streams.py": {"service.errors"},
+    "service/transports/credentials.py": {"service.errors", "service.metrics", "grpc", "structlog"},
     "service/transports/http.py": {"service.transports", "prometheus_client"},
     "service/transports/observed.py": {
         *("service.errors", "service.metrics", "service.transports"),

@@ -107,6 +107,7 @@ def test_the_example_names_every_variable_with_its_default() -> None:
     ours = {"COMPOSE_FILE"}
     assert set(named) - ours == set(variables())
     of_service = {f"DIGITS_{name.upper()}": field.default for name, field in Settings.model_fields.items()}
+    of_service = {name: "" if default is None else default for name, default in of_service.items()}
     for variable, defaults in variables().items():
         expected = {str(value) for value in defaults} - OTHER_DEFAULTS
         if variable in of_service:
@@ -309,6 +310,14 @@ def test_the_probe_says_whether_health_says_serving(server: ServiceProcess, capf
     assert out == "SERVING\n"
     assert "127.0.0.1:1: UNAVAILABLE" in err
     assert "usage: " in err
+
+
+def test_the_probe_of_a_server_with_tls_asks_over_http(server: ServiceProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIGITS_TLS_CERT", "/tls/tls.crt")
+    monkeypatch.setenv("DIGITS_METRICS_PORT", server.metrics_url.split(":")[2].split("/")[0])
+    assert healthcheck(["127.0.0.1:1"]) == 0
+    monkeypatch.setenv("DIGITS_METRICS_PORT", "1")
+    assert healthcheck([server.address]) == 1
 
 
 def test_the_names_in_the_smoke_test_are_the_servers_own(server: ServiceProcess) -> None:

@@ -35,7 +35,7 @@ def model(model_path: Path) -> Model:
 def handler(model: Model) -> DigitsHandler:
     statistics, metrics = Statistics(), Metrics(CollectorRegistry())
     batcher = Batcher(model, metrics, statistics, max_batch=MOST, max_waiting=1000, inline=MOST)
-    return DigitsHandler(Predictor(batcher, statistics, max_batch=MOST), model.parameters())
+    return DigitsHandler(Predictor(batcher, max_batch=MOST))
 
 
 def ask(handler: DigitsHandler, request: bytes) -> PredictResponse:

@@ -43,7 +43,7 @@ def variant(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> 
     model = Model(make_model(request.param))
     statistics = Statistics()
     batcher = Batcher(model, Metrics(CollectorRegistry()), statistics, max_batch=MOST, max_waiting=MOST, inline=MOST)
-    handler = DigitsHandler(Predictor(batcher, statistics, max_batch=MOST), model.parameters())
+    handler = DigitsHandler(Predictor(batcher, max_batch=MOST))
     return handler, checkpoint.load(checkpoint.committed(request.param)).network
 
 

@@ -270,7 +270,7 @@ async def test_the_repository_holds_the_one_model(stub: Any) -> None:
 @pytest.mark.parametrize(
     ("rpc", "sentence"),
     [
-        ("RepositoryModelLoad", "this server serves the one model that it was started with"),
+        ("RepositoryModelLoad", "models are not controlled through this server"),
         ("RepositoryModelUnload", "this server serves the one model that it was started with"),
         ("SystemSharedMemoryStatus", "shared memory is not offered"),
         ("CudaSharedMemoryRegister", "shared memory is not offered"),

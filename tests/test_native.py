@@ -39,10 +39,17 @@ STREAM = "/digits.v1.DigitService/PredictStream"
 INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
+NO_PARAMETERS = Parameters(
+    (np.zeros((16, 784), np.float32), np.zeros((16, 16), np.float32), np.zeros((10, 16), np.float32)),
+    (np.zeros(16, np.float32), np.zeros(16, np.float32), np.zeros(10, np.float32)),
+)
+
+
 class Fake:
     """Waits while `gate` is closed, fails on images that begin with 13; the digit is the first pixel."""
 
     info = SimpleNamespace(name="digits", version="1")
+    parameters = NO_PARAMETERS
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -74,22 +81,13 @@ class Running(SimpleNamespace):
         return list(PredictResponse.FromString(reply).digits)
 
 
-NO_PARAMETERS = Parameters(
-    (np.zeros((16, 784), np.float32), np.zeros((16, 16), np.float32), np.zeros((10, 16), np.float32)),
-    (np.zeros(16, np.float32), np.zeros(16, np.float32), np.zeros(10, np.float32)),
-)
-
-
 @asynccontextmanager
 async def running(**limits: int) -> AsyncIterator[Running]:
     model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
-    batcher: Any = NativeBatcher(model)  # type: ignore[arg-type]
+    batcher: Any = NativeBatcher(model, statistics)  # type: ignore[arg-type]
     sizes = {"max_batch": 8, "max_waiting": 100, "inline": 2, **limits}
-    predictor = Predictor(batcher, statistics, max_batch=sizes["max_batch"])
-    services = [
-        DigitsHandler(predictor, NO_PARAMETERS),
-        InferenceHandler(predictor, serving=lambda: True, server_version="0"),
-    ]
+    predictor = Predictor(batcher, max_batch=sizes["max_batch"])
+    services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
     transport = NativeTransport(services, batcher, Metrics(registry), statistics, log, with_reflection=False, **sizes)
     port = await transport.start("127.0.0.1", 0)

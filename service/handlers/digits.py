@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from service.handlers import Answer
     from service.handlers.predicting import Predictor
-    from service.model import Floats, Parameters, Pixels, Predictions
+    from service.model import Floats, ModelInfo, Parameters, Pixels, Predictions
 
 M = TypeVar("M", bound=Message)
 
@@ -44,14 +44,11 @@ _BIAS = bytes([2 << 3 | 5])  # four bytes, without a length
 
 
 class DigitsHandler:
-    """A `service.handlers.Service`, over one predictor and the parameters of its model."""
+    """A `service.handlers.Service`, over one predictor."""
 
-    def __init__(self, predictor: Predictor, parameters: Parameters) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        self._explainer = Explainer(parameters, predictor.info.activation)
-        self._network = self._described(parameters)
         self._plain = _plain_requests(predictor.max_batch)
-        self._version_field = _field(_MODEL_VERSION, predictor.info.version.encode())
         self.name: str = DESCRIPTOR.services_by_name["DigitService"].full_name
         self.unary: Mapping[str, Answer] = {
             "Predict": self.predict,
@@ -73,27 +70,29 @@ class DigitsHandler:
             hidden = message.include_hidden_layers
             return self._predictor.images(message.pixels, "pixels"), deadline
 
-        return await self._predictor.answer(decode, lambda found: self._encoded(found, hidden=hidden))
+        return await self._predictor.answer(decode, lambda found, info: _encoded(found, info.version, hidden=hidden))
 
     async def explain(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised ExplainRequest -> a serialised ExplainResponse; ServiceError for anything else."""
         message = ExplainRequest()
+        # Of the model that will answer: nothing else happens before the batcher has the request.
+        explainer = Explainer(self._predictor.parameters, self._predictor.info.activation)
 
         def decode() -> tuple[Pixels, float]:
             message.CopyFrom(_decoded(ExplainRequest, request))
             self._predictor.check_version(message.model_version)
             images = self._predictor.images(message.pixels, "pixels")
-            self._check_neurons(message.neurons, len(images))
+            _check_neurons(message.neurons, explainer.sizes, len(images))
             return images, deadline
 
-        def encode(found: Predictions) -> bytes:
+        def encode(found: Predictions, info: ModelInfo) -> bytes:
             pixels = self._predictor.images(message.pixels, "pixels")
-            sums = self._explainer.sums(pixels, found)
+            sums = explainer.sums(pixels, found)
             return b"".join(
                 [
-                    self._encoded(found, hidden=True),
+                    _encoded(found, info.version, hidden=True),
                     *(_field(tag, _floats(layer)) for tag, layer in zip(_SUMS, sums, strict=True)),
-                    *self._explanations([(n.layer, n.index) for n in message.neurons], pixels, found),
+                    *_explanations(explainer, [(n.layer, n.index) for n in message.neurons], pixels, found),
                 ]
             )
 
@@ -102,58 +101,7 @@ class DigitsHandler:
     async def network(self, request: bytes, _: float = float("inf")) -> bytes:
         """A serialised GetNetworkRequest -> a serialised GetNetworkResponse; ServiceError for anything else."""
         self._predictor.check_version(_decoded(GetNetworkRequest, request).model_version)
-        return self._network
-
-    def _check_neurons(self, neurons: Sequence[Neuron], images: int) -> None:
-        for i, neuron in enumerate(neurons):
-            if not 1 <= neuron.layer <= 3:
-                raise InvalidInput(f"neurons[{i}].layer", f"is {neuron.layer}; expected 1, 2 or 3")
-            size = self._explainer.sizes[neuron.layer - 1]
-            if neuron.index >= size:
-                raise InvalidInput(
-                    f"neurons[{i}].index", f"is {neuron.index}; layer {neuron.layer} has neurons 0 to {size - 1}"
-                )
-        if (explanations := images * max(1, len(neurons))) > MOST_EXPLANATIONS:
-            raise InvalidInput(
-                "neurons",
-                f"asks for {explanations} explanations, {max(1, len(neurons))} in each of {images} images; at most "
-                f"{MOST_EXPLANATIONS} are allowed in one message",
-            )
-
-    def _explanations(self, neurons: list[tuple[int, int]], pixels: Pixels, found: Predictions) -> Iterator[bytes]:
-        """A field for each, all neurons of an image before the next image's."""
-        asked: list[list[tuple[int, int]]]
-        asked = [neurons] * len(pixels) if neurons else [[(3, digit)] for digit in found.digit.tolist()]
-        wanted = {at for one in asked for at in one}
-        explained = {at: self._explainer.explain(at, pixels, found) for at in wanted}
-        for row, one in enumerate(asked):
-            for at in one:
-                bias, contributions, gradient = explained[at]
-                yield _field(
-                    _EXPLANATION,
-                    _field(_NEURON, Neuron(layer=at[0], index=at[1]).SerializeToString())
-                    + _BIAS
-                    + struct.pack("<f", bias)
-                    + _field(_CONTRIBUTIONS, _floats(contributions[row]))
-                    + _field(_GRADIENT, _floats(gradient[row])),
-                )
-
-    def _described(self, parameters: Parameters) -> bytes:
-        """GetNetworkResponse: it is the same for every caller."""
-        info = self._predictor.info
-        first, *rest = parameters.weights
-        layers = zip((first * np.float32(INK), *rest), parameters.biases, strict=True)
-        return GetNetworkResponse(
-            name=info.name,
-            version=info.version,
-            activation=info.activation,
-            layer_sizes=map(int, info.layer_sizes.split("-")),
-            layers=[Layer(weights=weights.ravel(), biases=biases) for weights, biases in layers],
-            accuracy=info.accuracy,
-            accuracy_data=info.accuracy_data,
-            weights_sha256=info.weights_sha256,
-            content_sha256=info.content_sha256,
-        ).SerializeToString()
+        return _described(self._predictor.info, self._predictor.parameters)
 
     def _pixels_alone(self, request: bytes) -> Pixels | None:
         """The images of a request that holds nothing else, as nearly all do, as a view of its bytes.
@@ -165,17 +113,78 @@ class DigitsHandler:
             return None
         return np.ndarray((images, PIXELS), np.uint8, request, len(head))
 
-    def _encoded(self, predictions: Predictions, *, hidden: bool) -> bytes:
-        """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
-        fields = [
-            # A digit is below 128, so its varint is the byte itself.
-            _field(_DIGITS, predictions.digit.astype(np.uint8).tobytes()),
-            _field(_ACTIVATIONS, _floats(predictions.activations)),
-            self._version_field,
-        ]
-        if hidden:
-            fields += [_field(_LAYER1, _floats(predictions.layer1)), _field(_LAYER2, _floats(predictions.layer2))]
-        return b"".join(fields)
+
+def _check_neurons(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -> None:
+    for i, neuron in enumerate(neurons):
+        if not 1 <= neuron.layer <= 3:
+            raise InvalidInput(f"neurons[{i}].layer", f"is {neuron.layer}; expected 1, 2 or 3")
+        size = sizes[neuron.layer - 1]
+        if neuron.index >= size:
+            raise InvalidInput(
+                f"neurons[{i}].index", f"is {neuron.index}; layer {neuron.layer} has neurons 0 to {size - 1}"
+            )
+    if (explanations := images * max(1, len(neurons))) > MOST_EXPLANATIONS:
+        raise InvalidInput(
+            "neurons",
+            f"asks for {explanations} explanations, {max(1, len(neurons))} in each of {images} images; at most "
+            f"{MOST_EXPLANATIONS} are allowed in one message",
+        )
+
+
+def _explanations(
+    explainer: Explainer, neurons: list[tuple[int, int]], pixels: Pixels, found: Predictions
+) -> Iterator[bytes]:
+    """A field for each, all neurons of an image before the next image's."""
+    asked: list[list[tuple[int, int]]]
+    asked = [neurons] * len(pixels) if neurons else [[(3, digit)] for digit in found.digit.tolist()]
+    wanted = {at for one in asked for at in one}
+    explained = {at: explainer.explain(at, pixels, found) for at in wanted}
+    for row, one in enumerate(asked):
+        for at in one:
+            bias, contributions, gradient = explained[at]
+            yield _field(
+                _EXPLANATION,
+                _field(_NEURON, Neuron(layer=at[0], index=at[1]).SerializeToString())
+                + _BIAS
+                + struct.pack("<f", bias)
+                + _field(_CONTRIBUTIONS, _floats(contributions[row]))
+                + _field(_GRADIENT, _floats(gradient[row])),
+            )
+
+
+def _described(info: ModelInfo, parameters: Parameters) -> bytes:
+    """A serialised GetNetworkResponse."""
+    first, *rest = parameters.weights
+    layers = zip((first * np.float32(INK), *rest), parameters.biases, strict=True)
+    return GetNetworkResponse(
+        name=info.name,
+        version=info.version,
+        activation=info.activation,
+        layer_sizes=map(int, info.layer_sizes.split("-")),
+        layers=[Layer(weights=weights.ravel(), biases=biases) for weights, biases in layers],
+        accuracy=info.accuracy,
+        accuracy_data=info.accuracy_data,
+        weights_sha256=info.weights_sha256,
+        content_sha256=info.content_sha256,
+    ).SerializeToString()
+
+
+def _encoded(predictions: Predictions, version: str, *, hidden: bool) -> bytes:
+    """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
+    fields = [
+        # A digit is below 128, so its varint is the byte itself.
+        _field(_DIGITS, predictions.digit.astype(np.uint8).tobytes()),
+        _field(_ACTIVATIONS, _floats(predictions.activations)),
+        _version_field(version),
+    ]
+    if hidden:
+        fields += [_field(_LAYER1, _floats(predictions.layer1)), _field(_LAYER2, _floats(predictions.layer2))]
+    return b"".join(fields)
+
+
+@lru_cache(maxsize=4)
+def _version_field(version: str) -> bytes:
+    return _field(_MODEL_VERSION, version.encode())
 
 
 def _decoded(kind: type[M], request: bytes) -> M:

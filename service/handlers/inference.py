@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from service.errors import InvalidInput, NotOffered, ServiceError, UnknownModel
 from service.handlers import tensors
@@ -13,11 +14,11 @@ from service.handlers.predicting import PIXELS, echo
 from service.pb.inference import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from service.handlers import Answer
     from service.handlers.predicting import Predictor
-    from service.model import Pixels, Predictions
+    from service.model import ModelInfo, Pixels, Predictions
     from service.statistics import Duration
 
 M = TypeVar("M", bound=Message)
@@ -25,9 +26,9 @@ M = TypeVar("M", bound=Message)
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 EXTENSIONS = ("model_configuration", "statistics")
 _ONE_MODEL = "this server serves the one model that it was started with; start it again with another --model"
+_NO_CONTROL = "models are not controlled through this server unless it is started with --model-control"
 _NO_SHARED_MEMORY = "shared memory is not offered: a digit is 784 bytes, send them in the request"
 _NOT_OFFERED = {
-    "RepositoryModelLoad": _ONE_MODEL,
     "RepositoryModelUnload": _ONE_MODEL,
     **{
         f"{kind}SharedMemory{verb}": _NO_SHARED_MEMORY
@@ -42,12 +43,20 @@ _NOT_OFFERED = {
 class InferenceHandler:
     """A `service.handlers.Service`, over one predictor.
 
-    `serving` is asked for readiness; `server_version` is told to callers.
+    `serving` is asked for readiness; `server_version` is told to callers; `reload`, where model control is on, looks
+    for another version and raises ReloadRefused.
     """
 
-    def __init__(self, predictor: Predictor, *, serving: Callable[[], bool], server_version: str) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        serving: Callable[[], bool],
+        server_version: str,
+        reload: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._predictor = predictor
-        self._info = predictor.info
+        self._reload = reload
         self._serving = serving
         self._server_version = server_version
         self.name: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -61,6 +70,7 @@ class InferenceHandler:
             "ModelConfig": _asking(pb.ModelConfigRequest, self._model_config),
             "ModelStatistics": _asking(pb.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": _asking(pb.RepositoryIndexRequest, self._repository_index),
+            "RepositoryModelLoad": self._load if reload else _not_offered(_NO_CONTROL),
             **{rpc: _not_offered(sentence) for rpc, sentence in _NOT_OFFERED.items()},
         }
         self.streams: Mapping[str, Answer] = {"ModelStreamInfer": self.infer_in_stream}
@@ -87,12 +97,26 @@ class InferenceHandler:
             names.extend(tensors.wanted(message))
             return tensors.to_pixels(message, self._predictor), min(deadline, _own_deadline(message))
 
-        def encode(predictions: Predictions) -> bytes:
-            reply = pb.ModelInferResponse(model_name=self._info.name, model_version=self._info.version, id=message.id)
+        def encode(predictions: Predictions, info: ModelInfo) -> bytes:
+            reply = pb.ModelInferResponse(model_name=info.name, model_version=info.version, id=message.id)
             tensors.add_outputs(reply, predictions, names, typed=tensors.is_typed(message))
             return wrap(reply)
 
         return await self._predictor.answer(decode, encode)
+
+    @property
+    def _info(self) -> ModelInfo:
+        return self._predictor.info
+
+    async def _load(self, request: bytes, _: float) -> bytes:
+        """Take up what the server's own policy chooses; a caller cannot bring a model or choose another."""
+        assert self._reload is not None
+        message = _parse(pb.RepositoryModelLoadRequest(), request)
+        self._check_model(message.model_name, "")
+        if len(UnknownFieldSet(message)):
+            raise InvalidInput("parameters", "are not offered: the server looks at its own folder of versions")
+        await self._reload()
+        return pb.RepositoryModelLoadResponse().SerializeToString()
 
     def _check_model(self, name: str, version: str) -> None:
         if name != self._info.name:

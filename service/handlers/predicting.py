@@ -12,16 +12,32 @@ from service.errors import InvalidInput, UnknownModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from service.model import ModelInfo, Pixels, Predictions
+    from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
 
 PIXELS = 784
 
 
 class Batching(Protocol):
-    """The model as concurrent callers see it, as `service.batcher.Batcher` is."""
+    """The model as concurrent callers see it, as `service.batcher.Batcher` is.
 
-    info: ModelInfo
+    `info`, `parameters` and `statistics` are of the model that answers whoever comes now.
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model's file says of itself."""
+        ...
+
+    @property
+    def parameters(self) -> Parameters:
+        """The weights and biases that it computes with."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What the model did."""
+        ...
 
     async def predict(self, pixels: Pixels, deadline: float = ...) -> Predictions:
         """Each caller's own rows; DeadlinePassed or Overloaded."""
@@ -34,24 +50,41 @@ _LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
 class Predictor:
     """One model behind every protocol; a message may hold at most `max_batch` images."""
 
-    def __init__(self, batcher: Batching, statistics: Statistics, *, max_batch: int) -> None:
-        self.info: ModelInfo = batcher.info
+    def __init__(self, batcher: Batching, *, max_batch: int) -> None:
         self.max_batch = max_batch
-        self.statistics = statistics
         self._batcher = batcher
 
-    async def answer(self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions], bytes]) -> bytes:
+    @property
+    def info(self) -> ModelInfo:
+        """Of the model that answers whoever comes now."""
+        return self._batcher.info
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of that model too."""
+        return self._batcher.parameters
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of that model alone."""
+        return self._batcher.statistics
+
+    async def answer(
+        self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions, ModelInfo], bytes]
+    ) -> bytes:
         """The reply to one message, counted with what each step of it took; what a step raises passes through.
 
-        `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`.
+        `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`. `encode` is told
+        which model answered: that of the moment of `decode`, since nothing else happens before the batcher has the
+        request.
         """
-        statistics, began = self.statistics, time.perf_counter_ns()
+        statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
         try:
             pixels, deadline = decode()
             decoded = time.perf_counter_ns()
             predictions = await self._batcher.predict(pixels, deadline)
             predicted = time.perf_counter_ns()
-            reply = encode(predictions)
+            reply = encode(predictions, info)
         except BaseException:
             statistics.fail.add(time.perf_counter_ns() - began)
             raise

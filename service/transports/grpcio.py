@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from service.handlers import Answer, Service
     from service.metrics import Metrics
+    from service.transports.credentials import Tls, Tokens
 
 _IMAGE_BYTES = 784 * 4
 """The most that an image takes on the wire: as floats. As bytes it takes a quarter, so a batch a little too large
@@ -34,7 +35,8 @@ _ROOM_BESIDE_IMAGES = 16384
 class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
 
-    `max_batch` is in images and sets the largest message. Raises AddressInUse from `start`.
+    `max_batch` is in images and sets the largest message. With `tokens` a call must bring one, health checks too
+    unless `open_health`. Raises AddressInUse from `start`.
     """
 
     def __init__(
@@ -45,11 +47,16 @@ class GrpcioTransport:
         *,
         max_batch: int,
         with_reflection: bool,
+        tls: Tls | None = None,
+        tokens: Tokens | None = None,
+        open_health: bool = True,
     ) -> None:
+        self._tls = tls
         self._streams = OpenStreams()
         self._health = health.aio.HealthServicer()
         self._names = [service.name for service in services]
-        self._observer = Observer(metrics, self._streams, log)
+        open_services = [health.SERVICE_NAME] if open_health else []
+        self._observer = Observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
         self._server = aio.server(options=_options(max_batch))
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))
@@ -74,11 +81,16 @@ class GrpcioTransport:
         await self._say(HealthCheckResponse.NOT_SERVING)
         check_free(host, port)
         try:
-            bound = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            bound = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError as e:
             raise AddressInUse(f"cannot listen on {host} port {port}") from e
         await self._server.start()
         return bound
+
+    def _listen(self, address: str) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._tls.credentials())
 
     async def open(self) -> None:
         """Say SERVING, under the empty name and each service's."""

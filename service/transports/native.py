@@ -58,9 +58,11 @@ def is_installed() -> bool:
 class NativeBatcher:
     """The native line as Python handlers see it, in the place of `service.batcher.Batcher`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, statistics: Statistics) -> None:
         self.info = model.info
+        self.parameters = model.parameters
         self.model = model
+        self.statistics = statistics
         self.server: Any = None
         """Set by the transport that serves."""
 

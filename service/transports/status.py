@@ -16,7 +16,9 @@ from service.errors import (
     ModelUnavailable,
     NotOffered,
     Overloaded,
+    ReloadRefused,
     ServiceError,
+    Unauthenticated,
     UnknownModel,
 )
 
@@ -29,6 +31,8 @@ _CODES: dict[type[ServiceError], int] = {
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     ModelUnavailable: code_pb2.UNAVAILABLE,
+    ReloadRefused: code_pb2.FAILED_PRECONDITION,
+    Unauthenticated: code_pb2.UNAUTHENTICATED,
     NotOffered: code_pb2.UNIMPLEMENTED,
 }
 

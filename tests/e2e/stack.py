@@ -155,8 +155,8 @@ def test_an_alert_fires_when_the_service_is_stopped_and_clears_after(stack: Stac
 
 
 def test_more_replicas_answer_more_and_each_is_in_prometheus(stack: Stack, images: list[bytes]) -> None:
-    # Each replica may use three tenths of a core and the slower transport, so that replicas, not the cores of caller and
-    # Envoy, are what there is too little of.
+    # Each replica may use three tenths of a core and the slower transport, so that replicas, not the cores of caller
+    # and Envoy, are what there is too little of.
     stack.files, stack.settings = SCALE, {"SERVICE_CPUS": "0.3", "REPLICAS": "1", "DIGITS_TRANSPORT": "grpcio"}
     stack.up("--remove-orphans")
     rates = []

@@ -1,0 +1,74 @@
+"""What a caller shows and trusts: TLS with a CA, a certificate of its own, a bearer token from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+
+_LOOPBACK = ("localhost", "127.", "[::1]", "unix:")
+
+
+def channel_credentials(
+    tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """Credentials from PEM files; None for plain text, where none is named.
+
+    A server is trusted that one of `tls_ca` vouches for; `tls_cert` and `tls_key` are shown to one that asks for them.
+    Raises ValueError, naming the parameter, where a file cannot be read or a pair is not whole.
+    """
+    if tls_ca is None and tls_cert is None and tls_key is None:
+        return None
+    if (tls_cert is None) != (tls_key is None):
+        given, missing = ("tls_cert", "tls_key") if tls_key is None else ("tls_key", "tls_cert")
+        raise ValueError(f"{given} is given without {missing}: give both")
+    return grpc.ssl_channel_credentials(
+        _content("tls_ca", tls_ca), _content("tls_key", tls_key), _content("tls_cert", tls_cert)
+    )
+
+
+class Token:
+    """The bearer token in a file, read again when the file changes; no metadata where there is no file.
+
+    Raises ValueError, naming the file, where it cannot be read or holds no token, and where the token would go in
+    plain text to another machine.
+    """
+
+    def __init__(self, path: str | Path | None, *, address: str, encrypted: bool) -> None:
+        self._path = None if path is None else Path(path)
+        self._seen: tuple[int, int, int] | None = None
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        if self._path is not None and not encrypted and not address.startswith(_LOOPBACK):
+            raise ValueError(f"token_file is given without TLS for {address}: anyone on the way could read it")
+        self.metadata()
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with each call."""
+        if self._path is not None and (stamp := _stamp(self._path)) != self._seen:
+            self._metadata = (("authorization", f"Bearer {_token(self._path)}"),)
+            self._seen = stamp
+        return self._metadata
+
+
+def _token(path: Path) -> str:
+    token = (_content("token_file", path) or b"").decode(errors="replace").strip()
+    if not token or not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"token_file {path}: holds no token; expected one line of printable characters")
+    return token
+
+
+def _content(parameter: str, path: str | Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise ValueError(f"{parameter} {path}: cannot be read: {e.strerror}") from None
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)

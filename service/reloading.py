@@ -1,0 +1,107 @@
+"""Other versions of the model while it serves: loaded beside, verified, warmed up, swapped in one step, or refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from service.errors import ModelFileError, ReloadRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from service.metrics import Metrics
+    from service.model import Model
+    from service.versions import Candidate, ModelPlace
+
+
+class Reloader:
+    """Has `model`, the one that serves; the constructor loads the first.
+
+    Where the newest version in a folder cannot serve, it begins with the newest that can, so that a bad file does not
+    keep a restarted server down. Raises ModelFileError where none can.
+    """
+
+    def __init__(self, place: ModelPlace, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._place = place
+        self._metrics = metrics
+        self._log = log
+        self._one_at_a_time = asyncio.Lock()
+        self._refusal = ""
+        self._seen: object = None
+        self.model = self._first()
+
+    async def look(self, swap: Callable[[Model], None], *, asked: bool = True) -> None:
+        """Load what should serve now, where that is another file than before, and give it to `swap`.
+
+        Raises ReloadRefused where it cannot serve; a file that was refused is tried again only when `asked`.
+        """
+        async with self._one_at_a_time:
+            try:
+                candidate = self._place.candidates()[0]
+                seen: object = candidate.stamp()
+            except ModelFileError as e:
+                seen = str(e)
+            if seen == self._seen and not (asked and self._refusal):
+                return
+            self._seen = seen
+            try:
+                model = await asyncio.to_thread(self._load_newest)
+            except ModelFileError as e:
+                self._refused(e)
+                raise ReloadRefused(f"version {self.model.info.version} serves on: {self._refusal}") from None
+            self._refusal = ""
+            if model.info != self.model.info:
+                swap(model)
+                self._loaded(model)
+
+    async def watch(self, swap: Callable[[Model], None], interval: float) -> None:
+        """Look every `interval` seconds, for ever."""
+        while True:
+            await asyncio.sleep(interval)
+            await self.look_in_background(swap, asked=False)
+
+    async def look_in_background(self, swap: Callable[[Model], None], *, asked: bool) -> None:
+        """As `look`, where nobody waits for the answer: a refusal is logged and counted, which is enough."""
+        try:
+            await self.look(swap, asked=asked)
+        except ReloadRefused:
+            pass
+        except Exception as e:  # noqa: BLE001 (whatever failed, the old model serves on and later looks may succeed)
+            self._metrics.reloads.labels("refused").inc()
+            self._log.error("model reload failed", exc_info=e)
+
+    def _first(self) -> Model:
+        candidates = self._place.candidates()
+        self._seen = candidates[0].stamp()
+        for candidate in candidates[:-1]:
+            try:
+                return self._place.load(candidate)
+            except ModelFileError as e:
+                self._refused(e)
+        return self._place.load(candidates[-1])
+
+    def _load_newest(self) -> Model:
+        candidate: Candidate = self._place.candidates()[0]
+        model = self._place.load(candidate)
+        if model.info.name != (name := self.model.info.name):
+            raise ModelFileError(f"{candidate.path}: is the model {model.info.name!r}; expected {name!r}")
+        return model
+
+    def _loaded(self, model: Model) -> None:
+        before, self.model = self.model.info, model
+        self._metrics.reloads.labels("loaded").inc()
+        self._log.info(
+            "model loaded",
+            model_version=model.info.version,
+            before=before.version,
+            activation=model.info.activation,
+            weights_sha256=model.info.weights_sha256,
+        )
+
+    def _refused(self, error: ModelFileError) -> None:
+        self._refusal = str(error)
+        self._metrics.reloads.labels("refused").inc()
+        self._log.error("model refused", reason=str(error))

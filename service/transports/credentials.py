@@ -1,0 +1,216 @@
+"""Who is let in, and under which certificate: files that are read again when they change, each whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import ssl
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from service.errors import CredentialsError, Unauthenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from service.metrics import Metrics
+
+SHORTEST_TOKEN = 16
+"""Characters: what is shorter can be guessed."""
+LOOK_AGAIN = 0.25
+"""Seconds between two looks at whether the file of tokens has changed."""
+
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
+_Stamps = tuple[tuple[int, int, int], ...]
+
+
+class Tokens:
+    """The bearer tokens of a file, one a line; `#` begins a comment, `sha256:` with 64 digits stands for a token.
+
+    Only digests are kept. Raises CredentialsError, naming the file, where it holds no token or what is none. A file
+    that changes to such a one later leaves the tokens before it in force.
+    """
+
+    def __init__(self, path: Path, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._path = path
+        self._changed = _Rotation((path,), "tokens", metrics, log)
+        self._digests = _read_tokens(path)
+        self._looked = time.monotonic()
+
+    def check(self, metadata: Iterable[tuple[str, Any]]) -> None:
+        """Unauthenticated unless the metadata of a call brings `authorization: Bearer` with one of the tokens."""
+        self._look_again()
+        presented = next((str(value) for key, value in metadata if key == "authorization"), None)
+        if presented is None:
+            raise Unauthenticated("authorization: missing; expected metadata `authorization: Bearer TOKEN`")
+        scheme, _, token = presented.partition(" ")
+        digest = hashlib.sha256(token.encode()).digest()
+        # Every digest is compared, each in constant time: how long it takes tells nothing of how near a guess was.
+        known = sum(hmac.compare_digest(digest, one) for one in self._digests)
+        if scheme.lower() != "bearer" or not known:
+            raise Unauthenticated("authorization: not `Bearer` and a token that is known here")
+
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked < LOOK_AGAIN:
+            return
+        self._looked = time.monotonic()
+        if (digests := self._changed.read(lambda: _read_tokens(self._path))) is not None:
+            self._digests = digests
+
+
+class Tls:
+    """A certificate with its key, and the CA of the callers' certificates where callers need one.
+
+    Raises CredentialsError, naming the file, for what is missing, unreadable, no PEM, mismatched or expired. Each new
+    connection gets what the files hold then; files that change to something unusable leave those before in force.
+    """
+
+    def __init__(
+        self, certificate: Path, key: Path, client_ca: Path | None, metrics: Metrics, log: FilteringBoundLogger
+    ) -> None:
+        self._files = (certificate, key, client_ca)
+        self._metrics = metrics
+        self._changed = _Rotation([path for path in self._files if path], "tls", metrics, log)
+        self._first = self._read()
+        self._handshakes = threading.Lock()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a port of grpcio."""
+        now: Any = self._now  # grpcio's stubs leave out that None stands for no change
+        return grpc.dynamic_ssl_server_credentials(
+            self._first, now, require_client_authentication=self._files[2] is not None
+        )
+
+    def _now(self) -> grpc.ServerCertificateConfiguration | None:
+        """What grpcio asks at each handshake, on threads of its own: a new pair, or nothing."""
+        with self._handshakes:
+            found: grpc.ServerCertificateConfiguration | None = self._changed.read(self._read)
+        return found
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        certificate, key, client_ca = self._files
+        chain, private = _content(certificate, "--tls-cert"), _content(key, "--tls-key")
+        trusted = None if client_ca is None else _content(client_ca, "--tls-client-ca")
+        expires = _rehearse(certificate, key, client_ca)
+        self._metrics.tls_expiry.set(expires)
+        return grpc.ssl_server_certificate_configuration([(private, chain)], trusted)
+
+
+class _Rotation:
+    """Whether files have changed since they were last read, and what became of that."""
+
+    def __init__(self, paths: Iterable[Path], what: str, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._paths = tuple(paths)
+        self._what = what
+        self._metrics = metrics
+        self._log = log
+        self._seen = self._stamps()
+
+    def read(self, content: Callable[[], Any]) -> Any:
+        """What `content` gives where the files are others than before; None where not, or where it refuses them."""
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return None
+        self._seen = stamps
+        try:
+            found = content()
+        except CredentialsError as e:
+            self._metrics.rotations.labels(self._what, "refused").inc()
+            self._log.error("credentials refused", what=self._what, reason=str(e), instead="those before serve on")
+            return None
+        self._metrics.rotations.labels(self._what, "loaded").inc()
+        self._log.info("credentials loaded", what=self._what)
+        return found
+
+    def _stamps(self) -> _Stamps:
+        return tuple(map(_stamp, self._paths))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _content(path: Path, flag: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CredentialsError(f"{flag} {path}: no such file") from None
+    except OSError as e:
+        raise CredentialsError(f"{flag} {path}: cannot be read: {e.strerror}") from None
+
+
+def _read_tokens(path: Path) -> tuple[bytes, ...]:
+    try:
+        lines = _content(path, "--tokens-file").decode().splitlines()
+    except UnicodeDecodeError:
+        raise CredentialsError(f"--tokens-file {path}: is not text") from None
+    digests = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        if _DIGEST.fullmatch(line):
+            digests.append(bytes.fromhex(line.removeprefix("sha256:")))
+        elif len(line) < SHORTEST_TOKEN or not (line.isascii() and line.isprintable() and " " not in line):
+            raise CredentialsError(
+                f"--tokens-file {path}: line {number} is no token; expected at least {SHORTEST_TOKEN} printable "
+                "characters without a space, or sha256: and 64 hexadecimal digits"
+            )
+        else:
+            digests.append(hashlib.sha256(line.encode()).digest())
+    if not digests:
+        raise CredentialsError(f"--tokens-file {path}: holds no token; expected one a line")
+    return tuple(digests)
+
+
+def _rehearse(certificate: Path, key: Path, client_ca: Path | None) -> float:
+    """Shake hands with ourselves in memory, so that a pair that no caller could use is never offered to one.
+
+    The certificate stands in for its own CA. Returns when it expires, in Unix time.
+    """
+    server, caller = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        # An encrypted key would be asked for on the terminal: an empty password makes it an error instead.
+        server.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as e:
+        mismatched = "MISMATCH" in str(e.reason)
+        raise CredentialsError(
+            f"--tls-cert {certificate} and --tls-key {key}: "
+            + ("the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM")
+        ) from None
+    if client_ca is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(client_ca)
+        except ssl.SSLError:
+            raise CredentialsError(f"--tls-client-ca {client_ca}: not certificates in PEM") from None
+    caller.check_hostname = False
+    caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    caller.load_verify_locations(certificate)
+    try:
+        peer = _shaken(caller, server)
+    except ssl.SSLCertVerificationError as e:
+        raise CredentialsError(f"--tls-cert {certificate}: {e.verify_message}") from None
+    return ssl.cert_time_to_seconds(str(peer["notAfter"]))
+
+
+def _shaken(caller: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, Any]:
+    """The server's certificate as the caller sees it after a handshake between the two."""
+    to_server, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [caller.wrap_bio(to_caller, to_server), server.wrap_bio(to_server, to_caller, server_side=True)]
+    for end in (ends[0], ends[1], ends[0], ends[1]):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    peer: dict[str, Any] = ends[0].getpeercert() or {}
+    return peer

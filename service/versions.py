@@ -1,0 +1,67 @@
+"""Where the model lies on disk, and which version of it serves: a file, or a folder of versions FOLDER/3/model.onnx."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.errors import ModelFileError
+from service.model import Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "model.onnx"
+
+_VERSION = re.compile("[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may serve, and what its metadata must call it; no version is any."""
+
+    path: Path
+    version: str
+
+    def stamp(self) -> tuple[str, int, int, int]:
+        """Changes whenever another file lies there, or the file itself changes."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return (str(self.path), 0, 0, 0)
+        return (str(self.path), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+class ModelPlace:
+    """The file or folder at `path`; with `version` that version alone, with `sha256` a file of that digest alone."""
+
+    def __init__(self, path: Path, *, version: str = "", sha256: str = "") -> None:
+        self._path = path
+        self._pinned = version
+        self._sha256 = sha256
+
+    def candidates(self) -> list[Candidate]:
+        """The files that may serve, the newest version first. Raises ModelFileError for a folder of none."""
+        if not self._path.is_dir():
+            return [Candidate(self._path, self._pinned)]
+        if self._pinned:
+            return [Candidate(self._path / self._pinned / FILE, self._pinned)]
+        try:
+            children = [child for child in self._path.iterdir() if _VERSION.fullmatch(child.name)]
+        except OSError as e:
+            raise ModelFileError(f"{self._path}: cannot be read: {e.strerror}") from None
+        versions = [child.name for child in children if (child / FILE).exists()]  # others are still being made
+        if not versions:
+            raise ModelFileError(f"{self._path}: has no version; expected {self._path / '1' / FILE}")
+        return [Candidate(self._path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
+
+    def load(self, candidate: Candidate) -> Model:
+        """The model in a file, verified and warmed up. Raises ModelFileError where it is another than it should be."""
+        model = Model(candidate.path, sha256=self._sha256)
+        if candidate.version and model.info.version != candidate.version:
+            raise ModelFileError(
+                f"{candidate.path}: its metadata says version {model.info.version}; expected {candidate.version}: "
+                f"export it with --version {candidate.version}"
+            )
+        return model

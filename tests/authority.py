@@ -1,0 +1,75 @@
+"""A certificate authority for tests: real certificates, good ones, expired ones and those of somebody else."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PEM = serialization.Encoding.PEM
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where a certificate and its key lie."""
+
+    certificate: Path
+    key: Path
+
+
+class Authority:
+    """Signs certificates for localhost; its own lies in `certificate`."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._builder(self._name, self._key, days=10).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        self.certificate = folder / "ca.crt"
+        put(self.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
+
+    def issue(self, name: str, *, days: float = 5) -> Pair:
+        """A pair for localhost and 127.0.0.1; expired where `days` is below zero."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = x509.SubjectAlternativeName(
+            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        )
+        certificate = self._builder(subject, key, days=days).add_extension(names, critical=False)
+        pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
+        plain = serialization.NoEncryption()
+        put(pair.key, key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
+        put(pair.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
+        return pair
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float) -> x509.CertificateBuilder:
+        ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(ends - dt.timedelta(days=20))
+            .not_valid_after(ends)
+        )
+
+
+def put(path: Path, content: bytes) -> None:
+    """Put a file in place as one should: whole, by renaming."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_bytes(content)
+    os.replace(beside, path)  # noqa: PTH105 (says what it does)

@@ -1,0 +1,311 @@
+"""Who is let in: TLS, client certificates and bearer tokens, with real certificates over a real socket."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+from authority import Authority, Pair, put
+from conftest import ROOT, launch, serving
+from prometheus_client import CollectorRegistry
+from structlog.testing import CapturingLogger
+
+from client import AsyncDigitsClient, DigitsClient, DigitsError
+from service.config import SettingsError, load
+from service.errors import CredentialsError, Unauthenticated
+from service.metrics import Metrics
+from service.transports.credentials import LOOK_AGAIN, Tls, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+
+FIRST, SECOND, STRANGE = "first-token-0123456789", "second-token-0123456789", "strange-token-0123456789"
+BLANK = np.zeros((1, 784), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport that has what is tested here, whichever other tests are about."""
+    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "ours")
+
+
+@pytest.fixture
+def pair(authority: Authority) -> Pair:
+    return authority.issue("server")
+
+
+def secured(model: Path, pair: Pair, *arguments: str | Path) -> Any:
+    return serving(model, "--tls-cert", pair.certificate, "--tls-key", pair.key, *arguments)
+
+
+def answers(service: ServiceProcess, timeout: float = 5, **files: Any) -> bool:
+    with DigitsClient(service.address, timeout=timeout, **files) as client:
+        return len(client.predict(BLANK).digits) == 1
+
+
+def refused(service: ServiceProcess, **files: Any) -> grpc.StatusCode:
+    with DigitsClient(service.address, timeout=0.5, **files) as client, pytest.raises(DigitsError) as caught:
+        client.predict(BLANK)
+    return caught.value.code
+
+
+UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_tls_lets_in_who_trusts_its_ca_and_nobody_in_plain_text(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    stranger = Authority(tmp_path / "strange", "stranger")
+    with secured(model_path, pair) as service:
+        assert answers(service, tls_ca=authority.certificate)
+        assert refused(service, tls_ca=stranger.certificate) in UNREACHABLE
+        assert refused(service) in UNREACHABLE
+        expiry = service.series()["digits_tls_expiry_timestamp_seconds", ()]
+        assert expiry == pytest.approx(time.time() + 5 * 86400, abs=60)
+        with DigitsClient(service.address, tls_ca=authority.certificate) as client:
+            assert client.is_serving()
+
+
+async def test_the_async_client_speaks_tls_with_a_token(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    put(tmp_path / "token", FIRST.encode())
+    with secured(model_path, pair, "--tokens-file", tmp_path / "token") as service:
+        files = {"tls_ca": authority.certificate, "token_file": tmp_path / "token"}
+        async with AsyncDigitsClient(service.address, **files) as client:
+            assert len((await client.predict(BLANK)).digits) == 1
+
+
+def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    callers, stranger = Authority(tmp_path / "callers", "callers"), Authority(tmp_path / "strange", "stranger")
+    with secured(model_path, pair, "--tls-client-ca", callers.certificate) as service:
+
+        def shows(shown: Pair) -> dict[str, Any]:
+            return {"tls_ca": authority.certificate, "tls_cert": shown.certificate, "tls_key": shown.key}
+
+        assert answers(service, **shows(callers.issue("good")))
+        for wrong in (callers.issue("late", days=-1), stranger.issue("good"), authority.issue("other")):
+            assert refused(service, **shows(wrong)) in UNREACHABLE
+        assert refused(service, tls_ca=authority.certificate) in UNREACHABLE
+
+        # The CA of the callers rotates: those of before are out, the stranger's are in.
+        put(callers.certificate, stranger.certificate.read_bytes())
+        assert answers(service, **shows(stranger.issue("good")))
+        assert refused(service, **shows(callers.issue("good"))) in UNREACHABLE
+
+
+def presented(service: ServiceProcess) -> bytes:
+    """The certificate that a new connection is shown."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    host, port = service.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 5) as plain, context.wrap_socket(plain) as encrypted:
+        return ssl.DER_cert_to_PEM_cert(encrypted.getpeercert(binary_form=True) or b"").encode()
+
+
+def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_not(
+    model_path: Path, authority: Authority, pair: Pair
+) -> None:
+    with secured(model_path, pair) as service:
+        first = pair.certificate.read_bytes()
+        assert presented(service) == first
+        second = authority.issue("server").certificate.read_bytes()  # by the same names, so in their place
+        assert presented(service) == second != first
+        good_key = pair.key.read_bytes()
+        for content, sentence in [
+            (authority.issue("late", days=-1).certificate.read_bytes(), "the key is not that of the certificate"),
+            (second[:300], "not a certificate and its key in PEM"),
+        ]:
+            put(pair.certificate, content)
+            assert presented(service) == second
+            assert sentence in service.wait_for("credentials refused", what="tls")["reason"]
+        assert pair.key.read_bytes() == good_key
+        pair.certificate.unlink()
+        assert presented(service) == second
+        assert "no such file" in service.wait_for("credentials refused", what="tls")["reason"]
+        assert answers(service, tls_ca=authority.certificate)
+        series = service.series()
+        assert series["digits_credentials_rotations_total", ("loaded", "tls")] >= 1
+        assert series["digits_credentials_rotations_total", ("refused", "tls")] == 3
+
+
+def fails_to_start(*arguments: str | Path) -> str:
+    service = launch("--port", "0", "--metrics-port", "0", *arguments)
+    try:
+        assert service.ended() == 1
+        return str(service.lines[-1]["reason"])
+    finally:
+        service.close()
+
+
+def test_a_pair_that_nobody_could_use_is_refused_at_the_start(model_path: Path, authority: Authority) -> None:
+    good, other, late = authority.issue("good"), authority.issue("other"), authority.issue("late", days=-1)
+    reason = fails_to_start("--model", model_path, "--tls-cert", good.certificate, "--tls-key", other.key)
+    assert reason == f"--tls-cert {good.certificate} and --tls-key {other.key}: the key is not that of the certificate"
+    reason = fails_to_start("--model", model_path, "--tls-cert", late.certificate, "--tls-key", late.key)
+    assert reason == f"--tls-cert {late.certificate}: certificate has expired"
+
+
+def silent() -> tuple[Metrics, Any]:
+    return Metrics(CollectorRegistry()), CapturingLogger()
+
+
+def test_each_file_is_named_that_cannot_be_used(authority: Authority, pair: Pair, tmp_path: Path) -> None:
+    gone, nonsense = tmp_path / "gone", tmp_path / "nonsense"
+    nonsense.write_text("nothing")
+    for certificate, key, ca, sentence in [
+        (gone, pair.key, None, f"--tls-cert {gone}: no such file"),
+        (pair.certificate, gone, None, f"--tls-key {gone}: no such file"),
+        (pair.certificate, pair.key, gone, f"--tls-client-ca {gone}: no such file"),
+        (tmp_path, pair.key, None, f"--tls-cert {tmp_path}: cannot be read: Is a directory"),
+        (pair.certificate, pair.key, nonsense, f"--tls-client-ca {nonsense}: not certificates in PEM"),
+        (nonsense, pair.key, None, f"--tls-cert {nonsense} and --tls-key {pair.key}: not a certificate and its key"),
+    ]:
+        with pytest.raises(CredentialsError) as caught:
+            Tls(certificate, key, ca, *silent())
+        assert str(caught.value).startswith(sentence)
+    Tls(pair.certificate, pair.key, authority.certificate, *silent())
+
+
+def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Path, tmp_path: Path) -> None:
+    tokens, mine = tmp_path / "tokens", tmp_path / "mine"
+    tokens.write_text(f"# two teams\n{FIRST}\n\nsha256:{hashlib.sha256(SECOND.encode()).hexdigest()}\n")
+    with serving(model_path, "--tokens-file", tokens) as service:
+        for token in (FIRST, SECOND):
+            put(mine, f"{token}\n".encode())
+            assert answers(service, token_file=mine)
+        put(mine, STRANGE.encode())
+        assert refused(service, token_file=mine) is grpc.StatusCode.UNAUTHENTICATED
+        assert refused(service) is grpc.StatusCode.UNAUTHENTICATED
+        with DigitsClient(service.address) as client:
+            assert client.is_serving()
+            with pytest.raises(DigitsError, match="UNAUTHENTICATED: authorization: missing"):
+                list(client.predict_stream([BLANK]))
+        assert service.series()["digits_dropped_total", ("unauthenticated",)] == 3
+        assert service.stop() == 0
+        logged = str(service.lines)
+        assert not any(token in logged for token in (FIRST, SECOND, STRANGE))
+
+
+def test_health_can_be_closed_too(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(FIRST)
+    with (
+        serving(model_path, "--tokens-file", tmp_path / "tokens", "--no-open-health") as closed,
+        grpc.insecure_channel(closed.address) as channel,
+    ):
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        with pytest.raises(grpc.RpcError) as caught:
+            check(b"", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert check(b"", timeout=5, metadata=(("authorization", f"Bearer {FIRST}"),))
+
+
+def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_path: Path) -> None:
+    tokens, mine = tmp_path / "tokens", tmp_path / "mine"
+    put(tokens, FIRST.encode())
+    put(mine, FIRST.encode())
+    with (
+        serving(model_path, "--tokens-file", tokens) as service,
+        DigitsClient(service.address, token_file=mine) as client,
+    ):
+        assert len(client.predict(BLANK).digits) == 1
+        put(tokens, SECOND.encode())
+        time.sleep(LOOK_AGAIN * 1.5)
+        with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
+            client.predict(BLANK)
+        put(mine, SECOND.encode())
+        assert len(client.predict(BLANK).digits) == 1
+        put(tokens, b"")
+        time.sleep(LOOK_AGAIN * 1.5)
+        assert len(client.predict(BLANK).digits) == 1
+        assert "holds no token" in service.wait_for("credentials refused", what="tokens")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "holds no token; expected one a line"),
+        (b"# none\n", "holds no token; expected one a line"),
+        (b"short", "line 1 is no token; expected at least 16 printable characters without a space"),
+        (b"\nsha256:0123\n", "line 2 is no token"),
+        (b"with a space in the middle", "line 1 is no token"),
+        (b"\xff\xfe", "is not text"),
+    ],
+)
+def test_a_file_of_no_tokens_is_refused_by_line(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "tokens"
+    path.write_bytes(content)
+    with pytest.raises(CredentialsError) as caught:
+        Tokens(path, *silent())
+    assert str(caught.value).startswith(f"--tokens-file {path}: {sentence}")
+
+
+def test_only_the_whole_token_under_its_scheme_counts(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(FIRST)
+    tokens = Tokens(path, *silent())
+    tokens.check([("authorization", f"Bearer {FIRST}")])
+    tokens.check([("authorization", f"bearer {FIRST}")])
+    for wrong in (FIRST, f"Basic {FIRST}", f"Bearer {FIRST[:-1]}", f"Bearer {FIRST} ", "Bearer", "", "Bearer "):
+        with pytest.raises(Unauthenticated):
+            tokens.check([("authorization", wrong)])
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("DIGITS_")]:
+        monkeypatch.delenv(name)
+    return
+
+
+@pytest.mark.usefixtures("unset")
+def test_options_that_need_each_other_are_asked_for_together() -> None:
+    for given, missing in (("tls-cert", "tls-key"), ("tls-key", "tls-cert"), ("tls-client-ca", "tls-cert")):
+        with pytest.raises(SettingsError, match=rf"^--{given} \(or DIGITS_\w+\) is given without --{missing} "):
+            load([f"--{given}", "x.pem"])
+
+
+def test_a_token_does_not_leave_the_machine_in_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(FIRST)
+    with pytest.raises(ValueError, match=r"token_file is given without TLS for far\.example:1: anyone on the way"):
+        DigitsClient("far.example:1", token_file=tmp_path / "token")
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "client", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_line_takes_the_same_files(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    put(tmp_path / "token", FIRST.encode())
+    with secured(model_path, pair, "--tokens-file", tmp_path / "token") as service:
+        files = ("--tls-ca", authority.certificate, "--token-file", tmp_path / "token")
+        samples = ROOT / "samples" / "digits-100-images-idx3-ubyte"
+        done = command("predict", samples, "--limit", "1", "--json", "--address", service.address, *files)
+        assert (done.returncode, '"digit"' in done.stdout) == (0, True), done.stderr
+        assert command("health", "--address", service.address, *files).returncode == 0
+        done = command("health", "--address", service.address, "--tls-ca", tmp_path / "gone")
+        assert done.returncode == 2
+        assert "tls_ca" in done.stderr
