@@ -290,6 +290,7 @@ def test_the_table_holds_every_number(browser: Chrome, page: str) -> None:
     browser.find_elements(By.CSS_SELECTOR, "#samples button")[2].click()
     until(lambda: said(browser).startswith("Reads"))
     browser.find_element(By.CSS_SELECTOR, "summary").click()
+    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")) == 42)
     rows = [row.text.split() for row in browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")]
     with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
         pixels = bytes(json.load(reply)[2]["pixels"])
@@ -351,6 +352,7 @@ def test_axe_finds_no_violation(browser: Chrome, page: str, width: int, scheme: 
     draw_seven(browser)
     until(lambda: reads(browser, 7))
     browser.find_element(By.CSS_SELECTOR, "summary").click()
+    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")) == 42)
     browser.execute_script(axe.AXE_SCRIPT)
     found = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
     assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found["violations"]] == []
