@@ -193,3 +193,18 @@ def test_any_bytes_get_an_answer_or_a_named_refusal(variant: tuple[DigitsHandler
             asyncio.run(answer(request))
         except ServiceError as error:
             assert isinstance(error, InvalidInput | UnknownModel)
+
+
+def test_after_a_swap_the_new_model_explains_itself(make_model: Callable[..., Path], digits: np.ndarray) -> None:
+    statistics, metrics = Statistics(), Metrics(CollectorRegistry())
+    first, second = Model(make_model("sigmoid")), Model(make_model("relu"))
+    batcher = Batcher(first, metrics, statistics, max_batch=MOST, max_waiting=MOST, inline=MOST)
+    handler = DigitsHandler(Predictor(batcher, max_batch=MOST))
+    batcher.swap(second, Statistics())
+    network = checkpoint.load(checkpoint.committed("relu")).network
+    reply = explain(handler, digits[:5])
+    for i, (sums, _) in enumerate(forward(network, digits[:5] / 255), 1):
+        np.testing.assert_allclose(np.reshape(getattr(reply, f"sums{i}"), sums.shape), sums, rtol=1e-5, atol=2e-5)
+    told = GetNetworkResponse.FromString(asyncio.run(handler.network(b"")))
+    assert told.activation == "relu"
+    np.testing.assert_array_equal(told.layers[1].biases, network.biases[1])
