@@ -59,6 +59,7 @@ def main(
                 results.add_memory(running, "megabytes_after_load")
                 if with_curves and number == starts - 1:
                     progress.update(bar, description="curves")
+                    report.write(results, rows, out)  # what there is so far, should anything happen
                     results.curves = curves.measure(running)
             finally:
                 for one in running:

@@ -29,7 +29,7 @@ def measure(running: list[Running]) -> dict[str, Any]:
             load = calls(
                 one, path, message, connections=8, in_flight=1000, count=max(200, int(rate * _SECONDS)), rate=rate
             )
-            latency.append({"share": share, "rate": rate, "p50": load.p50, "p99": load.p99})
+            latency.append({"share": share, "rate": rate, "p50": load.p50, "p99": load.p99, "answered": load.answered})
         connections = []
         for n in CONNECTIONS:
             load = calls(one, path, message, connections=n, in_flight=1, count=max(2000, 2 * n))
