@@ -195,7 +195,7 @@ def _plot_rates(results: Results, rows: list[Row], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("images a second (logarithmic)")
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(names), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
