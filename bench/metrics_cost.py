@@ -65,7 +65,7 @@ async def serve(*, counting: bool) -> None:
     """A server on free ports, which are printed, until the process is ended."""
     if not counting:
         vars(composition)["Metrics"] = vars(observed)["RpcMetrics"] = Nothing
-    settings = Settings(model=ROOT / "model.onnx", port=0, metrics_port=0)
+    settings = Settings(model=ROOT / "model.onnx", port=0, metrics_port=0, transport="grpcio")
     server = composition.Server(settings, make_logger("json", "error"))
     await server.start()
     print(server.port, server.metrics_port, flush=True)
