@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bench.servers import Running
 
 _GRPC_FRAME = 5  # bytes before each message
+_HEADERS = ("--header", "content-type: application/grpc", "--header", "te: trailers")
 
 
 class LoadError(Exception):
@@ -63,22 +64,17 @@ def calls(
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(b"".join(map(framed, messages)))
-        command = [
-            *("h2load", "--requests", str(count), "--clients", str(connections)),
-            *(
-                "--max-concurrent-streams",
-                str(in_flight),
-                "--threads",
-                "1",
-                "--data",
-                str(body),
-                "--log-file",
-                str(log),
-            ),
-            *("--header", "content-type: application/grpc", "--header", "te: trailers"),
-            *(("--rps", f"{rate / connections:.3f}") if rate else ()),
-            f"http://{running.address}{path}",
-        ]
+        options = {
+            "requests": str(count),
+            "clients": str(connections),
+            "max-concurrent-streams": str(in_flight),
+            "threads": "1",
+            "data": str(body),
+            "log-file": str(log),
+            **({"rps": f"{rate / connections:.3f}"} if rate else {}),
+        }
+        command = ["h2load", *(f"--{name}={value}" for name, value in options.items()), *_HEADERS]
+        command.append(f"http://{running.address}{path}")
         cpu, began = running.cpu_seconds(), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         seconds, cpu = time.perf_counter() - began, running.cpu_seconds() - cpu
