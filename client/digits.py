@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
     from pathlib import Path
 
+    from google.protobuf.message import Message
+
     from service.pb.digits.v1.digits_pb2 import PredictRequest
 
 TIMEOUT = 5.0
@@ -96,16 +98,7 @@ class DigitsClient:
     ) -> Predictions:
         """The digits in uint8 images (n, 784), (n, 28, 28) or one of these; 0 is background and 255 ink."""
         request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        request_id = new_request_id()
-        try:
-            reply = self._stub.Predict(
-                request,
-                timeout=self._timeout if timeout is None else timeout,
-                metadata=((REQUEST_ID, request_id), *self._token.metadata()),
-            )
-        except grpc.RpcError as e:
-            raise to_error(e, request_id) from None
-        return to_predictions(reply, request_id)
+        return to_predictions(*self._ask(self._stub.Predict, request, timeout))
 
     def explain(
         self,
@@ -120,24 +113,11 @@ class DigitsClient:
         Without neurons the output of the digit read in each image is explained.
         """
         request = to_explain_request(pixels, neurons, model_version=model_version)
-        request_id = new_request_id()
-        try:
-            reply = self._stub.Explain(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
-            )
-        except grpc.RpcError as e:
-            raise to_error(e, request_id) from None
-        return to_explained(reply, request_id)
+        return to_explained(*self._ask(self._stub.Explain, request, timeout))
 
     def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
         """The network that serves."""
-        request, request_id = GetNetworkRequest(model_version=model_version), new_request_id()
-        try:
-            reply = self._stub.GetNetwork(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
-            )
-        except grpc.RpcError as e:
-            raise to_error(e, request_id) from None
+        reply, _ = self._ask(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
         return to_network(reply)
 
     def predict_stream(
@@ -163,9 +143,7 @@ class DigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(
-            requests(), timeout=timeout, metadata=((REQUEST_ID, request_id), *self._token.metadata())
-        )
+        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=self._metadata(request_id))
         try:
             for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -194,6 +172,18 @@ class DigitsClient:
             if time.monotonic() >= until:
                 raise _not_serving(timeout)
             time.sleep(_ASK_AGAIN)
+
+    def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
+        """The reply, and the request id that it was asked with; DigitsError where there is none."""
+        request_id = new_request_id()
+        within = self._timeout if timeout is None else timeout
+        try:
+            return rpc(request, timeout=within, metadata=self._metadata(request_id)), request_id
+        except grpc.RpcError as e:
+            raise to_error(e, request_id) from None
+
+    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
+        return ((REQUEST_ID, request_id), *self._token.metadata())
 
 
 class AsyncDigitsClient:
@@ -239,16 +229,7 @@ class AsyncDigitsClient:
     ) -> Predictions:
         """As DigitsClient.predict."""
         request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        request_id = new_request_id()
-        try:
-            reply = await self._stub.Predict(
-                request,
-                timeout=self._timeout if timeout is None else timeout,
-                metadata=((REQUEST_ID, request_id), *self._token.metadata()),
-            )
-        except aio.AioRpcError as e:
-            raise to_error(e, request_id) from None
-        return to_predictions(reply, request_id)
+        return to_predictions(*await self._ask(self._stub.Predict, request, timeout))
 
     async def explain(
         self,
@@ -260,24 +241,11 @@ class AsyncDigitsClient:
     ) -> Explained:
         """As DigitsClient.explain."""
         request = to_explain_request(pixels, neurons, model_version=model_version)
-        request_id = new_request_id()
-        try:
-            reply = await self._stub.Explain(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
-            )
-        except aio.AioRpcError as e:
-            raise to_error(e, request_id) from None
-        return to_explained(reply, request_id)
+        return to_explained(*await self._ask(self._stub.Explain, request, timeout))
 
     async def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
         """As DigitsClient.network."""
-        request, request_id = GetNetworkRequest(model_version=model_version), new_request_id()
-        try:
-            reply = await self._stub.GetNetwork(
-                request, timeout=self._timeout if timeout is None else timeout, metadata=((REQUEST_ID, request_id),)
-            )
-        except aio.AioRpcError as e:
-            raise to_error(e, request_id) from None
+        reply, _ = await self._ask(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
         return to_network(reply)
 
     async def predict_stream(
@@ -300,9 +268,7 @@ class AsyncDigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(
-            requests(), timeout=timeout, metadata=((REQUEST_ID, request_id), *self._token.metadata())
-        )
+        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=self._metadata(request_id))
         try:
             async for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -336,6 +302,18 @@ class AsyncDigitsClient:
             if time.monotonic() >= until:
                 raise _not_serving(timeout)
             await asyncio.sleep(_ASK_AGAIN)
+
+    async def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
+        """The reply, and the request id that it was asked with; DigitsError where there is none."""
+        request_id = new_request_id()
+        within = self._timeout if timeout is None else timeout
+        try:
+            return await rpc(request, timeout=within, metadata=self._metadata(request_id)), request_id
+        except aio.AioRpcError as e:
+            raise to_error(e, request_id) from None
+
+    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
+        return ((REQUEST_ID, request_id), *self._token.metadata())
 
 
 def _not_serving(seconds: float) -> DigitsError:

@@ -93,6 +93,22 @@ async def test_the_async_client_speaks_tls_with_a_token(
             assert len((await client.predict(BLANK)).digits) == 1
 
 
+async def test_every_call_of_the_clients_brings_the_token(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    put(tmp_path / "token", FIRST.encode())
+    with secured(model_path, pair, "--tokens-file", tmp_path / "token") as service:
+        files = {"tls_ca": authority.certificate, "token_file": tmp_path / "token"}
+        async with AsyncDigitsClient(service.address, **files) as client:
+            assert (await client.explain(BLANK)).explanations
+            assert (await client.network()).weights
+        with DigitsClient(service.address, **files) as client:
+            assert client.explain(BLANK).explanations
+            assert client.network().weights
+            assert len(list(client.predict_stream([BLANK]))) == 1
+            assert client.is_serving()
+
+
 def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
