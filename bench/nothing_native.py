@@ -20,12 +20,13 @@ from service.logs import make_logger
 from service.metrics import Metrics
 from service.model import Model, Pixels, Predictions
 from service.statistics import Statistics
+from service.transports.limits import Limits
 from service.transports.native import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from service.handlers import Service
 
-LIMITS = {"max_batch": LARGEST_BATCH, "max_waiting": 65536, "inline": 128}
+LINE = {"max_waiting": 65536, "inline": 128}
 
 
 class Nothing(Model):
@@ -45,13 +46,16 @@ async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
     statistics = Statistics()
     batcher = NativeBatcher(Nothing(MODEL), statistics)
-    predictor = Predictor(batcher, max_batch=LIMITS["max_batch"])
+    predictor = Predictor(batcher, max_batch=LARGEST_BATCH)
     services: list[Service] = [
         DigitsHandler(predictor),
         InferenceHandler(predictor, serving=lambda: True, server_version="0"),
     ]
     log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
-    transport = NativeTransport(services, batcher, metrics, statistics, log, with_reflection=False, **LIMITS)
+    limits = Limits(max_batch=LARGEST_BATCH)
+    transport = NativeTransport(
+        services, batcher, metrics, statistics, log, limits=limits, with_reflection=False, **LINE
+    )
     await transport.start("127.0.0.1", int(sys.argv[1]))
     await transport.open()
     await asyncio.Event().wait()

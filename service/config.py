@@ -78,6 +78,17 @@ class Settings(BaseSettings):
         128, ge=0, le=65536, description="run up to this many images on the event loop itself, more in a thread"
     )
 
+    max_connections: int = Field(4096, ge=1, le=1_000_000, description="most connections; one more is closed at once")
+    max_streams: int = Field(
+        1024, ge=1, le=1_000_000, description="most calls open at a time on one connection; more wait at the caller"
+    )
+    max_connection_age: Seconds = Field(
+        3600.0, description="seconds after which, give or take a tenth, callers are asked to connect anew; 0 is never"
+    )
+    max_connection_idle: Seconds = Field(
+        900.0, description="seconds without a call after which a connection is ended; 0 is never"
+    )
+
     drain_wait: Seconds = Field(
         0.0, description="seconds between saying NOT_SERVING and refusing new calls, for load balancers to notice"
     )

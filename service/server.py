@@ -25,6 +25,7 @@ from service.transports import native
 from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
+from service.transports.limits import Limits
 from service.transports.native import NativeBatcher, NativeTransport
 from service.versions import ModelPlace
 
@@ -87,13 +88,23 @@ class Server:
             self._services(batcher),
             self.metrics,
             self._log,
-            max_batch=settings.max_batch,
+            limits=self._limits(),
             with_reflection=settings.reflection,
             tls=self._tls(),
             tokens=Tokens(settings.tokens_file, self.metrics, self._log) if settings.tokens_file else None,
             open_health=settings.open_health,
         )
         return batcher, transport
+
+    def _limits(self) -> Limits:
+        settings = self._settings
+        return Limits(
+            max_batch=settings.max_batch,
+            connections=settings.max_connections,
+            streams=settings.max_streams,
+            connection_age=settings.max_connection_age,
+            connection_idle=settings.max_connection_idle,
+        )
 
     def _tls(self) -> Tls | None:
         settings = self._settings
@@ -109,7 +120,7 @@ class Server:
             self.metrics,
             statistics,
             self._log,
-            max_batch=settings.max_batch,
+            limits=self._limits(),
             max_waiting=settings.max_waiting,
             inline=settings.inline_images,
             with_reflection=settings.reflection,

@@ -27,6 +27,7 @@ from service.model import Parameters, Predictions
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
 from service.statistics import Statistics
+from service.transports.limits import Limits
 from service.transports.native import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
@@ -85,11 +86,15 @@ class Running(SimpleNamespace):
 async def running(**limits: int) -> AsyncIterator[Running]:
     model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
     batcher: Any = NativeBatcher(model, statistics)  # type: ignore[arg-type]
-    sizes = {"max_batch": 8, "max_waiting": 100, "inline": 2, **limits}
-    predictor = Predictor(batcher, max_batch=sizes["max_batch"])
+    sizes = {"max_waiting": 100, "inline": 2, **limits}
+    bounds = Limits(max_batch=sizes.pop("max_batch", 8))
+    predictor = Predictor(batcher, max_batch=bounds.max_batch)
     services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
-    transport = NativeTransport(services, batcher, Metrics(registry), statistics, log, with_reflection=False, **sizes)
+    metrics = Metrics(registry)
+    transport = NativeTransport(
+        services, batcher, metrics, statistics, log, limits=bounds, with_reflection=False, **sizes
+    )
     port = await transport.start("127.0.0.1", 0)
     await transport.open()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:

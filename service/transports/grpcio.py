@@ -25,18 +25,15 @@ if TYPE_CHECKING:
     from service.handlers import Answer, Service
     from service.metrics import Metrics
     from service.transports.credentials import Tls, Tokens
+    from service.transports.limits import Limits
 
-_IMAGE_BYTES = 784 * 4
-"""The most that an image takes on the wire: as floats. As bytes it takes a quarter, so a batch a little too large
-is refused in our words, and only a flood by grpcio."""
-_ROOM_BESIDE_IMAGES = 16384
+_NEVER_MS = 2**31 - 1
 
 
 class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
 
-    `max_batch` is in images and sets the largest message. With `tokens` a call must bring one, health checks too
-    unless `open_health`. Raises AddressInUse from `start`.
+    With `tokens` a call must bring one, health checks too unless `open_health`. Raises AddressInUse from `start`.
     """
 
     def __init__(
@@ -45,7 +42,7 @@ class GrpcioTransport:
         metrics: Metrics,
         log: FilteringBoundLogger,
         *,
-        max_batch: int,
+        limits: Limits,
         with_reflection: bool,
         tls: Tls | None = None,
         tokens: Tokens | None = None,
@@ -57,7 +54,7 @@ class GrpcioTransport:
         self._names = [service.name for service in services]
         open_services = [health.SERVICE_NAME] if open_health else []
         self._observer = Observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
-        self._server = aio.server(options=_options(max_batch))
+        self._server = aio.server(options=_options(limits))
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))
         # The standard services register with this object as if it were the server.
@@ -120,20 +117,30 @@ def _methods(service: Service) -> dict[str, Any]:
     }
 
 
-def _options(max_batch: int) -> list[tuple[str, int]]:
+def _options(limits: Limits) -> list[tuple[str, int]]:
     """Channel arguments, described in https://grpc.github.io/grpc/core/group__grpc__arg__keys.html ."""
     return [
         # Two servers started by mistake must not share a port in silence.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", max_batch * _IMAGE_BYTES + _ROOM_BESIDE_IMAGES),
+        ("grpc.max_receive_message_length", limits.message),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.headers),
+        ("grpc.absolute_max_metadata_size", limits.headers),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.max_concurrent_streams", limits.streams),
+        # grpcio spreads the age by a tenth itself, so that callers of many servers do not all come back at once.
+        ("grpc.max_connection_age_ms", _milliseconds(limits.connection_age)),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.connection_idle)),
         # Clients and balancers ping idle connections; the default answers the third ping in 5 minutes with GOAWAY.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A peer that vanished without a word is found out within 80 seconds.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", _milliseconds(limits.keepalive)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(limits.keepalive_timeout)),
     ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000) if seconds else _NEVER_MS
 
 
 def _unary(answer: Answer) -> Any:

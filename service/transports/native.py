@@ -35,12 +35,10 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import Model, Pixels, Predictions
     from service.statistics import Statistics
+    from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
 SHORTEST_RETRY = 0.01
-_IMAGE_BYTES = PIXELS * 4
-_ROOM_BESIDE_IMAGES = 16384
-_KEEPALIVE = {"keepalive": 60.0, "keepalive_timeout": 20.0}
 _HOT = {
     "/digits.v1.DigitService/Predict": "predict",
     "/digits.v1.DigitService/PredictStream": "predict-stream",
@@ -91,7 +89,7 @@ class NativeTransport:
         statistics: Statistics,
         log: FilteringBoundLogger,
         *,
-        max_batch: int,
+        limits: Limits,
         max_waiting: int,
         inline: int,
         with_reflection: bool,
@@ -125,16 +123,17 @@ class NativeTransport:
             routes,
             model_name=batcher.info.name,
             model_version=batcher.info.version,
-            max_batch=max_batch,
+            max_batch=limits.max_batch,
             max_waiting=max_waiting,
             inline=inline,
-            max_message=max_batch * _IMAGE_BYTES + _ROOM_BESIDE_IMAGES,
+            max_message=limits.message,
+            keepalive=limits.keepalive,
+            keepalive_timeout=limits.keepalive_timeout,
             latency_buckets=LATENCY_BUCKETS,
             inference_buckets=INFERENCE_BUCKETS,
             batch_buckets=BATCH_BUCKETS,
             confidence_buckets=CONFIDENCE_BUCKETS,
             health_names=["", *names],
-            **_KEEPALIVE,
         )
         metrics.waiting_limit.set(max_waiting)
         metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
