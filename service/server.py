@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from service.handlers.predicting import Batching
     from service.model import Model
 
-_GRPCIO_ALONE = ("tls_cert", "tokens_file", "model_poll", "model_control")
-
 
 class Server:
     """One process, one model, one event loop.
@@ -54,9 +52,7 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
-        self.transport_name, why = chosen(settings)
-        if why:
-            log.info("transport chosen", transport=self.transport_name, reason=why)
+        self.transport_name = chosen(settings)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
@@ -91,7 +87,7 @@ class Server:
             limits=self._limits(),
             with_reflection=settings.reflection,
             tls=self._tls(),
-            tokens=Tokens(settings.tokens_file, self.metrics, self._log) if settings.tokens_file else None,
+            tokens=self._tokens(),
             open_health=settings.open_health,
         )
         return batcher, transport
@@ -112,18 +108,24 @@ class Server:
             return None
         return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, self.metrics, self._log)
 
+    def _tokens(self) -> Tokens | None:
+        path = self._settings.tokens_file
+        return None if path is None else Tokens(path, self.metrics, self._log)
+
     def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
         settings, batcher = self._settings, NativeBatcher(self.model, statistics)
         transport = NativeTransport(
             self._services(batcher),
             batcher,
             self.metrics,
-            statistics,
             self._log,
             limits=self._limits(),
             max_waiting=settings.max_waiting,
             inline=settings.inline_images,
             with_reflection=settings.reflection,
+            tls=self._tls(),
+            tokens=self._tokens(),
+            open_health=settings.open_health,
         )
         return batcher, transport
 
@@ -159,16 +161,12 @@ class Server:
 
     def look_for_model(self) -> None:
         """Look for another version of the model in the background, as SIGHUP asks for."""
-        if self.transport_name == "native":
-            self._log.warning("model not looked for", reason="the native transport takes another one at a restart")
-            return
         self._in_background(self._reloader.look_in_background(self._swap, asked=True))
 
     async def _reload(self) -> None:
         await self._reloader.look(self._swap)
 
     def _swap(self, model: Model) -> None:
-        assert isinstance(self.batcher, Batcher)  # nothing looks for another model under the native transport
         self.batcher.swap(model, Statistics())
         self._show(model)
 
@@ -208,25 +206,17 @@ class Server:
         self._http.stop()
 
 
-def needs_grpcio(settings: Settings) -> list[str]:
-    """The options in use that only the grpcio transport knows: another one must not start in spite of them."""
-    given = [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
-    return [*given, *(["--model with a folder of versions"] if settings.model.is_dir() else [])]
-
-
-def chosen(settings: Settings) -> tuple[str, str]:
-    """The transport that runs, and why where `auto` would have taken another; StartError where it cannot be had."""
-    needs, installed = ", ".join(needs_grpcio(settings)), native.is_installed()
+def chosen(settings: Settings) -> str:
+    """The transport that runs; StartError where it cannot be had."""
+    installed = native.is_installed()
     if settings.transport == "native" and not installed:
         raise StartError(
             "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
             "run `make native`, or choose grpcio"
         )
-    if settings.transport == "native" and needs:
-        raise StartError(f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {needs}: choose grpcio")
-    if settings.transport == "auto" and installed:
-        return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
-    return ("native" if settings.transport == "native" else "grpcio"), ""
+    if settings.transport == "auto":
+        return "native" if installed else "grpcio"
+    return settings.transport
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:

@@ -159,6 +159,9 @@ def transport(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+on_both_transports = pytest.mark.usefixtures("transport")
+
+
 @pytest.fixture(scope="session")
 def server(model_path: Path, transport: str) -> Iterator[ServiceProcess]:  # noqa: ARG001 (sets the environment)
     """One server that the tests share; those that count use differences."""

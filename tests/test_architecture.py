@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/address.py": {"service.errors"},
     "service/transports/streams.py": {"service.errors"},
     "service/transports/limits.py": {"service.handlers"},
-    "service/transports/credentials.py": {"service.errors", "service.metrics", "grpc", "structlog"},
+    "service/transports/credentials.py": {"service.errors", "service.metrics", "structlog"},
     "service/transports/http.py": {"service.transports", "prometheus_client"},
     "service/transports/observed.py": {
         *("service.errors", "service.metrics", "service.transports"),
@@ -57,7 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service/transports/native.py": {
         *("service.errors", "service.handlers", "service.metrics", "service.model", "service.statistics"),
-        *("service.transports", "numpy", "grpc_health", "grpc_reflection", "structlog"),
+        *("service.transports", "grpc_health", "grpc_reflection", "structlog"),
+    },
+    "service/transports/host.py": {
+        *("service.errors", "service.handlers", "service.model", "service.transports", "numpy", "structlog"),
     },
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},

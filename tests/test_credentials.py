@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from authority import Authority, Pair, put
-from conftest import ROOT, launch, serving
+from conftest import ROOT, launch, on_both_transports, serving
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
 
 FIRST, SECOND, STRANGE = "first-token-0123456789", "second-token-0123456789", "strange-token-0123456789"
 BLANK = np.zeros((1, 784), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The transport that has what is tested here, whichever other tests are about."""
-    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")
 
 
 @pytest.fixture
@@ -69,6 +63,7 @@ def refused(service: ServiceProcess, **files: Any) -> grpc.StatusCode:
 UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+@on_both_transports
 def test_tls_lets_in_who_trusts_its_ca_and_nobody_in_plain_text(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
@@ -83,6 +78,7 @@ def test_tls_lets_in_who_trusts_its_ca_and_nobody_in_plain_text(
             assert client.is_serving()
 
 
+@on_both_transports
 async def test_the_async_client_speaks_tls_with_a_token(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
@@ -93,6 +89,7 @@ async def test_the_async_client_speaks_tls_with_a_token(
             assert len((await client.predict(BLANK)).digits) == 1
 
 
+@on_both_transports
 async def test_every_call_of_the_clients_brings_the_token(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
@@ -109,6 +106,7 @@ async def test_every_call_of_the_clients_brings_the_token(
             assert client.is_serving()
 
 
+@on_both_transports
 def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
@@ -139,6 +137,7 @@ def presented(service: ServiceProcess) -> bytes:
         return ssl.DER_cert_to_PEM_cert(encrypted.getpeercert(binary_form=True) or b"").encode()
 
 
+@on_both_transports
 def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_not(
     model_path: Path, authority: Authority, pair: Pair
 ) -> None:
@@ -174,6 +173,7 @@ def fails_to_start(*arguments: str | Path) -> str:
         service.close()
 
 
+@on_both_transports
 def test_a_pair_that_nobody_could_use_is_refused_at_the_start(model_path: Path, authority: Authority) -> None:
     good, other, late = authority.issue("good"), authority.issue("other"), authority.issue("late", days=-1)
     reason = fails_to_start("--model", model_path, "--tls-cert", good.certificate, "--tls-key", other.key)
@@ -203,6 +203,7 @@ def test_each_file_is_named_that_cannot_be_used(authority: Authority, pair: Pair
     Tls(pair.certificate, pair.key, authority.certificate, *silent())
 
 
+@on_both_transports
 def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Path, tmp_path: Path) -> None:
     tokens, mine = tmp_path / "tokens", tmp_path / "mine"
     tokens.write_text(f"# two teams\n{FIRST}\n\nsha256:{hashlib.sha256(SECOND.encode()).hexdigest()}\n")
@@ -223,6 +224,7 @@ def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Pa
         assert not any(token in logged for token in (FIRST, SECOND, STRANGE))
 
 
+@on_both_transports
 def test_health_can_be_closed_too(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(FIRST)
     with (
@@ -236,6 +238,7 @@ def test_health_can_be_closed_too(model_path: Path, tmp_path: Path) -> None:
         assert check(b"", timeout=5, metadata=(("authorization", f"Bearer {FIRST}"),))
 
 
+@on_both_transports
 def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_path: Path) -> None:
     tokens, mine = tmp_path / "tokens", tmp_path / "mine"
     put(tokens, FIRST.encode())
@@ -312,6 +315,7 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
+@on_both_transports
 def test_the_command_line_takes_the_same_files(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:

@@ -205,7 +205,7 @@ def test_auto_takes_the_native_transport_where_its_wheel_is(
     monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
 ) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: installed)
-    assert chosen(load([f"--transport={asked}"])) == (expected, "")
+    assert chosen(load([f"--transport={asked}"])) == expected
 
 
 def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,17 +222,3 @@ def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -
     with serving(model_path) as service:
         assert service.lines[-1]["transport"] == transport
         assert f'transport="{transport}"' in service.get("/metrics")
-
-
-def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "is_installed", lambda: True)
-    monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
-    for options, flags in [
-        (["--tls-cert=a", "--tls-key=b"], "--tls-cert"),
-        (["--tokens-file=a", "--model-control"], "--tokens-file, --model-control"),
-        (["--model-poll=1", f"--model={tmp_path}"], "--model-poll, --model with a folder of versions"),
-    ]:
-        assert chosen(load(["--transport=grpcio", *options])) == ("grpcio", "")
-        assert chosen(load(options)) == ("grpcio", f"native does not offer {flags}")
-        with pytest.raises(StartError, match=f"'native', which does not offer {flags}: choose grpcio"):
-            chosen(load(["--transport=native", *options]))

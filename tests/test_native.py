@@ -84,8 +84,8 @@ class Running(SimpleNamespace):
 
 @asynccontextmanager
 async def running(**limits: int) -> AsyncIterator[Running]:
-    model, statistics, registry = Fake(), Statistics(), CollectorRegistry()
-    batcher: Any = NativeBatcher(model, statistics)  # type: ignore[arg-type]
+    model, registry = Fake(), CollectorRegistry()
+    batcher: Any = NativeBatcher(model, Statistics())  # type: ignore[arg-type]
     sizes = {"max_waiting": 100, "inline": 2, **limits}
     bounds = Limits(max_batch=sizes.pop("max_batch", 8))
     predictor = Predictor(batcher, max_batch=bounds.max_batch)
@@ -93,7 +93,7 @@ async def running(**limits: int) -> AsyncIterator[Running]:
     log = make_logger("json", "error")
     metrics = Metrics(registry)
     transport = NativeTransport(
-        services, batcher, metrics, statistics, log, limits=bounds, with_reflection=False, **sizes
+        services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes
     )
     port = await transport.start("127.0.0.1", 0)
     await transport.open()

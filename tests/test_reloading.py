@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from authority import put
-from conftest import launch, serving
+from conftest import launch, on_both_transports, serving
 from grpc import aio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,12 +55,6 @@ def add(folder: Path, version: int, data: bytes | None = None) -> None:
     put(folder / str(version) / "model.onnx", content(version) if data is None else data)
 
 
-@pytest.fixture(autouse=True)
-def _grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The transport that has what is tested here, whichever other tests are about."""
-    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     add(tmp_path / "digits", 1)
@@ -83,6 +77,7 @@ def version_of(service: ServiceProcess) -> str:
         return client.predict(BLANK).model_version
 
 
+@on_both_transports
 def test_a_new_version_is_noticed_and_shown_everywhere(folder: Path) -> None:
     with serving(folder, "--model-poll", "0.05") as service, DigitsClient(service.address) as client:
         assert client.predict(BLANK).model_version == "1"
@@ -112,6 +107,7 @@ def test_a_new_version_is_noticed_and_shown_everywhere(folder: Path) -> None:
         service.wait_for("model loaded", model_version="9", before="10")
 
 
+@on_both_transports
 def test_sighup_takes_up_a_replaced_file(tmp_path: Path) -> None:
     put(tmp_path / "model.onnx", content(1))
     with serving(tmp_path / "model.onnx") as service:
@@ -125,6 +121,7 @@ def test_sighup_takes_up_a_replaced_file(tmp_path: Path) -> None:
         assert service.stop() == 0
 
 
+@on_both_transports
 def test_a_pinned_version_serves_alone_and_its_file_may_change(folder: Path) -> None:
     add(folder, 2)
     with serving(folder, "--model-version", "1", "--model-poll", "0.05") as service:
@@ -168,6 +165,7 @@ BAD = {
 }
 
 
+@on_both_transports
 def test_what_cannot_serve_is_refused_by_sentence_metric_and_log_while_the_old_one_serves(
     folder: Path, tokens: Path
 ) -> None:
@@ -203,6 +201,7 @@ def load_model(
         return grpc.StatusCode.OK, ""
 
 
+@on_both_transports
 def test_control_is_off_unless_enabled_and_is_for_those_with_a_token(folder: Path, tokens: Path) -> None:
     with serving(folder) as service:
         code, said = load_model(service)
@@ -217,6 +216,7 @@ def test_control_is_off_unless_enabled_and_is_for_those_with_a_token(folder: Pat
         load(["--model-control"])
 
 
+@on_both_transports
 def test_a_bad_newest_version_does_not_keep_a_server_from_starting(folder: Path) -> None:
     add(folder, 2, b"half")
     with serving(folder, "--model-poll", "0.05") as service:
@@ -236,6 +236,7 @@ def test_a_folder_without_a_version_is_refused_by_name(tmp_path: Path) -> None:
         ModelPlace(tmp_path).candidates()
 
 
+@on_both_transports
 async def test_a_hundred_swaps_under_load_lose_nothing_and_mix_nothing(
     folder: Path, tokens: Path, digits: np.ndarray
 ) -> None:

@@ -3,8 +3,6 @@
 //! A request is taken here only where its form leaves no doubt: every field known, each at most once, every value one
 //! that is served. `None` is no refusal: the Python handler gets the same bytes and says what is wrong, if anything is.
 
-use std::sync::Arc;
-
 use bytes::{BufMut, BytesMut};
 
 use crate::wire::{
@@ -237,7 +235,7 @@ pub struct Rows {
 pub const PREFIX: usize = 5;
 
 /// Writes the reply's gRPC frame.
-pub fn put_reply(out: &mut BytesMut, form: &Form, found: &Predictions, rows: Rows, serves: &Arc<Serves>) {
+pub fn put_reply(out: &mut BytesMut, form: &Form, found: &Predictions, rows: Rows, serves: &Serves) {
     match form {
         Form::Digits { hidden } => put_digits(out, *hidden, found, rows, serves),
         Form::Tensors { id, outputs, in_stream } => put_tensors(out, id, outputs, *in_stream, found, rows, serves),
@@ -446,7 +444,7 @@ mod tests {
             layer1: vec![0.25; 80],
             layer2: vec![0.125; 80],
         };
-        let serves = Arc::new(serves());
+        let serves = serves();
         for in_stream in [false, true] {
             for form in
                 [Form::Digits { hidden: in_stream }, Form::Tensors { id: "a".into(), outputs: Outputs::ALL, in_stream }]

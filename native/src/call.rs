@@ -11,13 +11,15 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
-use crate::asked::{self, put_prefix, Asked};
+use crate::access::{self, Stranger};
+use crate::asked::{self, put_prefix, Asked, Serves};
 use crate::core::{draining, Core, Kind};
 use crate::counts::nanos;
 use crate::health;
 use crate::line::Item;
 use crate::messages::{Broken, Encoding, Messages};
 use crate::reply::{head, send, send_end, Call, Outcome, Reply, Trouble};
+use crate::served::Served;
 use crate::status::{Refusal, INTERNAL, REQUEST_ID, UNIMPLEMENTED};
 use crate::wire::{field_len, put_field, Message};
 
@@ -44,13 +46,25 @@ pub async fn serve(core: Arc<Core>, request: Request<RecvStream>, mut respond: S
     let deadline = parts.headers.get("grpc-timeout").and_then(timeout).and_then(|timeout| since.checked_add(timeout));
     let request_id = parts.headers.get(REQUEST_ID).and_then(shortened);
     let encoding = Encoding::named(parts.headers.get("grpc-encoding").map(HeaderValue::as_bytes));
-    let messages = Messages::new(body, encoding, core.limits.message);
     let kind = route.kind;
+    let messages = Messages::new(body, encoding, &core.limits, kind.is_stream());
     let call = Call::begin(core, route, request_id, since, deadline);
+    if let Err(stranger) = let_in(&call, &parts.headers) {
+        call.core.model.unauthenticated.add(1);
+        return send_end(respond, call.refuse(&Trouble::Stranger(stranger)));
+    }
     if kind.is_stream() {
         Stream::new(call, respond).serve(messages).await;
     } else {
         unary(call, respond, messages).await;
+    }
+}
+
+fn let_in(call: &Call, headers: &HeaderMap) -> Result<(), Stranger> {
+    if call.route.needs_token {
+        access::check(&call.core.tokens.get(), headers)
+    } else {
+        Ok(())
     }
 }
 
@@ -114,9 +128,9 @@ async fn unary(call: Call, mut respond: SendResponse<Bytes>, mut messages: Messa
         Kind::HealthWatch => health::watch(&core, call, respond, &message).await,
         kind => {
             let arrived = Instant::now();
-            if let Some(asked) = understood(&core, kind, &message) {
-                core.model.decoded.add(nanos(arrived.elapsed()), 1);
-                return enqueue(&core, message, asked, arrived, call, respond);
+            if let Some((asked, served)) = understood(&core, kind, &message) {
+                served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
+                return enqueue(&core, message, asked, served, arrived, call, respond);
             }
             let answer = core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
             let outcome = tokio::select! {
@@ -137,20 +151,23 @@ async fn unary(call: Call, mut respond: SendResponse<Bytes>, mut messages: Messa
     }
 }
 
-/// The request, where it is one for the model that leaves no doubt.
-fn understood(core: &Core, kind: Kind, message: &Message) -> Option<Asked> {
-    match kind {
-        Kind::Predict | Kind::PredictStream => asked::predict(message, &core.serves),
-        Kind::Infer => asked::infer(message, &core.serves, false),
-        Kind::InferStream => asked::infer(message, &core.serves, true),
-        _ => None,
-    }
+/// The request and the model that answers it, which serves now; where it is a request that leaves no doubt.
+fn understood(core: &Core, kind: Kind, message: &Message) -> Option<(Asked, Arc<Served>)> {
+    let read: fn(&Message, &Serves) -> Option<Asked> = match kind {
+        Kind::Predict | Kind::PredictStream => asked::predict,
+        Kind::Infer => |message, serves| asked::infer(message, serves, false),
+        Kind::InferStream => |message, serves| asked::infer(message, serves, true),
+        _ => return None,
+    };
+    let served = core.served.get();
+    Some((read(message, &served.serves)?, served))
 }
 
 fn enqueue(
     core: &Arc<Core>,
     message: Message,
     asked: Asked,
+    served: Arc<Served>,
     arrived: Instant,
     call: Call,
     respond: SendResponse<Bytes>,
@@ -158,7 +175,7 @@ fn enqueue(
     let Asked { span, images, form } = asked;
     let deadline = call.deadline;
     let reply = Reply::Unary { respond, call, form, arrived };
-    core.line.push(Item { message, span, images, since: Instant::now(), deadline, reply }, &core.model);
+    core.line.push(Item { message, span, images, since: Instant::now(), deadline, served, reply }, &core.model);
 }
 
 pub fn framed(message: &[u8]) -> Bytes {
@@ -248,7 +265,7 @@ impl Stream {
     /// A stream is no reason to refuse its own messages: it is read as far as the line has room.
     fn may_read_ahead(&self) -> bool {
         let core = &self.call.core;
-        let is_within = self.due.images < BATCHES_AHEAD * core.serves.max_batch && core.line.has_room_ahead();
+        let is_within = self.due.images < BATCHES_AHEAD * core.limits.max_batch && core.line.has_room_ahead();
         !self.in_doubt && (self.due.is_empty() || is_within)
     }
 
@@ -256,14 +273,14 @@ impl Stream {
         let call = &self.call;
         call.route.counts.received.add(1);
         let arrived = Instant::now();
-        if let Some(asked) = understood(&call.core, call.route.kind, &message) {
-            call.core.model.decoded.add(nanos(arrived.elapsed()), 1);
+        if let Some((asked, served)) = understood(&call.core, call.route.kind, &message) {
+            served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
             let Asked { span, images, form } = asked;
             let (sender, receiver) = oneshot::channel();
             self.due.push(receiver, images);
             let reply = Reply::Stream { sender, form, arrived };
             let (core, deadline) = (&call.core, call.deadline);
-            core.line.push(Item { message, span, images, since: Instant::now(), deadline, reply }, &core.model);
+            core.line.push(Item { message, span, images, since: Instant::now(), deadline, served, reply }, &core.model);
         } else {
             let answer = call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
             self.due.push(answer, 0);

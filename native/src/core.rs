@@ -1,6 +1,7 @@
 //! What every part of the transport shares: routes, the line, the counts, and the Python side.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tokio::sync::{oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 
-use crate::asked::Serves;
+use crate::access::{Digests, Stranger};
 use crate::counts;
 use crate::line::Line;
 use crate::reply::{Outcome, Trouble};
+use crate::served::{Current, Served};
 use crate::status::{self, Refusal};
 
 /// How an RPC is served.
@@ -42,6 +45,7 @@ impl Kind {
 pub struct Route {
     pub path: String,
     pub kind: Kind,
+    pub needs_token: bool,
     pub counts: counts::Rpc,
 }
 
@@ -58,14 +62,55 @@ pub async fn draining(phase: &mut watch::Receiver<Phase>) {
     drop(phase.wait_for(|phase| *phase != Phase::Serving).await);
 }
 
+/// `service.transports.limits.Limits`, whose fields these are.
+#[derive(FromPyObject)]
 pub struct Limits {
+    pub max_batch: usize,
     pub message: usize,
-    pub keepalive: Duration,
-    pub keepalive_timeout: Duration,
+    pub connections: usize,
+    pub streams: u32,
+    pub connection_age: Seconds,
+    pub connection_idle: Seconds,
+    pub headers: u32,
+    pub stall: Seconds,
+    pub keepalive: Seconds,
+    pub keepalive_timeout: Seconds,
+}
+
+/// A time that has a bound, unless it is 0.
+#[derive(Clone, Copy, Debug, FromPyObject)]
+#[pyo3(transparent)]
+pub struct Seconds(f64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(to)
+    }
+}
+
+impl Seconds {
+    pub fn bound(self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.0).ok().filter(|time| !time.is_zero())
+    }
+
+    pub fn times(self, factor: f64) -> Self {
+        Self(self.0 * factor)
+    }
+
+    /// Never where there is no bound.
+    pub async fn pass(self) {
+        match self.bound() {
+            Some(time) => tokio::time::sleep(time).await,
+            None => pending().await,
+        }
+    }
 }
 
 pub struct Core {
-    pub serves: Arc<Serves>,
+    pub served: Current<Served>,
+    pub tokens: Current<Digests>,
+    /// Nothing where connections are in plain text.
+    pub tls: Current<Option<TlsAcceptor>>,
     pub routes: HashMap<String, Arc<Route>>,
     pub ordered: Vec<Arc<Route>>,
     pub line: Line,
@@ -90,10 +135,24 @@ impl Host {
         self.0.bind(py).call_method1(intern!(py, "array"), (images,))
     }
 
-    /// Runs the model on the first images of the array.
-    pub fn predict<'py>(&self, array: &Bound<'py, PyAny>, images: usize) -> PyResult<Bound<'py, PyAny>> {
+    /// Runs a model on the first images of the array.
+    pub fn predict<'py>(
+        &self,
+        model: Option<&Py<PyAny>>,
+        array: &Bound<'py, PyAny>,
+        images: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = array.py();
-        self.0.bind(py).call_method1(intern!(py, "predict"), (array, images))
+        self.0.bind(py).call_method1(intern!(py, "predict"), (model, array, images))
+    }
+
+    /// Looks whether the files of TLS have changed; what they hold then is there when this returns.
+    pub fn look_at_tls(&self) {
+        Python::attach(|py| {
+            if let Err(error) = self.0.call_method0(py, intern!(py, "look_at_tls")) {
+                error.print(py); // those before serve on
+            }
+        });
     }
 
     /// Hands a message to the Python handler of that path; the answer comes later.
@@ -143,6 +202,7 @@ impl Host {
         match trouble {
             Trouble::Late => self.0.call_method0(py, intern!(py, "late")),
             Trouble::Stopping => self.0.call_method0(py, intern!(py, "stopping")),
+            Trouble::Stranger(who) => self.0.call_method1(py, intern!(py, "stranger"), (*who == Stranger::Silent,)),
             Trouble::Overloaded { waiting, max_waiting, retry_after } => {
                 self.0.call_method1(py, intern!(py, "overloaded"), (*waiting, *max_waiting, *retry_after))
             }

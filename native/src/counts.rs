@@ -22,6 +22,10 @@ impl Counter {
         self.0.load(Relaxed)
     }
 
+    fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
     fn take(&self) -> u64 {
         self.0.swap(0, Relaxed)
     }
@@ -124,7 +128,7 @@ impl Total {
     }
 }
 
-/// The model's own series, and Triton's statistics.
+/// The series of the model that are not of one version of it.
 #[derive(Debug)]
 pub struct Model {
     pub inference: Histogram,
@@ -136,6 +140,13 @@ pub struct Model {
     pub cancelled: Counter,
     pub late: Counter,
     pub overloaded: Counter,
+    pub unauthenticated: Counter,
+    pub last_ms: Counter,
+}
+
+/// Triton's statistics, of one version of the model.
+#[derive(Debug, Default)]
+pub struct Statistics {
     pub success: Total,
     pub fail: Total,
     pub queued: Total,
@@ -157,27 +168,15 @@ impl Model {
             cancelled: Counter::default(),
             late: Counter::default(),
             overloaded: Counter::default(),
-            success: Total::default(),
-            fail: Total::default(),
-            queued: Total::default(),
-            decoded: Total::default(),
-            ran: Total::default(),
-            encoded: Total::default(),
-            batches: Mutex::default(),
+            unauthenticated: Counter::default(),
             last_ms: Counter::default(),
         }
     }
 
-    pub fn waited(&self, time: Duration) {
-        self.queue.observe(nanos(time));
-        self.queued.add(nanos(time), 1);
-    }
-
-    /// Counts one run that answered `requests` requests; each of them took the whole of it, as in Triton.
-    pub fn ran(&self, found: &Predictions, requests: usize, time: Duration) {
-        let (ns, images) = (nanos(time), found.digits.len());
-        self.inference.observe(ns);
-        self.batch_size.observe(images as u64);
+    /// Counts one run.
+    pub fn ran(&self, found: &Predictions, time: Duration) {
+        self.inference.observe(nanos(time));
+        self.batch_size.observe(found.digits.len() as u64);
         let mut by_digit = [0u64; 10];
         for (digit, row) in found.digits.iter().zip(found.activations.chunks_exact(10)) {
             let digit = usize::from(*digit);
@@ -188,14 +187,26 @@ impl Model {
         for (counter, n) in self.digits.iter().zip(by_digit).filter(|(_, n)| *n > 0) {
             counter.add(n);
         }
+        self.last_ms.set(unix_ms());
+    }
+}
+
+impl Statistics {
+    /// Counts one run that answered `requests` requests; each of them took the whole of it, as in Triton.
+    pub fn ran(&self, images: usize, requests: usize, time: Duration) {
+        let ns = nanos(time);
         self.ran.add(ns, requests as u64);
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = batches.entry(images).or_default();
         batch.0 += 1;
         batch.1 += ns;
         drop(batches);
-        self.last_ms.0.store(u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX), Relaxed);
+        self.last_ms.set(unix_ms());
     }
+}
+
+fn unix_ms() -> u64 {
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unix_time() -> Duration {
@@ -223,10 +234,12 @@ mod tests {
     fn a_run_counts_its_images_by_digit_and_by_size() {
         let model = Model::new(&[1.0], &[1.0], &[1.0, 2.0], &[0.5, 1.0]);
         let found = Predictions { digits: vec![7, 7, 3], activations: vec![0.75; 30], ..Predictions::default() };
-        model.ran(&found, 2, Duration::from_micros(5));
+        let statistics = Statistics::default();
+        model.ran(&found, Duration::from_micros(5));
+        statistics.ran(3, 2, Duration::from_micros(5));
         assert_eq!((model.digits[7].get(), model.digits[3].get()), (2, 1));
         assert_eq!(model.confidence.read(), (vec![0, 3, 0], 2_250_000_000));
-        assert_eq!(model.ran.take(), (2, 10_000));
-        assert_eq!(model.batches.lock().unwrap().get(&3), Some(&(1, 5_000)));
+        assert_eq!(statistics.ran.take(), (2, 10_000));
+        assert_eq!(statistics.batches.lock().unwrap().get(&3), Some(&(1, 5_000)));
     }
 }

@@ -2,15 +2,19 @@
 //! interpreter. Python is asked once a batch for the predictions, and for every message that is not plainly a request
 //! for some; it says what each refusal says, and gives the counts their names.
 
+mod access;
 mod asked;
 mod call;
+mod connection;
 mod core;
 mod counts;
 mod health;
 mod line;
 mod messages;
 mod model;
+mod peer;
 mod reply;
+mod served;
 mod server;
 mod status;
 mod wire;
@@ -26,14 +30,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tokio::sync::watch;
 
+use crate::asked::Serves;
 use crate::core::{Core, Host, Kind, Limits, Phase, Route};
 use crate::line::Item;
 use crate::reply::Reply;
+use crate::served::{Current, Served};
 use crate::wire::{Message, Span};
 
 /// A server that is bound to nothing yet.
 ///
-/// `host` is asked for predictions and refusals, `routes` are (path, kind) of each RPC.
+/// `host` is asked for predictions and refusals, `routes` are (path, kind, whether it needs a token) of each RPC. Where
+/// one does, nobody is let in before the first `set_tokens`.
 #[pyclass(frozen, module = "digitserve_native")]
 struct Server {
     core: Arc<Core>,
@@ -43,20 +50,18 @@ struct Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (host, routes, *, model_name, model_version, max_batch, max_waiting, inline, max_message,
-                        keepalive, keepalive_timeout, latency_buckets, inference_buckets, batch_buckets, confidence_buckets, health_names))]
+    #[pyo3(signature = (host, routes, *, model, model_name, model_version, limits, max_waiting, inline, latency_buckets,
+                        inference_buckets, batch_buckets, confidence_buckets, health_names))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // every one by keyword, as Python has it
     fn new(
         host: Py<PyAny>,
-        routes: Vec<(String, String)>,
+        routes: Vec<(String, String, bool)>,
+        model: Py<PyAny>,
         model_name: String,
         model_version: String,
-        max_batch: usize,
+        limits: Limits,
         max_waiting: usize,
         inline: usize,
-        max_message: usize,
-        keepalive: f64,
-        keepalive_timeout: f64,
         latency_buckets: Vec<f64>,
         inference_buckets: Vec<f64>,
         batch_buckets: Vec<f64>,
@@ -65,24 +70,23 @@ impl Server {
     ) -> PyResult<Self> {
         let ordered = routes
             .into_iter()
-            .map(|(path, kind)| {
+            .map(|(path, kind, needs_token)| {
                 let kind = named(&kind)?;
-                Ok(Arc::new(Route { path, kind, counts: counts::Rpc::new(&latency_buckets) }))
+                Ok(Arc::new(Route { path, kind, needs_token, counts: counts::Rpc::new(&latency_buckets) }))
             })
             .collect::<PyResult<Vec<Arc<Route>>>>()?;
         let routes: HashMap<_, _> = ordered.iter().map(|route| (route.path.clone(), route.clone())).collect();
+        let serves = Serves { name: model_name, version: model_version, max_batch: limits.max_batch };
         let core = Core {
-            serves: Arc::new(asked::Serves { name: model_name, version: model_version, max_batch }),
+            served: Current::new(Served::new(model, serves)),
+            tokens: Current::new(access::Digests::new()),
+            tls: Current::new(None),
             routes,
             ordered,
-            line: line::Line::new(max_waiting, max_batch, inline),
+            line: line::Line::new(max_waiting, limits.max_batch, inline),
             model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
             host: Host::new(host),
-            limits: Limits {
-                message: max_message,
-                keepalive: Duration::from_secs_f64(keepalive),
-                keepalive_timeout: Duration::from_secs_f64(keepalive_timeout),
-            },
+            limits,
             phase: watch::channel(Phase::Serving).0,
             healthy: watch::channel(false).0,
             health_names,
@@ -107,6 +111,24 @@ impl Server {
         })
     }
 
+    /// Lets another model answer whoever comes from now on; those who are here are answered by the one before.
+    fn set_model(&self, model: Py<PyAny>, name: String, version: String) {
+        let serves = Serves { name, version, max_batch: self.core.limits.max_batch };
+        self.core.served.set(Served::new(model, serves));
+    }
+
+    /// Lets in calls whose token has one of these SHA-256 digests.
+    fn set_tokens(&self, digests: access::Digests) {
+        self.core.tokens.set(digests);
+    }
+
+    /// Gives connections that begin from now on TLS with these, in PEM; `ValueError` where they cannot be used.
+    fn set_tls(&self, chain: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> PyResult<()> {
+        let config = access::tls(chain, key, client_ca).map_err(PyValueError::new_err)?;
+        self.core.tls.set(Some(Arc::new(config).into()));
+        Ok(())
+    }
+
     /// Runs large batches on this thread until `close`.
     fn run_model(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.clone();
@@ -129,6 +151,7 @@ impl Server {
             images: pixels.len() / asked::PIXELS,
             since: now,
             deadline: remaining.and_then(|remaining| now.checked_add(remaining)),
+            served: self.core.served.get(),
             reply: Reply::Python(callback),
         };
         self.core.line.push(item, &self.core.model);
@@ -185,13 +208,16 @@ impl Server {
         dict.set_item("cancelled", counts.cancelled.get())?;
         dict.set_item("deadline", counts.late.get())?;
         dict.set_item("overloaded", counts.overloaded.get())?;
+        dict.set_item("unauthenticated", counts.unauthenticated.get())?;
         dict.set_item("waiting", self.core.line.images())?;
         Ok(dict)
     }
 
-    /// What Triton's statistics gained since this was last asked: each as (count, ns), and batches by size.
+    /// What Triton's statistics of the model that serves gained since this was last asked: each as (count, ns), and
+    /// batches by size.
     fn take_statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (counts, dict) = (&self.core.model, PyDict::new(py));
+        let (served, dict) = (self.core.served.get(), PyDict::new(py));
+        let counts = &served.statistics;
         for (name, total) in [
             ("success", &counts.success),
             ("fail", &counts.fail),

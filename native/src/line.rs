@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::counts;
+use crate::counts::{self, nanos};
 use crate::reply::{Reply, Trouble};
+use crate::served::Served;
 use crate::wire::{Message, Span};
 
 /// A request in line; it holds its own reply.
@@ -21,7 +22,15 @@ pub struct Item {
     pub images: usize,
     pub since: Instant,
     pub deadline: Option<Instant>,
+    /// The model that answers it: the one that served when it came.
+    pub served: Arc<Served>,
     pub reply: Reply,
+}
+
+impl Item {
+    pub fn fail(self, trouble: Trouble) {
+        self.reply.fail(trouble, &self.served.statistics);
+    }
 }
 
 pub struct Line {
@@ -76,7 +85,7 @@ impl Line {
         if waiting + item.images > self.max_waiting && !(is_small && lane.is_empty()) {
             drop(lane);
             model.overloaded.add(1);
-            return item.reply.fail(self.overloaded(waiting), model);
+            return item.fail(self.overloaded(waiting));
         }
         self.images.fetch_add(item.images, Relaxed);
         lane.push_back(item);
@@ -120,12 +129,15 @@ impl Line {
         self.large_waits.notify_all();
     }
 
-    /// The longest run of waiting requests that fits; those that left or are late cost nothing.
+    /// The longest run of waiting requests that fits and has one model; those that left or are late cost nothing.
     fn batch(&self, lane: &mut VecDeque<Item>, model: &counts::Model) -> Vec<Item> {
-        let mut batch = Vec::with_capacity(lane.len().min(self.max_batch));
+        let mut batch: Vec<Item> = Vec::with_capacity(lane.len().min(self.max_batch));
         let (mut size, now) = (0, Instant::now());
         while let Some(next) = lane.front() {
-            if size > 0 && size + next.images > self.max_batch {
+            let fits = |first: &Item| {
+                size + next.images <= self.max_batch && Arc::ptr_eq(&first.served, &next.served)
+            };
+            if !batch.first().is_none_or(fits) {
                 break;
             }
             let Some(mut item) = lane.pop_front() else { break };
@@ -134,9 +146,11 @@ impl Line {
                 model.cancelled.add(1);
             } else if item.deadline.is_some_and(|deadline| now >= deadline) {
                 model.late.add(1);
-                item.reply.fail(Trouble::Late, model);
+                item.fail(Trouble::Late);
             } else {
-                model.waited(now - item.since);
+                let waited = nanos(now - item.since);
+                model.queue.observe(waited);
+                item.served.statistics.queued.add(waited, 1);
                 size += item.images;
                 batch.push(item);
             }

@@ -1,16 +1,19 @@
 //! The gRPC messages of a call's body: five bytes of prefix each, then the message, however frames cut them.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::io::Read;
+use std::pin::Pin;
 use std::task::{ready, Context, Poll};
 
 use bytes::{Buf, Bytes};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use h2::RecvStream;
+use tokio::time::Sleep;
 
 use crate::asked::PREFIX;
-use crate::status::{Refusal, INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
+use crate::core::{Limits, Seconds};
+use crate::status::{Refusal, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
 use crate::wire::Message;
 
 /// How the caller compresses the messages that it marks so.
@@ -44,11 +47,15 @@ pub enum Broken {
 pub struct Messages {
     body: RecvStream,
     frames: Frames,
+    patience: Patience,
+    /// Between its messages a stream may rest for as long as it likes.
+    may_rest: bool,
 }
 
 impl Messages {
-    pub const fn new(body: RecvStream, encoding: Encoding, limit: usize) -> Self {
-        Self { body, frames: Frames { pieces: VecDeque::new(), len: 0, encoding, limit } }
+    pub const fn new(body: RecvStream, encoding: Encoding, limits: &Limits, may_rest: bool) -> Self {
+        let frames = Frames { pieces: VecDeque::new(), len: 0, encoding, limit: limits.message };
+        Self { body, frames, patience: Patience { time: limits.stall, since_last: None }, may_rest }
     }
 
     /// The next message; nothing at the end. May be dropped and asked again.
@@ -61,7 +68,15 @@ impl Messages {
             if let Some(message) = self.frames.take().map_err(Broken::Refused)? {
                 return Poll::Ready(Ok(Some(message)));
             }
-            match ready!(self.body.poll_data(cx)) {
+            let Poll::Ready(piece) = self.body.poll_data(cx) else {
+                if !(self.may_rest && self.frames.len == 0) {
+                    ready!(self.patience.poll_over(cx));
+                    return Poll::Ready(Err(Broken::Refused(stalled(self.patience.time))));
+                }
+                return Poll::Pending;
+            };
+            self.patience.since_last = None;
+            match piece {
                 Some(Ok(piece)) => {
                     drop(self.body.flow_control().release_capacity(piece.len()));
                     self.frames.push(piece);
@@ -71,6 +86,23 @@ impl Messages {
             }
         }
     }
+}
+
+/// How long a message that is due may leave us without another byte; where all is here at once, no timer is set.
+struct Patience {
+    time: Seconds,
+    since_last: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(time) = self.time.bound() else { return Poll::Pending };
+        self.since_last.get_or_insert_with(|| Box::pin(tokio::time::sleep(time))).as_mut().poll(cx)
+    }
+}
+
+fn stalled(time: Seconds) -> Refusal {
+    Refusal::bare(DEADLINE_EXCEEDED, format!("no byte of the message has come for {time} seconds"))
 }
 
 /// Bytes that arrived and are not yet a whole message.

@@ -27,7 +27,7 @@ pub struct Runner {
 impl Runner {
     pub fn new(core: Arc<Core>) -> PyResult<Self> {
         Python::attach(|py| {
-            let array = core.host.array(py, core.serves.max_batch)?;
+            let array = core.host.array(py, core.limits.max_batch)?;
             let pixels = PyBuffer::get(&array)?;
             if pixels.readonly() {
                 return Err(PyValueError::new_err("an array to gather pixels in must be writable"));
@@ -42,28 +42,29 @@ impl Runner {
             return;
         }
         match self.predict(&batch) {
-            Ok(found) => answer(&self.core, batch, &found),
+            Ok(found) => answer(batch, &found),
             Err(error) => Python::attach(|py| {
                 let error = Trouble::Failed(error.into_value(py).into_any());
                 for item in batch {
-                    item.reply.fail(error.duplicate(py), &self.core.model);
+                    item.fail(error.duplicate(py));
                 }
             }),
         }
     }
 
     fn predict(&mut self, batch: &[Item]) -> PyResult<Found> {
-        let core = self.core.clone();
+        let (core, served) = (self.core.clone(), batch[0].served.clone());
         let images: usize = batch.iter().map(|item| item.images).sum();
         let hidden = batch.iter().any(|item| item.reply.needs_hidden());
         let for_python = batch.iter().any(|item| matches!(item.reply, Reply::Python(_)));
         Python::attach(|py| {
             self.gather(py, batch)?;
             let began = Instant::now();
-            let object = core.host.predict(self.array.bind(py), images)?;
+            let object = core.host.predict(served.model(), self.array.bind(py), images)?;
             let took = began.elapsed();
             let predictions = read(object.cast::<PyTuple>()?, images, hidden)?;
-            core.model.ran(&predictions, batch.len(), took);
+            core.model.ran(&predictions, took);
+            served.statistics.ran(images, batch.len(), took);
             core.line.took(nanos(took), images);
             Ok(Found { predictions, object: for_python.then(|| object.unbind()) })
         })
@@ -88,13 +89,13 @@ impl Runner {
     }
 }
 
-fn answer(core: &Arc<Core>, batch: Vec<Item>, found: &Found) {
+fn answer(batch: Vec<Item>, found: &Found) {
     let mut out = BytesMut::with_capacity(batch.len() * 64);
     let mut first = 0;
     for item in batch {
         let rows = Rows { first, images: item.images };
         first += item.images;
-        item.reply.answer(core, found, rows, &mut out);
+        item.reply.answer(&item.served, found, rows, &mut out);
     }
 }
 

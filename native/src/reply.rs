@@ -10,9 +10,11 @@ use http::{HeaderMap, HeaderValue, Response};
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
 
+use crate::access::Stranger;
 use crate::asked::{put_reply, Form, Predictions, Rows};
 use crate::core::{Core, Route};
-use crate::counts::{self, nanos};
+use crate::counts::{nanos, Statistics};
+use crate::served::Served;
 use crate::status::{self, Refusal};
 
 /// Why the model gave no answer; Python makes the sentence.
@@ -21,6 +23,7 @@ pub enum Trouble {
     Late,
     Overloaded { waiting: usize, max_waiting: usize, retry_after: f64 },
     Stopping,
+    Stranger(Stranger),
     Failed(Py<PyAny>),
 }
 
@@ -29,6 +32,7 @@ impl Trouble {
         match self {
             Self::Late => Self::Late,
             Self::Stopping => Self::Stopping,
+            Self::Stranger(who) => Self::Stranger(*who),
             Self::Overloaded { waiting, max_waiting, retry_after } => {
                 Self::Overloaded { waiting: *waiting, max_waiting: *max_waiting, retry_after: *retry_after }
             }
@@ -128,18 +132,19 @@ impl Reply {
     }
 
     /// Sends these rows of what was found; `out` is room to write in that a batch shares.
-    pub fn answer(self, core: &Arc<Core>, found: &Found, rows: Rows, out: &mut BytesMut) {
+    pub fn answer(self, served: &Served, found: &Found, rows: Rows, out: &mut BytesMut) {
         let began = Instant::now();
+        let Served { serves, statistics, .. } = served;
         match self {
             Self::Unary { respond, call, form, arrived } => {
-                put_reply(out, &form, &found.predictions, rows, &core.serves);
-                count_success(&core.model, arrived, began);
+                put_reply(out, &form, &found.predictions, rows, serves);
+                count_success(statistics, arrived, began);
                 call.route.counts.sent.add(1);
                 send(respond, out.split().freeze(), call.succeed());
             }
             Self::Stream { sender, form, arrived } => {
-                put_reply(out, &form, &found.predictions, rows, &core.serves);
-                count_success(&core.model, arrived, began);
+                put_reply(out, &form, &found.predictions, rows, serves);
+                count_success(statistics, arrived, began);
                 drop(sender.send(Ok(out.split().freeze())));
             }
             Self::Python(callback) => {
@@ -155,14 +160,14 @@ impl Reply {
         }
     }
 
-    pub fn fail(self, trouble: Trouble, model: &counts::Model) {
+    pub fn fail(self, trouble: Trouble, statistics: &Statistics) {
         match self {
             Self::Unary { respond, call, arrived, .. } => {
-                model.fail.add(nanos(arrived.elapsed()), 1);
+                statistics.fail.add(nanos(arrived.elapsed()), 1);
                 send_end(respond, call.refuse(&trouble));
             }
             Self::Stream { sender, arrived, .. } => {
-                model.fail.add(nanos(arrived.elapsed()), 1);
+                statistics.fail.add(nanos(arrived.elapsed()), 1);
                 drop(sender.send(Err(trouble)));
             }
             Self::Python(callback) => Python::attach(|py| {
@@ -172,7 +177,7 @@ impl Reply {
                     Trouble::Overloaded { waiting, max_waiting, retry_after } => {
                         report(py, callback.call_method1(py, "overloaded", (waiting, max_waiting, retry_after)));
                     }
-                    Trouble::Late | Trouble::Stopping => report(py, callback.call_method0(py, "late")),
+                    Trouble::Late | Trouble::Stopping | Trouble::Stranger(_) => report(py, callback.call_method0(py, "late")),
                 }
             }),
         }
@@ -190,10 +195,10 @@ fn report(py: Python<'_>, result: PyResult<Py<PyAny>>) {
     }
 }
 
-fn count_success(model: &counts::Model, arrived: Instant, began: Instant) {
+fn count_success(statistics: &Statistics, arrived: Instant, began: Instant) {
     let now = Instant::now();
-    model.encoded.add(nanos(now - began), 1);
-    model.success.add(nanos(now - arrived), 1);
+    statistics.encoded.add(nanos(now - began), 1);
+    statistics.success.add(nanos(now - arrived), 1);
 }
 
 pub fn head() -> Response<()> {

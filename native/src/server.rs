@@ -5,28 +5,17 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use h2::server::Builder;
-use h2::{Ping, PingPong};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
-use tokio::sync::oneshot;
 use tokio::task::{yield_now, JoinSet};
 
-use crate::call;
+use crate::connection;
 use crate::core::{draining, Core, Phase};
 use crate::model::Runner;
 
 const BACKLOG: u32 = 1024;
-/// What a peer may send before it is read: room for a large message and a deep line of small ones.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-const FRAME: u32 = 64 << 10;
-const HEADERS: u32 = 16 << 10;
-const STREAMS: u32 = 4096;
-/// Callers that set deadlines reset streams in good faith, as many as they have.
-const RESETS: usize = 4096;
-const HANDSHAKE: Duration = Duration::from_secs(20);
+/// Threads that look at the files of TLS, of which a handshake has to wait for one.
+const LOOKING: usize = 2;
 
 /// Listens on every address that the host has, all on one port; 0 takes a free one.
 pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
@@ -55,7 +44,7 @@ pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
 
 /// Serves until the phase is Draining and the last call has ended, or the grace has.
 pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(LOOKING).build()?;
     runtime.block_on(async {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
         tokio::spawn(run_small(core.clone(), runner));
@@ -89,7 +78,12 @@ async fn serve(core: Arc<Core>, listeners: Vec<TcpListener>) {
     }
     loop {
         tokio::select! {
-            Some(socket) = accepted.recv() => drop(connections.spawn(connection(core.clone(), socket))),
+            Some(socket) = accepted.recv() => {
+                while connections.try_join_next().is_some() {}
+                if connections.len() < core.limits.connections {
+                    connections.spawn(connection::serve(core.clone(), socket));
+                } // else it is closed at once
+            }
             Some(_) = connections.join_next() => {}
             () = draining(&mut phase) => break,
         }
@@ -110,60 +104,6 @@ async fn accept(listener: TcpListener, sender: tokio::sync::mpsc::Sender<TcpStre
             }
             // Out of file descriptors, most likely: others must end before the next can begin.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-}
-
-async fn connection(core: Arc<Core>, socket: TcpStream) {
-    drop(socket.set_nodelay(true));
-    let handshake = builder().handshake::<_, Bytes>(socket);
-    let Ok(Ok(mut connection)) = tokio::time::timeout(HANDSHAKE, handshake).await else { return };
-    let (dead, mut died) = oneshot::channel();
-    let pinging = connection.ping_pong().map(|ping_pong| {
-        tokio::spawn(keep_alive(ping_pong, core.limits.keepalive, core.limits.keepalive_timeout, dead))
-    });
-    let mut phase = core.phase.subscribe();
-    let mut told = false;
-    loop {
-        tokio::select! {
-            biased;
-            () = draining(&mut phase), if !told => {
-                connection.graceful_shutdown();
-                told = true;
-            }
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => drop(tokio::spawn(call::serve(core.clone(), request, respond))),
-                Some(Err(_)) | None => break,
-            },
-            Ok(()) = &mut died => break,
-        }
-    }
-    if let Some(pinging) = pinging {
-        pinging.abort();
-    }
-    // Dropped here: each of its calls that still waits sees its stream reset.
-}
-
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_header_list_size(HEADERS)
-        .max_concurrent_streams(STREAMS)
-        .max_concurrent_reset_streams(RESETS)
-        .max_pending_accept_reset_streams(RESETS);
-    builder
-}
-
-/// Finds out a peer that vanished without a word.
-async fn keep_alive(mut ping_pong: PingPong, every: Duration, within: Duration, dead: oneshot::Sender<()>) {
-    loop {
-        tokio::time::sleep(every).await;
-        if !matches!(tokio::time::timeout(within, ping_pong.ping(Ping::opaque())).await, Ok(Ok(_))) {
-            let _ = dead.send(()); // its connection has ended by itself
-            return;
         }
     }
 }

@@ -26,7 +26,7 @@ class Counts:
         self._server = server
         self._metrics = metrics
         self._rpcs = rpcs
-        self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded"), 0)
+        self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded", "unauthenticated"), 0)
         self._lock = Lock()  # two may scrape at a time
 
     def to_metrics(self) -> None:

@@ -8,9 +8,7 @@ import re
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from service.errors import CredentialsError, Unauthenticated
 
@@ -29,6 +27,17 @@ LOOK_AGAIN = 0.25
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _Stamps = tuple[tuple[int, int, int], ...]
+T = TypeVar("T")
+
+
+def missing() -> Unauthenticated:
+    """What a call hears that brings no token."""
+    return Unauthenticated("authorization: missing; expected metadata `authorization: Bearer TOKEN`")
+
+
+def unknown() -> Unauthenticated:
+    """What a call hears that brings another than ours."""
+    return Unauthenticated("authorization: not `Bearer` and a token that is known here")
 
 
 class Tokens:
@@ -41,7 +50,8 @@ class Tokens:
     def __init__(self, path: Path, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._path = path
         self._changed = _Rotation((path,), "tokens", metrics, log)
-        self._digests = _read_tokens(path)
+        self.digests = _read_tokens(path)
+        """SHA-256 of each."""
         self._looked = time.monotonic()
 
     def check(self, metadata: Iterable[tuple[str, Any]]) -> None:
@@ -49,27 +59,39 @@ class Tokens:
         self._look_again()
         presented = next((str(value) for key, value in metadata if key == "authorization"), None)
         if presented is None:
-            raise Unauthenticated("authorization: missing; expected metadata `authorization: Bearer TOKEN`")
+            raise missing()
         scheme, _, token = presented.partition(" ")
         digest = hashlib.sha256(token.encode()).digest()
         # Every digest is compared, each in constant time: how long it takes tells nothing of how near a guess was.
-        known = sum(hmac.compare_digest(digest, one) for one in self._digests)
+        known = sum(hmac.compare_digest(digest, one) for one in self.digests)
         if scheme.lower() != "bearer" or not known:
-            raise Unauthenticated("authorization: not `Bearer` and a token that is known here")
+            raise unknown()
+
+    def look(self) -> None:
+        """Take up what the file holds now, where it has changed."""
+        if (digests := self._changed.read(lambda: _read_tokens(self._path))) is not None:
+            self.digests = digests
 
     def _look_again(self) -> None:
         if time.monotonic() - self._looked < LOOK_AGAIN:
             return
         self._looked = time.monotonic()
-        if (digests := self._changed.read(lambda: _read_tokens(self._path))) is not None:
-            self._digests = digests
+        self.look()
+
+
+class Pem(NamedTuple):
+    """What the files of TLS held at one moment; without `client_ca` callers need no certificate."""
+
+    chain: bytes
+    key: bytes
+    client_ca: bytes | None
 
 
 class Tls:
     """A certificate with its key, and the CA of the callers' certificates where callers need one.
 
-    Raises CredentialsError, naming the file, for what is missing, unreadable, no PEM, mismatched or expired. Each new
-    connection gets what the files hold then; files that change to something unusable leave those before in force.
+    Each new connection gets what the files hold then; files that change to something unusable leave those before in
+    force. Raises CredentialsError, naming the file, for what is missing, unreadable, no PEM, mismatched or expired.
     """
 
     def __init__(
@@ -78,29 +100,48 @@ class Tls:
         self._files = (certificate, key, client_ca)
         self._metrics = metrics
         self._changed = _Rotation([path for path in self._files if path], "tls", metrics, log)
-        self._first = self._read()
         self._handshakes = threading.Lock()
+        self._first, expires = self._read()
+        metrics.tls_expiry.set(expires)
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """For a port of grpcio."""
-        now: Any = self._now  # grpcio's stubs leave out that None stands for no change
-        return grpc.dynamic_ssl_server_credentials(
-            self._first, now, require_client_authentication=self._files[2] is not None
-        )
+    @property
+    def needs_client_certificates(self) -> bool:
+        """Whether callers have to show one."""
+        return self._files[2] is not None
 
-    def _now(self) -> grpc.ServerCertificateConfiguration | None:
-        """What grpcio asks at each handshake, on threads of its own: a new pair, or nothing."""
+    def first(self, use: Callable[[Pem], T]) -> T:
+        """What `use`, a transport's own, makes of the files as they were at the start.
+
+        It raises ValueError for what the transport cannot use, which becomes CredentialsError.
+        """
+        return self._used(self._first, use)
+
+    def changed(self, use: Callable[[Pem], T]) -> T | None:
+        """The same of the files as they are now, or None where they are not new or no good. From any thread."""
+
+        def read() -> T:
+            pem, expires = self._read()
+            used = self._used(pem, use)
+            self._metrics.tls_expiry.set(expires)
+            return used
+
         with self._handshakes:
-            found: grpc.ServerCertificateConfiguration | None = self._changed.read(self._read)
+            found: T | None = self._changed.read(read)
         return found
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> tuple[Pem, float]:
         certificate, key, client_ca = self._files
         chain, private = _content(certificate, "--tls-cert"), _content(key, "--tls-key")
         trusted = None if client_ca is None else _content(client_ca, "--tls-client-ca")
-        expires = _rehearse(certificate, key, client_ca)
-        self._metrics.tls_expiry.set(expires)
-        return grpc.ssl_server_certificate_configuration([(private, chain)], trusted)
+        return Pem(chain, private, trusted), _rehearse(certificate, key, client_ca)
+
+    def _used(self, pem: Pem, use: Callable[[Pem], T]) -> T:
+        try:
+            return use(pem)
+        except ValueError as e:
+            certificate, key, client_ca = self._files
+            with_ca = "" if client_ca is None else f", --tls-client-ca {client_ca}"
+            raise CredentialsError(f"--tls-cert {certificate}, --tls-key {key}{with_ca}: cannot be used: {e}") from None
 
 
 class _Rotation:

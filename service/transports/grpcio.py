@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from service.handlers import Answer, Service
     from service.metrics import Metrics
-    from service.transports.credentials import Tls, Tokens
+    from service.transports.credentials import Pem, Tls, Tokens
     from service.transports.limits import Limits
 
 _NEVER_MS = 2**31 - 1
@@ -87,7 +87,7 @@ class GrpcioTransport:
     def _listen(self, address: str) -> int:
         if self._tls is None:
             return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, self._tls.credentials())
+        return self._server.add_secure_port(address, _credentials(self._tls))
 
     async def open(self) -> None:
         """Say SERVING, under the empty name and each service's."""
@@ -115,6 +115,17 @@ def _methods(service: Service) -> dict[str, Any]:
         **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
         **{name: grpc.stream_stream_rpc_method_handler(_stream(answer)) for name, answer in service.streams.items()},
     }
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    def use(pem: Pem) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
+
+    # Asked at each handshake, on threads of grpcio; its stubs leave out that None stands for no change.
+    now: Any = lambda: tls.changed(use)  # noqa: E731 (typed)
+    return grpc.dynamic_ssl_server_credentials(
+        tls.first(use), now, require_client_authentication=tls.needs_client_certificates
+    )
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

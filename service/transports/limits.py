@@ -27,6 +27,8 @@ class Limits:
     """Without an open call."""
     headers: int = 16 * 1024
     """Bytes of one call's metadata."""
+    stall: float = 60.0
+    """Without another byte of a message that is due; only the native transport sees messages before they are whole."""
     keepalive: float = 60.0
     """Between two pings that ask whether a silent peer is still there."""
     keepalive_timeout: float = 20.0

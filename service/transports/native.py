@@ -1,44 +1,42 @@
 """The thin Python side of the native transport: the wheel digitserve_native serves, this answers what it asks.
 
-HTTP/2, decoding, checks, admission, batching and encoding of the plain requests for predictions happen there. Here are
-the run of the model, once a batch; the handlers, for every other message; and what a refusal says.
+HTTP/2, decoding, checks, admission, batching and encoding of the plain requests for predictions happen there; what it
+asks of Python is in `service.transports.host`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from service.errors import AddressInUse, DeadlinePassed, ModelUnavailable, Overloaded, ServiceError
-from service.handlers.predicting import PIXELS
+from service.errors import AddressInUse
 from service.metrics import BATCH_BUCKETS, CONFIDENCE_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS, Rpc, RpcMetrics
 from service.transports.address import check_free
 from service.transports.counts import Counts, move_statistics
-from service.transports.status import code_name, to_status
+from service.transports.credentials import LOOK_AGAIN
+from service.transports.host import Host, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from structlog.typing import FilteringBoundLogger
 
     from service.handlers import Answer, Service
     from service.metrics import Metrics
-    from service.model import Model, Pixels, Predictions
+    from service.model import Model, ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
+    from service.transports.credentials import Pem, Tls, Tokens
     from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
-SHORTEST_RETRY = 0.01
 _HOT = {
     "/digits.v1.DigitService/Predict": "predict",
     "/digits.v1.DigitService/PredictStream": "predict-stream",
@@ -57,17 +55,31 @@ class NativeBatcher:
     """The native line as Python handlers see it, in the place of `service.batcher.Batcher`."""
 
     def __init__(self, model: Model, statistics: Statistics) -> None:
-        self.info = model.info
-        self.parameters = model.parameters
         self.model = model
         self.statistics = statistics
+        """Of that model alone."""
         self.server: Any = None
         """Set by the transport that serves."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Of the model that answers whoever comes now."""
+        return self.model.info
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of that model too."""
+        return self.model.parameters
+
+    def swap(self, model: Model, statistics: Statistics) -> None:
+        """As `Batcher.swap`: on the event loop, where Python's view of the model and the line's change in one step."""
+        self.server.set_model(model, model.info.name, model.info.version)
+        self.model, self.statistics = model, statistics
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
         """As `Batcher.predict`: the caller's own rows, DeadlinePassed or Overloaded."""
         remaining = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-        waiting = _Waiting()
+        waiting = Waiting()
         self.server.submit(pixels.tobytes(), remaining, waiting)
         return await waiting.future
 
@@ -78,7 +90,8 @@ class NativeBatcher:
 class NativeTransport:
     """Serves on threads of its own: `start` listens, `open` lets traffic in, `stop` drains.
 
-    The handlers run on the event loop that called `start`. Raises AddressInUse from there.
+    The handlers run on the event loop that called `start`. With `tokens` a call must bring one, health checks too
+    unless `open_health`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
     """
 
     def __init__(
@@ -86,22 +99,25 @@ class NativeTransport:
         services: Sequence[Service],
         batcher: NativeBatcher,
         metrics: Metrics,
-        statistics: Statistics,
         log: FilteringBoundLogger,
         *,
         limits: Limits,
         max_waiting: int,
         inline: int,
         with_reflection: bool,
+        tls: Tls | None = None,
+        tokens: Tokens | None = None,
+        open_health: bool = True,
     ) -> None:
         rpcs: list[RpcMetrics] = []
         answers: dict[str, Answer] = {}
-        routes: list[tuple[str, str]] = []
+        routes: list[tuple[str, str, bool]] = []
 
         def add(rpc: Rpc, kind: str, answer: Answer | None = None) -> None:
             rpcs.append(RpcMetrics(metrics, rpc))
             path = rpcs[-1].method
-            routes.append((path, _HOT.get(path, kind)))
+            is_open = tokens is None or (open_health and rpc.grpc_service == health.SERVICE_NAME)
+            routes.append((path, _HOT.get(path, kind), not is_open))
             if answer is not None:
                 answers[path] = answer
 
@@ -116,27 +132,32 @@ class NativeTransport:
         if with_reflection:
             reflect = _reflecting((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
             add(Rpc("bidi_stream", reflection.SERVICE_NAME, "ServerReflectionInfo"), "stream", reflect)
-        self._host = _Host(batcher.model, answers, self._settle_statistics, log)
-        self._statistics = statistics
+        self._batcher, self._tls, self._tokens = batcher, tls, tokens
+        self._host = Host(
+            answers, log, before_answer=self._settle_statistics, look_at_tls=self._look_at_tls
+        )
         self._server = batcher.server = import_module(WHEEL).Server(
             self._host,
             routes,
+            model=batcher.model,
             model_name=batcher.info.name,
             model_version=batcher.info.version,
-            max_batch=limits.max_batch,
+            limits=limits,
             max_waiting=max_waiting,
             inline=inline,
-            max_message=limits.message,
-            keepalive=limits.keepalive,
-            keepalive_timeout=limits.keepalive_timeout,
             latency_buckets=LATENCY_BUCKETS,
             inference_buckets=INFERENCE_BUCKETS,
             batch_buckets=BATCH_BUCKETS,
             confidence_buckets=CONFIDENCE_BUCKETS,
             health_names=["", *names],
         )
+        if tls is not None:
+            tls.first(self._use)
+        if tokens is not None:
+            self._server.set_tokens(tokens.digests)
         metrics.waiting_limit.set(max_waiting)
         metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
+        self._following: asyncio.Task[None] | None = None
         self._threads = [
             Thread(target=self._server.run, name="native", daemon=True),
             Thread(target=self._server.run_model, name="native-model", daemon=True),
@@ -152,6 +173,8 @@ class NativeTransport:
             raise AddressInUse(f"cannot listen on {host} port {port}: {e}") from e
         for thread in self._threads:
             thread.start()
+        if self._tokens is not None:
+            self._following = asyncio.create_task(self._follow(self._tokens))
         return bound
 
     async def open(self) -> None:
@@ -170,117 +193,28 @@ class NativeTransport:
         await asyncio.to_thread(serving.join)
         self._server.close()
         await asyncio.to_thread(running.join)
+        if self._following is not None:
+            self._following.cancel()
+
+    async def _follow(self, tokens: Tokens) -> None:
+        """Take up the tokens that the file holds, for as long as the server runs."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN)
+            before = tokens.digests
+            tokens.look()
+            if tokens.digests is not before:
+                self._server.set_tokens(tokens.digests)
+
+    def _look_at_tls(self) -> None:
+        if self._tls is not None:
+            self._tls.changed(self._use)
+
+    def _use(self, pem: Pem) -> bool:
+        self._server.set_tls(*pem)
+        return True
 
     def _settle_statistics(self) -> None:
-        move_statistics(self._server.take_statistics(), self._statistics)
-
-
-class _Host:
-    """What the wheel calls, on threads of its own; the handlers run on `loop`."""
-
-    def __init__(
-        self,
-        model: Model,
-        answers: dict[str, Answer],
-        before_answer: Callable[[], None],
-        log: FilteringBoundLogger,
-    ) -> None:
-        self.loop: asyncio.AbstractEventLoop
-        self._model = model
-        self._answers = answers
-        self._before_answer = before_answer
-        self._log = log
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def array(self, images: int) -> Pixels:
-        """Where a thread gathers its batches, (images, 784)."""
-        return np.zeros((images, PIXELS), np.uint8)
-
-    def predict(self, pixels: Pixels, images: int) -> Predictions:
-        """One run of the model on the first so many images."""
-        return self._model.predict(pixels[:images])
-
-    def ask(self, path: str, message: bytes, remaining: float | None, reply: Any) -> None:
-        """Let the handler answer `reply`; `remaining` is in seconds."""
-        deadline = float("inf") if remaining is None else time.monotonic() + remaining
-        self.loop.call_soon_threadsafe(self._begin, path, message, deadline, reply)
-
-    def _begin(self, path: str, message: bytes, deadline: float, reply: Any) -> None:
-        task = self.loop.create_task(self._answer(path, message, deadline, reply))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer(self, path: str, message: bytes, deadline: float, reply: Any) -> None:
-        if reply.is_gone():
-            return
-        self._before_answer()
-        try:
-            reply.answer(await self._answers[path](message, deadline))
-        except Exception as error:  # noqa: BLE001 (whatever failed, its caller must hear of it)
-            reply.fail(error)
-
-    def refuse(self, path: str, request_id: str | None, error: Exception) -> tuple[int, str, bytes, str]:
-        """What the caller of `path` hears of an error: code, sentence, details and request id; the log hears too."""
-        status, request_id = to_status(error), request_id or uuid.uuid4().hex
-        about = {"method": path, "code": code_name(status.code), "request_id": request_id}
-        if isinstance(error, ServiceError):
-            self._log.warning("refused", reason=str(error), **about)
-        else:
-            self._log.error("failed", exc_info=error, **about)
-        return status.code, status.message, status.SerializeToString(), request_id
-
-    def sentence(self, error: Exception) -> str | None:
-        """What a refusal within a stream says; nothing where it is a fault of ours."""
-        return str(error) if isinstance(error, ServiceError) else None
-
-    def late(self) -> Exception:
-        """The error of a request whose time has run out in the line."""
-        return late()
-
-    def overloaded(self, waiting: int, max_waiting: int, retry_after: float) -> Exception:
-        """The error of a request that found the line full."""
-        return overloaded(waiting, max_waiting, retry_after)
-
-    def stopping(self) -> Exception:
-        """The error of a stream that a drain ends."""
-        return ModelUnavailable("the server is stopping: open the stream again elsewhere")
-
-
-class _Waiting:
-    """A Python caller in the native line; told from other threads how it went."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Predictions] = self._loop.create_future()
-
-    def done(self, rows: Predictions | None, error: Exception | None) -> None:
-        self._loop.call_soon_threadsafe(self._settle, rows, error)
-
-    def late(self) -> None:
-        self.done(None, late())
-
-    def overloaded(self, waiting: int, max_waiting: int, retry_after: float) -> None:
-        self.done(None, overloaded(waiting, max_waiting, retry_after))
-
-    def _settle(self, rows: Predictions | None, error: Exception | None) -> None:
-        if self.future.done():
-            return
-        if rows is not None:
-            self.future.set_result(rows)
-        else:
-            assert error is not None
-            self.future.set_exception(error)
-
-
-def late() -> DeadlinePassed:
-    """As the batcher says it."""
-    return DeadlinePassed("the deadline passed before the model could run")
-
-
-def overloaded(waiting: int, max_waiting: int, retry_after: float) -> Overloaded:
-    """As the batcher says it."""
-    sentence = f"{waiting} images wait already; at most {max_waiting} may"
-    return Overloaded(sentence, max(SHORTEST_RETRY, retry_after))
+        move_statistics(self._server.take_statistics(), self._batcher.statistics)
 
 
 def _reflecting(names: Sequence[str]) -> Answer:

@@ -1,0 +1,171 @@
+//! One connection, from its handshake to its end, and who ends it: a drain, its age, nothing to do, or its conduct.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection};
+use h2::{Ping, PingPong, Reason};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::call;
+use crate::core::{draining, Core, Limits};
+use crate::peer::{Conduct, Peer, Socket};
+
+/// What a peer may send before it is read: room for a large message and a deep line of small ones.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const FRAME: u32 = 64 << 10;
+/// Callers that set deadlines reset streams in good faith, as many as they have.
+const RESETS: usize = 4096;
+const HANDSHAKE: Duration = Duration::from_secs(20);
+/// What one who is told to go has to take the last word.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Why a connection should end.
+enum End {
+    /// Once the calls on it have ended.
+    OfAge,
+    /// As it is, unless there are calls on it.
+    Idle,
+    PingsTooOften,
+    /// Its peer does not answer.
+    Gone,
+}
+
+/// Serves the calls of one connection until it ends.
+pub async fn serve(core: Arc<Core>, socket: TcpStream) {
+    let conduct = Arc::new(Conduct::default());
+    let handshake = async {
+        let peer = Peer::new(secured(&core, socket).await?, conduct.clone());
+        builder(&core.limits).handshake::<_, Bytes>(peer).await.ok()
+    };
+    let Ok(Some(mut connection)) = timeout(HANDSHAKE, handshake).await else { return };
+    let (ends, mut ended) = mpsc::channel(1);
+    let watching = connection.ping_pong().map(|ping_pong| {
+        let core = core.clone();
+        tokio::spawn(async move { watch(&core.limits, ping_pong, &conduct, &ends).await })
+    });
+    let mut phase = core.phase.subscribe();
+    let mut told = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = draining(&mut phase), if !told => {
+                connection.graceful_shutdown();
+                told = true;
+            }
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => drop(tokio::spawn(call::serve(core.clone(), request, respond))),
+                Some(Err(_)) | None => break,
+            },
+            Some(end) = ended.recv() => match end {
+                End::Idle if connection.has_streams() => {}
+                End::Idle | End::OfAge => connection.graceful_shutdown(),
+                End::PingsTooOften => {
+                    calm_down(connection).await;
+                    break;
+                }
+                End::Gone => break,
+            },
+        }
+    }
+    if let Some(watching) = watching {
+        watching.abort();
+    }
+    // The connection is dropped here: each of its calls that still waits sees its stream reset.
+}
+
+/// The socket, under TLS where that is asked for, with what its files hold now.
+async fn secured(core: &Arc<Core>, socket: TcpStream) -> Option<Socket> {
+    drop(socket.set_nodelay(true));
+    if core.tls.get().is_none() {
+        return Some(Socket::Plain(socket));
+    }
+    let looking = core.clone();
+    tokio::task::spawn_blocking(move || looking.host.look_at_tls()).await.ok()?;
+    let acceptor = core.tls.get().as_ref().clone()?;
+    Some(Socket::Tls(Box::new(acceptor.accept(socket).await.ok()?)))
+}
+
+fn builder(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(limits.headers)
+        .max_concurrent_streams(limits.streams)
+        .max_concurrent_reset_streams(RESETS)
+        .max_pending_accept_reset_streams(RESETS);
+    builder
+}
+
+/// Tells one who pings too often to go, and goes.
+async fn calm_down(mut connection: Connection<Peer, Bytes>) {
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    drop(timeout(LAST_WORD, async { while connection.accept().await.is_some() {} }).await);
+}
+
+/// Says when a connection should end.
+async fn watch(limits: &Limits, ping_pong: PingPong, conduct: &Conduct, ends: &mpsc::Sender<End>) {
+    tokio::join!(
+        async {
+            keep_alive(ping_pong, limits).await;
+            drop(ends.send(End::Gone).await); // of no use to a connection that has ended
+        },
+        async {
+            limits.connection_age.times(a_tenth_more_or_less()).pass().await;
+            drop(ends.send(End::OfAge).await);
+        },
+        async {
+            let mut before = 0;
+            loop {
+                limits.connection_idle.pass().await;
+                let now = conduct.headers.load(Relaxed);
+                if now == before {
+                    drop(ends.send(End::Idle).await);
+                }
+                before = now;
+            }
+        },
+        async {
+            conduct.pings_too_often.notified().await;
+            drop(ends.send(End::PingsTooOften).await);
+        },
+    );
+}
+
+/// A factor for ages, so that callers of many servers do not all come back at once.
+fn a_tenth_more_or_less() -> f64 {
+    #[allow(clippy::cast_precision_loss)] // a fraction, however exact
+    let random = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+    0.9 + 0.2 * random
+}
+
+/// Returns where a peer has vanished without a word.
+async fn keep_alive(mut ping_pong: PingPong, limits: &Limits) {
+    loop {
+        limits.keepalive.pass().await;
+        tokio::select! {
+            answer = ping_pong.ping(Ping::opaque()) => if answer.is_err() { return },
+            () = limits.keepalive_timeout.pass() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_spread_by_a_tenth() {
+        let ages: Vec<_> = (0..100).map(|_| a_tenth_more_or_less()).collect();
+        assert!(ages.iter().all(|age| (0.9..=1.1).contains(age)));
+        assert!(ages.iter().any(|age| *age < 0.98) && ages.iter().any(|age| *age > 1.02));
+    }
+}
