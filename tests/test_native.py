@@ -92,9 +92,7 @@ async def running(**limits: int) -> AsyncIterator[Running]:
     services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
     metrics = Metrics(registry)
-    transport = NativeTransport(
-        services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes
-    )
+    transport = NativeTransport(services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes)
     port = await transport.start("127.0.0.1", 0)
     await transport.open()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:

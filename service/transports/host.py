@@ -1,4 +1,4 @@
-"""What the native transport asks of Python, on threads of its own: the model's runs, the handlers, what refusals say."""
+"""What the native transport asks of Python, on its own threads: the model's runs, the handlers, what refusals say."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Host:
         """The error of a stream that a drain ends."""
         return ModelUnavailable("the server is stopping: open the stream again elsewhere")
 
-    def stranger(self, is_silent: bool) -> Exception:  # noqa: FBT001 (called from Rust)
+    def stranger(self, is_silent: bool) -> Exception:
         """The error of a call without a token, or with another than ours."""
         return credentials.missing() if is_silent else credentials.unknown()
 
@@ -110,12 +110,15 @@ class Waiting:
         self.future: asyncio.Future[Predictions] = self._loop.create_future()
 
     def done(self, rows: Predictions | None, error: Exception | None) -> None:
+        """The caller's own rows, or the error of the run."""
         self._loop.call_soon_threadsafe(self._settle, rows, error)
 
     def late(self) -> None:
+        """The deadline passed before the run."""
         self.done(None, late())
 
     def overloaded(self, waiting: int, max_waiting: int, retry_after: float) -> None:
+        """The line was full."""
         self.done(None, overloaded(waiting, max_waiting, retry_after))
 
     def _settle(self, rows: Predictions | None, error: Exception | None) -> None:

@@ -133,9 +133,7 @@ class NativeTransport:
             reflect = _reflecting((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
             add(Rpc("bidi_stream", reflection.SERVICE_NAME, "ServerReflectionInfo"), "stream", reflect)
         self._batcher, self._tls, self._tokens = batcher, tls, tokens
-        self._host = Host(
-            answers, log, before_answer=self._settle_statistics, look_at_tls=self._look_at_tls
-        )
+        self._host = Host(answers, log, before_answer=self._settle_statistics, look_at_tls=self._look_at_tls)
         self._server = batcher.server = import_module(WHEEL).Server(
             self._host,
             routes,
