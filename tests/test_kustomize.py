@@ -1,4 +1,4 @@
-"""What kustomize makes of deploy/kubernetes: each overlay whole, against published schemas and the service's options."""
+"""What kustomize makes of deploy/kubernetes: overlays, held whole to published schemas and the service's options."""
 
 from __future__ import annotations
 
