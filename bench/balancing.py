@@ -65,10 +65,11 @@ class Outcome:
     came: npt.NDArray[np.float64]
     took: npt.NDArray[np.float64]
     replica: npt.NDArray[np.int64]
+    sent: npt.NDArray[np.int64]
+    """Calls by the replica that they were sent to, answered or still waiting at the end."""
     seconds: float
     mean_in_system: float
     """Calls waiting or being answered, averaged over the time after the warm-up."""
-    replicas: int
 
     @property
     def rate(self) -> float:
@@ -78,14 +79,14 @@ class Outcome:
     @property
     def shares(self) -> npt.NDArray[np.float64]:
         """Of the calls answered, by replica."""
-        return np.bincount(self.replica, minlength=self.replicas) / max(1, len(self.replica))
+        return np.bincount(self.replica, minlength=len(self.sent)) / max(1, len(self.replica))
 
     def shares_over_time(self, window: float) -> npt.NDArray[np.float64]:
         """Of the calls that came in each window, by window and replica."""
         if not len(self.came):
-            return np.zeros((0, self.replicas))
+            return np.zeros((0, len(self.sent)))
         windows = (self.came // window).astype(np.int64)
-        counts = np.zeros((int(windows.max()) + 1, self.replicas))
+        counts = np.zeros((int(windows.max()) + 1, len(self.sent)))
         np.add.at(counts, (windows, self.replica), 1)
         return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
 
@@ -123,6 +124,7 @@ class Simulation:
             for _ in range(scene.clients)
         ]
         self._answered: list[tuple[float, float, int]] = []
+        self._sent = np.zeros(scene.replicas, np.int64)
         self._in_system = 0
         self._area = 0.0
 
@@ -140,9 +142,9 @@ class Simulation:
             came=answered[:, 0],
             took=answered[:, 1],
             replica=answered[:, 2].astype(np.int64),
+            sent=self._sent,
             seconds=counted,
             mean_in_system=self._area / counted,
-            replicas=self._scene.replicas,
         )
 
     def _set_up(self) -> None:
@@ -177,6 +179,7 @@ class Simulation:
         client = self._clients[number]
         chosen = self._choose(client)
         client.open_calls[chosen] += 1
+        self._sent[chosen] += self._now >= self._scene.warm_up
         self._in_system += 1
         self._replicas[chosen].line.append((number, self._now))
         if not self._replicas[chosen].busy:
