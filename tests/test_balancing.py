@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,3 +161,10 @@ def test_a_new_replica_has_its_share_once_connections_have_grown_old_and_not_bef
     assert share("pick_first", 200, 300, age=60.0) == pytest.approx(0.25, abs=0.08)
     assert share("round_robin", 140, 300, age=60.0) == pytest.approx(0.25, abs=0.02)
     assert share("round_robin", 63, 300, resolves=1.0) == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_tables_of_the_docs_are_what_the_simulation_gives() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/balancing_report.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

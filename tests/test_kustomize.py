@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from typing import TYPE_CHECKING
 
 import pytest
+from conftest import ROOT
 from manifests import BUILT, NEWEST, OLDEST, builder, built, container, mistakes, one
 
 from service.config import Settings, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     builder() is None, reason="needs kustomize or kubectl: go install sigs.k8s.io/kustomize/kustomize/v5@latest"
@@ -69,3 +75,17 @@ def test_a_gpu_is_asked_for_once_a_replica_and_the_option_is_given_where_there_i
     (config,) = [m for m in built("overlays/gpu") if m["kind"] == "ConfigMap"]
     expected = "cuda" if "provider" in Settings.model_fields else None
     assert config["data"].get("DIGITS_PROVIDER") == expected, "overlays/gpu merges DIGITS_PROVIDER=cuda"
+
+
+def test_the_overlay_of_the_guide_is_built_and_says_what_the_guide_says(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.DOTALL)
+    written = example.replace("../deploy", os.path.relpath(ROOT / "deploy", tmp_path))
+    (tmp_path / "kustomization.yaml").write_text(written)
+    manifests = built(str(tmp_path))
+    assert [mistake for manifest in manifests for mistake in mistakes(manifest)] == []
+    deployment = one(manifests, "Deployment")
+    (config,) = [m for m in manifests if m["kind"] == "ConfigMap"]
+    assert deployment["metadata"]["namespace"] == "digits"
+    assert f"--out={config['data']['DIGITS_MODEL']}" in container(deployment, "export")["args"]
+    assert container(deployment)["image"].startswith("ghcr.io/you/")
+    assert one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] == 100
