@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc import aio
@@ -39,6 +39,20 @@ _TYPES = {
     (True, True): "bidi_stream",
 }
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Counted(Protocol):
+    """What counts one call, as `RpcMetrics` does."""
+
+    method: str
+
+    def start(self) -> float:
+        """Count its beginning; give what this returns to `finish`."""
+        ...
+
+    def finish(self, started: float, code: str, request_id: str) -> None:
+        """Count its end."""
+        ...
 
 
 class Observer:
@@ -112,7 +126,7 @@ class Observer:
 
         return call
 
-    async def _observe(self, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
+    async def _observe(self, rpc: Counted, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
         request_id = _request_id(context)
@@ -146,15 +160,19 @@ class Observer:
             raise
 
     async def _refuse(self, error: Exception, status: Status, method: str, context: Any, request_id: str) -> None:
-        self._report(error, method, code_name(status.code), request_id)
+        self._report(error, method, code_name(status.code), self._names(request_id))
         trailing = ((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString()))
         await context.abort(_STATUS_CODES[status.code], status.message, trailing)
 
-    def _report(self, error: Exception, method: str, code: str, request_id: str) -> None:
+    def _report(self, error: Exception, method: str, code: str, names: dict[str, str]) -> None:
         if isinstance(error, ServiceError):
-            self._log.warning("refused", method=method, code=code, reason=str(error), request_id=request_id)
+            self._log.warning("refused", method=method, code=code, reason=str(error), **names)
         else:
-            self._log.error("failed", method=method, code=code, request_id=request_id, exc_info=error)
+            self._log.error("failed", method=method, code=code, exc_info=error, **names)
+
+    def _names(self, request_id: str) -> dict[str, str]:
+        """What the log calls a call, so that it is found from elsewhere."""
+        return {"request_id": request_id}
 
 
 class _Stream:

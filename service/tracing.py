@@ -1,0 +1,306 @@
+"""Traces of requests by OpenTelemetry, sent by OTLP: the one module that knows either, imported where it is asked for.
+
+Names and attributes follow the semantic conventions for RPC servers, https://opentelemetry.io/docs/specs/semconv/rpc/,
+in their stable form. Spans are handed to a thread that sends them in batches. The line to it is bounded, so that a
+collector that is slow or gone costs spans, which are counted, and never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, format_trace_id, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from service.errors import ServiceError, StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import Span, Tracer
+    from structlog.typing import FilteringBoundLogger
+
+    from service.metrics import Metrics
+
+R = TypeVar("R")
+
+LINE = 4096
+"""Finished spans that may wait to be sent; one more is dropped."""
+
+MESSAGES = 128
+"""Messages of one stream that get spans; the SDK bounds the events of a span by the same number."""
+
+LONGEST_FLUSH = 3.0
+"""Seconds that a stop gives the spans in line, within its grace."""
+
+FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""The statuses that make a server's span an error by the conventions; the others are mistakes of its caller."""
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class Part:
+    """A span in progress and what happens under it: a call, or one message of a stream."""
+
+    def __init__(self, tracer: Tracer | None, span: Span, *, streaming: bool = False, known: bool = False) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._streaming = streaming
+        self._messages = 0
+        self.recorded = span.is_recording()
+        self._context = set_span_in_context(span, Context()) if self.recorded else None
+        trace_id = span.get_span_context().trace_id
+        self._trace_id = format_trace_id(trace_id) if trace_id and (known or self.recorded) else ""
+
+    @property
+    def trace_id(self) -> str:
+        """For the log: of the trace that is recorded, or that the caller named; else nothing."""
+        return self._trace_id
+
+    @property
+    def recorded_trace_id(self) -> str:
+        """For exemplars, which lead to a trace: nothing where none is recorded."""
+        return self._trace_id if self.recorded else ""
+
+    def note(self, **attributes: str | int) -> None:
+        """Set attributes of our own, `digits.` before their names."""
+        for name, value in attributes.items():
+            self._span.set_attribute(f"digits.{name}", value)
+
+    def step(
+        self,
+        name: str,
+        began: int,
+        ended: int,
+        error: BaseException | None = None,
+        attributes: Mapping[str, str | int] | None = None,
+    ) -> None:
+        """Record a step that is over, with what it raised; times are nanoseconds of Unix time."""
+        assert self._tracer is not None
+        span = self._tracer.start_span(name, self._context, attributes=attributes, start_time=began)
+        if error is not None:
+            _failed(span, error)
+        span.end(ended)
+
+    def timed(self, name: str, work: Callable[[], R]) -> R:
+        """What `work` gives, recorded as a step."""
+        began, error = time.time_ns(), None
+        try:
+            return work()
+        except Exception as e:
+            error = e
+            raise
+        finally:
+            self.step(name, began, time.time_ns(), error)
+
+    @contextmanager
+    def message(self) -> Iterator[Part]:
+        """What one message's steps belong to: the call, or in a stream a span of the message's own."""
+        if not self._streaming:
+            yield self
+            return
+        self._messages += 1
+        self.note(messages=self._messages)
+        if self._messages > MESSAGES:
+            yield NOTHING
+            return
+        assert self._tracer is not None
+        span = self._tracer.start_span("message", self._context, attributes={"digits.message": self._messages})
+        try:
+            with _within(Part(self._tracer, span)) as part:
+                yield part
+        except BaseException as error:
+            _failed(span, error)
+            raise
+        finally:
+            span.end()
+
+    def end(self, status: str) -> None:
+        """The call is over, with this gRPC status as protocol buffers spell it: INVALID_ARGUMENT."""
+        self._span.set_attribute("rpc.response.status_code", status)
+        if status in FAULTS:
+            self._span.set_attribute("error.type", status)
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end()
+
+
+NOTHING = Part(None, INVALID_SPAN)
+_current: ContextVar[Part] = ContextVar("part", default=NOTHING)
+
+
+@contextmanager
+def _within(part: Part) -> Iterator[Part]:
+    token = _current.set(part)
+    try:
+        yield part
+    finally:
+        _current.reset(token)
+
+
+def _failed(span: Span, error: BaseException) -> None:
+    """A fault of ours makes an error of the span; a refusal does not, as its call's span tells which those are."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    span.set_attribute("error.type", name)
+    span.add_event("exception", {"exception.type": name, "exception.message": str(error)})
+    if isinstance(error, Exception) and not isinstance(error, ServiceError):
+        span.set_status(StatusCode.ERROR)
+
+
+class Tracing:
+    """Traces that go to `endpoint`, an OTLP receiver over gRPC such as http://localhost:4317.
+
+    `ratio` of the calls whose caller has not decided are recorded. Variables that the SDK reads by itself, such as
+    OTEL_EXPORTER_OTLP_HEADERS and OTEL_RESOURCE_ATTRIBUTES, hold; StartError where it cannot use what they say.
+    """
+
+    def __init__(
+        self, endpoint: str, ratio: float, *, version: str, metrics: Metrics, log: FilteringBoundLogger
+    ) -> None:
+        self._log = log
+        self._heard = _Heard(log)
+        logging.getLogger("opentelemetry").addHandler(self._heard)
+        logging.getLogger("opentelemetry").propagate = False
+        try:
+            self._sender = _Sender(OTLPSpanExporter(endpoint), metrics, self._heard, log)
+            self._line = _Line(self._sender, metrics)
+        except (ValueError, RuntimeError) as e:
+            raise StartError(f"--trace-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
+        ours = {"service.name": "digitserve", "service.version": version, "service.instance.id": str(uuid.uuid4())}
+        self._provider = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            resource=Resource.create(ours).merge(OTELResourceDetector().detect()),
+            shutdown_on_exit=False,
+        )
+        self._provider.add_span_processor(self._line)
+        self._tracer = self._provider.get_tracer("digitserve", version)
+
+    @contextmanager
+    def call(self, method: str, metadata: Iterable[tuple[str, Any]], *, streaming: bool) -> Iterator[Part]:
+        """Begin the span of a call of `method`, /package.Service/Method; whoever knows its status ends it."""
+        name = method.removeprefix("/")
+        parent = _parent(metadata)
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name}
+        span = self._tracer.start_span(name, parent or Context(), SpanKind.SERVER, attributes)
+        with _within(Part(self._tracer, span, streaming=streaming, known=parent is not None)) as call:
+            yield call
+
+    def current(self) -> Part:
+        """The call or message that this task answers; NOTHING outside of any."""
+        return _current.get()
+
+    async def close(self, seconds: float) -> None:
+        """Send what is in line, within so many seconds; what is left is given up."""
+        flushed = asyncio.create_task(asyncio.to_thread(self._provider.shutdown))
+        await asyncio.wait({flushed}, timeout=min(seconds, LONGEST_FLUSH))
+        if not flushed.done():
+            self._sender.shutdown()  # ends the attempt that is under way, and the waiting before the next
+        await flushed
+        logging.getLogger("opentelemetry").removeHandler(self._heard)
+        if lost := self._line.waiting + self._sender.lost:
+            self._log.warning("traces lost", spans=lost)
+
+
+def _parent(metadata: Iterable[tuple[str, Any]]) -> Context | None:
+    """What the caller says of its trace; nothing where it says nothing, or nothing that can be read."""
+    carrier: dict[str, list[str]] = {"traceparent": [], "tracestate": []}
+    for key, value in metadata:
+        if key in carrier:
+            carrier[key].append(str(value))
+    if len(carrier["traceparent"]) != 1:
+        return None
+    return _PROPAGATOR.extract(carrier, Context()) or None
+
+
+class _Sender(SpanExporter):
+    """Another exporter, whose spans are counted; the log hears when it begins to fail, and when it works again."""
+
+    def __init__(self, inner: SpanExporter, metrics: Metrics, heard: _Heard, log: FilteringBoundLogger) -> None:
+        self._inner = inner
+        self._counter = metrics.spans
+        self._heard = heard
+        self._log = log
+        self._failing = False
+        self.gone = 0
+        """Spans that were sent or given up; written by the thread that sends alone."""
+        self.lost = 0
+        """Those that were given up since the last that were sent."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send a batch."""
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._inner.export(spans)
+        finally:
+            self.gone += len(spans)
+            self._tell(len(spans), failed=result is not SpanExportResult.SUCCESS)
+        return result
+
+    def shutdown(self) -> None:
+        """Give up whatever is under way."""
+        self._inner.shutdown()
+
+    def _tell(self, spans: int, *, failed: bool) -> None:
+        self._counter.labels("failed" if failed else "sent").inc(spans)
+        self.lost = self.lost + spans if failed else 0
+        if failed and not self._failing:
+            self._log.warning("traces not sent", reason=self._heard.reason)
+        elif self._failing and not failed:
+            self._log.info("traces sent again")
+        self._failing = failed
+
+
+class _Line(SpanProcessor):
+    """The line of finished spans to the sender. The SDK's own has a bound too, and does not tell what it drops."""
+
+    def __init__(self, sender: _Sender, metrics: Metrics) -> None:
+        self._sender = sender
+        self._dropped = metrics.spans.labels("dropped")
+        self._taken = 0  # written by whoever ends spans alone: the event loop
+        self._batches = BatchSpanProcessor(sender, max_queue_size=LINE)
+
+    @property
+    def waiting(self) -> int:
+        """Spans in line."""
+        return self._taken - self._sender.gone
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """A span is over."""
+        if self.waiting >= LINE:
+            self._dropped.inc()
+            return
+        self._taken += 1
+        self._batches.on_end(span)
+
+    def shutdown(self) -> None:
+        """Send all that is in line."""
+        self._batches.shutdown()
+
+
+class _Heard(logging.Handler):
+    """What the SDK says to Python's logging: it goes to our log, or is kept as the reason of a failed attempt."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+        self.reason = "unknown"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hear one record."""
+        if record.name.startswith("opentelemetry.exporter"):
+            self.reason = record.getMessage()
+        elif not record.name.startswith("opentelemetry.sdk._shared_internal"):  # says the same once more
+            self._log.warning("tracing", reason=record.getMessage())
