@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from service.batcher import Batcher
 from service.handlers.predicting import Predictor
 from service.model import Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from service.batcher import Runnable
     from service.handlers.predicting import Batching
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from service.model import ModelInfo, Pixels
     from service.statistics import Statistics
     from service.tracing import Part, Tracing
+
+_RUN = "run that failed"
+"""Where an exception keeps it: one that Python itself raises has no weak references, by which it could be found."""
 
 
 class _Run(NamedTuple):
@@ -51,30 +53,32 @@ class _Timed(Predictions):
         return self.of(super().rows(start, stop), self.run)
 
 
-class _Runs:
-    """What the runs of a process' models are numbered by, and those that failed by what they raised."""
+class _Watched:
+    """How many requests in progress are recorded, and the numbers of the runs that are timed for them."""
 
     def __init__(self) -> None:
+        self.requests = 0
         self.numbers = itertools.count(1)
-        self.failed: WeakKeyDictionary[BaseException, _Run] = WeakKeyDictionary()
 
 
 class _TimedModel:
-    """A `service.batcher.Runnable` that tells with its answers when it ran."""
+    """A `service.batcher.Runnable` that tells with its answers, or with what it raises, when it ran, if asked to."""
 
-    def __init__(self, model: Runnable, runs: _Runs) -> None:
+    def __init__(self, model: Runnable, watched: _Watched) -> None:
         self.info = model.info
         self.parameters = model.parameters
         self._model = model
-        self._runs = runs
+        self._watched = watched
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run the images."""
-        number, began = next(self._runs.numbers), time.time_ns()
+        if not self._watched.requests:
+            return self._model.predict(pixels)
+        number, began = next(self._watched.numbers), time.time_ns()
         try:
             predictions = self._model.predict(pixels)
         except Exception as error:
-            self._runs.failed[error] = _Run(number, len(pixels), began, time.time_ns())
+            vars(error)[_RUN] = _Run(number, len(pixels), began, time.time_ns())
             raise
         return _Timed.of(predictions, _Run(number, len(pixels), began, time.time_ns()))
 
@@ -90,24 +94,28 @@ class TracedBatcher(Batcher):
         self, model: Runnable, metrics: Metrics, statistics: Statistics, *, tracing: Tracing, **limits: int
     ) -> None:
         self._tracing = tracing
-        self._runs = _Runs()
-        super().__init__(_TimedModel(model, self._runs), metrics, statistics, **limits)
+        self._watched = _Watched()
+        super().__init__(_TimedModel(model, self._watched), metrics, statistics, **limits)
 
     def swap(self, model: Runnable, statistics: Statistics) -> None:
         """As `Batcher.swap`."""
-        super().swap(_TimedModel(model, self._runs), statistics)
+        super().swap(_TimedModel(model, self._watched), statistics)
 
-    async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
+    def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Coroutine[Any, Any, Predictions]:
         """As `Batcher.predict`."""
         part = self._tracing.current()
-        if not part.recorded:
-            return await super().predict(pixels, deadline)
+        return self._predict(part, pixels, deadline) if part.recorded else super().predict(pixels, deadline)
+
+    async def _predict(self, part: Part, pixels: Pixels, deadline: float) -> Predictions:
         came, version = time.time_ns(), self.info.version
+        self._watched.requests += 1
         try:
             found = await super().predict(pixels, deadline)
         except BaseException as error:
-            self._record(part, came, self._runs.failed.get(error), version, error)
+            self._record(part, came, vars(error).get(_RUN), version, error)
             raise
+        finally:
+            self._watched.requests -= 1
         assert isinstance(found, _Timed)
         self._record(part, came, found.run, version)
         return found
@@ -134,13 +142,19 @@ class TracedPredictor(Predictor):
         super().__init__(batcher, max_batch=max_batch)
         self._tracing = tracing
 
-    async def answer(
+    def answer(
         self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions, ModelInfo], bytes]
-    ) -> bytes:
+    ) -> Coroutine[Any, Any, bytes]:
         """As `Predictor.answer`."""
         call = self._tracing.current()
-        if not call.recorded:
-            return await super().answer(decode, encode)
+        return self._answer(call, decode, encode) if call.recorded else super().answer(decode, encode)
+
+    async def _answer(
+        self,
+        call: Part,
+        decode: Callable[[], tuple[Pixels, float]],
+        encode: Callable[[Predictions, ModelInfo], bytes],
+    ) -> bytes:
         with call.message() as part:
             if not part.recorded:
                 return await super().answer(decode, encode)

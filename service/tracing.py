@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 import uuid
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -50,12 +51,13 @@ FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL",
 """The statuses that make a server's span an error by the conventions; the others are mistakes of its caller."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_FIELDS = _PROPAGATOR.fields
 
 
 class Part:
     """A span in progress and what happens under it: a call, or one message of a stream."""
 
-    def __init__(self, tracer: Tracer | None, span: Span, *, streaming: bool = False, known: bool = False) -> None:
+    def __init__(self, tracer: Tracer | None, span: Span, *, streaming: bool = False) -> None:
         self._tracer = tracer
         self._span = span
         self._streaming = streaming
@@ -63,17 +65,12 @@ class Part:
         self.recorded = span.is_recording()
         self._context = set_span_in_context(span, Context()) if self.recorded else None
         trace_id = span.get_span_context().trace_id
-        self._trace_id = format_trace_id(trace_id) if trace_id and (known or self.recorded) else ""
-
-    @property
-    def trace_id(self) -> str:
-        """For the log: of the trace that is recorded, or that the caller named; else nothing."""
-        return self._trace_id
+        self.trace_id = format_trace_id(trace_id) if trace_id else ""
 
     @property
     def recorded_trace_id(self) -> str:
         """For exemplars, which lead to a trace: nothing where none is recorded."""
-        return self._trace_id if self.recorded else ""
+        return self.trace_id if self.recorded else ""
 
     def note(self, **attributes: str | int) -> None:
         """Set attributes of our own, `digits.` before their names."""
@@ -115,7 +112,8 @@ class Part:
         self._messages += 1
         self.note(messages=self._messages)
         if self._messages > MESSAGES:
-            yield NOTHING
+            with _within(NOTHING) as part:
+                yield part
             return
         assert self._tracer is not None
         span = self._tracer.start_span("message", self._context, attributes={"digits.message": self._messages})
@@ -170,6 +168,7 @@ class Tracing:
     def __init__(
         self, endpoint: str, ratio: float, *, version: str, metrics: Metrics, log: FilteringBoundLogger
     ) -> None:
+        self._ratio = ratio
         self._log = log
         self._heard = _Heard(log)
         logging.getLogger("opentelemetry").addHandler(self._heard)
@@ -181,32 +180,38 @@ class Tracing:
             raise StartError(f"--trace-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
         ours = {"service.name": "digitserve", "service.version": version, "service.instance.id": str(uuid.uuid4())}
         self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            sampler=ParentBased(ALWAYS_ON),  # of those without a parent, `begin` has chosen by the ratio
             resource=Resource.create(ours).merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(self._line)
         self._tracer = self._provider.get_tracer("digitserve", version)
 
-    @contextmanager
-    def call(self, method: str, metadata: Iterable[tuple[str, Any]], *, streaming: bool) -> Iterator[Part]:
-        """Begin the span of a call of `method`, /package.Service/Method; whoever knows its status ends it."""
-        name = method.removeprefix("/")
+    def begin(self, method: str, metadata: Iterable[tuple[str, Any]], *, streaming: bool) -> Part | None:
+        """The span of a call of `method`, /package.Service/Method; None where nobody wants to know of it.
+
+        Let the call be answered `within` it; whoever knows its status ends it.
+        """
         parent = _parent(metadata)
+        if parent is None and random.random() >= self._ratio:  # noqa: S311 (no secret)
+            return None
+        name = method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
         span = self._tracer.start_span(name, parent or Context(), SpanKind.SERVER, attributes)
-        with _within(Part(self._tracer, span, streaming=streaming, known=parent is not None)) as call:
-            yield call
+        return Part(self._tracer, span, streaming=streaming)
 
-    def current(self) -> Part:
-        """The call or message that this task answers; NOTHING outside of any."""
-        return _current.get()
+    current = staticmethod(_current.get)
+    """The call or message that this task answers; NOTHING where that is not traced."""
+
+    within = staticmethod(_within)
+    """A context in which a part is the current one."""
 
     async def close(self, seconds: float) -> None:
         """Send what is in line, within so many seconds; what is left is given up."""
         flushed = asyncio.create_task(asyncio.to_thread(self._provider.shutdown))
         await asyncio.wait({flushed}, timeout=min(seconds, LONGEST_FLUSH))
         if not flushed.done():
+            self._heard.setLevel(logging.CRITICAL)  # or the log would hear of the shutdown once for every batch
             self._sender.shutdown()  # ends the attempt that is under way, and the waiting before the next
         await flushed
         logging.getLogger("opentelemetry").removeHandler(self._heard)
@@ -216,13 +221,11 @@ class Tracing:
 
 def _parent(metadata: Iterable[tuple[str, Any]]) -> Context | None:
     """What the caller says of its trace; nothing where it says nothing, or nothing that can be read."""
-    carrier: dict[str, list[str]] = {"traceparent": [], "tracestate": []}
+    carrier: dict[str, list[str]] = {}
     for key, value in metadata:
-        if key in carrier:
-            carrier[key].append(str(value))
-    if len(carrier["traceparent"]) != 1:
-        return None
-    return _PROPAGATOR.extract(carrier, Context()) or None
+        if key in _FIELDS:
+            carrier.setdefault(key, []).append(str(value))
+    return (_PROPAGATOR.extract(carrier, Context()) or None) if carrier else None
 
 
 class _Sender(SpanExporter):
@@ -287,7 +290,7 @@ class _Line(SpanProcessor):
 
     def shutdown(self) -> None:
         """Send all that is in line."""
-        self._batches.shutdown()
+        self._batches.shutdown()  # type: ignore[no-untyped-call] # the SDK annotates nearly all else
 
 
 class _Heard(logging.Handler):

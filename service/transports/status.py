@@ -78,4 +78,4 @@ def _go_name(name: str) -> str:
 
 
 _NAMES = {number: _go_name(name) for name, number in code_pb2.Code.items()}
-_SPELLED = {_NAMES[number]: name for name, number in code_pb2.Code.items()}
+_SPELLED: dict[str, str] = {_NAMES[number]: name for name, number in code_pb2.Code.items()}

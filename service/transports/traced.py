@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from service.metrics import RpcMetrics
 from service.transports.observed import Observer
 from service.transports.status import spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Coroutine
 
     from structlog.typing import FilteringBoundLogger
 
-    from service.metrics import Metrics, RpcMetrics
+    from service.metrics import Metrics
     from service.tracing import Part, Tracing
     from service.transports.credentials import Tokens
-    from service.transports.observed import Behaviour
+    from service.transports.observed import Behaviour, Counted
     from service.transports.streams import OpenStreams
 
-_STANDARD = "/grpc."
+_STANDARD = "grpc."
 """Health and reflection: probes come every few seconds and would bury the requests."""
 
 
@@ -38,11 +39,22 @@ class TracedObserver(Observer):
         super().__init__(metrics, streams, log, tokens=tokens, open_services=open_services)
         self._tracing = tracing
 
-    async def _observe(self, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
-        if rpc.method.startswith(_STANDARD):
-            return await super()._observe(rpc, context, behaviour, request, call)
-        streaming = rpc.rpc.grpc_type != "unary"
-        with self._tracing.call(rpc.method, context.invocation_metadata(), streaming=streaming) as part:
+    # Without `async`, here and in `service.traced`: a call that is not traced is to cost no coroutine more.
+    def _observe(
+        self, rpc: Counted, context: Any, behaviour: Behaviour, request: Any, call: Any
+    ) -> Coroutine[Any, Any, Any]:
+        assert isinstance(rpc, RpcMetrics)  # it is wrapped here and nowhere before
+        if not rpc.rpc.grpc_service.startswith(_STANDARD):
+            streaming = rpc.rpc.grpc_type != "unary"
+            part = self._tracing.begin(rpc.method, context.invocation_metadata(), streaming=streaming)
+            if part is not None:
+                return self._observe_within(part, rpc, context, behaviour, request, call)
+        return super()._observe(rpc, context, behaviour, request, call)
+
+    async def _observe_within(
+        self, part: Part, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any
+    ) -> Any:
+        with self._tracing.within(part):
             return await super()._observe(_Traced(rpc, part), context, behaviour, request, call)
 
     def _names(self, request_id: str) -> dict[str, str]:
