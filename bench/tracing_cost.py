@@ -46,7 +46,8 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 def receive() -> None:
     """A receiver on a free port, which is printed, until the process is ended."""
     server = grpc.server(ThreadPoolExecutor(1))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Receiver(), server)
+    register: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server  # generated, without annotations
+    register(Receiver(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(port, 0, flush=True)
