@@ -1,8 +1,7 @@
-"""Traces of requests by OpenTelemetry, sent by OTLP: the one module that knows either, imported where it is asked for.
+"""Traces of requests by OpenTelemetry, sent by OTLP; loaded only where they are asked for, as `service.outbox` is.
 
 Names and attributes follow the semantic conventions for RPC servers, https://opentelemetry.io/docs/specs/semconv/rpc/,
-in their stable form. Spans are handed to a thread that sends them in batches. The line to it is bounded, so that a
-collector that is slow or gone costs spans, which are counted, and never a request.
+in their stable form.
 """
 
 from __future__ import annotations
@@ -19,27 +18,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.errors import ServiceError, StartError
+from service.outbox import Heard, Line, Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import Span, Tracer
     from structlog.typing import FilteringBoundLogger
 
     from service.metrics import Metrics
 
 R = TypeVar("R")
-
-LINE = 4096
-"""Finished spans that may wait to be sent; one more is dropped."""
 
 MESSAGES = 128
 """Messages of one stream that get spans; the SDK bounds the events of a span by the same number."""
@@ -170,20 +165,19 @@ class Tracing:
     ) -> None:
         self._ratio = ratio
         self._log = log
-        self._heard = _Heard(log)
+        self._heard = Heard(log)
         logging.getLogger("opentelemetry").addHandler(self._heard)
         logging.getLogger("opentelemetry").propagate = False
         try:
-            self._sender = _Sender(OTLPSpanExporter(endpoint), metrics, self._heard, log)
-            self._line = _Line(self._sender, metrics)
-        except (ValueError, RuntimeError) as e:
+            self._sender = Sender(OTLPSpanExporter(endpoint), metrics, self._heard, log)
+            self._line = Line(self._sender, metrics)
+            self._provider = TracerProvider(
+                sampler=ParentBased(ALWAYS_ON),  # of those without a parent, `begin` has chosen by the ratio
+                resource=_resource(version),
+                shutdown_on_exit=False,
+            )
+        except Exception as e:  # each variable has an error of its own
             raise StartError(f"--trace-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
-        ours = {"service.name": "digitserve", "service.version": version, "service.instance.id": str(uuid.uuid4())}
-        self._provider = TracerProvider(
-            sampler=ParentBased(ALWAYS_ON),  # of those without a parent, `begin` has chosen by the ratio
-            resource=Resource.create(ours).merge(OTELResourceDetector().detect()),
-            shutdown_on_exit=False,
-        )
         self._provider.add_span_processor(self._line)
         self._tracer = self._provider.get_tracer("digitserve", version)
 
@@ -208,6 +202,7 @@ class Tracing:
 
     async def close(self, seconds: float) -> None:
         """Send what is in line, within so many seconds; what is left is given up."""
+        failed_before = self._sender.failed
         flushed = asyncio.create_task(asyncio.to_thread(self._provider.shutdown))
         await asyncio.wait({flushed}, timeout=min(seconds, LONGEST_FLUSH))
         if not flushed.done():
@@ -215,8 +210,14 @@ class Tracing:
             self._sender.shutdown()  # ends the attempt that is under way, and the waiting before the next
         await flushed
         logging.getLogger("opentelemetry").removeHandler(self._heard)
-        if lost := self._line.waiting + self._sender.lost:
+        if lost := self._line.waiting + self._sender.failed - failed_before:
             self._log.warning("traces lost", spans=lost)
+
+
+def _resource(version: str) -> Resource:
+    """What sends the spans: this process, unless the standard variables say otherwise."""
+    ours = {"service.name": "digitserve", "service.version": version, "service.instance.id": str(uuid.uuid4())}
+    return Resource.create(ours).merge(OTELResourceDetector().detect())
 
 
 def _parent(metadata: Iterable[tuple[str, Any]]) -> Context | None:
@@ -226,84 +227,3 @@ def _parent(metadata: Iterable[tuple[str, Any]]) -> Context | None:
         if key in _FIELDS:
             carrier.setdefault(key, []).append(str(value))
     return (_PROPAGATOR.extract(carrier, Context()) or None) if carrier else None
-
-
-class _Sender(SpanExporter):
-    """Another exporter, whose spans are counted; the log hears when it begins to fail, and when it works again."""
-
-    def __init__(self, inner: SpanExporter, metrics: Metrics, heard: _Heard, log: FilteringBoundLogger) -> None:
-        self._inner = inner
-        self._counter = metrics.spans
-        self._heard = heard
-        self._log = log
-        self._failing = False
-        self.gone = 0
-        """Spans that were sent or given up; written by the thread that sends alone."""
-        self.lost = 0
-        """Those that were given up since the last that were sent."""
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch."""
-        result = SpanExportResult.FAILURE
-        try:
-            result = self._inner.export(spans)
-        finally:
-            self.gone += len(spans)
-            self._tell(len(spans), failed=result is not SpanExportResult.SUCCESS)
-        return result
-
-    def shutdown(self) -> None:
-        """Give up whatever is under way."""
-        self._inner.shutdown()
-
-    def _tell(self, spans: int, *, failed: bool) -> None:
-        self._counter.labels("failed" if failed else "sent").inc(spans)
-        self.lost = self.lost + spans if failed else 0
-        if failed and not self._failing:
-            self._log.warning("traces not sent", reason=self._heard.reason)
-        elif self._failing and not failed:
-            self._log.info("traces sent again")
-        self._failing = failed
-
-
-class _Line(SpanProcessor):
-    """The line of finished spans to the sender. The SDK's own has a bound too, and does not tell what it drops."""
-
-    def __init__(self, sender: _Sender, metrics: Metrics) -> None:
-        self._sender = sender
-        self._dropped = metrics.spans.labels("dropped")
-        self._taken = 0  # written by whoever ends spans alone: the event loop
-        self._batches = BatchSpanProcessor(sender, max_queue_size=LINE)
-
-    @property
-    def waiting(self) -> int:
-        """Spans in line."""
-        return self._taken - self._sender.gone
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """A span is over."""
-        if self.waiting >= LINE:
-            self._dropped.inc()
-            return
-        self._taken += 1
-        self._batches.on_end(span)
-
-    def shutdown(self) -> None:
-        """Send all that is in line."""
-        self._batches.shutdown()  # type: ignore[no-untyped-call] # the SDK annotates nearly all else
-
-
-class _Heard(logging.Handler):
-    """What the SDK says to Python's logging: it goes to our log, or is kept as the reason of a failed attempt."""
-
-    def __init__(self, log: FilteringBoundLogger) -> None:
-        super().__init__(logging.WARNING)
-        self._log = log
-        self.reason = "unknown"
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Hear one record."""
-        if record.name.startswith("opentelemetry.exporter"):
-            self.reason = record.getMessage()
-        elif not record.name.startswith("opentelemetry.sdk._shared_internal"):  # says the same once more
-            self._log.warning("tracing", reason=record.getMessage())

@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.explain",
         *("numpy", "google"),
     },
-    "service/tracing.py": {"service.errors", "service.metrics", "opentelemetry", "structlog"},
+    "service/outbox.py": {"service.metrics", "opentelemetry", "structlog"},
+    "service/tracing.py": {"service.errors", "service.metrics", "service.outbox", "opentelemetry", "structlog"},
     "service/traced.py": {
         *("service.batcher", "service.handlers", "service.metrics", "service.model", "service.statistics"),
         "service.tracing",

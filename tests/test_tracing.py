@@ -15,17 +15,19 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, serving
+from opentelemetry import propagate
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from client import DigitsClient
+from client import AsyncDigitsClient, DigitsClient
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as oip
 from service.tracing import MESSAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from conftest import ServiceProcess
@@ -355,11 +357,31 @@ def test_a_refusal_within_a_stream_is_on_its_message(channel: grpc.Channel, coll
     assert attributes(one(spans, "message"))["error.type"] == "service.errors.UnknownModel"
 
 
-def test_the_client_hands_on_the_trace_that_it_is_called_in(service: ServiceProcess, collector: Collector) -> None:
-    trace_id, *context = traceparent(13)
-    with DigitsClient(service.address, metadata=lambda: [tuple(context)]) as client:
+async def test_the_clients_hand_on_the_trace_that_they_are_called_in(
+    service: ServiceProcess, collector: Collector
+) -> None:
+    def context() -> list[tuple[str, str]]:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        return list(carrier.items())
+
+    async def batches() -> AsyncIterator[np.ndarray]:
+        yield np.zeros((1, 784), np.uint8)
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("caller")
+    with DigitsClient(service.address, metadata=context) as client, tracer.start_as_current_span("caller") as caller:
         client.predict(np.zeros((1, 784), np.uint8))
-    assert collector.trace(trace_id, PREDICT)
+    assert_child(collector, caller, PREDICT)
+    async with AsyncDigitsClient(service.address, metadata=context) as other:
+        with tracer.start_as_current_span("caller") as caller:
+            assert len([answer async for answer in other.predict_stream(batches())]) == 1
+    assert_child(collector, caller, STREAM)
+
+
+def assert_child(collector: Collector, caller: Any, name: str) -> None:
+    parent = caller.get_span_context()
+    (child,) = [span for span in collector.trace(f"{parent.trace_id:032x}", name) if span.name == name]
+    assert int.from_bytes(child.parent_span_id) == parent.span_id
 
 
 def test_a_stop_sends_what_is_in_line(model_path: Path) -> None:
@@ -470,7 +492,18 @@ def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_p
         service.close()
 
 
-def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sentence(model_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "paper"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5000"),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "many"),
+    ],
+)
+def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sentence(
+    model_path: Path, variable: str, value: str
+) -> None:
     arguments = (
         "--model",
         model_path,
@@ -481,10 +514,12 @@ def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sente
         "--trace-endpoint",
         "http://localhost:4317",
     )
-    service = launch(*arguments, env={"OTEL_EXPORTER_OTLP_TIMEOUT": "soon", "DIGITS_TRANSPORT": "grpcio"})
+    service = launch(*arguments, env={variable: value, "DIGITS_TRANSPORT": "grpcio"})
     try:
         assert service.ended() == 1
-        assert "'soon': look at the OTEL_ variables" in service.lines[-1]["reason"]
+        assert service.lines[-1]["event"] == "cannot start"
+        assert service.lines[-1]["reason"].startswith("--trace-endpoint http://localhost:4317: ")
+        assert service.lines[-1]["reason"].endswith(": look at the OTEL_ variables")
     finally:
         service.close()
 

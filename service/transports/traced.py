@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.tracing import Part, Tracing
     from service.transports.credentials import Tokens
-    from service.transports.observed import Behaviour, Counted
+    from service.transports.observed import Behaviour, Counted, Metadata
     from service.transports.streams import OpenStreams
 
 _STANDARD = "grpc."
@@ -41,21 +41,28 @@ class TracedObserver(Observer):
 
     # Without `async`, here and in `service.traced`: a call that is not traced is to cost no coroutine more.
     def _observe(
-        self, rpc: Counted, context: Any, behaviour: Behaviour, request: Any, call: Any
+        self, rpc: Counted, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
     ) -> Coroutine[Any, Any, Any]:
         assert isinstance(rpc, RpcMetrics)  # it is wrapped here and nowhere before
         if not rpc.rpc.grpc_service.startswith(_STANDARD):
             streaming = rpc.rpc.grpc_type != "unary"
-            part = self._tracing.begin(rpc.method, context.invocation_metadata(), streaming=streaming)
+            part = self._tracing.begin(rpc.method, metadata, streaming=streaming)
             if part is not None:
-                return self._observe_within(part, rpc, context, behaviour, request, call)
-        return super()._observe(rpc, context, behaviour, request, call)
+                return self._observe_within(part, rpc, context, metadata, behaviour, request, call)
+        return super()._observe(rpc, context, metadata, behaviour, request, call)
 
     async def _observe_within(
-        self, part: Part, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any
+        self,
+        part: Part,
+        rpc: RpcMetrics,
+        context: Any,
+        metadata: Metadata,
+        behaviour: Behaviour,
+        request: Any,
+        call: Any,
     ) -> Any:
         with self._tracing.within(part):
-            return await super()._observe(_Traced(rpc, part), context, behaviour, request, call)
+            return await super()._observe(_Traced(rpc, part), context, metadata, behaviour, request, call)
 
     def _names(self, request_id: str) -> dict[str, str]:
         trace_id = self._tracing.current().trace_id
