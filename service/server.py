@@ -250,7 +250,7 @@ def _tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) ->
     except ImportError as e:
         raise StartError(
             f"--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing` ({e}): "
-            "pip install -c constraints.txt '.[tracing]'"
+            "pip install -c constraints.txt -e '.[tracing]'"
         ) from None
     return Tracing(settings.trace_endpoint, settings.trace_ratio, version=__version__, metrics=metrics, log=log)
 
