@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ from service.pb.inference import open_inference_pb2 as oip
 from service.tracing import MESSAGES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from conftest import ServiceProcess
@@ -329,6 +330,27 @@ def test_requests_that_shared_a_run_name_the_same_one(channel: grpc.Channel, col
     alike = [run for run, number in zip(runs, numbers, strict=True) if number == shared]
     assert len({(run.start_time_unix_nano, run.end_time_unix_nano) for run in alike}) == 1
     assert {attributes(run)["digits.batch.images"] for run in alike} == {len(alike)}
+
+
+def test_the_run_names_the_version_that_answered_before_and_after_a_swap(
+    make_model: Callable[..., Path], tmp_path: Path, collector: Collector
+) -> None:
+    def place(version: str) -> None:
+        (tmp_path / version).mkdir()
+        make_model(version=version).rename(tmp_path / version / "model.onnx")
+
+    place("1")
+    versions = []
+    with traced(tmp_path, collector.endpoint) as service, grpc.insecure_channel(service.address) as channel:
+        for number in (20, 21):
+            trace_id, *context = traceparent(number)
+            call(channel, PREDICT, IMAGE, tuple(context))
+            versions.append(attributes(one(collector.trace(trace_id, PREDICT), "run"))["digits.model.version"])
+            if number == 20:
+                place("2")
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for("model loaded", model_version="2")
+    assert versions == ["1", "2"]
 
 
 def test_each_message_of_a_stream_has_a_span_up_to_a_bound(channel: grpc.Channel, collector: Collector) -> None:
