@@ -91,7 +91,7 @@ class TracedBatcher(Batcher):
     """
 
     def __init__(
-        self, model: Runnable, metrics: Metrics, statistics: Statistics, *, tracing: Tracing, **limits: int
+        self, model: Runnable, metrics: Metrics, statistics: Statistics, *, tracing: Tracing, **limits: Any
     ) -> None:
         self._tracing = tracing
         self._watched = _Watched()
