@@ -114,7 +114,7 @@ def test_the_rules_and_alerts_are_those_of_compose() -> None:
     assert one(resources("components/monitoring"), "PrometheusRule")["spec"]["groups"] == groups
 
 
-@pytest.mark.parametrize("folder", ["base", "components/tls", "components/tokens"])
+@pytest.mark.parametrize("folder", ["base", "components/tls", "components/tokens", "components/tracing"])
 def test_every_variable_is_an_option_of_the_service_with_a_value_that_it_takes(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import urllib.parse
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,3 +90,21 @@ def test_the_overlay_of_the_guide_is_built_and_says_what_the_guide_says(tmp_path
     assert f"--out={config['data']['DIGITS_MODEL']}" in container(deployment, "export")["args"]
     assert container(deployment)["image"].startswith("ghcr.io/you/")
     assert one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] == 100
+
+
+def test_tracing_opens_the_way_to_the_collector_that_it_names_and_nothing_else_goes_out(tmp_path: Path) -> None:
+    folder = os.path.relpath(ROOT / "deploy/kubernetes", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{folder}/overlays/production]\ncomponents: [{folder}/components/tracing]\n"
+    )
+    manifests = built(str(tmp_path))
+    assert [mistake for manifest in manifests for mistake in mistakes(manifest)] == []
+    (config,) = [m for m in manifests if m["kind"] == "ConfigMap"]
+    endpoint = urllib.parse.urlsplit(config["data"]["DIGITS_TRACE_ENDPOINT"])
+    collector, _ = one(manifests, "NetworkPolicy")["spec"]["egress"]
+    assert collector["ports"] == [{"port": endpoint.port, "protocol": "TCP"}]
+    (to,) = collector["to"]
+    assert f".{to['namespaceSelector']['matchLabels']['kubernetes.io/metadata.name']}." in f"{endpoint.hostname}."
+    without = one(built("overlays/production"), "NetworkPolicy")["spec"]
+    assert "Egress" in without["policyTypes"]
+    assert "egress" not in without
