@@ -7,6 +7,7 @@ import gc
 import platform
 import signal
 import time
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.reloading import Reloader
 from service.statistics import Statistics
+from service.traced import TracedBatcher, TracedPredictor
 from service.transports import native
 from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from service.handlers import Service
     from service.handlers.predicting import Batching
     from service.model import Model
+    from service.tracing import Tracing
+
+_GRPCIO_ALONE = ("trace_endpoint",)
 
 
 class Server:
@@ -52,10 +57,13 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
-        self.transport_name = chosen(settings)
+        self.transport_name, why = chosen(settings)
+        if why:
+            log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
+        self._tracing = _tracing(settings, self.metrics, log)
         place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
         self._reloader = Reloader(place, self.metrics, log)
         self.batcher: Batcher | NativeBatcher
@@ -72,7 +80,8 @@ class Server:
 
     def _grpcio(self, statistics: Statistics) -> tuple[Batcher, GrpcioTransport]:
         settings = self._settings
-        batcher = Batcher(
+        make = Batcher if self._tracing is None else partial(TracedBatcher, tracing=self._tracing)
+        batcher = make(
             self.model,
             self.metrics,
             statistics,
@@ -89,6 +98,7 @@ class Server:
             tls=self._tls(),
             tokens=self._tokens(),
             open_health=settings.open_health,
+            tracing=self._tracing,
         )
         return batcher, transport
 
@@ -130,7 +140,9 @@ class Server:
         return batcher, transport
 
     def _services(self, batcher: Batching) -> list[Service]:
-        settings, predictor = self._settings, Predictor(batcher, max_batch=self._settings.max_batch)
+        settings = self._settings
+        make = Predictor if self._tracing is None else partial(TracedPredictor, tracing=self._tracing)
+        predictor = make(batcher, max_batch=settings.max_batch)
         return [
             DigitsHandler(predictor),
             InferenceHandler(
@@ -201,22 +213,47 @@ class Server:
         self._serving = False
         for task in self._background:
             task.cancel()
-        await self.transport.stop(self._settings.drain_wait, self._settings.grace)
+        settings = self._settings
+        until = time.monotonic() + settings.drain_wait + settings.grace
+        await self.transport.stop(settings.drain_wait, settings.grace)
         await self.batcher.close()
+        if self._tracing is not None:
+            await self._tracing.close(max(0.0, until - time.monotonic()))
         self._http.stop()
 
 
-def chosen(settings: Settings) -> str:
-    """The transport that runs; StartError where it cannot be had."""
-    installed = native.is_installed()
+def needs_grpcio(settings: Settings) -> list[str]:
+    """The options in use that only the grpcio transport knows: another one must not start in spite of them."""
+    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
+
+
+def chosen(settings: Settings) -> tuple[str, str]:
+    """The transport that runs, and why where `auto` would have taken another; StartError where it cannot be had."""
+    needs, installed = ", ".join(needs_grpcio(settings)), native.is_installed()
     if settings.transport == "native" and not installed:
         raise StartError(
             "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
             "run `make native`, or choose grpcio"
         )
-    if settings.transport == "auto":
-        return "native" if installed else "grpcio"
-    return settings.transport
+    if settings.transport == "native" and needs:
+        raise StartError(f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {needs}: choose grpcio")
+    if settings.transport == "auto" and installed:
+        return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
+    return ("native" if settings.transport == "native" else "grpcio"), ""
+
+
+def _tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:
+    """Where traces go, where they are asked for; StartError without the packages that they need."""
+    if not settings.trace_endpoint:
+        return None
+    try:
+        from service.tracing import Tracing  # noqa: PLC0415 (an extra, and nothing that a server without traces loads)
+    except ImportError as e:
+        raise StartError(
+            f"--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing` ({e}): "
+            "pip install -c constraints.txt -e '.[tracing]'"
+        ) from None
+    return Tracing(settings.trace_endpoint, settings.trace_ratio, version=__version__, metrics=metrics, log=log)
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:

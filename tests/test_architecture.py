@@ -30,11 +30,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/statistics.py": set(),
     "service/versions.py": {"service.errors", "service.model"},
     "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
-    "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
+    "service/batcher.py": {
+        *("service.company", "service.errors", "service.metrics", "service.model", "service.statistics"),
+        "numpy",
+    },
+    "service/company.py": set(),
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
         "service.explain",
         *("numpy", "google"),
+    },
+    "service/outbox.py": {"service.metrics", "opentelemetry", "structlog"},
+    "service/tracing.py": {"service.errors", "service.metrics", "service.outbox", "opentelemetry", "structlog"},
+    "service/traced.py": {
+        *("service.batcher", "service.handlers", "service.metrics", "service.model", "service.statistics"),
+        "service.tracing",
     },
     "service/transports/__init__.py": set(),
     "service/transports/status.py": {"service.errors", "google"},
@@ -47,8 +57,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.errors", "service.metrics", "service.transports"),
         *("grpc", "google", "structlog"),
     },
+    "service/transports/traced.py": {
+        *("service.metrics", "service.tracing", "service.transports"),
+        "structlog",
+    },
     "service/transports/grpcio.py": {
-        *("service.errors", "service.handlers", "service.metrics", "service.transports"),
+        *("service.errors", "service.handlers", "service.metrics", "service.tracing", "service.transports"),
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/transports/counts.py": {
@@ -70,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
-    "play/__main__.py": {"play.gateway", "client.messages", "typer", "uvicorn"},
+    "play/__main__.py": {*("play.gateway", "client.digits", "client.options", "client.secure"), *("typer", "uvicorn")},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),

@@ -205,7 +205,7 @@ def test_auto_takes_the_native_transport_where_its_wheel_is(
     monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
 ) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: installed)
-    assert chosen(load([f"--transport={asked}"])) == expected
+    assert chosen(load([f"--transport={asked}"])) == (expected, "")
 
 
 def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,3 +222,13 @@ def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -
     with serving(model_path) as service:
         assert service.lines[-1]["transport"] == transport
         assert f'transport="{transport}"' in service.get("/metrics")
+
+
+def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "is_installed", lambda: True)
+    monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
+    option = "--trace-endpoint=http://127.0.0.1:1"
+    assert chosen(load(["--transport=grpcio", option])) == ("grpcio", "")
+    assert chosen(load([option])) == ("grpcio", "native does not offer --trace-endpoint")
+    with pytest.raises(StartError, match="'native', which does not offer --trace-endpoint: choose grpcio"):
+        chosen(load(["--transport=native", option]))
