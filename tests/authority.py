@@ -41,9 +41,9 @@ class Authority:
         self.certificate = folder / "ca.crt"
         put(self.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
 
-    def issue(self, name: str, *, days: float = 5) -> Pair:
+    def issue(self, name: str, *, days: float = 5, curve: ec.EllipticCurve | None = None) -> Pair:
         """A pair for localhost and 127.0.0.1; expired where `days` is below zero."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = ec.generate_private_key(curve or ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]

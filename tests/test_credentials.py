@@ -15,7 +15,8 @@ import grpc
 import numpy as np
 import pytest
 from authority import Authority, Pair, put
-from conftest import ROOT, launch, on_both_transports, serving
+from conftest import ROOT, launch, needs_native, on_both_transports, serving
+from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
@@ -180,6 +181,16 @@ def test_a_pair_that_nobody_could_use_is_refused_at_the_start(model_path: Path, 
     assert reason == f"--tls-cert {good.certificate} and --tls-key {other.key}: the key is not that of the certificate"
     reason = fails_to_start("--model", model_path, "--tls-cert", late.certificate, "--tls-key", late.key)
     assert reason == f"--tls-cert {late.certificate}: certificate has expired"
+
+
+@needs_native
+def test_a_key_that_rustls_cannot_use_is_refused_by_name(model_path: Path, tmp_path: Path) -> None:
+    pair = Authority(tmp_path / "ours").issue("server", curve=ec.SECP521R1())
+    with secured(model_path, pair, "--transport", "grpcio"):
+        pass
+    files = ("--tls-cert", pair.certificate, "--tls-key", pair.key)
+    reason = fails_to_start("--model", model_path, "--transport", "native", *files)
+    assert reason.startswith(f"--tls-cert {pair.certificate}, --tls-key {pair.key}: cannot be used: ")
 
 
 def silent() -> tuple[Metrics, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ pytestmark = needs_native
 
 PREDICT = "/digits.v1.DigitService/Predict"
 STREAM = "/digits.v1.DigitService/PredictStream"
+BOUNDS = [field.name for field in fields(Limits)]
 INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
@@ -73,6 +75,7 @@ class Running(SimpleNamespace):
     batcher: NativeBatcher
     channel: aio.Channel
     registry: CollectorRegistry
+    port: int
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -83,11 +86,11 @@ class Running(SimpleNamespace):
 
 
 @asynccontextmanager
-async def running(**limits: int) -> AsyncIterator[Running]:
+async def running(**limits: Any) -> AsyncIterator[Running]:
     model, registry = Fake(), CollectorRegistry()
     batcher: Any = NativeBatcher(model, Statistics())  # type: ignore[arg-type]
     sizes = {"max_waiting": 100, "inline": 2, **limits}
-    bounds = Limits(max_batch=sizes.pop("max_batch", 8))
+    bounds = Limits(**{"max_batch": 8, **{name: sizes.pop(name) for name in BOUNDS if name in sizes}})
     predictor = Predictor(batcher, max_batch=bounds.max_batch)
     services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
@@ -96,7 +99,7 @@ async def running(**limits: int) -> AsyncIterator[Running]:
     port = await transport.start("127.0.0.1", 0)
     await transport.open()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Running(model=model, batcher=batcher, channel=channel, registry=registry)
+        yield Running(model=model, batcher=batcher, channel=channel, registry=registry, port=port)
         model.gate.set()
     await transport.stop(0, 5)
 

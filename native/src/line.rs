@@ -134,9 +134,7 @@ impl Line {
         let mut batch: Vec<Item> = Vec::with_capacity(lane.len().min(self.max_batch));
         let (mut size, now) = (0, Instant::now());
         while let Some(next) = lane.front() {
-            let fits = |first: &Item| {
-                size + next.images <= self.max_batch && Arc::ptr_eq(&first.served, &next.served)
-            };
+            let fits = |first: &Item| size + next.images <= self.max_batch && Arc::ptr_eq(&first.served, &next.served);
             if !batch.first().is_none_or(fits) {
                 break;
             }

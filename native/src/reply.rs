@@ -177,7 +177,9 @@ impl Reply {
                     Trouble::Overloaded { waiting, max_waiting, retry_after } => {
                         report(py, callback.call_method1(py, "overloaded", (waiting, max_waiting, retry_after)));
                     }
-                    Trouble::Late | Trouble::Stopping | Trouble::Stranger(_) => report(py, callback.call_method0(py, "late")),
+                    Trouble::Late | Trouble::Stopping | Trouble::Stranger(_) => {
+                        report(py, callback.call_method0(py, "late"))
+                    }
                 }
             }),
         }
