@@ -26,8 +26,6 @@ from service.transports.native import NativeBatcher, NativeTransport
 if TYPE_CHECKING:
     from service.handlers import Service
 
-LINE = {"max_waiting": 65536, "inline": 128}
-
 
 class Nothing(Model):
     """The committed model's name and version; its answers are zeros."""
@@ -44,8 +42,7 @@ class Nothing(Model):
 
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
-    statistics = Statistics()
-    batcher = NativeBatcher(Nothing(MODEL), statistics)
+    batcher = NativeBatcher(Nothing(MODEL), Statistics())
     predictor = Predictor(batcher, max_batch=LARGEST_BATCH)
     services: list[Service] = [
         DigitsHandler(predictor),
@@ -54,7 +51,7 @@ async def main() -> None:
     log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
     limits = Limits(max_batch=LARGEST_BATCH)
     transport = NativeTransport(
-        services, batcher, metrics, statistics, log, limits=limits, with_reflection=False, **LINE
+        services, batcher, metrics, log, limits=limits, with_reflection=False, max_waiting=65536, inline=128
     )
     await transport.start("127.0.0.1", int(sys.argv[1]))
     await transport.open()

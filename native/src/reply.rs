@@ -178,7 +178,7 @@ impl Reply {
                         report(py, callback.call_method1(py, "overloaded", (waiting, max_waiting, retry_after)));
                     }
                     Trouble::Late | Trouble::Stopping | Trouble::Stranger(_) => {
-                        report(py, callback.call_method0(py, "late"))
+                        report(py, callback.call_method0(py, "late"));
                     }
                 }
             }),
