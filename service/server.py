@@ -86,6 +86,7 @@ class Server:
         )
         transport = GrpcioTransport(
             self._services(batcher),
+            batcher,
             self.metrics,
             self._log,
             limits=self._limits(),

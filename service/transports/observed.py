@@ -62,6 +62,7 @@ class Observer:
         self._tokens = tokens
         self._open = open_services
         self._closed: set[str] = set()
+        self._rpcs: dict[str, RpcMetrics] = {}
         self._streams = streams
         self._log = log
 
@@ -69,6 +70,7 @@ class Observer:
         """The handler of RPC `name` of `service`, observed; its series exist from now on."""
         kind = (handler.request_streaming, handler.response_streaming)
         rpc = RpcMetrics(self._metrics, Rpc(_TYPES[kind], service, name))
+        self._rpcs[rpc.method] = rpc
         if self._tokens and service not in self._open:
             self._closed.add(rpc.method)
         coders = (handler.request_deserializer, handler.response_serializer)
@@ -77,6 +79,17 @@ class Observer:
         if kind == (False, True):
             return grpc.unary_stream_rpc_method_handler(self._watch(handler.unary_stream, rpc), *coders)
         return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc), *coders)
+
+    def refusing(self, method: str, error: Callable[[], ServiceError]) -> Handler:
+        """What can stand in for the wrapped handler of `method`: each call ends with the error, its message unread."""
+
+        async def refuse(_: Any, __: Any) -> None:
+            raise error()
+
+        async def call(_: Any, context: Any) -> None:
+            await self._observe(self._rpcs[method], context, refuse, None, context)
+
+        return grpc.stream_stream_rpc_method_handler(call)  # a stream, so that grpcio does not wait for the message
 
     def _unary(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
         async def call(request: Any, context: Any) -> Any:
