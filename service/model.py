@@ -88,7 +88,7 @@ class Model:
         try:
             content = _read(path, sha256)
             self._session = _session(content)
-            self.info = _info(self._session.get_modelmeta().custom_metadata_map)
+            self.info = _info(_metadata(self._session))
             _check_signature(self._session)
             self._warm_up()
             self.parameters = self._parameters()
@@ -148,9 +148,16 @@ def _session(content: bytes) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as e:
         raise ModelFileError(f"ONNX Runtime {ort.__version__} cannot load it: {_first_line(e)}") from e
+
+
+def _metadata(session: ort.InferenceSession) -> dict[str, str]:
+    try:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError:
+        raise ModelFileError("its metadata is no UTF-8") from None
 
 
 def _info(metadata: dict[str, str]) -> ModelInfo:

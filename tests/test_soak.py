@@ -114,7 +114,8 @@ def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> No
     first = float(np.median([one.megabytes for one in level[:3]]))
     tell(
         f"{transport}: soak, {answered + odd.asked} requests in {time.monotonic() - began:.0f} s, "
-        f"{odd.refused} refused as they should be, {seen[-1].reloads:.0f} reloads; memory {first:.0f} MB after {level[0].requests}, "
+        f"{odd.refused} refused as they should be, {seen[-1].reloads:.0f} reloads; "
+        f"memory {first:.0f} MB after {level[0].requests}, "
         f"{max(one.megabytes for one in level):.0f} at most, {level[-1].megabytes:.0f} at the end; handles "
         f"{min(one.handles for one in level):.0f} to {max(one.handles for one in level):.0f}"
     )
