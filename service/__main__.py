@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+_STANDARD_ERROR = 2
 _M_ARENA_MAX = -8  # of malloc.h
 
 
 def main() -> int:
     """Exit status: 0 after a clean stop, 1 where the server cannot start, 2 for a bad option."""
+    keep_standard_error()
     try:
         settings = load(sys.argv[1:])
     except SettingsError as e:
@@ -47,6 +49,13 @@ def main() -> int:
         log.error("cannot start", reason=str(e))  # noqa: TRY400 (one sentence for the operator, no traceback)
         return 1
     return 0
+
+
+def keep_standard_error() -> None:
+    """Where the process was started without one, nothing else may get its number, and what libraries print into it."""
+    if sys.stderr is None:
+        while os.open(os.devnull, os.O_RDWR) < _STANDARD_ERROR:
+            pass
 
 
 def keep_memory_together() -> None:

@@ -18,6 +18,7 @@ from service.errors import StartError
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
+from service.logs import Tolerant
 from service.metrics import Metrics
 from service.reloading import Reloader
 from service.statistics import Statistics
@@ -59,6 +60,7 @@ class Server:
             log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
+        self.metrics.log_lines_lost.set_function(lambda: Tolerant.lost)
         self.metrics.serving.set_function(lambda: self._serving)
         place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
         self._reloader = Reloader(place, self.metrics, log)
