@@ -78,7 +78,7 @@ def test_whatever_is_damaged_is_read_or_refused_by_name(
 async def test_damaged_messages_over_the_socket_get_a_status_that_is_the_callers(
     model_path: Path, transport: str, tell: Callable[[str], None]
 ) -> None:
-    """In a stream, where a refusal is a reply, and as calls of their own: never INTERNAL, and the log knows no fault."""
+    """In a stream, where a refusal is a reply, and as calls of their own: never INTERNAL, and no fault in the log."""
     count = 1_000_000 if LONG else 4_000
     with serving(model_path, "--max-batch", "8") as service:
         still_serves(service)

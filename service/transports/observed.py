@@ -8,9 +8,10 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.errors import ServiceError, Unauthenticated
+from service.errors import InvalidInput, ServiceError, Unauthenticated
 from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.status import code_name, to_status
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from service.transports.credentials import Tokens
     from service.transports.streams import OpenStreams
 
+    Decode = Callable[[bytes], Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
     Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
@@ -73,12 +75,13 @@ class Observer:
         self._rpcs[rpc.method] = rpc
         if self._tokens and service not in self._open:
             self._closed.add(rpc.method)
-        coders = (handler.request_deserializer, handler.response_serializer)
+        # Messages are decoded here and not by grpcio, which would tell the caller of its own exception.
+        decode, coders = _decoder(handler), (None, handler.response_serializer)
         if kind == (False, False):
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, rpc), *coders)
+            return grpc.unary_unary_rpc_method_handler(self._unary(_after(decode, handler.unary_unary), rpc), *coders)
         if kind == (False, True):
-            return grpc.unary_stream_rpc_method_handler(self._watch(handler.unary_stream, rpc), *coders)
-        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc), *coders)
+            return grpc.unary_stream_rpc_method_handler(self._watch(_after(decode, handler.unary_stream), rpc), *coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc, decode), *coders)
 
     def refusing(self, method: str, error: Callable[[], ServiceError]) -> Handler:
         """What can stand in for the wrapped handler of `method`: each call ends with the error, its message unread."""
@@ -112,7 +115,7 @@ class Observer:
 
         return call
 
-    def _stream(self, behaviour: Any, rpc: RpcMetrics) -> Behaviour:
+    def _stream(self, behaviour: Any, rpc: RpcMetrics, decode: Decode) -> Behaviour:
         async def from_generator(stream: _Stream, _: Any) -> None:
             async for reply in behaviour(stream, stream):
                 await stream.write(reply)
@@ -120,7 +123,7 @@ class Observer:
         answer = from_generator if inspect.isasyncgenfunction(behaviour) else behaviour
 
         async def call(_: Any, context: Any) -> None:
-            stream = _Stream(context, rpc, self._streams)
+            stream = _Stream(context, rpc, self._streams, decode)
             await self._observe(rpc, context, answer, stream, stream)
 
         return call
@@ -176,7 +179,8 @@ class _Stream:
     Its handlers use `read` and `write`, or iterate, or both, so it stands for grpcio's request iterator too.
     """
 
-    def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams) -> None:
+    def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams, decode: Decode = bytes) -> None:
+        self._decode = decode
         self._context = context
         self._rpc = rpc
         self._streams = streams
@@ -187,9 +191,9 @@ class _Stream:
         message = await self._streams.wait(self._context.read())
         if message is aio.EOF:
             await asyncio.sleep(_HANG_UP_IS_HEARD_WITHIN)
-        else:
-            self._rpc.received()
-        return message
+            return message
+        self._rpc.received()
+        return self._decode(message)
 
     async def write(self, message: Any) -> None:
         """Send one message."""
@@ -199,6 +203,25 @@ class _Stream:
     async def __aiter__(self) -> AsyncIterator[Any]:
         while (message := await self.read()) is not aio.EOF:
             yield message
+
+
+def _decoder(handler: Any) -> Decode:
+    """What makes a message of its bytes, InvalidInput where they are none; our own handlers take the bytes."""
+    from_bytes = handler.request_deserializer
+    if from_bytes is None:
+        return bytes
+
+    def decode(data: bytes) -> Any:
+        try:
+            return from_bytes(data)
+        except DecodeError:
+            raise InvalidInput("message", "is not what this RPC takes") from None
+
+    return decode
+
+
+def _after(decode: Decode, behaviour: Any) -> Any:
+    return behaviour if decode is bytes else lambda request, context: behaviour(decode(request), context)
 
 
 def _request_id(context: Any) -> str:
