@@ -14,20 +14,22 @@ from service.pb.inference import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 
 
 def seeds(target: str) -> list[bytes]:
     """Good inputs of a target."""
-    return {
+    made: dict[str, Callable[[], list[bytes]]] = {
         "messages": _messages,
         "model": lambda: [model_file()],
         "image": _pictures,
         "idx": lambda: [_idx(2, 28, 28), _idx(1, 3, 3), b"\0\0\x08\x01\0\0\0\x03\1\2\3"],
         "options": lambda: [bytes([n]) + value for n in range(40) for value in (b"1", b"true", b"a.pem", b"0.5", b"")],
         "tokens": lambda: [b"a-token-of-16-chars\n", b"# none\nsha256:" + b"0" * 64, b"x" * 15, b"a b\n"],
-    }[target]()
+    }
+    return made[target]()
 
 
 def damaged(rng: random.Random, good: bytes, other: bytes) -> bytes:
