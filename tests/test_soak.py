@@ -111,12 +111,12 @@ def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> No
         if name == "grpc_server_handled_total" and labels[-1] == "unary":
             codes[labels[0]] += int(count)
     level = [one for one in seen if one.requests >= SETTLED]
-    first = float(np.median([one.megabytes for one in level[:3]]))
+    first, last = (float(np.median([one.megabytes for one in some])) for some in (level[:5], level[-5:]))
     tell(
         f"{transport}: soak, {answered + odd.asked} requests in {time.monotonic() - began:.0f} s, "
         f"{odd.refused} refused as they should be, {seen[-1].reloads:.0f} reloads; "
         f"memory {first:.0f} MB after {level[0].requests}, "
-        f"{max(one.megabytes for one in level):.0f} at most, {level[-1].megabytes:.0f} at the end; handles "
+        f"{max(one.megabytes for one in level):.0f} at most, {last:.0f} at the end; handles "
         f"{min(one.handles for one in level):.0f} to {max(one.handles for one in level):.0f}"
     )
     keep(transport, seen)
@@ -124,7 +124,7 @@ def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> No
     assert +codes == {"OK": answered + odd.asked - odd.refused, "NotFound": odd.refused}
     assert not reloads or seen[-1].reloads > len(seen) / 2
     assert max(one.handles for one in level) <= min(one.handles for one in level) + 6
-    assert level[-1].megabytes < 1.05 * first
+    assert last < 1.05 * first
 
 
 def look(service: ServiceProcess, requests: int) -> Seen:
