@@ -151,8 +151,8 @@ def test_small_calls_by_the_thousand_are_bounded(
             still_tells(service)
             most = max(most, resident(service))
         found = json.loads(caller.communicate()[0])
-        # Of h2load's own calls many come back as REFUSED_STREAM, which gRPC's clients repeat without being told.
-        loaded(load)
+        # What h2load sends before the server has said its limit comes back as REFUSED_STREAM: gRPC clients repeat it.
+        assert loaded(load).failed <= 10 * (1000 - 64)
         handled = by_code(service.series())
         assert {code for code, _, _ in found} == {"OK"}
         assert most < before + 60

@@ -32,7 +32,7 @@ _NEVER_MS = 2**31 - 1
 _PREDICTIONS = {"Predict", "ModelInfer"}
 """The unary RPCs whose messages are large and wait in line."""
 
-_PENDING = 1000
+_PENDING = 4096
 """Calls that the library holds for the event loop to take; beyond, a growing share is reset, beyond thrice as many all.
 
 They are what there is of a flood of small calls, which costs as much to refuse as to answer.
@@ -173,6 +173,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", limits.headers),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.max_concurrent_streams", limits.streams),
+        # It counts calls that it has answered and not yet put away, and so refuses callers that keep to the limit.
+        ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", _PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 3 * _PENDING),
         # grpcio spreads the age by a tenth itself, so that callers of many servers do not all come back at once.
