@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -16,6 +17,7 @@ from service.errors import AddressInUse
 from service.transports.address import check_free
 from service.transports.observed import Observer
 from service.transports.streams import OpenStreams
+from service.transports.traced import TracedObserver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from service.errors import Overloaded
     from service.handlers import Answer, Service
     from service.metrics import Metrics
+    from service.tracing import Tracing
     from service.transports.credentials import Tls, Tokens
     from service.transports.limits import Limits
 
@@ -56,7 +59,8 @@ class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
 
     While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
-    bring one, health checks too unless `open_health`. Raises AddressInUse from `start`.
+    bring one, health checks too unless `open_health`; with `tracing` each call has a span. Raises AddressInUse from
+    `start`.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class GrpcioTransport:
         tls: Tls | None = None,
         tokens: Tokens | None = None,
         open_health: bool = True,
+        tracing: Tracing | None = None,
     ) -> None:
         self._tls = tls
         self._line = line
@@ -78,7 +83,8 @@ class GrpcioTransport:
         self._health = health.aio.HealthServicer()
         self._names = [service.name for service in services]
         open_services = [health.SERVICE_NAME] if open_health else []
-        self._observer = Observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
+        observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
+        self._observer = observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
         self._server = aio.server(options=_options(limits))
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))
