@@ -23,7 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 _STANDARD_ERROR = 2
-_M_ARENA_MAX = -8  # of malloc.h
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
 
 
 def main() -> int:
@@ -64,7 +64,11 @@ def keep_memory_together() -> None:
     Every model that is loaded while the server serves would otherwise leave some of its memory in another heap.
     """
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(
+            _M_MMAP_THRESHOLD, 2**20
+        )  # more than the largest batch of bytes: larger ones go back to the system
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
