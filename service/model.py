@@ -88,12 +88,14 @@ class Model:
         try:
             content = _read(path, sha256)
             self._session = _session(content)
-            self.info = _info(_metadata(self._session))
+            self.info = _info(self._session.get_modelmeta().custom_metadata_map)
             _check_signature(self._session)
             self._warm_up()
             self.parameters = self._parameters()
         except ModelFileError as e:
             raise ModelFileError(f"{path}: {e}") from e.__cause__
+        except UnicodeDecodeError:
+            raise ModelFileError(f"{path}: its metadata or the name of a tensor is no UTF-8") from None
         self.provider = str(self._session.get_providers()[0])
         self.runtime = str(ort.__version__)
 
@@ -151,13 +153,6 @@ def _session(content: bytes) -> ort.InferenceSession:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as e:
         raise ModelFileError(f"ONNX Runtime {ort.__version__} cannot load it: {_first_line(e)}") from e
-
-
-def _metadata(session: ort.InferenceSession) -> dict[str, str]:
-    try:
-        return dict(session.get_modelmeta().custom_metadata_map)
-    except UnicodeDecodeError:
-        raise ModelFileError("its metadata is no UTF-8") from None
 
 
 def _info(metadata: dict[str, str]) -> ModelInfo:
