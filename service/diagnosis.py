@@ -36,10 +36,13 @@ _REASONS = {
 }
 """Patterns in what ONNX Runtime says, and what each means to an operator; the first that is found counts."""
 
-_PLACES = re.compile(
-    r"\x1b\[[0-9;]*m|^.*?\[E:onnxruntime[^]]*\] |/onnxruntime\S* .*\) |\[ONNXRuntimeError\] : \d+ : \w+ : "
+_PLACES = (
+    r"\x1b\[[0-9;]*m",
+    r"^.*\[E:onnxruntime[^]]*\] ",
+    r"/onnxruntime\S* .*?\)(?:::<.*?\)>)? ",
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : ",
 )
-"""What stands before its words: colours, time, and where in its source it says them."""
+"""What stands around its words: colours, the time, and where in its source it says them."""
 
 
 def sentence(said: str) -> str:
@@ -48,8 +51,10 @@ def sentence(said: str) -> str:
         if found := re.search(pattern, said):
             return " ".join(meaning.split()).format(next(group for group in found.groups() if group))
     lines = [line for line in said.splitlines() if line.strip()] or ["nothing"]
-    errors = [line for line in lines if "[E:onnxruntime" in line]
-    return f"ONNX Runtime says: {_PLACES.sub('', (errors or lines)[0]).strip()[:300]}"
+    words = next((line for line in lines if "[E:onnxruntime" in line), lines[0])
+    for place in _PLACES:
+        words = re.sub(place, "", words)
+    return f"ONNX Runtime says: {words.strip()[:300]}"
 
 
 def ask(provider: str, content: bytes, options: dict[str, str]) -> tuple[str, list[str]]:

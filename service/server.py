@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from service import __version__
+from service import __version__, gpu_metrics
 from service.batcher import Batcher
 from service.config import INLINE_ON_CPU, parsed_options
 from service.device import Keeper
@@ -21,7 +21,7 @@ from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
-from service.providers import CPU, Execution
+from service.providers import CPU, ON_NVIDIA, Execution
 from service.reloading import Reloader
 from service.statistics import Statistics
 from service.transports import native
@@ -70,6 +70,8 @@ class Server:
         )
         self._reloader = Reloader(place, self.metrics, log)
         self._keeper = Keeper(self.metrics, log, self._say)
+        if self._execution.name in ON_NVIDIA:
+            gpu_metrics.register(self.registry, settings.device_id, log)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
         build = self._native if self.transport_name == "native" else self._grpcio
