@@ -2,8 +2,8 @@
 
 python scripts/requirements.py [EXTRA ...]
 
-With the extra `gpu` ONNX Runtime for CUDA takes the place of the one for the CPU, which pip cannot express: both are the
-same import package and overwrite each other's files.
+With the extra `gpu` ONNX Runtime for CUDA takes the place of the one for the CPU, which pip cannot express: both are
+one import package and overwrite each other's files.
 """
 
 from __future__ import annotations

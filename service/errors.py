@@ -6,7 +6,7 @@ Exception
 |  |- UnknownModel       no such model or version
 |  |- Overloaded         too much is waiting; says when to try again
 |  |- DeadlinePassed     it could not have been answered in time
-|  |- ModelUnavailable   the server is loading or draining
+|  |- ModelUnavailable   the server is loading or draining, or its device has failed
 |  |- ReloadRefused      another model was asked for and cannot serve; the one before does
 |  |- Unauthenticated    the caller brought no token that is known here
 |  `- NotOffered         an RPC of a protocol that this server does not have
@@ -53,7 +53,7 @@ class DeadlinePassed(ServiceError):
 
 
 class ModelUnavailable(ServiceError):
-    """No model can answer just now: the server is loading or draining."""
+    """No model can answer just now: the server is loading or draining, or its device has failed."""
 
 
 class ReloadRefused(ServiceError):
