@@ -178,7 +178,7 @@ def _check_answers(name: str, session: ort.InferenceSession, on_cpu: ort.Inferen
         try:
             found = session.run(OUTPUTS, {"pixels": pixels})
         except Exception as e:
-            raise ProviderError(name, f"it cannot run {n} images: {diagnosis.sentence(str(e))}") from e
+            raise ProviderError(name, f"a batch of {n} cannot run: {diagnosis.sentence(str(e))}") from e
         for output, ours, theirs in zip(OUTPUTS[1:], found[1:], expected[1:], strict=True):
             # Written so that NaN is not close either.
             if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):

@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+for_the_cpu = pytest.mark.skipif(
+    "CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA"
+)
+has_azure = pytest.mark.skipif(
+    "AzureExecutionProvider" not in ort.get_available_providers(), reason="this ONNX Runtime has no Azure"
+)
+
+
 def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
     """Why the server does not start."""
     service = launch(*arguments, "--port", "0", "--metrics-port", "0", env=env)
@@ -67,7 +75,7 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 # 1: not built in. Real: these wheels have no such provider.
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA")
+@for_the_cpu
 def test_a_provider_that_is_not_built_in_is_refused_with_where_to_get_it(model_path: Path) -> None:
     assert refusal("--model", model_path, "--provider", "cuda") == (
         f"--provider (or DIGITS_PROVIDER) is 'cuda', but the onnxruntime {ort.__version__} that is installed has only "
@@ -78,11 +86,11 @@ def test_a_provider_that_is_not_built_in_is_refused_with_where_to_get_it(model_p
 
 
 def test_a_provider_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(StartError, match=r"is 'cude'; ONNX Runtime .* knows auto, azure, .*cpu, cuda, .*tensorrt"):
+    with pytest.raises(StartError, match=r"is 'cude'; ONNX Runtime .* knows auto, .*cpu, cuda, .*tensorrt"):
         execution("cude")
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA")
+@for_the_cpu
 def test_auto_on_an_install_for_the_cpu_takes_it_and_has_nothing_to_say(model_path: Path) -> None:
     with serving(model_path) as service:
         assert [line["event"] for line in service.lines] == ["starting", "serving"] or [
@@ -170,7 +178,7 @@ def test_options_reach_onnx_runtime_and_tf32_is_off_unless_it_is_asked_for(
 # 5: no kernel. Real: the provider for models on Azure is built into the CPU's wheels and has none for this network.
 
 
-@pytest.mark.skipif("AzureExecutionProvider" not in ort.get_available_providers(), reason="no Azure in this build")
+@has_azure
 def test_a_provider_that_would_leave_nodes_to_the_cpu_is_refused_with_their_names(model_path: Path) -> None:
     assert refusal("--model", model_path, "--provider", "azure") == (
         "--provider (or DIGITS_PROVIDER) is 'azure', but it has no kernel for ArgMax, Cast, Gemm, Sigmoid of the "
@@ -185,6 +193,7 @@ def test_the_file_is_to_blame_for_what_is_wrong_with_it_and_not_the_provider(tmp
 # Two builds of ONNX Runtime in one environment.
 
 
+@for_the_cpu
 def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_path: Path) -> None:
     metadata = tmp_path / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA"
     metadata.parent.mkdir()
@@ -297,6 +306,7 @@ def test_a_memory_limit_is_in_bytes_or_a_unit(text: str, size: int) -> None:
 # The process that is asked why.
 
 
+@has_azure
 def test_the_process_that_is_asked_why_names_the_operators_that_the_cpu_would_run(model_path: Path) -> None:
     command = [sys.executable, "-m", "service.diagnosis", "AzureExecutionProvider", "{}"]
     asked = subprocess.run(command, cwd=ROOT, input=model_path.read_bytes(), capture_output=True, check=True)
