@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import __version__, gpu_metrics
 from service.batcher import Batcher
-from service.config import INLINE_ON_CPU, parsed_options
+from service.config import parsed_options
 from service.device import Keeper
 from service.errors import StartError
 from service.handlers.digits import DigitsHandler
@@ -121,11 +121,10 @@ class Server:
         """`model` as callers see it: where it runs on the CPU itself, for a failure there is a fault of ours."""
         return model if self._execution.name == CPU else self._keeper.keep(model)
 
-    def _inline(self) -> int:
-        """A run on a device keeps the event loop waiting for longer than a thread takes to do it."""
-        if (given := self._settings.inline_images) is not None:
-            return given
-        return INLINE_ON_CPU if self._execution.name == CPU else 0
+    def _inline(self) -> int | None:
+        """None is the transport's own; a device's run would keep the thread that speaks to callers for too long."""
+        given = self._settings.inline_images
+        return 0 if given is None and self._execution.name != CPU else given
 
     def _limits(self) -> Limits:
         settings = self._settings

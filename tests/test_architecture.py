@@ -38,7 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/statistics.py": set(),
     "service/versions.py": {"service.errors", "service.model", "service.providers"},
     "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
-    "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
+    "service/batcher.py": {
+        *("service.company", "service.errors", "service.metrics", "service.model", "service.statistics"),
+        "numpy",
+    },
+    "service/company.py": set(),
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
         "service.explain",
@@ -75,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
-    "play/__main__.py": {"play.gateway", "client.messages", "typer", "uvicorn"},
+    "play/__main__.py": {*("play.gateway", "client.digits", "client.options", "client.secure"), *("typer", "uvicorn")},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),
