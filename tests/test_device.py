@@ -22,10 +22,12 @@ from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
-from test_providers import failing_on_ink
+from test_providers import failing_on_ink, replaying
 from test_reloading import add
 
 from service import device
+from service.batcher import INLINE_IMAGES, Batcher
+from service.config import load
 from service.device import FAILURES_IN_A_ROW, Keeper
 from service.errors import ModelUnavailable
 from service.metrics import Metrics
@@ -34,10 +36,13 @@ from service.pb.digits.v1.digits_pb2 import PredictRequest
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 from service.pb.inference import open_inference_pb2 as pb
 from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from service.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+__all__ = ["replaying"]  # a fixture of test_providers
 
 BLANK, INK = np.zeros((1, 784), np.uint8), np.full((1, 784), 255, np.uint8)
 NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
@@ -163,6 +168,20 @@ async def test_another_model_in_its_place_ends_the_trouble_of_the_one_before(
         old.predict(INK)
     await asyncio.sleep(0.05)
     assert kept.said == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inline"),
+    [(["--provider=cuda"], 0), (["--provider=cuda", "--inline-images=4"], 4), (["--provider=cpu"], INLINE_IMAGES)],
+    ids=str,
+)
+async def test_on_a_device_nothing_runs_on_the_event_loop_unless_it_is_told_to(
+    model_path: Path, replaying: Callable[[str], None], arguments: list[str], inline: int
+) -> None:
+    replaying("works")
+    server = Server(load([*arguments, "--transport=grpcio", f"--model={model_path}"]), CapturingLogger())  # type: ignore[arg-type]
+    assert isinstance(server.batcher, Batcher)
+    assert server.batcher._inline == inline
 
 
 # The whole server, both transports.
