@@ -56,7 +56,7 @@ class Line(Protocol):
 
 
 class GrpcioTransport:
-    """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
+    """Serves on the running event loop: `start` listens, `say` tells health, `stop` drains.
 
     While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
     bring one, health checks too unless `open_health`; with `tracing` each call has a span. Raises AddressInUse from
@@ -111,7 +111,7 @@ class GrpcioTransport:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
-        await self._say(HealthCheckResponse.NOT_SERVING)
+        await self.say(False)
         check_free(host, port)
         try:
             bound = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -125,9 +125,11 @@ class GrpcioTransport:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._tls.credentials())
 
-    async def open(self) -> None:
-        """Say SERVING, under the empty name and each service's."""
-        await self._say(HealthCheckResponse.SERVING)
+    async def say(self, serving: bool) -> None:
+        """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
         """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
@@ -140,10 +142,6 @@ class GrpcioTransport:
         await asyncio.sleep(0)  # so that GOAWAY goes out first and no ended stream is opened here again
         self._streams.drain()
         await stopped
-
-    async def _say(self, status: int) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, status)
 
 
 class _Door(grpc.GenericRpcHandler):
