@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from export import mnist
@@ -69,7 +70,7 @@ def main() -> None:
 def make(folder: Path, images: int) -> None:
     """IDX files of a million images: the samples, each distorted anew each time."""
     digits = mnist.read_idx(SAMPLES).reshape(-1, 784)
-    batch = np.tile(digits, (AT_ONCE // len(digits), 1)).astype(np.float32)
+    batch = jnp.asarray(np.tile(digits, (AT_ONCE // len(digits), 1)).astype(np.float32))
     draw = jax.jit(lambda key: distort(key, batch, Distortion()).round().astype(np.uint8))
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     unfinished.mkdir(parents=True)

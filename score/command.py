@@ -25,9 +25,7 @@ PIXELS_COLUMN, ID_COLUMN = "pixels", ""
 def score(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="INPUT", help="Parquet, IDX (plain or gzipped) or picture, or a folder of any of them"
-        ),
+        typer.Argument(metavar="INPUT", help="Parquet, IDX (plain or gzipped) or picture, or a folder of any of them"),
     ],
     output: Annotated[Path, typer.Option(help="folder for the answers; it is made, or a run that stopped is taken up")],
     model: Annotated[Path, typer.Option(help="the file that `python -m export onnx` wrote")] = Path("model.onnx"),
@@ -43,7 +41,8 @@ def score(
         typer.Option(help="local: processes of this machine; ray: Ray Data; auto: ray with --ray-address, else local"),
     ] = "auto",
     ray_address: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="a Ray cluster; all its nodes must see INPUT, --output and --model")
+        str,
+        typer.Option(envvar="RAY_ADDRESS", help="a Ray cluster; all its nodes must see INPUT, --output and --model"),
     ] = "",
     shard_rows: Annotated[
         int, typer.Option(min=1, max=100_000_000, help="images in one file of the output, and between two savings")
@@ -122,7 +121,9 @@ class _Report:
         self.console.print(f"{rows:,} images scored into {self._output}{now}", highlight=False, soft_wrap=True)
         if bad:
             self.console.print(
-                f"{bad:,} rows could not be read: {self._output / '_errors.jsonl'} says why", highlight=False, soft_wrap=True
+                f"{bad:,} rows could not be read: {self._output / '_errors.jsonl'} says why",
+                highlight=False,
+                soft_wrap=True,
             )
 
 

@@ -62,11 +62,10 @@ def local(job: Job, shards: list[Shard], workers: int) -> Iterator[Scored]:
 
 
 def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterator[Scored]:
-    """Each shard as it is done, by so many of Ray Data's actors; without an `address` on a Ray of this machine alone."""
+    """Each shard as it is done, by so many actors of Ray Data; without `address` on a Ray of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray is to leave the accelerators' variables alone
-    # A module without annotations, of an extra.
-    import ray  # noqa: PLC0415
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+    import ray  # noqa: PLC0415 (an extra)
     import ray.data  # noqa: PLC0415
 
     data: Any = ray.data
@@ -117,7 +116,12 @@ def _begin(job: Job) -> None:
     _job = job
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _score(shard: Shard) -> Scored:

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -24,8 +23,9 @@ from score.writing import WORK, part_name, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-MANIFEST, ERRORS = "_manifest.json", "_errors.jsonl"
+MANIFEST, ERRORS, LOCK = "_manifest.json", "_errors.jsonl", "lock"
 FORMAT = 1
 
 
@@ -52,18 +52,20 @@ class Output:
         """
         self._asked = {"format": FORMAT, **asked}
         self._check_ours()
-        if overwrite:
-            self._clear()
+        if not overwrite:
+            self._check_same()
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ScoreError(f"{self.folder}: cannot be written: {e.strerror}") from None
-        lock = self.work / "lock"
+        lock = self.work / LOCK
         with lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ScoreError(f"{self.folder}: another run is writing into it") from None
+            if overwrite:
+                self._clear()
             self._begin()
             yield
         if self.totals() is not None:
@@ -79,7 +81,7 @@ class Output:
         return {number for number in range(shards) if (self.folder / part_name(number)).exists()}
 
     def finish(self, shards: int) -> Totals:
-        """Put the rows that could not be read together in order, count, and write into the manifest that all is done."""
+        """Gather the rows that could not be read, in order, count all, and write into the manifest that it is done."""
         errors = sorted(self.work.glob("errors-*.jsonl"))
         write_whole(self.folder / ERRORS, (line for path in errors for line in _lines(path)), self.work)
         rows = sum(pq.read_metadata(self.folder / part_name(number)).num_rows for number in range(shards))
@@ -94,7 +96,7 @@ class Output:
         if strangers and not (self.folder / MANIFEST).exists():
             raise ScoreError(f"{self.folder}: holds files that are of no run of this command: name another folder")
 
-    def _begin(self) -> None:
+    def _check_same(self) -> None:
         before = self._manifest()
         before.pop("finished", None)
         if before and before != self._asked:
@@ -102,15 +104,17 @@ class Output:
                 f"{self.folder}: holds another run: {_difference(before, self._asked)}; name another folder, or "
                 "--overwrite deletes that run"
             )
+
+    def _begin(self) -> None:
         for path in self.work.glob("*.*.*"):  # what a killed worker left
             path.unlink()
-        if not before:
+        if not (self.folder / MANIFEST).exists():
             self._write(self._asked)
 
     def _clear(self) -> None:
-        for path in [*self.folder.glob("part-*.parquet"), self.folder / ERRORS, self.folder / MANIFEST]:
+        whole = [*self.folder.glob("part-*.parquet"), self.folder / ERRORS, self.folder / MANIFEST]
+        for path in [*whole, *(path for path in self.work.iterdir() if path.name != LOCK)]:
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.work, ignore_errors=True)
 
     def _manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST

@@ -6,12 +6,10 @@ import gzip
 import shutil
 import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from score import engines, inputs
 from score.errors import ScoreError
-from score.inputs import Columns, Source
 from score.output import Output, Totals
 from score.writing import Job
 from score.writing import replace as put_in_place
@@ -20,7 +18,9 @@ from service.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from score.inputs import Columns, Source
     from score.writing import Scored
 
 Engine = Literal["local", "ray"]

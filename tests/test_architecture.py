@@ -68,6 +68,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
     "play/__main__.py": {"play.gateway", "client.messages", "typer", "uvicorn"},
+    # Scoring loads the model as the server does, and reads pictures as the client does.
+    "score/__init__.py": set(),
+    "score/errors.py": set(),
+    "score/columns.py": {"client.image", "score.errors", "numpy", "pyarrow"},
+    "score/inputs.py": {"client.image", "score.columns", "score.errors", "pyarrow"},
+    "score/reading.py": {"client.image", "score.columns", "score.errors", "score.inputs", "score", "numpy", "pyarrow"},
+    "score/writing.py": {
+        *("service.model", "score.errors", "score.inputs", "score.reading"),
+        *("numpy", "pyarrow"),
+    },
+    "score/output.py": {"score.errors", "score.writing", "pyarrow"},
+    "score/engines.py": {"score.errors", "score.inputs", "score.writing", "ray"},
+    "score/run.py": {"score", "service.errors", "service.model"},
+    "score/command.py": {"score", "typer", "rich"},
+    # The command line alone takes up the command of scoring, whose module is light until it runs.
+    "client/__main__.py": {"client", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),
@@ -101,7 +117,7 @@ def allowed(module: str, rules: set[str]) -> bool:
 
 SOURCES = [
     path
-    for package in ("service", "export", "client", "play")
+    for package in ("service", "export", "client", "play", "score", "cluster")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "pb" not in path.parts
 ]
