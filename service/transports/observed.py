@@ -115,7 +115,7 @@ class Observer:
     async def _observe(self, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
-        request_id = _request_id(context)
+        request_id = caller_id(context)
         try:
             if request_id:
                 context.set_trailing_metadata(((REQUEST_ID, request_id),))
@@ -188,7 +188,7 @@ class _Stream:
             yield message
 
 
-def _request_id(context: Any) -> str:
+def caller_id(context: Any) -> str:
     """The caller's own id for this call, or nothing."""
     for key, value in context.invocation_metadata():
         if key == REQUEST_ID:
