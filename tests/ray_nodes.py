@@ -13,7 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Keeps nodes and drivers on 127.0.0.1, where Ray would take the machine's address; the name is from what it is for."""
+
+os.environ |= LOOPBACK | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONPATH": str(Path(__file__).parent.parent),
@@ -27,7 +30,7 @@ os.environ |= {
 # Ray reads the environment when it is imported.
 from ray.cluster_utils import Cluster
 
-SIZE: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+SIZE: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False}
 
 
 def free_port() -> int:
