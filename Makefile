@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock data native native-check up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock test-ray data native native-check up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -72,6 +72,9 @@ data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluatio
 chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour
 	@CHAOS=1 $(PY) -m pytest tests/test_faults.py --verbosity=1
 
+test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes on this machine; some minutes
+	@$(PY) -m pytest tests/test_ray.py tests/test_cluster.py --verbosity=1
+
 bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
 	@$(PY) -m bench
 
@@ -92,6 +95,12 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 
 .venv/play.stamp: pyproject.toml constraints.txt scripts/setup
 	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play
+	@touch $@
+
+# Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
+.venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-ray.txt \
+		--editable ".[ray]"
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt scripts/setup

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from service.config import Port, Seconds, Settings, SettingsError, sentence
+from service.config import Seconds, Settings, SettingsError, sentence
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -45,9 +45,13 @@ class ClusterSettings(BaseSettings):
     model: Path = _of_service("model")
     model_version: str = _of_service("model_version")
     model_sha256: str = _of_service("model_sha256")
-    port: Port = Field(50051, ge=1, description="port of gRPC on every node; Ray Serve listens on all addresses")
+    port: int = Field(
+        50051, ge=1, le=65535, description="port of gRPC on every node; Ray Serve listens on all addresses"
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics on every node")
-    metrics_port: Port = Field(9464, ge=1, description="port of /metrics over HTTP on every node, all replicas at once")
+    metrics_port: int = Field(
+        9464, ge=1, le=65535, description="port of /metrics over HTTP on every node, all replicas at once"
+    )
 
     min_replicas: Count = Field(1, description="replicas that are there without load")
     max_replicas: Count = Field(4, description="replicas that there may be under load")

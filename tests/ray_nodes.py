@@ -27,8 +27,7 @@ os.environ |= LOOPBACK | {
     "RAY_health_check_failure_threshold": "3",
 }
 
-# Ray reads the environment when it is imported.
-from ray.cluster_utils import Cluster
+from ray.cluster_utils import Cluster  # noqa: E402 (Ray reads the environment when it is imported)
 
 SIZE: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False}
 

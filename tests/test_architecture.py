@@ -82,6 +82,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score/engines.py": {"score.errors", "score.inputs", "score.writing", "ray"},
     "score/run.py": {"score", "service.errors", "service.model"},
     "score/command.py": {"score", "typer", "rich"},
+    # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
+    "cluster/__init__.py": set(),
+    "cluster/__main__.py": {"cluster", "service.config", "service.errors", "service.logs"},
+    "cluster/config.py": {"service.config", "pydantic", "pydantic_settings"},
+    "cluster/deploying.py": {"cluster", "service.errors", "service.model", "service.versions", "ray"},
+    "cluster/registration.py": {
+        *("service.errors", "service.transports.status", PB),
+        *("grpc", "grpc_health", "google", "ray"),
+    },
+    "cluster/answering.py": {
+        *("service.errors", "service.handlers", "service.metrics"),
+        *("service.transports.observed", "service.transports.status", "grpc", "google", "structlog"),
+    },
+    "cluster/replica.py": {
+        *("cluster", "service", "service.batcher", "service.errors", "service.handlers", "service.logs"),
+        *("service.metrics", "service.model", "service.statistics"),
+        *("numpy", "grpc_health", "google", "prometheus_client", "ray", "starlette"),
+    },
+    "cluster/exposition.py": {"prometheus_client"},
     # The command line alone takes up the command of scoring, whose module is light until it runs.
     "client/__main__.py": {"client", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
     "client": {
