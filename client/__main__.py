@@ -17,7 +17,8 @@ from client import demo as demonstration
 from client import render
 from client.digits import TIMEOUT, DigitsClient
 from client.image import ImageError, read
-from client.messages import DigitsError, Predictions, checked
+from client.messages import DigitsError, Predictions
+from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
 from score.command import score
 
 if TYPE_CHECKING:
@@ -45,22 +46,7 @@ app = typer.Typer(
 )
 
 
-def _address(value: str) -> str:
-    try:
-        return checked(value)
-    except ValueError as e:
-        raise typer.BadParameter(str(e)) from None
-
-
-Address = Annotated[str, typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address)]
 Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="seconds that a call may take")]
-
-TlsCa = Annotated[Path | None, typer.Option(envvar="DIGITS_TLS_CA", help="TLS, to a server that this CA vouches for")]
-TlsCert = Annotated[Path | None, typer.Option(help="certificate to show to the server, PEM; with --tls-key")]
-TlsKey = Annotated[Path | None, typer.Option(help="its key")]
-TokenFile = Annotated[
-    Path | None, typer.Option(envvar="DIGITS_TOKEN_FILE", help="file with the bearer token that goes with each call")
-]
 
 
 @app.command()

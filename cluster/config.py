@@ -68,7 +68,7 @@ class ClusterSettings(BaseSettings):
 
     max_batch: int = _of_service("max_batch")
     max_waiting: int = _of_service("max_waiting")
-    inline_images: int = _of_service("inline_images")
+    inline_images: int | None = _of_service("inline_images")
     grace: Seconds = _of_service("grace")
     reflection: bool = _of_service("reflection")
     log_format: Literal["auto", "console", "json"] = _of_service("log_format")

@@ -10,31 +10,40 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from client.messages import checked
+from client.digits import AsyncDigitsClient
+from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
+from client.secure import Token, channel_credentials
 from play.gateway import application
+
+TIMEOUT = 2.0
+"""Seconds that the service may take for one answer: a person is waiting."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def _address(value: str) -> str:
-    try:
-        return checked(value)
-    except ValueError as e:
-        raise typer.BadParameter(str(e)) from None
-
-
 @app.command()
 def play(
-    address: Annotated[
-        str, typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the digitserve server", callback=_address)
-    ] = "localhost:50051",
+    address: Address = "localhost:50051",
     host: Annotated[
         str, typer.Option(envvar="PLAY_HOST", help="where to listen; 0.0.0.0 for everywhere")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="PLAY_PORT", min=0, max=65535, help="0 for any that is free")] = 8080,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Serve the page; Ctrl-C stops it."""
-    config = uvicorn.Config(application(address), host=host, port=port, log_level="warning", server_header=False)
+    try:
+        credentials = channel_credentials(tls_ca, tls_cert, tls_key)
+        Token(token_file, address=address, encrypted=credentials is not None)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+
+    def connect() -> AsyncDigitsClient:  # on the event loop that will ask by it
+        return AsyncDigitsClient(address, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
+
+    config = uvicorn.Config(application(connect), host=host, port=port, log_level="warning", server_header=False)
     try:
         listening = config.bind_socket()
     except SystemExit:  # uvicorn has logged why

@@ -16,22 +16,21 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from client.digits import AsyncDigitsClient
 from client.image import ImageError, Pixels, read, read_bytes
 from client.messages import DigitsError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, MutableMapping
+    from collections.abc import AsyncIterator, Callable, MutableMapping
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from client.digits import AsyncDigitsClient
 
 STATIC = Path(__file__).parent / "static"
 SAMPLES = Path(__file__).parent.parent / "samples"
 LARGEST_PICTURE = 32 * 2**20
 PIXELS = 784
-TIMEOUT = 2.0
-"""Seconds that the service may take for one answer: a person is waiting."""
 
 ABOVE_THE_FIRST = [(2, i) for i in range(16)] + [(3, i) for i in range(10)]
 """The neurons whose contributions are drawn as lines."""
@@ -53,12 +52,12 @@ _HTTP_STATUS = {
 }
 
 
-def application(address: str) -> Starlette:
-    """The ASGI application, over the digitserve server at `address`, host:port, which need not be up yet."""
+def application(connect: Callable[[], AsyncDigitsClient]) -> Starlette:
+    """The ASGI application, over the digitserve server that `connect` gives a client of; it need not be up yet."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, AsyncDigitsClient]]:
-        async with AsyncDigitsClient(address, timeout=TIMEOUT) as client:
+        async with connect() as client:
             yield {"client": client}
 
     return Starlette(

@@ -3,8 +3,8 @@
 A small request that finds the model idle runs right where it is, since handing it to a thread costs more than the
 run. A large one leaves the event loop for the model's thread; what arrives meanwhile waits, and becomes the next batch.
 
-Small requests that come many at a time gather on the event loop, for as long as each turn of it or the next few bring
-another; see `_Company` for how that is known. One that comes alone waits for nobody.
+Small requests that come many at a time gather on the event loop until as many are there as came together last time;
+see `service.company`. One that comes alone waits for nobody.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from service.company import Company
 from service.errors import DeadlinePassed, Overloaded
 
 if TYPE_CHECKING:
@@ -27,14 +28,8 @@ if TYPE_CHECKING:
 
 SHORTEST_RETRY = 0.01
 
-QUIET_TURNS = 16
-"""Turns of the event loop without a new request after which nobody else is expected: grpcio takes 4 or 5 for each."""
-
-LONGEST_GATHERING = 0.002
-"""Seconds; only a server that has more to do than it can has requests for as long as this at every turn."""
-
-PROBE_EVERY = 128
-"""Requests: so seldom one that came alone waits all the same to see whether others come, at some 50 us."""
+INLINE_IMAGES = 1024
+"""A run of so many takes 0.2 ms, about what every call takes of grpcio's event loop; handing it over costs 0.5 ms."""
 
 
 class Runnable(Protocol):
@@ -66,34 +61,12 @@ class _Waiting:
     reply: asyncio.Future[Predictions]
 
 
-class _Company:
-    """Whether requests come many at a time, which pays for gathering them: one run, and one burst of replies.
-
-    It is known from the last gathering: two or more came, or one alone. While each came alone, a probe now and then
-    looks again.
-    """
-
-    def __init__(self) -> None:
-        self._present = False
-        self._alone = 0
-
-    def expected(self) -> bool:
-        """Whether the request that has just come should wait for others."""
-        if not self._present:
-            self._alone += 1
-            return self._alone % PROBE_EVERY == 0
-        return True
-
-    def came(self, requests: int) -> None:
-        """Tell how many a gathering brought together."""
-        self._present = requests > 1
-
-
 class Batcher:
     """Asks `model` for many callers on one event loop.
 
     At most `max_batch` images go into one run (one request is never split) and at most `max_waiting` images wait.
-    Requests of up to `inline` images run on the event loop when the model is idle, alone or gathered.
+    Requests of up to `inline` images, INLINE_IMAGES unless told, run on the event loop when the model is idle, alone or
+    gathered.
     """
 
     def __init__(
@@ -104,22 +77,21 @@ class Batcher:
         *,
         max_batch: int,
         max_waiting: int,
-        inline: int,
+        inline: int | None = None,
     ) -> None:
         self._served = _Served(model, statistics)
         self._metrics = metrics
         self._last_run_ms = 0
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._inline = inline
+        self._inline = INLINE_IMAGES if inline is None else inline
         self._line: deque[_Waiting] = deque()
         self._images = 0
         self._seconds_per_image = 1e-6
         self._worker: asyncio.Task[None] | None = None
-        self._company = _Company()
-        self._gathering = False
-        self._quiet_turns = 0
-        self._gather_until = 0.0
+        self._company = Company()
+        self._gathering: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._gathering_since = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         metrics.waiting.set_function(lambda: self._images)
         metrics.waiting_limit.set(max_waiting)
@@ -157,21 +129,21 @@ class Batcher:
         if now >= deadline:
             raise self._too_late()
         small = len(pixels) <= self._inline
-        if small and self._worker is None and not self._gathering and not self._company.expected():
+        if small and self._worker is None and self._gathering is None and self._company.none_expected():
             self._waited(0.0, self.statistics)
             return self._run(self._served, pixels, 1)
         reply = self._enqueue(pixels, deadline, now)
         if self._worker is None:
             if small:
-                self._gather(now)
+                self._gather(now, deadline)
             else:
                 self._worker = asyncio.create_task(self._work())
         return await reply
 
     async def close(self) -> None:
         """Answer all that waits, then end the thread."""
-        self._gather_until = 0.0
-        await asyncio.sleep(0)
+        if self._gathering is not None:
+            self._gathered()
         if self._worker is not None:
             await self._worker
         self._thread.shutdown()
@@ -186,26 +158,25 @@ class Batcher:
         self._images += len(pixels)
         return item.reply
 
-    def _gather(self, now: float) -> None:
-        """A small request has come into the line: begin to gather, or go on for some turns more."""
-        self._quiet_turns = 0
-        if not self._gathering:
-            self._gathering = True
-            self._gather_until = now + LONGEST_GATHERING
-            asyncio.get_running_loop().call_soon(self._turn)
+    def _gather(self, now: float, deadline: float) -> None:
+        """A small request has come into the line: run those that are there, or wait for as many as are expected."""
+        loop = asyncio.get_running_loop()
+        is_enough = self._images >= self._inline or deadline < now + self._company.patience
+        if self._gathering is None:
+            self._gathering_since = now
+            self._gathering = loop.call_later(self._company.patience, self._gathered)
+        if is_enough or len(self._line) == self._company.expected:
+            self._gathering.cancel()
+            self._gathering = loop.call_soon(self._gathered)  # so that whoever comes in this turn is with them
 
-    def _turn(self) -> None:
-        """Once a turn of the event loop while requests gather; runs them when no more seem to come."""
-        self._quiet_turns += 1
-        more_may_come = self._quiet_turns <= QUIET_TURNS and self._images < self._inline
-        if self._worker is None and more_may_come and time.monotonic() < self._gather_until:
-            asyncio.get_running_loop().call_soon(self._turn)
-            return
-        self._gathering = False
+    def _gathered(self) -> None:
+        assert self._gathering is not None
+        self._gathering.cancel()
+        self._gathering = None
         if self._worker is not None:  # a large request came between and has its thread take them along
             return
         batch = self._next_batch()
-        self._company.came(len(batch))
+        self._company.came(len(batch), time.monotonic() - self._gathering_since)
         if batch:
             self._answer_here(batch)
         if self._line:

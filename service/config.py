@@ -74,10 +74,13 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         65536, ge=1, le=10_000_000, description="most images that may wait for the model before calls are refused"
     )
-    inline_images: int = Field(
-        128, ge=0, le=65536, description="run up to this many images on the event loop itself, more in a thread"
+    inline_images: int | None = Field(
+        None,
+        ge=0,
+        le=65536,
+        description="run up to this many images on the thread that speaks to callers, more on a thread of their own; "
+        "unless told, as many as take it no longer than a call: 1024 on grpcio, 128 natively",
     )
-
     max_connections: int = Field(4096, ge=1, le=1_000_000, description="most connections; one more is closed at once")
     max_streams: int = Field(
         1024, ge=1, le=1_000_000, description="most calls open at a time on one connection; more wait at the caller"

@@ -123,7 +123,7 @@ class Metrics(Collector):
             return
         for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
             self.by_digit[digit] += count
-        self.confidence.observe_all(activations.max(axis=1))
+        self.confidence.observe_all(activations[np.arange(len(digits)), digits])
 
     def serves(self, model: Mapping[str, str], server: Mapping[str, str]) -> None:
         """Say what serves from now on, as labels of `digits_model_info` and `digits_server_info`."""

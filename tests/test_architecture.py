@@ -30,7 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/statistics.py": set(),
     "service/versions.py": {"service.errors", "service.model"},
     "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
-    "service/batcher.py": {*("service.errors", "service.metrics", "service.model", "service.statistics"), "numpy"},
+    "service/batcher.py": {
+        *("service.company", "service.errors", "service.metrics", "service.model", "service.statistics"),
+        "numpy",
+    },
+    "service/company.py": set(),
     "service/handlers": {
         *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
         "service.explain",
@@ -67,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
-    "play/__main__.py": {"play.gateway", "client.messages", "typer", "uvicorn"},
+    "play/__main__.py": {*("play.gateway", "client.digits", "client.options", "client.secure"), *("typer", "uvicorn")},
     # Scoring loads the model as the server does, and reads pictures as the client does.
     "score/__init__.py": set(),
     "score/errors.py": set(),

@@ -133,6 +133,15 @@ async def test_requests_that_come_alone_again_are_answered_on_the_spot_again(mod
     await batcher.close()
 
 
+async def test_a_request_without_time_to_wait_ends_the_gathering(model: Model) -> None:
+    batcher, _ = make(model, inline=128)
+    for _ in range(10):
+        await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
+    began = time.monotonic()
+    await batcher.predict(images(1), deadline=began + 0.004)  # 50 are expected, for 5 ms
+    await batcher.close()
+
+
 async def test_a_gathering_never_lasts_long(model: Model) -> None:
     batcher, _ = make(model, inline=100_000, max_batch=100_000)
     await asyncio.gather(*(batcher.predict(images(i)) for i in range(300)))

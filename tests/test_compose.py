@@ -198,6 +198,8 @@ def test_envoy_repeats_what_a_replica_had_begun_for_calls_that_only_read_and_no_
     }
     assert repeated == {
         "/digits.v1.DigitService/Predict": {"reset", "unavailable"},
+        "/digits.v1.DigitService/Explain": {"reset", "unavailable"},
+        "/digits.v1.DigitService/GetNetwork": {"reset", "unavailable"},
         "/inference.GRPCInferenceService/ModelInfer": {"reset", "unavailable"},
         "any": set(),
     }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from authority import Authority
 from conftest import ROOT, launch, serving
 from PIL import Image, ImageDraw
 
@@ -51,9 +52,9 @@ SEVEN = [(-60, -72), (0, -74), (60, -72), (35, -10), (10, 40), (-10, 85)]
 
 
 @contextlib.contextmanager
-def page_of(address: str) -> Iterator[str]:
+def page_of(address: str, *arguments: str | Path) -> Iterator[str]:
     """`python -m play` over that server; the page's address."""
-    command = [sys.executable, "-m", "play", "--address", address, "--port", "0"]
+    command = [sys.executable, "-m", "play", "--address", address, "--port", "0", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -321,6 +322,24 @@ def test_a_photograph_is_read_and_no_picture_is_told(browser: Chrome, tmp_path: 
     until(lambda: reads(browser, 7))
     browser.find_element(By.ID, "photo").send_keys(str(text))
     until(lambda: "No digit: the picture is no picture" in said(browser))
+
+
+def test_the_page_is_had_from_a_server_with_tls_and_tokens(model_path: Path, tmp_path: Path) -> None:
+    authority, token = Authority(tmp_path / "ours"), tmp_path / "token"
+    pair = authority.issue("server")
+    token.write_text("a-token-of-the-page")
+    secured = ("--tls-cert", pair.certificate, "--tls-key", pair.key, "--tokens-file", token)
+    shown = ("--tls-ca", authority.certificate, "--token-file", token)
+    with serving(model_path, *secured) as service, page_of(service.address, *shown) as page:
+        found = post(page, "read", drawn_seven(), "image/png")
+    assert found["digit"] == 7
+
+
+def test_a_page_without_its_token_file_does_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "play", "--token-file", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert done.returncode == 2
+    assert "cannot be read: No such file" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @needs_browser
