@@ -18,36 +18,41 @@ if TYPE_CHECKING:
     from score.writing import Scored
 
 SOME_BAD, STOPPED = 1, 5
-SHARD_ROWS = 262_144
-PIXELS_COLUMN, ID_COLUMN = "pixels", ""
+CORES = os.cpu_count() or 1
+
+
+Source = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="Parquet, IDX (plain or gzipped) or picture, or a folder of any of them")
+]
+Output = Annotated[Path, typer.Option(help="folder for the answers; it is made, or a run that stopped is taken up")]
+Model = Annotated[Path, typer.Option(help="the file that `python -m export onnx` wrote")]
+Column = Annotated[str, typer.Option(help="Parquet column of the pixels")]
+IdColumn = Annotated[str, typer.Option(help="Parquet column of ids; without one a row is FILE#ROW, counted from 0")]
+Workers = Annotated[int, typer.Option(min=1, max=4096, help="processes, or with Ray actors", show_default="one a core")]
+Engine = Annotated[
+    Literal["auto", "local", "ray"],
+    typer.Option(help="local: processes of this machine; ray: Ray Data; auto: ray with --ray-address, else local"),
+]
+RayAddress = Annotated[
+    str, typer.Option(envvar="RAY_ADDRESS", help="a Ray cluster; all its nodes must see INPUT, --output and --model")
+]
+ShardRows = Annotated[
+    int, typer.Option(min=1, max=100_000_000, help="images in one file of the output, and between two savings")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the run that the folder holds")]
 
 
 def score(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="INPUT", help="Parquet, IDX (plain or gzipped) or picture, or a folder of any of them"),
-    ],
-    output: Annotated[Path, typer.Option(help="folder for the answers; it is made, or a run that stopped is taken up")],
-    model: Annotated[Path, typer.Option(help="the file that `python -m export onnx` wrote")] = Path("model.onnx"),
-    column: Annotated[str, typer.Option(help="Parquet column of the pixels")] = PIXELS_COLUMN,
-    id_column: Annotated[
-        str, typer.Option(help="Parquet column of ids; without one a row is FILE#ROW, counted from 0")
-    ] = ID_COLUMN,
-    workers: Annotated[
-        int, typer.Option(min=1, max=4096, help="processes, or with Ray actors", show_default="one a core")
-    ] = os.cpu_count() or 1,
-    engine: Annotated[
-        Literal["auto", "local", "ray"],
-        typer.Option(help="local: processes of this machine; ray: Ray Data; auto: ray with --ray-address, else local"),
-    ] = "auto",
-    ray_address: Annotated[
-        str,
-        typer.Option(envvar="RAY_ADDRESS", help="a Ray cluster; all its nodes must see INPUT, --output and --model"),
-    ] = "",
-    shard_rows: Annotated[
-        int, typer.Option(min=1, max=100_000_000, help="images in one file of the output, and between two savings")
-    ] = SHARD_ROWS,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the run that the folder holds")] = False,
+    source: Source,
+    output: Output,
+    model: Model = Path("model.onnx"),
+    column: Column = "pixels",
+    id_column: IdColumn = "",
+    workers: Workers = CORES,
+    engine: Engine = "auto",
+    ray_address: RayAddress = "",
+    shard_rows: ShardRows = 262_144,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read millions of digits from files into Parquet: id, digit, activations, model version. No server is needed.
 

@@ -80,10 +80,11 @@ def run(options: Options, begin: Callable[[Plan], None], tell: Callable[[Scored]
         images, left = sum(shard.rows for shard in shards), sum(shard.rows for shard in remaining)
         begin(Plan(len(shards), len(done), images, images - left))
         job = Job(options.model.absolute(), model.info.content_sha256, options.columns, options.output.absolute())
+        workers = min(options.workers, max(1, len(remaining)))
         if options.engine == "ray" and remaining:
-            scored = engines.by_ray(job, remaining, options.workers, options.ray_address)
+            scored = engines.by_ray(job, remaining, workers, options.ray_address)
         else:
-            scored = engines.local(job, remaining, min(options.workers, max(1, len(remaining))))
+            scored = engines.local(job, remaining, workers)
         for one in scored:
             tell(one)
         return output.finish(len(shards))
