@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from cluster.reaching import START_ONE, why_not
 from service.errors import StartError
 from service.versions import ModelPlace
 
@@ -24,6 +25,9 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
 
     The model is loaded here first, so that a file that cannot serve never reaches the cluster.
     """
+    given = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
+    if reason := why_not(settings.ray_address):
+        raise StartError(f"{given}: {reason}")
     place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
     candidate = place.candidates()[0]
     model, content = place.load(candidate), candidate.path.read_bytes()
@@ -35,10 +39,7 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
     try:
         ray.init(settings.ray_address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as e:
-        raise StartError(
-            f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}: no Ray answers there; "
-            "start one with `ray start --head --disable-usage-stats`"
-        ) from e
+        raise StartError(f"{given}: no Ray answers there; {START_ONE}") from e
     options: dict[str, Any] = {
         "port": settings.port,
         "grpc_servicer_functions": registration.FUNCTIONS,

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from cluster.reaching import START_ONE, why_not
 from score.errors import ScoreError
 from score.writing import Job, Scored, Scorer
 
@@ -65,6 +66,8 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
     """Each shard as it is done, by so many actors of Ray Data; without `address` on a Ray of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+    if address and (reason := why_not(address)):
+        raise ScoreError(f"--ray-address is {address!r}: {reason}")
     import ray  # noqa: PLC0415 (an extra)
     import ray.data  # noqa: PLC0415
 
@@ -75,7 +78,7 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **started)
     except ConnectionError as e:
-        raise ScoreError(f"--ray-address is {address!r}: no Ray answers there: {e}") from None
+        raise ScoreError(f"--ray-address is {address!r}: no Ray answers there; {START_ONE}") from e
     try:
         data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

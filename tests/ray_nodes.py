@@ -6,8 +6,10 @@ that loses its power does, `add` adds one. It ends, with all its nodes, when its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -38,6 +40,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def children(parent: int) -> list[int]:
+    """The processes that a node's raylet started: replicas and proxies among them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
 class Nodes:
     """The head, which has no room for replicas, and workers with one proxy port each."""
 
@@ -65,8 +77,13 @@ class Nodes:
         self.ports.append(port)
 
     def kill(self, worker: int) -> None:
-        """End a worker without a word."""
-        self._cluster.remove_node(self._workers[worker], allow_graceful=False)
+        """End a worker and all its processes at once, without a word."""
+        node = self._workers[worker]
+        [raylet] = [started.process.pid for started in node.all_processes["raylet"]]
+        for pid in [*children(raylet), raylet]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
         """End all."""

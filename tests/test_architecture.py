@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("numpy", "pyarrow"),
     },
     "score/output.py": {"score.errors", "score.writing", "pyarrow"},
-    "score/engines.py": {"score.errors", "score.inputs", "score.writing", "ray"},
+    "score/engines.py": {"score.errors", "score.inputs", "score.writing", "cluster.reaching", "ray"},
     "score/run.py": {"score", "service.errors", "service.model"},
     "score/command.py": {"score", "typer", "rich"},
     # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
@@ -104,6 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.metrics", "service.model", "service.statistics"),
         *("numpy", "grpc_health", "google", "prometheus_client", "ray", "starlette"),
     },
+    "cluster/reaching.py": set(),
     "cluster/exposition.py": {"prometheus_client"},
     # The command line alone takes up the command of scoring, whose module is light until it runs.
     "client/__main__.py": {"client", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},

@@ -347,16 +347,19 @@ def test_scoring_on_the_cluster_gives_the_bytes_of_one_process(
         assert content(output) == content(tmp_path / "local")
 
 
-def test_where_no_ray_answers_is_a_sentence(model_path: Path) -> None:
-    command = [sys.executable, "-m", "cluster", "--ray-address", "127.0.0.1:1", "--model", str(model_path)]
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:1", "no Ray answers there (connection refused); start one with `ray start --head"),
+        ("nowhere", "expected auto or HOST:PORT, as `ray start --head` prints it"),
+    ],
+)
+def test_where_no_ray_answers_is_a_sentence(model_path: Path, tmp_path: Path, address: str, sentence: str) -> None:
+    scored = score(SAMPLES, tmp_path / "out", model_path, "--ray-address", address)
+    assert (scored.exit_code, scored.stderr.startswith(f"--ray-address is {address!r}: {sentence}")) == (5, True)
+    command = [sys.executable, "-m", "cluster", "--ray-address", address, "--model", model_path]
     found = subprocess.run(
-        [*command, "--log-format", "json"],
-        cwd=ROOT,
-        env={**os.environ, **LOOPBACK, "RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_gcs_rpc_server_reconnect_timeout_s": "2"},
-        capture_output=True,
-        text=True,
-        timeout=WITHIN,
-        check=False,
+        [*map(str, command), "--log-format", "json"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
-    assert "--ray-address (or DIGITS_RAY_ADDRESS) is '127.0.0.1:1': no Ray answers there" in found.stderr
+    assert f"--ray-address (or DIGITS_RAY_ADDRESS) is '{address}': {sentence}" in found.stderr
