@@ -82,11 +82,11 @@ def _from_binary(column: pa.Array) -> Images:
 
 def _content(column: pa.Array) -> memoryview:
     """The bytes of values of 784 each, one after the other, without a copy."""
+    if not len(column):
+        return memoryview(b"")
     if pa.types.is_fixed_size_binary(column.type):
         start = column.offset * PIXELS
         return memoryview(column.buffers()[1])[start : start + len(column) * PIXELS]
-    if not len(column):
-        return memoryview(b"")
     _, offsets, data = column.buffers()
     width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
     start = int(np.frombuffer(offsets, width)[column.offset])

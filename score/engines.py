@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -114,7 +115,8 @@ class _RayScorer:
 
 
 def _begin(job: Job) -> None:
-    """In each process, once. One whose parent was killed must not go on beside the next run."""
+    """In each process, once. One whose parent was killed must not go on beside the next run; Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _job  # noqa: PLW0603 (a pool's processes have no other place for what each holds)
     _job = job
     parent = multiprocessing.parent_process()

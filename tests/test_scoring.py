@@ -171,6 +171,13 @@ def test_a_row_that_cannot_be_read_is_reported_and_the_others_are_scored(
         assert reason in row["reason"]
 
 
+def test_an_input_of_which_nothing_can_be_read_is_reported_row_by_row(tmp_path: Path, model_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", pa.array([b"0123456789"] * 3, pa.binary(10)))
+    assert score(tmp_path / "x.parquet", tmp_path / "out", model_path).exit_code == 1
+    assert len(table(tmp_path / "out")) == 0
+    assert [row["id"] for row in errors(tmp_path / "out")] == [f"x.parquet#{row}" for row in range(3)]
+
+
 def test_a_picture_that_cannot_be_read_is_reported(tmp_path: Path, model_path: Path, digits: np.ndarray) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -214,6 +221,8 @@ REFUSED = [
         ("--id-column", "key"),
         "x.parquet: has no column 'key'; it has pixels: name one with --id-column",
     ),
+    ("x.parquet", parquet(pixels=pa.array([], pa.binary())), (), "x.parquet: holds no image"),
+    ("x.idx", idx(0), (), "x.idx: holds no image"),
     ("x.parquet", parquet(pixels=pa.array(["a"])), (), "x.parquet: column 'pixels' is string; expected binary of 784"),
     ("x.idx", idx(1), ("--model", "no.onnx"), "no.onnx: no such file: write it with `python -m export onnx`"),
     ("x.idx", idx(1), ("--output", "pyproject.toml"), "pyproject.toml: is a file; --output takes a folder"),
@@ -235,6 +244,34 @@ def test_each_mistake_has_its_sentence(
     assert result.exit_code == 5, result.output
     assert sentence in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_breaks_off_under_way_ends_the_run_with_a_sentence(
+    tmp_path: Path, model_path: Path, digits: np.ndarray, workers: int
+) -> None:
+    path = write_parquet(tmp_path / "x.parquet", COLUMNS["binary"](digits))
+    good = path.read_bytes()
+    middle = len(good) // 3
+    path.write_bytes(good[:middle] + bytes(2000) + good[middle + 2000 :])
+    result = score(path, tmp_path / "out", model_path, "--shard-rows", 40, workers=workers)
+    assert result.exit_code == 5
+    assert f"{path}: cannot be read on: " in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_column_may_have_a_dot_in_its_name(tmp_path: Path, model_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet(**{"a.b": pa.array([bytes(784)])}))
+    assert score(tmp_path / "x.parquet", tmp_path / "out", model_path, "--column", "a.b").exit_code == 0
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("score.engines.has_ray", lambda: False)
+    refused = score(IMAGES, tmp_path / "out", model_path, "--engine", "ray")
+    assert (refused.exit_code, "pip install 'digitserve[client,score,ray]'" in refused.stderr) == (5, True)
+    monkeypatch.setattr("score.command.find_spec", lambda _: None)
+    refused = score(IMAGES, tmp_path / "out", model_path)
+    assert (refused.exit_code, "scoring needs pyarrow, which is not installed" in refused.stderr) == (5, True)
 
 
 def test_an_empty_folder_is_a_mistake(tmp_path: Path, model_path: Path) -> None:
@@ -372,6 +409,25 @@ def test_killed_again_and_again_and_run_again_gives_the_bytes_of_an_undisturbed_
     assert content(output) == content(tmp_path / "whole")
     assert len(errors(output)) == 60
     assert len(table(output)) == 200_000 + 3000 - 60
+
+
+def test_ctrl_c_is_one_sentence_and_keeps_what_is_done(tmp_path: Path, model_path: Path, many: Path) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "client", "score", many, "--output", output, "--model", model_path]
+    command += ["--workers", 2, "--shard-rows", 2000]
+    with subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        while len(list(output.glob("part-*"))) < 5:
+            assert run.poll() is None
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.stderr is not None
+        said = run.stderr.read()
+    assert run.returncode == 5
+    assert f"stopped: the same command goes on with it; {output} keeps what is done" in said
+    assert "Traceback" not in said
+    assert 5 <= len(list(output.glob("part-*"))) < 102
 
 
 def test_two_runs_into_one_folder_are_one_too_many(tmp_path: Path, model_path: Path, many: Path) -> None:
