@@ -75,7 +75,7 @@ def run(options: Options, begin: Callable[[Plan], None], tell: Callable[[Scored]
             begin(Plan(0, 0, 0, 0))
             return before
         shards = list(inputs.cut(_unpacked(sources, output.work), options.shard_rows))
-        if not shards:
+        if not any(shard.rows for shard in shards):
             raise ScoreError(f"{options.source}: holds no image")
         done = output.done(len(shards))
         remaining = [shard for shard in shards if shard.number not in done]
