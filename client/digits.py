@@ -33,7 +33,7 @@ from service.pb.digits.v1.digits_pb2 import GetNetworkRequest
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -54,7 +54,8 @@ class DigitsClient:
 
     `timeout` is in seconds and holds for each call unless it brings its own. With `credentials`, or `tls_ca` (PEM
     file of the CA that vouches for the server), the channel is TLS; `tls_cert` and `tls_key` are shown to a server that
-    asks for them. The token in `token_file` goes with each call and is read again when the file changes.
+    asks for them. The token in `token_file` goes with each call and is read again when the file changes; so does what
+    `metadata` gives, which is asked for each call.
     Calls raise DigitsError where the server does not answer, ValueError where the images are no images.
     """
 
@@ -68,6 +69,7 @@ class DigitsClient:
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
         token_file: str | Path | None = None,
+        metadata: Callable[[], Iterable[tuple[str, str]]] = tuple,
     ) -> None:
         credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
         self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
@@ -77,6 +79,7 @@ class DigitsClient:
             self._channel = grpc.secure_channel(checked(address), credentials, CHANNEL_OPTIONS)
         self._stub: Any = DigitServiceStub(self._channel)
         self._timeout = timeout
+        self._more = metadata
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +186,7 @@ class DigitsClient:
             raise to_error(e, request_id) from None
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        return ((REQUEST_ID, request_id), *self._token.metadata())
+        return ((REQUEST_ID, request_id), *self._token.metadata(), *self._more())
 
 
 class AsyncDigitsClient:
@@ -199,6 +202,7 @@ class AsyncDigitsClient:
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
         token_file: str | Path | None = None,
+        metadata: Callable[[], Iterable[tuple[str, str]]] = tuple,
     ) -> None:
         credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
         self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
@@ -208,6 +212,7 @@ class AsyncDigitsClient:
             self._channel = aio.secure_channel(checked(address), credentials, CHANNEL_OPTIONS)
         self._stub: Any = DigitServiceStub(self._channel)
         self._timeout = timeout
+        self._more = metadata
 
     async def __aenter__(self) -> Self:
         return self
@@ -313,7 +318,7 @@ class AsyncDigitsClient:
             raise to_error(e, request_id) from None
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        return ((REQUEST_ID, request_id), *self._token.metadata())
+        return ((REQUEST_ID, request_id), *self._token.metadata(), *self._more())
 
 
 def _not_serving(seconds: float) -> DigitsError:

@@ -51,7 +51,7 @@ class Answering:
 
         async def call(request: bytes, grpc_context: Any) -> Reply:
             rpc.received()
-            started, id_ = rpc.start(), caller_id(grpc_context)
+            started, id_ = rpc.start(), caller_id(grpc_context.invocation_metadata())
             try:
                 reply = await answer(request, NO_DEADLINE)
             except asyncio.CancelledError:  # the caller has gone
@@ -73,7 +73,7 @@ class Answering:
         rpc = RpcMetrics(self._metrics, Rpc("bidi_stream", service, name))
 
         async def call(request: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:
-            started, id_ = rpc.start(), caller_id(grpc_context)
+            started, id_ = rpc.start(), caller_id(grpc_context.invocation_metadata())
             try:
                 async for message in request:
                     rpc.received()

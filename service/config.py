@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
+
+_RECEIVER = re.compile(r"https?://([^\s/@?#:\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}/?")
 
 
 class Settings(BaseSettings):
@@ -98,10 +101,26 @@ class Settings(BaseSettings):
     grace: Seconds = Field(10.0, description="seconds that calls in flight have to finish when the server stops")
     reflection: bool = Field(True, description="serve gRPC reflection, so that grpcurl and its like need no .proto")
 
+    trace_endpoint: str = Field(
+        "", description="OTLP receiver over gRPC that traces go to, as http://localhost:4317; without it there are none"
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of calls that are traced, where the caller has not decided by traceparent"
+    )
+
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto is console on a terminal and json elsewhere"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+
+    @field_validator("trace_endpoint")
+    @classmethod
+    def _is_a_receiver(cls, value: str) -> str:
+        if value and not _RECEIVER.fullmatch(value):
+            raise ValueError(
+                "expected http://HOST:PORT, or https://, of an OTLP receiver over gRPC, whose port is 4317"
+            )
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
@@ -143,7 +162,9 @@ def sentence(error: ErrorDetails) -> str:
     if not error["loc"]:  # options that do not go together
         return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])
-    expected = error["msg"].replace("Input should", "should").replace("String should", "should")
+    expected = (
+        error["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("String should", "should")
+    )
     return f"{_flag(name)} is {error['input']!r}: {expected}"
 
 

@@ -22,14 +22,19 @@ if TYPE_CHECKING:
     from prometheus_client.core import HistogramMetricFamily
 
 LONGEST_IN_EXEMPLAR = 128 - len("request_id")
-"""Characters of a request id: OpenMetrics allows an exemplar 128 of names and values together."""
+"""Characters of a request id alone: OpenMetrics allows an exemplar 128 of names and values together."""
 
 
-def exemplar(request_id: str, value: float) -> Exemplar | None:
-    """What links a sample to a line of the log; None without an id, and for one too long for OpenMetrics."""
-    if 0 < len(request_id) <= LONGEST_IN_EXEMPLAR:
-        return Exemplar({"request_id": request_id}, value, time.time())
-    return None
+def exemplar(request_id: str, value: float, trace_id: str = "") -> Exemplar | None:
+    """What links a sample to a line of the log and to a trace; None without an id.
+
+    A request id that is too long for OpenMetrics, beside that of the trace, is left out.
+    """
+    labels = {"trace_id": trace_id} if trace_id else {}
+    room = LONGEST_IN_EXEMPLAR - sum(map(len, (*labels, *labels.values())))
+    if 0 < len(request_id) <= room:
+        labels["request_id"] = request_id
+    return Exemplar(labels, value, time.time()) if labels else None
 
 
 class Distribution:
@@ -46,13 +51,13 @@ class Distribution:
         self._exemplars: list[Exemplar | None] = [None] * (len(edges) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float, request_id: str = "") -> None:
-        """Count one value, at least 0; a request id makes it the exemplar of its bucket."""
+    def observe(self, value: float, request_id: str = "", trace_id: str = "") -> None:
+        """Count one value, at least 0; the id of its request or trace makes it the exemplar of its bucket."""
         bucket = bisect_left(self._edges, value)
         self._counts[bucket] += 1
         self._sum += value
-        if request_id:
-            self._exemplars[bucket] = exemplar(request_id, value) or self._exemplars[bucket]
+        if request_id or trace_id:
+            self._exemplars[bucket] = exemplar(request_id, value, trace_id) or self._exemplars[bucket]
 
     def observe_all(self, values: npt.NDArray[np.float32]) -> None:
         """Count many values, shape (n,)."""

@@ -100,6 +100,14 @@ class Metrics(Collector):
             "Unix time when the server's certificate expires; 0 without TLS.",
             registry=registry,
         )
+        self.spans = Counter(
+            "digits_trace_spans_total",
+            "Spans of traces that were sent, that failed to be, or for which the line to the collector had no room.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("sent", "failed", "dropped"):
+            self.spans.labels(result)
         for what in ("tls", "tokens"):
             for result in ("loaded", "refused"):
                 self.rotations.labels(what, result)
@@ -203,12 +211,12 @@ class RpcMetrics:
         """Count a message to the caller."""
         self.messages_sent += 1
 
-    def finish(self, started: float, code: str, request_id: str) -> None:
+    def finish(self, started: float, code: str, request_id: str, trace_id: str = "") -> None:
         """Count the call's end with its status code, spelled as in Go: OK, InvalidArgument.
 
-        A request id that is not empty becomes an exemplar, by which a slow or failed call is found in the log.
+        Ids that are not empty become an exemplar, by which a slow or failed call is found in the log or as a trace.
         """
-        self.handling.observe(time.perf_counter() - started, request_id)
+        self.handling.observe(time.perf_counter() - started, request_id, trace_id)
         self.handled[code] += 1
-        if request_id and (found := exemplar(request_id, 1.0)):
+        if (request_id or trace_id) and (found := exemplar(request_id, 1.0, trace_id)):
             self.exemplars[code] = found

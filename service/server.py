@@ -7,6 +7,7 @@ import gc
 import platform
 import signal
 import time
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from service.handlers.predicting import Predictor
 from service.metrics import Metrics
 from service.reloading import Reloader
 from service.statistics import Statistics
+from service.traced import TracedBatcher, TracedPredictor
 from service.transports import native
 from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     from service.handlers import Service
     from service.handlers.predicting import Batching
     from service.model import Model
+    from service.tracing import Tracing
 
-_GRPCIO_ALONE = ("tls_cert", "tokens_file", "model_poll", "model_control")
+_GRPCIO_ALONE = ("tls_cert", "tokens_file", "model_poll", "model_control", "trace_endpoint")
 
 
 class Server:
@@ -60,6 +63,7 @@ class Server:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
+        self._tracing = _tracing(settings, self.metrics, log)
         place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
         self._reloader = Reloader(place, self.metrics, log)
         self.batcher: Batcher | NativeBatcher
@@ -76,7 +80,8 @@ class Server:
 
     def _grpcio(self, statistics: Statistics) -> tuple[Batcher, GrpcioTransport]:
         settings = self._settings
-        batcher = Batcher(
+        make = Batcher if self._tracing is None else partial(TracedBatcher, tracing=self._tracing)
+        batcher = make(
             self.model,
             self.metrics,
             statistics,
@@ -93,6 +98,7 @@ class Server:
             tls=self._tls(),
             tokens=Tokens(settings.tokens_file, self.metrics, self._log) if settings.tokens_file else None,
             open_health=settings.open_health,
+            tracing=self._tracing,
         )
         return batcher, transport
 
@@ -128,7 +134,9 @@ class Server:
         return batcher, transport
 
     def _services(self, batcher: Batching) -> list[Service]:
-        settings, predictor = self._settings, Predictor(batcher, max_batch=self._settings.max_batch)
+        settings = self._settings
+        make = Predictor if self._tracing is None else partial(TracedPredictor, tracing=self._tracing)
+        predictor = make(batcher, max_batch=settings.max_batch)
         return [
             DigitsHandler(predictor),
             InferenceHandler(
@@ -203,8 +211,12 @@ class Server:
         self._serving = False
         for task in self._background:
             task.cancel()
-        await self.transport.stop(self._settings.drain_wait, self._settings.grace)
+        settings = self._settings
+        until = time.monotonic() + settings.drain_wait + settings.grace
+        await self.transport.stop(settings.drain_wait, settings.grace)
         await self.batcher.close()
+        if self._tracing is not None:
+            await self._tracing.close(max(0.0, until - time.monotonic()))
         self._http.stop()
 
 
@@ -227,6 +239,20 @@ def chosen(settings: Settings) -> tuple[str, str]:
     if settings.transport == "auto" and installed:
         return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
     return ("native" if settings.transport == "native" else "grpcio"), ""
+
+
+def _tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:
+    """Where traces go, where they are asked for; StartError without the packages that they need."""
+    if not settings.trace_endpoint:
+        return None
+    try:
+        from service.tracing import Tracing  # noqa: PLC0415 (an extra, and nothing that a server without traces loads)
+    except ImportError as e:
+        raise StartError(
+            f"--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing` ({e}): "
+            "pip install -c constraints.txt -e '.[tracing]'"
+        ) from None
+    return Tracing(settings.trace_endpoint, settings.trace_ratio, version=__version__, metrics=metrics, log=log)
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:

@@ -40,6 +40,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.explain",
         *("numpy", "google"),
     },
+    "service/outbox.py": {"service.metrics", "opentelemetry", "structlog"},
+    "service/tracing.py": {"service.errors", "service.metrics", "service.outbox", "opentelemetry", "structlog"},
+    "service/traced.py": {
+        *("service.batcher", "service.handlers", "service.metrics", "service.model", "service.statistics"),
+        "service.tracing",
+    },
     "service/transports/__init__.py": set(),
     "service/transports/status.py": {"service.errors", "google"},
     "service/transports/address.py": {"service.errors"},
@@ -51,8 +57,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.errors", "service.metrics", "service.transports"),
         *("grpc", "google", "structlog"),
     },
+    "service/transports/traced.py": {
+        *("service.metrics", "service.tracing", "service.transports"),
+        "structlog",
+    },
     "service/transports/grpcio.py": {
-        *("service.errors", "service.handlers", "service.metrics", "service.transports"),
+        *("service.errors", "service.handlers", "service.metrics", "service.tracing", "service.transports"),
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/transports/counts.py": {

@@ -145,6 +145,13 @@ def test_what_is_published_is_published_on_loopback_unless_told_otherwise() -> N
     assert not [port for port in published if port.endswith(":9464")], "metrics are Prometheus's alone"
 
 
+def test_the_receiver_of_traces_is_reached_by_the_service_and_by_no_caller() -> None:
+    assert compose(BASE)["networks"]["traces"] == {"internal": True}
+    on_it = [(name, service) for name, service, one in services() if "traces" in one.get("networks", [])]
+    assert on_it == [(BASE, "service"), (BASE, "jaeger"), (SCALE, "service")]
+    assert "clients" not in compose(BASE)["services"]["jaeger"]["networks"]
+
+
 def test_only_prometheus_envoy_and_the_service_share_the_network_of_the_metrics() -> None:
     assert compose(BASE)["networks"]["metrics"] == {"internal": True}
     on_it = {service for _, service, definition in services() if "metrics" in definition.get("networks", [])}
@@ -284,7 +291,7 @@ def test_the_serving_image_installs_no_more_than_serving_needs() -> None:
     assert not {"onnx", "jax", "pillow", "typer", "rich", "matplotlib", "grpcio-tools"} & set(printed())
     assert {"onnxruntime", "grpcio"} <= set(printed())
     assert {"onnx", "pillow"} <= set(printed("export", "client"))
-    assert "RUN python requirements.py | sed" in stages()["requirements"], "serving names no extra"
+    assert "RUN python requirements.py tracing | sed" in stages()["requirements"], "serving names no other extra"
     assert re.findall(r"COPY --from=code (\S.*) ", stages()["service"]) == ["/app/LICENSE /app/NOTICE", "/app/service"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,6 +17,7 @@ from service.errors import AddressInUse
 from service.transports.address import check_free
 from service.transports.observed import Observer
 from service.transports.streams import OpenStreams
+from service.transports.traced import TracedObserver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from service.handlers import Answer, Service
     from service.metrics import Metrics
+    from service.tracing import Tracing
     from service.transports.credentials import Tls, Tokens
     from service.transports.limits import Limits
 
@@ -33,7 +36,8 @@ _NEVER_MS = 2**31 - 1
 class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
 
-    With `tokens` a call must bring one, health checks too unless `open_health`. Raises AddressInUse from `start`.
+    With `tokens` a call must bring one, health checks too unless `open_health`; with `tracing` each call has a span.
+    Raises AddressInUse from `start`.
     """
 
     def __init__(
@@ -47,13 +51,15 @@ class GrpcioTransport:
         tls: Tls | None = None,
         tokens: Tokens | None = None,
         open_health: bool = True,
+        tracing: Tracing | None = None,
     ) -> None:
         self._tls = tls
         self._streams = OpenStreams()
         self._health = health.aio.HealthServicer()
         self._names = [service.name for service in services]
         open_services = [health.SERVICE_NAME] if open_health else []
-        self._observer = Observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
+        observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
+        self._observer = observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
         self._server = aio.server(options=_options(limits))
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))

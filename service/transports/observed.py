@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc import aio
@@ -15,7 +15,7 @@ from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 
     from google.rpc.status_pb2 import Status
     from structlog.typing import FilteringBoundLogger
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Handler = grpc.RpcMethodHandler[Any, Any]
     Behaviour = Callable[[Any, Any], Awaitable[Any]]
+    Metadata = Iterable[tuple[str, Any]]  # of a call; grpcio makes it anew each time that it is asked for
 
 REQUEST_ID = "x-request-id"
 LONGEST_REQUEST_ID = 128
@@ -39,6 +40,20 @@ _TYPES = {
     (True, True): "bidi_stream",
 }
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Counted(Protocol):
+    """What counts one call, as `RpcMetrics` does."""
+
+    method: str
+
+    def start(self) -> float:
+        """Count its beginning; give what this returns to `finish`."""
+        ...
+
+    def finish(self, started: float, code: str, request_id: str) -> None:
+        """Count its end."""
+        ...
 
 
 class Observer:
@@ -81,7 +96,7 @@ class Observer:
     def _unary(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
         async def call(request: Any, context: Any) -> Any:
             rpc.received()
-            reply = await self._observe(rpc, context, behaviour, request, context)
+            reply = await self._observe(rpc, context, context.invocation_metadata(), behaviour, request, context)
             rpc.sent()
             return reply
 
@@ -95,7 +110,9 @@ class Observer:
 
         async def call(request: Any, context: Any) -> None:
             rpc.received()
-            await self._observe(rpc, context, until_drain, request, _Stream(context, rpc, self._streams))
+            await self._observe(
+                rpc, context, context.invocation_metadata(), until_drain, request, _Stream(context, rpc, self._streams)
+            )
 
         return call
 
@@ -108,19 +125,21 @@ class Observer:
 
         async def call(_: Any, context: Any) -> None:
             stream = _Stream(context, rpc, self._streams)
-            await self._observe(rpc, context, answer, stream, stream)
+            await self._observe(rpc, context, context.invocation_metadata(), answer, stream, stream)
 
         return call
 
-    async def _observe(self, rpc: RpcMetrics, context: Any, behaviour: Behaviour, request: Any, call: Any) -> Any:
+    async def _observe(
+        self, rpc: Counted, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
+    ) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
-        request_id = caller_id(context)
+        request_id = caller_id(metadata)
         try:
             if request_id:
                 context.set_trailing_metadata(((REQUEST_ID, request_id),))
             if rpc.method in self._closed:
-                self._check_token(context)
+                self._check_token(metadata)
             reply = await behaviour(request, call)
         except aio.AbortError:  # a standard servicer has ended the call itself
             rpc.finish(started, code_name(context.code().value[0]), request_id)
@@ -137,24 +156,28 @@ class Observer:
             rpc.finish(started, "OK", request_id)
             return reply
 
-    def _check_token(self, context: Any) -> None:
+    def _check_token(self, metadata: Metadata) -> None:
         assert self._tokens is not None
         try:
-            self._tokens.check(context.invocation_metadata())
+            self._tokens.check(metadata)
         except Unauthenticated:
             self._metrics.dropped.labels("unauthenticated").inc()
             raise
 
     async def _refuse(self, error: Exception, status: Status, method: str, context: Any, request_id: str) -> None:
-        self._report(error, method, code_name(status.code), request_id)
+        self._report(error, method, code_name(status.code), self._names(request_id))
         trailing = ((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString()))
         await context.abort(_STATUS_CODES[status.code], status.message, trailing)
 
-    def _report(self, error: Exception, method: str, code: str, request_id: str) -> None:
+    def _report(self, error: Exception, method: str, code: str, names: dict[str, str]) -> None:
         if isinstance(error, ServiceError):
-            self._log.warning("refused", method=method, code=code, reason=str(error), request_id=request_id)
+            self._log.warning("refused", method=method, code=code, reason=str(error), **names)
         else:
-            self._log.error("failed", method=method, code=code, request_id=request_id, exc_info=error)
+            self._log.error("failed", method=method, code=code, exc_info=error, **names)
+
+    def _names(self, request_id: str) -> dict[str, str]:
+        """What the log calls a call, so that it is found from elsewhere."""
+        return {"request_id": request_id}
 
 
 class _Stream:
@@ -188,9 +211,9 @@ class _Stream:
             yield message
 
 
-def caller_id(context: Any) -> str:
+def caller_id(metadata: Metadata) -> str:
     """The caller's own id for this call, or nothing."""
-    for key, value in context.invocation_metadata():
+    for key, value in metadata:
         if key == REQUEST_ID:
             return str(value)[:LONGEST_REQUEST_ID]
     return ""

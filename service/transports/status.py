@@ -49,6 +49,11 @@ def code_name(code: int) -> str:
     return _NAMES[code]
 
 
+def spelled(name: str) -> str:
+    """What `code_name` gave, as protocol buffers spell it: InvalidArgument -> INVALID_ARGUMENT."""
+    return _SPELLED[name]
+
+
 def _details(error: ServiceError) -> list[Message]:
     if isinstance(error, InvalidInput):
         violation = BadRequest.FieldViolation(field=error.field, description=error.sentence)
@@ -73,3 +78,4 @@ def _go_name(name: str) -> str:
 
 
 _NAMES = {number: _go_name(name) for name, number in code_pb2.Code.items()}
+_SPELLED: dict[str, str] = {_NAMES[number]: name for name, number in code_pb2.Code.items()}

@@ -1,0 +1,588 @@
+"""Traces, as a collector receives them: real servers, real calls, and what came over OTLP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, serving
+from opentelemetry import propagate
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from client import AsyncDigitsClient, DigitsClient
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.pb.inference import open_inference_pb2 as oip
+from service.tracing import MESSAGES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+
+PREDICT, STREAM = "digits.v1.DigitService/Predict", "digits.v1.DigitService/PredictStream"
+INFER = "inference.GRPCInferenceService/ModelInfer"
+IMAGE = PredictRequest(pixels=bytes(784)).SerializeToString()
+CALLER = "0af7651916cd43dd8448eb211c80319c"
+NOT_SAMPLED = ("traceparent", f"00-{CALLER}-b7ad6b7169203331-00")
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """An OTLP receiver over gRPC that keeps what it is sent."""
+
+    def __init__(self, address: str = "127.0.0.1:0", *, seconds: float = 0.0) -> None:
+        self._seconds = seconds
+        self.spans: list[Span] = []
+        self.resources: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self._came = threading.Condition()
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port(address)}"
+        self._server.start()
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 (named by the protocol)
+        time.sleep(self._seconds)
+        with self._came:
+            self.headers.append(dict(context.invocation_metadata()))
+            for of_resource in request.resource_spans:
+                self.resources.append(attributes(of_resource.resource))
+                for scope in of_resource.scope_spans:
+                    self.spans += scope.spans
+            self._came.notify_all()
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def trace(self, trace_id: str, name: str) -> list[Span]:
+        """The spans of a trace, once its span `name`, the last to end, has come."""
+
+        def found() -> list[Span]:
+            return [span for span in self.spans if span.trace_id.hex() == trace_id]
+
+        with self._came:
+            assert self._came.wait_for(lambda: any(s.name == name for s in found()), ANSWERS_WITHIN), self.spans
+            return found()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+def attributes(of: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in of.attributes}
+
+
+def one(spans: list[Span], name: str) -> Span:
+    (found,) = [span for span in spans if span.name == name]
+    return found
+
+
+def traceparent(number: int) -> tuple[str, str, str]:
+    """A trace of a test's own: its id, and the metadata of a caller who records it."""
+    trace_id = f"{number:032x}"
+    return trace_id, "traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"
+
+
+@contextlib.contextmanager
+def traced(model: Path, endpoint: str, *arguments: str, **env: str) -> Iterator[ServiceProcess]:
+    """A server that sends its spans to `endpoint` every 50 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "50", "DIGITS_TRANSPORT": "grpcio", **env}.items():
+            patch.setenv(name, value)
+        with serving(model, "--trace-endpoint", endpoint, *arguments) as service:
+            yield service
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.stop()
+
+
+@pytest.fixture(scope="module")
+def service(model_path: Path, collector: Collector) -> Iterator[ServiceProcess]:
+    """A server that traces what its callers trace and nothing else; requests of more than 64 images go to a thread."""
+    with traced(model_path, collector.endpoint, "--trace-ratio", "0", "--inline-images", "64") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def channel(service: ServiceProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(service.address) as channel:
+        yield channel
+
+
+def call(channel: grpc.Channel, method: str, request: bytes, *metadata: tuple[str, str]) -> bytes:
+    return bytes(channel.unary_unary(f"/{method}")(request, metadata=metadata, timeout=10))
+
+
+def test_a_call_is_a_span_with_its_steps_under_it(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(1)
+    before = time.time_ns()
+    call(channel, PREDICT, PredictRequest(pixels=bytes(784 * 3)).SerializeToString(), tuple(context))
+    spans = collector.trace(trace_id, PREDICT)
+    root = one(spans, PREDICT)
+    assert (root.kind, root.parent_span_id.hex()) == (Span.SPAN_KIND_SERVER, "00f067aa0ba902b7")
+    assert attributes(root) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": PREDICT,
+        "rpc.response.status_code": "OK",
+        "digits.images": 3,
+    }
+    assert root.status.code == Status.STATUS_CODE_UNSET
+    steps = [one(spans, name) for name in ("decode", "queue", "run", "encode")]
+    assert len(spans) == 5
+    assert {step.parent_span_id for step in steps} == {root.span_id}
+    assert {step.kind for step in steps} == {Span.SPAN_KIND_INTERNAL}
+    times = [time for step in steps for time in (step.start_time_unix_nano, step.end_time_unix_nano)]
+    within = [before, root.start_time_unix_nano, *times, root.end_time_unix_nano, time.time_ns()]
+    assert within == sorted(within)
+    run = attributes(steps[2])
+    assert run.pop("digits.run") >= 1
+    assert run == {"digits.batch.images": 3, "digits.model.version": "1"}
+
+
+def test_the_other_protocol_and_the_other_rpcs_are_traced_too(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(2)
+    request = oip.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784)])
+    request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
+    call(channel, INFER, request.SerializeToString(), tuple(context))
+    assert sorted(s.name for s in collector.trace(trace_id, INFER)) == sorted(
+        [INFER, "decode", "queue", "run", "encode"]
+    )
+    trace_id, *context = traceparent(3)
+    call(channel, "digits.v1.DigitService/GetNetwork", b"", tuple(context))
+    assert len(collector.trace(trace_id, "digits.v1.DigitService/GetNetwork")) == 1
+
+
+def test_the_resource_says_what_sent_it_and_the_standard_variables_hold(model_path: Path, collector: Collector) -> None:
+    env = {
+        "OTEL_SERVICE_NAME": "digits-of-the-post",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-api-key=secret",
+    }
+    with traced(model_path, collector.endpoint, **env) as service, grpc.insecure_channel(service.address) as channel:
+        trace_id, *context = traceparent(4)
+        call(channel, PREDICT, IMAGE, tuple(context))
+        collector.trace(trace_id, PREDICT)
+    resource = collector.resources[-1]
+    assert (resource["service.name"], resource["deployment.environment.name"]) == ("digits-of-the-post", "test")
+    assert resource["service.version"]
+    assert len(resource["service.instance.id"]) == 36
+    assert collector.headers[-1]["x-api-key"] == "secret"
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        [("traceparent", "nonsense")],
+        [("traceparent", f"00-{'0' * 32}-b7ad6b7169203331-01")],
+        [("traceparent", f"ff-{CALLER}-b7ad6b7169203331-01")],
+        [("tracestate", "vendor=1")],
+    ],
+    ids=["nonsense", "zeros", "version", "no parent"],
+)
+def test_a_trace_context_that_says_nothing_begins_a_trace_by_our_own_ratio(
+    model_path: Path, context: list[tuple[str, str]]
+) -> None:
+    collector = Collector()
+    with traced(model_path, collector.endpoint, "--trace-ratio", "1") as service:
+        with grpc.insecure_channel(service.address) as channel:
+            call(channel, PREDICT, IMAGE, *context)
+        service.stop()
+    collector.stop()
+    root = one(collector.spans, PREDICT)
+    assert root.parent_span_id == b""
+    assert root.trace_id.hex() not in (CALLER, "0" * 32)
+    assert root.trace_state == ""
+
+
+def test_the_caller_decides_what_is_recorded_and_the_ratio_where_it_does_not(
+    channel: grpc.Channel, collector: Collector
+) -> None:
+    call(channel, PREDICT, IMAGE, NOT_SAMPLED)
+    call(channel, PREDICT, IMAGE)  # the ratio is 0
+    trace_id, *context = traceparent(5)
+    call(channel, PREDICT, IMAGE, tuple(context), ("tracestate", "vendor=1"))
+    assert one(collector.trace(trace_id, PREDICT), PREDICT).trace_state == "vendor=1"
+    assert all(len(span.parent_span_id) == 8 for span in collector.spans if span.name == PREDICT)
+    assert CALLER not in {span.trace_id.hex() for span in collector.spans}
+
+
+def test_a_refusal_is_no_error_of_the_server_and_names_what_was_wrong(
+    channel: grpc.Channel, collector: Collector
+) -> None:
+    trace_id, *context = traceparent(6)
+    with pytest.raises(grpc.RpcError):
+        call(channel, PREDICT, b"", tuple(context))
+    spans = collector.trace(trace_id, PREDICT)
+    root, decode = one(spans, PREDICT), one(spans, "decode")
+    assert attributes(root)["rpc.response.status_code"] == "INVALID_ARGUMENT"
+    assert "error.type" not in attributes(root)
+    assert {span.status.code for span in spans} == {Status.STATUS_CODE_UNSET}
+    assert attributes(decode)["error.type"] == "service.errors.InvalidInput"
+    (event,) = decode.events
+    assert attributes(event)["exception.message"] == "pixels: is empty; expected n x 784 bytes, n at least 1"
+
+
+def test_a_request_whose_time_ran_out_in_the_line_says_so(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(14)
+    request = oip.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784)])
+    request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
+    request.parameters["timeout"].int64_param = 1  # a microsecond
+    with pytest.raises(grpc.RpcError):
+        call(channel, INFER, request.SerializeToString(), tuple(context))
+    spans = collector.trace(trace_id, INFER)
+    assert sorted(span.name for span in spans) == ["decode", INFER, "queue"]
+    assert attributes(one(spans, "queue"))["error.type"] == "service.errors.DeadlinePassed"
+    root = one(spans, INFER)
+    assert (attributes(root)["error.type"], root.status.code) == ("DEADLINE_EXCEEDED", Status.STATUS_CODE_ERROR)
+
+
+def test_what_the_conventions_call_a_fault_is_an_error(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(7)
+    method = "inference.GRPCInferenceService/TraceSetting"
+    with pytest.raises(grpc.RpcError):
+        call(channel, method, b"", tuple(context))
+    root = one(collector.trace(trace_id, method), method)
+    assert root.status.code == Status.STATUS_CODE_ERROR
+    assert attributes(root)["rpc.response.status_code"] == attributes(root)["error.type"] == "UNIMPLEMENTED"
+
+
+def test_health_checks_are_not_traced(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(8)
+    call(channel, "grpc.health.v1.Health/Check", b"", tuple(context))
+    other, *context = traceparent(9)
+    call(channel, PREDICT, IMAGE, tuple(context))
+    collector.trace(other, PREDICT)
+    assert trace_id not in {span.trace_id.hex() for span in collector.spans}
+
+
+def test_the_log_and_the_exemplars_name_the_trace(service: ServiceProcess, channel: grpc.Channel) -> None:
+    def refused(name: str, *context: tuple[str, str]) -> dict[str, Any]:
+        with pytest.raises(grpc.RpcError):
+            call(channel, PREDICT, b"", ("x-request-id", name), *context)
+        return service.wait_for("refused", request_id=name)
+
+    trace_id, *context = traceparent(10)
+    assert refused("recorded", tuple(context))["trace_id"] == trace_id
+    assert refused("by the caller alone", NOT_SAMPLED)["trace_id"] == CALLER
+    assert "trace_id" not in refused("by nobody")
+
+    long_id = "r" * 100
+    call(channel, PREDICT, IMAGE, tuple(context), ("x-request-id", "short"))
+    short, long = exemplars(service, "OK"), []
+    call(channel, PREDICT, IMAGE, tuple(context), ("x-request-id", long_id))
+    long = exemplars(service, "OK")
+    assert short == [{"trace_id": trace_id, "request_id": "short"}]
+    assert long == [{"trace_id": trace_id}]  # both would be more than OpenMetrics allows
+    call(channel, PREDICT, IMAGE, NOT_SAMPLED, ("x-request-id", "no trace to be found"))
+    assert exemplars(service, "OK") == [{"request_id": "no trace to be found"}]
+    assert {"request_id": "no trace to be found"} in exemplars(service, None)
+
+
+def exemplars(service: ServiceProcess, code: str | None) -> list[dict[str, str]]:
+    """Of Predict: on its calls by status code, or on the buckets of its latency."""
+    from urllib.request import Request, urlopen  # noqa: PLC0415
+
+    request = Request(service.metrics_url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    with urlopen(request, timeout=ANSWERS_WITHIN) as reply:
+        families = list(parse_openmetrics(reply.read().decode()))
+    name = "grpc_server_handled" if code else "grpc_server_handling_seconds"
+    (family,) = [family for family in families if family.name == name]
+    return [
+        dict(sample.exemplar.labels)
+        for sample in family.samples
+        if sample.exemplar and sample.labels["grpc_method"] == "Predict" and sample.labels.get("grpc_code") == code
+    ]
+
+
+def test_requests_that_shared_a_run_name_the_same_one(channel: grpc.Channel, collector: Collector) -> None:
+    """A large request keeps the model's thread busy, so those that come meanwhile wait and share the next run."""
+    large = PredictRequest(pixels=bytes(784 * 1024)).SerializeToString()
+    predict = channel.unary_unary(f"/{PREDICT}")
+    for attempt in range(20):
+        ids = [traceparent(1000 + attempt * 100 + i) for i in range(9)]
+        futures = [
+            predict.future(large if i < 3 else IMAGE, metadata=(tuple(context),), timeout=10)
+            for i, (_, *context) in enumerate(ids)
+        ]
+        assert [len(PredictResponse.FromString(f.result()).digits) for f in futures] == [1024] * 3 + [1] * 6
+        runs = [one(collector.trace(trace_id, PREDICT), "run") for trace_id, *_ in ids[3:]]
+        numbers = [attributes(run)["digits.run"] for run in runs]
+        if len(set(numbers)) < len(numbers):
+            break
+    else:
+        pytest.fail("no two requests ever shared a run")
+    shared = max(numbers, key=numbers.count)
+    alike = [run for run, number in zip(runs, numbers, strict=True) if number == shared]
+    assert len({(run.start_time_unix_nano, run.end_time_unix_nano) for run in alike}) == 1
+    assert {attributes(run)["digits.batch.images"] for run in alike} == {len(alike)}
+
+
+def test_the_run_names_the_version_that_answered_before_and_after_a_swap(
+    make_model: Callable[..., Path], tmp_path: Path, collector: Collector
+) -> None:
+    def place(version: str) -> None:
+        (tmp_path / version).mkdir()
+        make_model(version=version).rename(tmp_path / version / "model.onnx")
+
+    place("1")
+    versions = []
+    with traced(tmp_path, collector.endpoint) as service, grpc.insecure_channel(service.address) as channel:
+        for number in (20, 21):
+            trace_id, *context = traceparent(number)
+            call(channel, PREDICT, IMAGE, tuple(context))
+            versions.append(attributes(one(collector.trace(trace_id, PREDICT), "run"))["digits.model.version"])
+            if number == 20:
+                place("2")
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for("model loaded", model_version="2")
+    assert versions == ["1", "2"]
+
+
+def test_each_message_of_a_stream_has_a_span_up_to_a_bound(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(11)
+    stream = channel.stream_stream(f"/{STREAM}")
+    sent = MESSAGES + 10
+    assert len(list(stream(iter([IMAGE] * sent), metadata=(tuple(context),), timeout=20))) == sent
+    spans = collector.trace(trace_id, STREAM)
+    root, messages = one(spans, STREAM), [span for span in spans if span.name == "message"]
+    assert attributes(root)["digits.messages"] == sent
+    assert [attributes(span)["digits.message"] for span in messages] == list(range(1, MESSAGES + 1))
+    assert {span.parent_span_id for span in messages} == {root.span_id}
+    under = [span.name for span in spans if span.parent_span_id == messages[0].span_id]
+    assert under == ["decode", "queue", "run", "encode"]
+    assert len(spans) == 1 + 5 * MESSAGES
+
+
+def test_a_refusal_within_a_stream_is_on_its_message(channel: grpc.Channel, collector: Collector) -> None:
+    trace_id, *context = traceparent(12)
+    method = "inference.GRPCInferenceService/ModelStreamInfer"
+    wrong = oip.ModelInferRequest(model_name="letters").SerializeToString()
+    (reply,) = channel.stream_stream(f"/{method}")(iter([wrong]), metadata=(tuple(context),), timeout=10)
+    assert "letters" in oip.ModelStreamInferResponse.FromString(reply).error_message
+    spans = collector.trace(trace_id, method)
+    assert attributes(one(spans, method))["rpc.response.status_code"] == "OK"
+    assert attributes(one(spans, "message"))["error.type"] == "service.errors.UnknownModel"
+
+
+async def test_the_clients_hand_on_the_trace_that_they_are_called_in(
+    service: ServiceProcess, collector: Collector
+) -> None:
+    def context() -> list[tuple[str, str]]:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        return list(carrier.items())
+
+    async def batches() -> AsyncIterator[np.ndarray]:
+        yield np.zeros((1, 784), np.uint8)
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("caller")
+    with DigitsClient(service.address, metadata=context) as client, tracer.start_as_current_span("caller") as caller:
+        client.predict(np.zeros((1, 784), np.uint8))
+    assert_child(collector, caller, PREDICT)
+    async with AsyncDigitsClient(service.address, metadata=context) as other:
+        with tracer.start_as_current_span("caller") as caller:
+            assert len([answer async for answer in other.predict_stream(batches())]) == 1
+    assert_child(collector, caller, STREAM)
+
+
+def assert_child(collector: Collector, caller: Any, name: str) -> None:
+    parent = caller.get_span_context()
+    (child,) = [span for span in collector.trace(f"{parent.trace_id:032x}", name) if span.name == name]
+    assert int.from_bytes(child.parent_span_id) == parent.span_id
+
+
+def test_a_stop_sends_what_is_in_line(model_path: Path) -> None:
+    collector = Collector()
+    env = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    with traced(model_path, collector.endpoint, **env) as service:
+        with grpc.insecure_channel(service.address) as channel:
+            for _ in range(7):
+                call(channel, PREDICT, IMAGE)
+        assert collector.spans == []
+        assert service.stop() == 0
+        assert service.lines[-1]["event"] == "stopped"
+        assert not [line for line in service.lines if line["event"] == "traces lost"]
+    assert len(collector.spans) == 35
+    collector.stop()
+
+
+def test_a_collector_that_is_not_there_costs_spans_and_never_a_request(model_path: Path) -> None:
+    collector = Collector()
+    collector.stop()
+    with traced(model_path, collector.endpoint, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="100") as service:
+        with grpc.insecure_channel(service.address) as channel:
+            for _ in range(1000):
+                call(channel, PREDICT, IMAGE)
+        series = service.series()
+        # The first batch is still being tried while the line takes 4,096 more.
+        assert series["digits_trace_spans_total", ("dropped",)] + series["digits_trace_spans_total", ("failed",)] >= 800
+        assert series["digits_trace_spans_total", ("sent",)] == 0
+        assert series["grpc_server_handled_total", ("OK", "Predict", "digits.v1.DigitService", "unary")] == 1000
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 10  # the grace
+        events = [line["event"] for line in service.lines]
+        (why,) = [line for line in service.lines if line["event"] == "traces not sent"]
+        assert "UNAVAILABLE" in why["reason"]
+        assert events[-2:] == ["traces lost", "stopped"]
+
+
+def test_the_log_tells_when_the_collector_is_back(model_path: Path) -> None:
+    collector = Collector()
+    port = collector.endpoint.rsplit(":", 1)[1]
+    collector.stop()
+    env = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    with (
+        traced(model_path, collector.endpoint, **env) as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        call(channel, PREDICT, IMAGE)
+        service.wait_for("traces not sent")
+        again = Collector(f"127.0.0.1:{port}")
+        until = time.monotonic() + ANSWERS_WITHIN
+        while not again.spans and time.monotonic() < until:  # the exporter's connection waits before it tries again
+            call(channel, PREDICT, IMAGE)
+            time.sleep(0.2)
+        service.wait_for("traces sent again")
+        assert service.series()["digits_trace_spans_total", ("sent",)] >= 5
+        again.stop()
+
+
+def test_a_collector_that_hangs_holds_up_no_stop_beyond_the_grace(model_path: Path) -> None:
+    collector = Collector(seconds=5)
+    with traced(model_path, collector.endpoint, "--grace", "1") as service:
+        with grpc.insecure_channel(service.address) as channel:
+            call(channel, PREDICT, IMAGE)
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 4
+        assert [line["event"] for line in service.lines][-2:] == ["traces lost", "stopped"]
+    collector.stop()
+
+
+def test_without_an_endpoint_nothing_of_it_is_loaded_and_the_plain_parts_serve(model_path: Path) -> None:
+    look = f"""
+import asyncio, json, sys
+from service.config import Settings
+from service.logs import make_logger
+from service.server import Server
+async def main():
+    settings = Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio")
+    server = Server(settings, make_logger("json", "error"))
+    parts = [server.batcher, server.transport._observer]
+    print(json.dumps([type(part).__module__ for part in parts] + ["opentelemetry" in sys.modules]))
+asyncio.run(main())
+"""
+    seen = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(seen.stdout) == ["service.batcher", "service.transports.observed", False]
+
+
+def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text(
+        "raise ModuleNotFoundError('No module named opentelemetry')"
+    )
+    arguments = (
+        "--model",
+        model_path,
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--trace-endpoint",
+        "http://localhost:4317",
+    )
+    service = launch(*arguments, env={"PYTHONPATH": str(tmp_path), "DIGITS_TRANSPORT": "grpcio"})
+    try:
+        assert service.ended() == 1
+        assert service.lines[-1]["event"] == "cannot start"
+        assert "--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing`" in service.lines[-1]["reason"]
+        assert "pip install -c constraints.txt -e '.[tracing]'" in service.lines[-1]["reason"]
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "paper"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5000"),
+        ("OTEL_SPAN_EVENT_COUNT_LIMIT", "many"),
+    ],
+)
+def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sentence(
+    model_path: Path, variable: str, value: str
+) -> None:
+    arguments = (
+        "--model",
+        model_path,
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--trace-endpoint",
+        "http://localhost:4317",
+    )
+    service = launch(*arguments, env={variable: value, "DIGITS_TRANSPORT": "grpcio"})
+    try:
+        assert service.ended() == 1
+        assert service.lines[-1]["event"] == "cannot start"
+        assert service.lines[-1]["reason"].startswith("--trace-endpoint http://localhost:4317: ")
+        assert service.lines[-1]["reason"].endswith(": look at the OTEL_ variables")
+    finally:
+        service.close()
+
+
+@needs_native
+def test_the_native_transport_leaves_it_to_grpcio(model_path: Path, collector: Collector) -> None:
+    with traced(model_path, collector.endpoint, DIGITS_TRANSPORT="auto") as service:
+        (chosen,) = [line for line in service.lines if line["event"] == "transport chosen"]
+        assert (chosen["transport"], chosen["reason"]) == ("grpcio", "native does not offer --trace-endpoint")
+
+
+def test_the_run_that_failed_is_in_the_trace(model_path: Path) -> None:
+    """No input makes a real session fail, so the model's predict is replaced."""
+    look = f"""
+import asyncio, grpc
+from service.config import Settings
+from service.logs import make_logger
+from service.server import Server
+from service.model import Model
+async def main():
+    server = Server(Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio",
+                    trace_endpoint=ENDPOINT), make_logger("json", "critical"))
+    def fail(pixels): raise MemoryError("no room")
+    server.model.predict = fail
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{{server.port}}") as channel:
+        try:
+            await channel.unary_unary("/{PREDICT}")({IMAGE!r})
+        except grpc.RpcError as e:
+            assert e.code() is grpc.StatusCode.INTERNAL, e
+    await server.stop()
+asyncio.run(main())
+"""
+    collector = Collector()
+    subprocess.run([sys.executable, "-c", look.replace("ENDPOINT", repr(collector.endpoint))], cwd=ROOT, check=True)
+    collector.stop()
+    root, run = one(collector.spans, PREDICT), one(collector.spans, "run")
+    assert root.status.code == run.status.code == Status.STATUS_CODE_ERROR
+    assert (attributes(root)["error.type"], attributes(run)["error.type"]) == ("INTERNAL", "MemoryError")
+    assert "encode" not in {span.name for span in collector.spans}
+    assert one(collector.spans, "queue").status.code == Status.STATUS_CODE_UNSET
