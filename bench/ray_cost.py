@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import statistics
@@ -30,8 +31,13 @@ PREDICT = "/digits.v1.DigitService/Predict"
 SHAPES = ((1, 1), (32, 1), (4, 256))
 """Callers at a time, and images in each call."""
 
-# Keeps Ray on 127.0.0.1; the variable's name is from what it is for.
-ENVIRONMENT = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on 127.0.0.1; its name is from what it is for
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 
 class Figures(NamedTuple):

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from cluster.reaching import START_ONE, why_not
+from cluster.reaching import NO_ANSWER, why_not
 from service.errors import StartError
 from service.versions import ModelPlace
 
@@ -38,8 +38,8 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
 
     try:
         ray.init(settings.ray_address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as e:
-        raise StartError(f"{given}: no Ray answers there; {START_ONE}") from e
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as e:
+        raise StartError(f"{given}: {NO_ANSWER}") from e
     options: dict[str, Any] = {
         "port": settings.port,
         "grpc_servicer_functions": registration.FUNCTIONS,

@@ -8,6 +8,9 @@ WITHIN = 5.0  # seconds
 
 START_ONE = "start one with `ray start --head --disable-usage-stats`"
 
+NO_ANSWER = f"no Ray answers there, or it wants a token and RAY_AUTH_MODE=token is not set; {START_ONE}"
+"""After a connection was made: Ray takes up its token by itself for `auto` alone."""
+
 
 def why_not(address: str) -> str:
     """Why no Ray can be at `address`, HOST:PORT; nothing where there may be one, or Ray finds out by itself."""

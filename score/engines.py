@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from cluster.reaching import START_ONE, why_not
+from cluster.reaching import NO_ANSWER, why_not
 from score.errors import ScoreError
 from score.writing import Job, Scored, Scorer
 
@@ -73,13 +73,12 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
     import ray.data  # noqa: PLC0415
 
     data: Any = ray.data
-    started: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
-    if not address:
-        started["object_store_memory"] = OBJECT_STORE
+    alone = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **started)
-    except ConnectionError as e:
-        raise ScoreError(f"--ray-address is {address!r}: no Ray answers there; {START_ONE}") from e
+        # Without "local" Ray would take whichever cluster this machine was last part of.
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else alone))
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as e:
+        raise ScoreError(f"--ray-address is {address or 'local'!r}: {NO_ANSWER}") from e
     try:
         data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import threading
@@ -70,7 +71,13 @@ pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not ins
 
 WITHIN = 90  # seconds for what a cluster does by itself
 WORKERS = 3
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # see ray_nodes.py
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see ray_nodes.py
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+"""Of the nodes and of those who ask them: nobody else on the machine is let in."""
 PREDICT = "/digits.v1.DigitService/Predict"
 
 
@@ -92,7 +99,7 @@ class Cluster:
         return subprocess.run(
             [*map(str, command), "--log-format", "json"],
             cwd=ROOT,
-            env={**os.environ, **LOOPBACK},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=WITHIN,
@@ -147,7 +154,12 @@ def cluster(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            list(map(str, command)),
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as process,
     ):
         try:
@@ -337,7 +349,7 @@ def test_scoring_on_the_cluster_gives_the_bytes_of_one_process(
         scored = subprocess.run(
             list(map(str, command)),
             cwd=ROOT,
-            env={**os.environ, **LOOPBACK},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=WITHIN,
