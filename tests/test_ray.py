@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
+import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES
 from grpc import StatusCode, aio
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import numpy as np
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: `make test-ray` installs it")
 
@@ -263,11 +263,12 @@ def test_a_node_is_killed_under_load_and_no_client_that_retries_loses_a_call(
 ) -> None:
     options = [("grpc.enable_retries", 0)]
     before = cluster.replicas()
+    large = message(np.tile(digits, (10, 1)).tobytes())  # so that many calls are in a replica when it dies
     with DigitsClient(cluster.address) as client, grpc.insecure_channel(cluster.address, options) as bare:
         call = bare.unary_unary(PREDICT)
         with (
             Load(lambda: void(client.predict(digits[0])), 4) as retrying,
-            Load(lambda: void(call(message(digits[0].tobytes()), timeout=10)), 4) as plain,
+            Load(lambda: void(call(large, timeout=10)), 8) as plain,
         ):
             time.sleep(2)
             cluster.command("kill 0")
@@ -278,7 +279,7 @@ def test_a_node_is_killed_under_load_and_no_client_that_retries_loses_a_call(
     assert set(retrying.outcomes) == {"OK"}
     lost = set(plain.outcomes) - {"OK"}
     assert lost <= {"UNAVAILABLE: the replica that had this call is gone, or none is there yet; send it again"}
-    assert plain.outcomes["OK"] > 100
+    assert plain.outcomes["OK"] > 20
 
 
 def void(_: object) -> None:
