@@ -104,6 +104,9 @@ class _Plain:
         async def call(request: Any, context: Any) -> Any:
             reply = await handler(request, context)
             tell_plainly(context)
+            if code := _number(context.code()):
+                # A status that follows an empty reply is an answer begun, and no client would send the call again.
+                await context.abort(_STATUS_CODES[code], _text(context.details()), tuple(context.trailing_metadata()))
             return reply
 
         return call
@@ -138,7 +141,7 @@ def tell_plainly(context: Any) -> None:
 
 
 def _failure(code: int, details: Any) -> ServiceError | None:
-    text = details.decode(errors="replace") if isinstance(details, bytes) else str(details or "")
+    text = _text(details)
     if code == code_pb2.INTERNAL and text != to_status(RuntimeError()).message:
         return ModelUnavailable(_GONE)
     if code == code_pb2.NOT_FOUND and text.startswith("Application"):
@@ -148,6 +151,10 @@ def _failure(code: int, details: Any) -> ServiceError | None:
     if code == code_pb2.RESOURCE_EXHAUSTED and text.startswith("Request dropped due to backpressure"):
         return Overloaded(_FULL, RETRY_AFTER)
     return None
+
+
+def _text(details: Any) -> str:
+    return details.decode(errors="replace") if isinstance(details, bytes) else str(details or "")
 
 
 def _number(code: Any) -> int:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from conftest import ROOT
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
+from grpc import aio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from client import AsyncDigitsClient
 from cluster.config import ClusterSettings, load
 from cluster.exposition import merged
 from service.config import Settings, SettingsError
 from service.metrics import Metrics, Rpc, RpcMetrics
+from service.pb.digits.v1.digits_pb2 import PredictResponse
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def exposition(calls: int) -> str:
@@ -145,6 +151,33 @@ def test_messages_pass_the_proxy_as_bytes_and_each_method_is_registered_once() -
         function(SimpleNamespace(**dict.fromkeys(METHODS)), server)
     assert set(registered) == {"digits.v1.DigitService", "inference.GRPCInferenceService", "grpc.health.v1.Health"}
     assert {handler.request_deserializer for handlers in registered.values() for handler in handlers.values()} == {None}
+
+
+async def test_a_call_whose_replica_died_is_sent_again_by_a_client_that_retries(digits: np.ndarray) -> None:
+    registration = pytest.importorskip("cluster.registration", reason="Ray is not installed: `make test-ray` does")
+    calls = 0
+
+    async def as_ray(_: bytes, context: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            context.set_code(grpc.StatusCode.INTERNAL)
+            context.set_details("The actor died unexpectedly")
+            return b""
+        return PredictResponse(digits=[7], activations=[0.0] * 10).SerializeToString()
+
+    handler = registration._Plain(lambda **_: as_ray)(service_method="/digits.v1.DigitService/Predict")
+    server = aio.server()
+    methods = {"Predict": grpc.unary_unary_rpc_method_handler(handler)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("digits.v1.DigitService", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with AsyncDigitsClient(f"127.0.0.1:{port}") as client:
+            assert (await client.predict(digits[0])).digits.tolist() == [7]
+    finally:
+        await server.stop(None)
+    assert calls == 3
 
 
 METHODS = [
