@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock test-ray data native native-check up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -18,6 +18,15 @@ play: .venv/play.stamp model.onnx ## look inside: draw digits in a browser and s
 
 test: .venv/dev.stamp ## run the tests
 	@$(PY) -m pytest
+
+gpu: .venv-gpu/stamp ## ONNX Runtime for CUDA and all else in an environment of its own, .venv-gpu (3 GB)
+	@echo "gpu: .venv-gpu/bin/python -m service --provider cuda"
+
+test-gpu: .venv-gpu/stamp ## the tests that need an NVIDIA GPU, on the GPU of this machine
+	@.venv-gpu/bin/python -m pytest -m gpu
+
+bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on, and for how many callers, the GPU is faster
+	@.venv-gpu/bin/python -m bench.providers
 
 check: lint types stubs-check native-check test ## everything that CI runs
 
@@ -82,7 +91,7 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 	@scripts/lock
 
 clean: ## remove what was made: .venv, model.onnx, caches
-	rm -rf .venv model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
+	rm -rf .venv .venv-gpu model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)
@@ -101,6 +110,10 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 .venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-ray.txt \
 		--editable ".[ray]"
+	@touch $@
+
+.venv-gpu/stamp: pyproject.toml constraints.txt constraints-gpu.txt scripts/setup scripts/requirements.py
+	@VENV=.venv-gpu scripts/setup dev,gpu
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt scripts/setup

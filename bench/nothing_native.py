@@ -57,7 +57,7 @@ async def main() -> None:
         services, batcher, metrics, statistics, log, limits=limits, with_reflection=False, **LINE
     )
     await transport.start("127.0.0.1", int(sys.argv[1]))
-    await transport.open()
+    await transport.say(True)
     await asyncio.Event().wait()
 
 

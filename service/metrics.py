@@ -89,6 +89,14 @@ class Metrics(Collector):
         )
         for result in ("loaded", "refused"):
             self.reloads.labels(result)
+        self.device_failures = Counter(
+            "digits_device_failures_total",
+            "Runs that failed on the device, for want of memory or otherwise, and new sessions that could not be made.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("memory", "run", "session"):
+            self.device_failures.labels(reason)
         self.rotations = Counter(
             "digits_credentials_rotations_total",
             "Changed certificates or tokens that were taken up or refused.",

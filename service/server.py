@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from service import __version__
+from service import __version__, gpu_metrics
 from service.batcher import Batcher
+from service.config import parsed_options
+from service.device import Keeper
 from service.errors import StartError
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
 from service.metrics import Metrics
+from service.providers import CPU, ON_NVIDIA, Execution
 from service.reloading import Reloader
 from service.statistics import Statistics
 from service.traced import TracedBatcher, TracedPredictor
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+    from service.device import OnDevice
     from service.handlers import Service
     from service.handlers.predicting import Batching
     from service.model import Model
@@ -64,14 +68,31 @@ class Server:
         self.metrics = Metrics(self.registry)
         self.metrics.serving.set_function(lambda: self._serving)
         self._tracing = _tracing(settings, self.metrics, log)
-        place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
+        self._execution = self._chosen_execution()
+        place = ModelPlace(
+            settings.model, version=settings.model_version, sha256=settings.model_sha256, execution=self._execution
+        )
         self._reloader = Reloader(place, self.metrics, log)
+        self._keeper = Keeper(self.metrics, log, self._say)
+        if self._execution.name in ON_NVIDIA:
+            gpu_metrics.register(self.registry, settings.device_id, log)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
         build = self._native if self.transport_name == "native" else self._grpcio
         self.batcher, self.transport = build(Statistics())
         self.port = self.metrics_port = 0
         self._background: set[asyncio.Task[None]] = set()
+
+    def _chosen_execution(self) -> Execution:
+        settings = self._settings
+        return Execution(
+            settings.provider,
+            self._log,
+            options=parsed_options(settings.provider_options),
+            device_id=settings.device_id,
+            memory_limit=settings.gpu_memory_bytes,
+            largest=settings.max_batch,
+        )
 
     @property
     def model(self) -> Model:
@@ -82,12 +103,12 @@ class Server:
         settings = self._settings
         make = Batcher if self._tracing is None else partial(TracedBatcher, tracing=self._tracing)
         batcher = make(
-            self.model,
+            self._watched(self.model),
             self.metrics,
             statistics,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
-            inline=settings.inline_images,
+            inline=self._inline(),
         )
         transport = GrpcioTransport(
             self._services(batcher),
@@ -101,6 +122,15 @@ class Server:
             tracing=self._tracing,
         )
         return batcher, transport
+
+    def _watched(self, model: Model) -> Model | OnDevice:
+        """`model` as callers see it: where it runs on the CPU itself, for a failure there is a fault of ours."""
+        return model if self._execution.name == CPU else self._keeper.keep(model)
+
+    def _inline(self) -> int | None:
+        """None is the transport's own; a device's run would keep the thread that speaks to callers for too long."""
+        given = self._settings.inline_images
+        return 0 if given is None and self._execution.name != CPU else given
 
     def _limits(self) -> Limits:
         settings = self._settings
@@ -119,7 +149,7 @@ class Server:
         return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, self.metrics, self._log)
 
     def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
-        settings, batcher = self._settings, NativeBatcher(self.model, statistics)
+        settings, batcher = self._settings, NativeBatcher(self._watched(self.model), statistics)
         transport = NativeTransport(
             self._services(batcher),
             batcher,
@@ -128,7 +158,7 @@ class Server:
             self._log,
             limits=self._limits(),
             max_waiting=settings.max_waiting,
-            inline=settings.inline_images,
+            inline=self._inline(),
             with_reflection=settings.reflection,
         )
         return batcher, transport
@@ -143,6 +173,8 @@ class Server:
                 predictor,
                 serving=lambda: self._serving,
                 server_version=__version__,
+                provider=self.model.provider,
+                on_gpu=self._execution.is_on_gpu,
                 reload=self._reload if settings.model_control else None,
             ),
         ]
@@ -151,7 +183,11 @@ class Server:
         """Listen everywhere, then say SERVING."""
         settings = self._settings
         self._http = HttpEndpoint(
-            settings.metrics_host, settings.metrics_port, self.registry, serving=lambda: self._serving
+            settings.metrics_host,
+            settings.metrics_port,
+            self.registry,
+            serving=lambda: self._serving,
+            about=lambda: f"on {self.model.provider}" if self._serving else self._keeper.trouble,
         )
         self.metrics_port = self._http.port
         try:
@@ -160,10 +196,14 @@ class Server:
             self._http.stop()
             raise
         self._show(self.model)
-        await self.transport.open()
-        self._serving = True
+        await self._say(True)
+        self._in_background(self._keeper.run())
         if settings.model_poll:
             self._in_background(self._reloader.watch(self._swap, settings.model_poll))
+
+    async def _say(self, serving: bool) -> None:
+        await self.transport.say(serving)
+        self._serving = serving
 
     def look_for_model(self) -> None:
         """Look for another version of the model in the background, as SIGHUP asks for."""
@@ -177,7 +217,7 @@ class Server:
 
     def _swap(self, model: Model) -> None:
         assert isinstance(self.batcher, Batcher)  # nothing looks for another model under the native transport
-        self.batcher.swap(model, Statistics())
+        self.batcher.swap(self._watched(model), Statistics())
         self._show(model)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:

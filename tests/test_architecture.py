@@ -25,10 +25,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/logs.py": {"structlog"},
     "service/distribution.py": {"prometheus_client", "numpy"},
     "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
-    "service/model.py": {"service.errors", "onnxruntime", "numpy"},
+    "service/onnx_outputs.py": set(),
+    "service/diagnosis.py": {"onnxruntime"},
+    "service/providers.py": {
+        *("service.diagnosis", "service.errors", "service.onnx_outputs"),
+        *("onnxruntime", "numpy", "structlog"),
+    },
+    "service/model.py": {"service.errors", "service.providers", "onnxruntime", "numpy"},
+    "service/device.py": {"service.errors", "service.metrics", "service.model", "structlog"},
+    "service/gpu_metrics.py": {"prometheus_client", "pynvml", "structlog"},
     "service/explain.py": {"service.model", "numpy"},
     "service/statistics.py": set(),
-    "service/versions.py": {"service.errors", "service.model"},
+    "service/versions.py": {"service.errors", "service.model", "service.providers"},
     "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
     "service/batcher.py": {
         *("service.company", "service.errors", "service.metrics", "service.model", "service.statistics"),
@@ -71,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service/transports/native.py": {
         *("service.errors", "service.handlers", "service.metrics", "service.model", "service.statistics"),
-        *("service.transports", "numpy", "grpc_health", "grpc_reflection", "structlog"),
+        *("service.batcher", "service.transports", "numpy", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
@@ -164,9 +172,12 @@ def test_imports_only_what_the_table_allows(path: Path) -> None:
     assert not forbidden, f"may import {sorted(rules)}"
 
 
-def test_only_the_model_knows_onnx_runtime_and_nothing_served_knows_onnx() -> None:
+KNOW_ONNX_RUNTIME = {"service/model.py", "service/providers.py", "service/diagnosis.py"}
+
+
+def test_only_the_model_and_what_chooses_its_provider_know_onnx_runtime_and_nothing_served_knows_onnx() -> None:
     served = {path.relative_to(ROOT).as_posix(): imported(path) for path in SOURCES if path.parts[-2] != "export"}
-    assert {name for name, modules in served.items() if "onnxruntime" in modules} == {"service/model.py"}
+    assert {name for name, modules in served.items() if "onnxruntime" in modules} == KNOW_ONNX_RUNTIME
     assert not [name for name, modules in served.items() if "onnx" in modules or "export" in modules]
 
 

@@ -68,7 +68,7 @@ def still_tells(service: ServiceProcess) -> None:
     with DigitsClient(service.address) as client:
         assert client.is_serving(timeout=10)
     assert service.series()["digits_serving", ()] == 1
-    assert service.get("/healthz") == "SERVING\n"
+    assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
 
 
 async def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_answered(

@@ -37,6 +37,7 @@ GRAFANA = ROOT / "deploy" / "grafana"
 GUIDE = (ROOT / "docs" / "operating.md").read_text()
 
 IMAGES, INFERS, REFUSED = 400, 20, 5
+POD = {"namespace": "digitserve", "pod": "digitserve-0"}  # as the Prometheus operator labels what it scrapes
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -85,6 +86,16 @@ def selectors(expr: str) -> list[str]:
 def filled(expr: str) -> str:
     """A panel's query as Grafana sends it, for all replicas."""
     return expr.replace("$instance", ".*").replace("$__rate_interval", "1m")
+
+
+def adapted() -> tuple[str, str]:
+    """What prometheus-adapter asks for the autoscaler: whether there is such a series, and its value by pod."""
+    values = yaml.safe_load((ROOT / "deploy/kubernetes/components/autoscaling/prometheus-adapter.yaml").read_text())
+    (rule,) = values["rules"]["custom"]
+    matchers = ",".join(f'{label}="{value}"' for label, value in POD.items())
+    query = rule["metricsQuery"].replace("<<.LabelMatchers>>", matchers).replace("<<.GroupBy>>", "pod")
+    assert "<<" not in query
+    return rule["seriesQuery"], query
 
 
 def test_selectors_are_found() -> None:
@@ -200,7 +211,7 @@ def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.Te
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(path) for path in RULES],
-        "scrape_configs": [{"job_name": "digitserve", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [{"job_name": "digitserve", "static_configs": [{"targets": [target], "labels": POD}]}],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     subprocess.run(["promtool", "check", "config", folder / "prometheus.yml"], check=True)  # noqa: S607
@@ -256,6 +267,42 @@ def test_every_series_that_an_alert_reads_is_there_and_no_alert_fires(ask: Ask) 
     for alert in ALERTS:
         ask(alert["expr"])  # an error would be raised
     assert ask('ALERTS{alertstate="firing"}') == []
+
+
+@needs_prometheus
+def test_the_autoscalers_metric_is_there_by_pod(ask: Ask) -> None:
+    series, query = adapted()
+    (found,) = ask(series)
+    assert POD.items() <= found["metric"].items()
+    (answer,) = ask(query)
+    assert answer["metric"] == {"pod": POD["pod"]}
+    assert 0 <= float(answer["value"][1]) < 1
+
+
+@needs_prometheus
+def test_the_autoscalers_metric_is_the_saturation_that_is_recorded(tmp_path: Path) -> None:
+    def sample(labels: str) -> list[dict[str, Any]]:
+        return [{"labels": labels, "value": 0.25}]
+
+    labels = 'job="digitserve",instance="a",namespace="digitserve",pod="digitserve-0"'
+    case = {
+        "interval": "5s",
+        "input_series": [
+            {"series": f"digits_images_waiting{{{labels}}}", "values": "16384x24"},
+            {"series": f"digits_images_waiting_limit{{{labels}}}", "values": "65536x24"},
+        ],
+        "promql_expr_test": [
+            {"expr": adapted()[1], "eval_time": "1m", "exp_samples": sample('{pod="digitserve-0"}')},
+            {
+                "expr": "job_instance:digits_line:saturation",
+                "eval_time": "1m",
+                "exp_samples": sample('job_instance:digits_line:saturation{job="digitserve",instance="a"}'),
+            },
+        ],
+    }
+    tests = {"rule_files": [str(path) for path in RULES], "evaluation_interval": "5s", "tests": [case]}
+    (tmp_path / "adapter.yml").write_text(yaml.safe_dump(tests))
+    subprocess.run(["promtool", "test", "rules", tmp_path / "adapter.yml"], check=True)  # noqa: S607
 
 
 @needs_prometheus

@@ -96,7 +96,7 @@ async def running(**limits: int) -> AsyncIterator[Running]:
         services, batcher, metrics, statistics, log, limits=bounds, with_reflection=False, **sizes
     )
     port = await transport.start("127.0.0.1", 0)
-    await transport.open()
+    await transport.say(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Running(model=model, batcher=batcher, channel=channel, registry=registry)
         model.gate.set()

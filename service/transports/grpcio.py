@@ -34,7 +34,7 @@ _NEVER_MS = 2**31 - 1
 
 
 class GrpcioTransport:
-    """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
+    """Serves on the running event loop: `start` listens, `say` tells health, `stop` drains.
 
     With `tokens` a call must bring one, health checks too unless `open_health`; with `tracing` each call has a span.
     Raises AddressInUse from `start`.
@@ -81,7 +81,7 @@ class GrpcioTransport:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
-        await self._say(HealthCheckResponse.NOT_SERVING)
+        await self.say(False)
         check_free(host, port)
         try:
             bound = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -95,9 +95,11 @@ class GrpcioTransport:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._tls.credentials())
 
-    async def open(self) -> None:
-        """Say SERVING, under the empty name and each service's."""
-        await self._say(HealthCheckResponse.SERVING)
+    async def say(self, serving: bool) -> None:
+        """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
         """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
@@ -110,10 +112,6 @@ class GrpcioTransport:
         await asyncio.sleep(0)  # so that GOAWAY goes out first and no ended stream is opened here again
         self._streams.drain()
         await stopped
-
-    async def _say(self, status: int) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, status)
 
 
 def _methods(service: Service) -> dict[str, Any]:

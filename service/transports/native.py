@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from service.batcher import Runnable
     from service.handlers import Answer, Service
     from service.metrics import Metrics
-    from service.model import Model, Pixels, Predictions
+    from service.model import Pixels, Predictions
     from service.statistics import Statistics
     from service.transports.limits import Limits
 
@@ -58,7 +59,7 @@ def is_installed() -> bool:
 class NativeBatcher:
     """The native line as Python handlers see it, in the place of `service.batcher.Batcher`."""
 
-    def __init__(self, model: Model, statistics: Statistics) -> None:
+    def __init__(self, model: Runnable, statistics: Statistics) -> None:
         self.info = model.info
         self.parameters = model.parameters
         self.model = model
@@ -78,7 +79,7 @@ class NativeBatcher:
 
 
 class NativeTransport:
-    """Serves on threads of its own: `start` listens, `open` lets traffic in, `stop` drains.
+    """Serves on threads of its own: `start` listens, `say` tells health, `stop` drains.
 
     The handlers run on the event loop that called `start`. Raises AddressInUse from there.
     """
@@ -156,9 +157,9 @@ class NativeTransport:
             thread.start()
         return bound
 
-    async def open(self) -> None:
-        """Say SERVING, under the empty name and each service's."""
-        self._server.set_healthy(True)
+    async def say(self, serving: bool) -> None:
+        """Say SERVING or NOT_SERVING, under the empty name and each service's."""
+        self._server.set_healthy(serving)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
         """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
@@ -182,7 +183,7 @@ class _Host:
 
     def __init__(
         self,
-        model: Model,
+        model: Runnable,
         answers: dict[str, Answer],
         before_answer: Callable[[], None],
         log: FilteringBoundLogger,

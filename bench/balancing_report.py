@@ -1,0 +1,176 @@
+"""What docs/scaling.md shows of balancing: the simulation beside what was measured, three policies, and a picture.
+
+    python bench/balancing_report.py [--plot docs/images/balancing.png] [--check]
+
+With --check it prints nothing, and ends with status 1 where docs/scaling.md does not hold the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.balancing import Outage, Outcome, Policy, Scene, Simulation
+
+DOC = Path(__file__).parent.parent / "docs" / "scaling.md"
+MEASURED = {1: 470, 2: 1009, 3: 1462}
+"""Calls/s by replicas of three tenths of a core behind Envoy, 48 callers; printed by tests/e2e/stack.py."""
+MEASURED_SHARES = (32.1, 33.9, 34.0)
+"""Percent of the calls of 24 callers over one connection to Envoy, by replica; from the same run."""
+WAYS: dict[str, tuple[Policy, int]] = {
+    "each keeps one connection": ("pick_first", 48),
+    "each takes turns": ("round_robin", 48),
+    "each takes the less busy of two": ("least_request", 48),
+    "one Envoy takes the less busy of two": ("least_request", 1),
+}
+"""Of 48 programs that call: what each does, and how many clients of their own they make."""
+
+
+def run(**of_scene: Any) -> Outcome:
+    """One scene."""
+    return Simulation(Scene(**of_scene)).run()
+
+
+def beside_measured() -> list[str]:
+    """The simulation against Envoy and one to three replicas. A replica's speed is the first measurement."""
+    lines = [
+        "| replicas | measured, calls/s | times one | simulated, calls/s | times one |",
+        "|---|---|---|---|---|",
+    ]
+    scene = {"service": 1 / MEASURED[1], "policy": "least_request", "seconds": 31.0, "warm_up": 1.0}
+    rates = {n: run(replicas=n, callers=48, **scene).rate for n in MEASURED}
+    lines += [
+        f"| {n} | {MEASURED[n]:,} | {MEASURED[n] / MEASURED[1]:.2f} | {rates[n]:,.0f} | {rates[n] / rates[1]:.2f} |"
+        for n in MEASURED
+    ]
+    scene["seconds"] = 11.0
+    shares = [sorted(run(replicas=3, callers=24, seed=seed, **scene).shares * 100) for seed in range(20)]
+    low, _, high = np.mean(shares, axis=0)
+    one = run(replicas=3, callers=24, **{**scene, "policy": "pick_first"}).shares * 100
+    lines += [
+        "",
+        "| shares of three replicas | smallest | largest |",
+        "|---|---|---|",
+        f"| measured behind Envoy | {min(MEASURED_SHARES):.1f}% | {max(MEASURED_SHARES):.1f}% |",
+        f"| simulated, the mean of 20 runs | {low:.1f}% | {high:.1f}% |",
+        f"| simulated, one connection without Envoy | {one.min():.1f}% | {one.max():.1f}% |",
+    ]
+    return lines
+
+
+def policies() -> list[str]:
+    """Twelve replicas, 48 programs, seven tenths of what they can do: times in those of a call."""
+    lines = [
+        "| 48 programs, 12 replicas at 70% | busiest replica's load | mean time | 99% within |",
+        "|---|---|---|---|",
+    ]
+    for name, (policy, clients) in WAYS.items():
+        outcome = run(
+            replicas=12,
+            policy=policy,
+            clients=clients,
+            rate=0.7 * 12,
+            service=1.0,
+            seconds=6000.0,
+            warm_up=500.0,
+        )
+        busiest = outcome.sent.max() / outcome.seconds
+        mean, late = outcome.took.mean(), np.quantile(outcome.took, 0.99)
+        times = f"{mean:,.1f} | {late:,.1f}" if busiest < 1 else "grows without end | grows without end"
+        lines.append(f"| {name} | {busiest:.0%} | {times} |")
+    return lines
+
+
+JOIN = 120.0
+"""Seconds at which the fourth replica is there."""
+LATER: dict[str, dict[str, Any]] = {
+    "one connection each, age 3,600 s": {"policy": "pick_first", "age": 3600.0},
+    "one connection each, age 300 s": {"policy": "pick_first", "age": 300.0},
+    "turns, age 300 s": {"policy": "round_robin", "age": 300.0},
+    "turns, age 60 s": {"policy": "round_robin", "age": 60.0},
+    "Envoy, looks every second": {"policy": "least_request", "resolves": 1.0, "clients": 1},
+}
+
+
+def joined(**of_scene: Any) -> Outcome:
+    """Three replicas that a fourth joins, asked by 60 programs."""
+    scene = {"replicas": 4, "clients": 60, "rate": 200.0, "service": 0.01, "seconds": 900.0}
+    return run(**{**scene, "outages": (Outage(replica=3, begin=0.0, end=JOIN),), **of_scene})
+
+
+def scale_up() -> list[str]:
+    """How long a new replica waits for half of its share, and what it has after five minutes."""
+    lines = [
+        "| a fourth replica joins three | half of its share after | share after 5 minutes |",
+        "|---|---|---|",
+    ]
+    for name, of_scene in LATER.items():
+        share = joined(**of_scene).shares_over_time(10.0)[:, 3]
+        there = np.flatnonzero(share >= 0.125)
+        after = f"{max(0.0, there[0] * 10 - JOIN) + 10:.0f} s" if len(there) else "not within 13 minutes"
+        late = share[int((JOIN + 300) // 10) : int((JOIN + 300) // 10) + 6].mean()
+        lines.append(f"| {name} | {after} | {late:.0%} |")
+    return lines
+
+
+def draw(path: Path) -> None:
+    """Waiting by load and policy, and the new replica's share over time."""
+    from matplotlib import pyplot as plt  # noqa: PLC0415 (an extra)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    loads = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    for name, (policy, clients) in WAYS.items():
+        late = [
+            np.quantile(
+                run(
+                    replicas=12,
+                    policy=policy,
+                    clients=clients,
+                    rate=load * 12,
+                    service=1.0,
+                    seconds=2500.0,
+                    warm_up=500.0,
+                ).took,
+                0.99,
+            )
+            for load in loads
+        ]
+        left.plot(loads, late, marker="o", label=name)
+    left.set(yscale="log", xlabel="load of 12 replicas", ylabel="99% within, in times of a call", ylim=(3, 1000))
+    for name, of_scene in LATER.items():
+        share = joined(**of_scene).shares_over_time(20.0)[:, 3]
+        right.plot((np.arange(len(share)) + 0.5) * 20 - JOIN, share * 100, label=name)
+    right.axhline(25, color="#888", linewidth=0.8)
+    right.set(xlabel="seconds since a fourth replica joined", ylabel="its share of the calls, %", xlim=(-60, 760))
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def main() -> int:
+    """Exit status: 0, or 1 where --check finds a table that is not in the docs."""
+    parser = argparse.ArgumentParser(description="What docs/scaling.md shows of balancing.")
+    parser.add_argument("--plot", type=Path, help="write the picture here")
+    parser.add_argument("--check", action="store_true", help="print nothing; are the tables in docs/scaling.md?")
+    given = parser.parse_args()
+    lines = [*beside_measured(), "", *policies(), "", *scale_up()]
+    if given.plot:
+        draw(given.plot)
+    if not given.check:
+        print("\n".join(lines))
+        return 0
+    if missing := [line for line in lines if line not in DOC.read_text()]:
+        print(f"docs/scaling.md does not say: {missing[0]}: put in what {Path(__file__).name} prints", file=sys.stderr)
+    return bool(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""From what a digit costs to pods, machines and money: the tables of docs/scaling.md.
+
+    python bench/scaling.py [--price 0.68 ...] [--check]
+
+What a digit costs in CPU is read from the tables of docs/performance.md, so that there is one place for it. What is not
+measured is a flag. With --check it prints nothing, and ends with status 1 where docs/scaling.md has other tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+LOADS = {"10 thousand": 1e4, "1 million": 1e6, "100 million": 1e8}
+WAYS = {
+    "native, one digit a call": ("1 image, 64 in flight, 8 connections", "digitserve native"),
+    "native, 256 digits a call": ("256 images a call, 4 in flight", "digitserve native"),
+    "grpcio, one digit a call": ("1 image, 64 in flight, 8 connections", "digitserve grpcio"),
+}
+"""How digits are sent: the row and the server of docs/performance.md that say what it costs."""
+WIRE = {1: (892, 160), 256: (200_840, 10_600)}
+"""Images a call: bytes on the connection from and to the caller, HTTP/2 and all; measured by tests/test_scaling.py."""
+SERIES = 360
+"""Series of one replica's /metrics once a client has asked for digits; counted by tests/test_scaling.py."""
+SEGMENT, HEADERS = 1448, 66
+"""Bytes of TCP's payload in an Ethernet frame, and of the headers around it."""
+BYTES_A_SAMPLE = 2
+"""That Prometheus keeps on disk; its documentation says one to two."""
+HOURS = 730
+"""Of a month."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumed:
+    """What is not measured here: of the machines, of the cloud and of how it is run."""
+
+    full: float = 0.6
+    """Share of a core, and of a network card, that is used on average: where the autoscaler holds it."""
+    cores: int = 15
+    """Of a machine, for pods: 16 but for one that the kubelet and its like have."""
+    gigabits: float = 12.5
+    """Of a machine's network card, each way."""
+    price: float = 0.68
+    """Dollars an hour for a machine of 16 virtual cores."""
+    zone_price: float = 0.01
+    """Dollars a gigabyte that leaves a zone for the next, and again where it comes in."""
+    zones: int = 3
+    scrape: float = 5.0
+    """Seconds between scrapes of a replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What a digit costs when it is sent in this way."""
+
+    name: str
+    images: int
+    """In a call."""
+    cpu_us: float
+    """Microseconds of the server's CPU for a digit."""
+
+    @property
+    def bytes_in(self) -> float:
+        """Of a digit on the wire, with the headers of its share of a segment."""
+        return WIRE[self.images][0] / self.images * (1 + HEADERS / SEGMENT)
+
+    @property
+    def bytes_out(self) -> float:
+        """Of its answer."""
+        return WIRE[self.images][1] / self.images * (1 + HEADERS / SEGMENT)
+
+
+def cpu_of(row: str, server: str, performance: str) -> float:
+    """Microseconds of the server's CPU a call, by the text of docs/performance.md. Raises KeyError without the row."""
+    for line in performance.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[:2] == [row, server]:
+            return float(cells[4].replace(",", ""))
+    raise KeyError(f"docs/performance.md has no row {row!r} of {server!r}")
+
+
+def ways(performance: str) -> list[Way]:
+    """Every way of sending digits, with its cost."""
+    found = []
+    for name, (row, server) in WAYS.items():
+        images = 256 if row.startswith("256") else 1
+        found.append(Way(name=name, images=images, cpu_us=cpu_of(row, server, performance) / images))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """What so many digits a second take."""
+
+    way: Way
+    rate: float
+    assumed: Assumed
+
+    @property
+    def busy(self) -> float:
+        """Cores that compute at any moment."""
+        return self.rate * self.way.cpu_us / 1e6
+
+    @property
+    def pods(self) -> int:
+        """Replicas of a core each; never fewer than three."""
+        return max(3, math.ceil(self.busy / self.assumed.full))
+
+    @property
+    def gigabits(self) -> float:
+        """A second, the busier way, which is towards the service."""
+        return self.rate * max(self.way.bytes_in, self.way.bytes_out) * 8 / 1e9
+
+    @property
+    def machines(self) -> tuple[int, int]:
+        """For the cores, and for the network: the larger is needed."""
+        by_network = math.ceil(self.gigabits / (self.assumed.gigabits * self.assumed.full))
+        return max(3, math.ceil(self.pods / self.assumed.cores)), max(3, by_network)
+
+    @property
+    def dollars(self) -> tuple[float, float]:
+        """A month: for the machines, and for bytes between zones where no call is kept in its own."""
+        crosses = self.rate * (self.way.bytes_in + self.way.bytes_out) * (1 - 1 / self.assumed.zones)
+        return (
+            max(self.machines) * self.assumed.price * HOURS,
+            crosses / 1e9 * 2 * self.assumed.zone_price * HOURS * 3600,
+        )
+
+
+def short(number: float) -> str:
+    """A number in as many digits as its size deserves."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:,.2f}"
+
+
+def costs(of: list[Way], assumed: Assumed) -> list[str]:
+    """The table of what a digit costs."""
+    lines = [
+        "| digits are sent | CPU us a digit | digits/s a pod | bytes in | bytes out |",
+        "|---|---|---|---|---|",
+    ]
+    for way in of:
+        a_pod = assumed.full * 1e6 / way.cpu_us
+        lines.append(
+            f"| {way.name} | {short(way.cpu_us)} | {a_pod:,.0f} | {way.bytes_in:,.0f} | {way.bytes_out:,.0f} |"
+        )
+    return lines
+
+
+def sizes(of: list[Way], assumed: Assumed) -> list[str]:
+    """The table of pods, machines and money."""
+    lines = [
+        "| digits/s | sent | cores busy | pods | machines by CPU | by network | Gbit/s | $ a month | between zones |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for load, rate in LOADS.items():
+        for way in of:
+            fleet = Fleet(way=way, rate=rate, assumed=assumed)
+            cpu, network = fleet.machines
+            machines, zones = fleet.dollars
+            lines.append(
+                f"| {load} | {way.name} | {short(fleet.busy)} | {fleet.pods:,} | {cpu:,} | {network:,} "
+                f"| {short(fleet.gigabits)} | {machines:,.0f} | {zones:,.0f} |"
+            )
+    return lines
+
+
+def beside(of: list[Way], assumed: Assumed) -> list[str]:
+    """The table of what grows with the pods: of the first and the last way."""
+    lines = ["| digits/s | sent | series | samples/s | disk a day, GB |", "|---|---|---|---|---|"]
+    for load, rate in LOADS.items():
+        for way in (of[0], of[-1]):
+            series = Fleet(way=way, rate=rate, assumed=assumed).pods * SERIES
+            samples = series / assumed.scrape
+            disk = samples * BYTES_A_SAMPLE * 86400 / 1e9
+            lines.append(f"| {load} | {way.name} | {series:,} | {samples:,.0f} | {short(disk)} |")
+    return lines
+
+
+def tables(assumed: Assumed, performance: str) -> list[list[str]]:
+    """All of them, as docs/scaling.md has them."""
+    of = ways(performance)
+    return [costs(of, assumed), sizes(of, assumed), beside(of, assumed)]
+
+
+def main() -> int:
+    """Exit status: 0, or 1 where --check finds a table that is not in the docs."""
+    assumed = Assumed()
+    parser = argparse.ArgumentParser(description="From what a digit costs to pods, machines and money.")
+    for name, value in vars(assumed).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
+    parser.add_argument("--check", action="store_true", help="print nothing; are the tables in docs/scaling.md?")
+    given = vars(parser.parse_args())
+    check = given.pop("check")
+    made = tables(Assumed(**given), (DOCS / "performance.md").read_text())
+    if not check:
+        print("\n\n".join("\n".join(table) for table in made))
+        return 0
+    text = (DOCS / "scaling.md").read_text()
+    if missing := [line for table in made for line in table if line not in text]:
+        print(f"docs/scaling.md does not say: {missing[0]}: put in what bench/scaling.py prints", file=sys.stderr)
+    return bool(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

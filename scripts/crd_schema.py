@@ -1,0 +1,77 @@
+"""Writes tests/crds from published CustomResourceDefinitions: the schemas that our manifests for operators are held to.
+
+    python scripts/crd_schema.py CRD.yaml [CRD.yaml ...]
+
+Of each kind in WANTED it keeps one version, without descriptions and without the branches that no manifest of ours can
+use, which are most of it; and it forbids what is not named, as an API server does that is asked to be strict.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OUT = Path(__file__).parent.parent / "tests" / "crds"
+FRAMEWORKS = (
+    *("huggingface", "lightgbm", "onnx", "paddle", "pmml", "pytorch", "sklearn", "tensorflow", "triton", "xgboost"),
+)
+WANTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ServiceMonitor": ("v1", ("status",)),
+    "PrometheusRule": ("v1", ("status",)),
+    "ServingRuntime": ("v1alpha1", ("status", "spec.workerSpec")),
+    "InferenceService": (
+        "v1beta1",
+        (
+            *("status", "spec.canary", "spec.explainer", "spec.transformer", "spec.predictor.workerSpec"),
+            *(f"spec.predictor.{framework}" for framework in FRAMEWORKS),
+        ),
+    ),
+}
+"""Kind: the version that is kept, and the branches of it that are not."""
+
+
+def schema(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The file name and the JSON schema that a CustomResourceDefinition becomes. Raises KeyError for another kind."""
+    kind = definition["spec"]["names"]["kind"]
+    version, unwanted = WANTED[kind]
+    (published,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == version]
+    for path in unwanted:
+        *parents, last = path.split(".")
+        node = published
+        for name in parents:
+            node = node["properties"][name]
+        node["properties"].pop(last, None)
+    return f"{kind}-{version}.json", strict(published)
+
+
+def strict(node: Any) -> Any:
+    """The schema without descriptions, and with nothing allowed that it does not name."""
+    if isinstance(node, list):
+        return [strict(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {name: strict(value) for name, value in node.items() if not (name == "description" and type(value) is str)}
+    names_all = isinstance(kept.get("properties"), dict) and kept.get("type") == "object"
+    if names_all and not kept.get("x-kubernetes-preserve-unknown-fields"):
+        kept.setdefault("additionalProperties", False)
+    return kept
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 written, 2 wrong usage."""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python scripts/crd_schema.py CRD.yaml [CRD.yaml ...]", file=sys.stderr)
+        return 2
+    OUT.mkdir(exist_ok=True)
+    for path in arguments:
+        name, kept = schema(yaml.safe_load(Path(path).read_text()))
+        (OUT / name).write_text(json.dumps(kept, separators=(",", ":"), sort_keys=True) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""The simulation of balancing: against queueing theory, and against what was measured behind Envoy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.balancing import Outage, Outcome, Scene, Simulation
+
+LONG = {"service": 1.0, "seconds": 200_000.0, "warm_up": 2_000.0}
+
+
+def run(**of_scene: Any) -> Outcome:
+    return Simulation(Scene(**of_scene)).run()
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7, 0.85])
+def test_one_replica_makes_calls_wait_as_the_m_m_1_formula_says(load: float) -> None:
+    outcome = run(replicas=1, policy="round_robin", rate=load, **LONG)
+    assert outcome.took.mean() - 1 == pytest.approx(load / (1 - load), rel=0.08)
+    # The time in the system is exponentially distributed, so its quantiles are known too.
+    assert np.quantile(outcome.took, 0.99) == pytest.approx(np.log(100) / (1 - load), rel=0.1)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7, 0.85])
+def test_calls_that_all_take_the_same_wait_half_as_long_which_is_m_d_1(load: float) -> None:
+    outcome = run(replicas=1, policy="round_robin", rate=load, fixed=True, **LONG)
+    assert outcome.took.mean() - 1 == pytest.approx(load / (1 - load) / 2, rel=0.08)
+
+
+def test_clients_that_each_keep_one_connection_make_a_line_of_its_own_of_every_replica() -> None:
+    outcome = run(
+        replicas=4, policy="pick_first", clients=4000, rate=2.4, service=1.0, seconds=60_000.0, warm_up=2_000.0
+    )
+    assert outcome.took.mean() == pytest.approx(1 / (1 - 0.6), rel=0.08), "M/M/1 four times"
+
+
+def test_the_less_busy_of_two_waits_as_the_power_of_two_choices_says() -> None:
+    load = 0.9
+    outcome = run(replicas=100, policy="least_request", rate=100 * load, service=1.0, seconds=2_000.0, warm_up=300.0)
+    # Mitzenmacher, 2001: the share of replicas with i calls or more is load ** (2 ** i - 1), for many replicas.
+    in_system = sum(load ** (2**i - 1) for i in range(1, 12))
+    assert outcome.mean_in_system / 100 == pytest.approx(in_system, rel=0.06)
+    assert outcome.took.mean() == pytest.approx(in_system / load, rel=0.06)
+
+
+def test_taking_turns_waits_less_than_chance_and_more_than_one_line_for_all() -> None:
+    scene = {"replicas": 4, "rate": 2.8, "service": 1.0, "seconds": 40_000.0, "warm_up": 1_000.0}
+    turns = run(policy="round_robin", **scene).took.mean()
+    chance = run(policy="pick_first", clients=4000, **scene).took.mean()
+    # Erlang's C for four servers at a load of 0.7: the chance that a call waits at all, and how long it then does.
+    offered = 2.8
+    terms = [offered**k / np.prod(range(1, k + 1)) for k in range(5)]
+    waits = terms[4] / 0.3 / (sum(terms[:4]) + terms[4] / 0.3)
+    one_line = 1 + waits / (4 - offered)
+    assert one_line < turns < chance
+
+
+@given(
+    policy=st.sampled_from(["pick_first", "round_robin", "least_request"]),
+    replicas=st.integers(2, 5),
+    clients=st.integers(1, 6),
+    callers=st.integers(0, 12),
+    age=st.sampled_from([0.5, 3.0, float("inf")]),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_true_of_any_system_is_true_of_this_one(
+    policy: Any, replicas: int, clients: int, callers: int, age: float, seed: int
+) -> None:
+    scene = {
+        "policy": policy,
+        "replicas": replicas,
+        "clients": clients,
+        "age": age,
+        "seed": seed,
+        "service": 0.02,
+        "callers": callers,
+        "rate": 0.0 if callers else 30.0,
+        "seconds": 8.0,
+        "resolves": 1.0,
+        "outages": (Outage(replica=0, begin=2.0, end=4.0),),
+    }
+    outcome = run(**scene)
+    assert outcome.shares.sum() == pytest.approx(1)
+    assert outcome.took.min() > 0
+    assert outcome.came.min() >= 0
+    # A replica answers one call at a time, so in no second more than 1 / 0.02 on average, and Little's law holds.
+    assert outcome.rate <= 1.6 * replicas / 0.02
+    assert outcome.rate * outcome.took.mean() == pytest.approx(outcome.mean_in_system, rel=0.35, abs=0.3)
+    if callers:
+        assert outcome.mean_in_system == pytest.approx(callers)
+    during = (outcome.came > 2.0) & (outcome.came < 4.0)
+    assert not (outcome.replica[during] == 0).any(), "nothing is sent to a replica that drains"
+    again = run(**scene)
+    assert (outcome.took == again.took).all(), "the same seed, the same run"
+
+
+def test_without_a_replica_that_is_up_there_is_no_scene() -> None:
+    with pytest.raises(ValueError, match="no replica is up at 1 s"):
+        run(
+            replicas=1,
+            policy="round_robin",
+            service=0.1,
+            rate=1.0,
+            seconds=5.0,
+            outages=(Outage(replica=0, begin=1.0, end=2.0),),
+        )
+
+
+# What tests/e2e/stack.py measured behind Envoy: 48 callers and one to three replicas of three tenths of a core.
+
+
+def behind_envoy(replicas: int, policy: str = "least_request", callers: int = 48, seed: int = 0) -> Outcome:
+    return run(
+        replicas=replicas,
+        policy=policy,
+        callers=callers,
+        seed=seed,
+        service=1 / 470,
+        seconds=9.0,
+        warm_up=1.0,
+    )
+
+
+def test_replicas_behind_envoy_answer_together_what_was_measured() -> None:
+    measured = {1: 470, 2: 1009, 3: 1462}
+    for replicas, rate in measured.items():
+        assert behind_envoy(replicas).rate == pytest.approx(rate, rel=0.1)
+
+
+def test_envoy_gives_each_of_three_replicas_a_third_as_was_measured() -> None:
+    spread = [behind_envoy(3, callers=24, seed=seed).shares for seed in range(10)]
+    assert all(0.30 < share < 0.37 for shares in spread for share in shares)
+    (all_to_one,) = {max(behind_envoy(3, "pick_first", callers=24).shares)}
+    assert all_to_one == 1, "without Envoy one connection is one replica"
+
+
+def test_a_new_replica_has_its_share_once_connections_have_grown_old_and_not_before() -> None:
+    scene = {
+        "replicas": 4,
+        "clients": 60,
+        "rate": 100.0,
+        "service": 0.01,
+        "seconds": 300.0,
+        "outages": (Outage(replica=3, begin=0.0, end=60.0),),
+    }
+
+    def share(policy: Any, begin: float, end: float, **of_scene: Any) -> float:
+        outcome = run(policy=policy, **scene, **of_scene)
+        during = (outcome.came > begin) & (outcome.came < end)
+        return float((outcome.replica[during] == 3).mean())
+
+    assert share("pick_first", 70, 300) == share("round_robin", 70, 300) == 0
+    assert share("pick_first", 200, 300, age=60.0) == pytest.approx(0.25, abs=0.08)
+    assert share("round_robin", 140, 300, age=60.0) == pytest.approx(0.25, abs=0.02)
+    assert share("round_robin", 63, 300, resolves=1.0) == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_tables_of_the_docs_are_what_the_simulation_gives() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/balancing_report.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
