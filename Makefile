@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -78,8 +78,25 @@ e2e: .venv/dev.stamp ## run every claim of the compose files on the Docker engin
 data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
 	@$(PY) -m export data
 
-chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour
-	@CHAOS=1 $(PY) -m pytest tests/test_faults.py --verbosity=1
+chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour (needs h2load)
+	@CHAOS=1 $(PY) -m pytest tests/test_overload.py tests/test_peers.py tests/test_restarts.py tests/test_shortages.py \
+		tests/test_fuzz.py tests/test_soak.py --verbosity=1
+	@$(PY) scripts/draw_soak.py
+
+fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each; what breaks one is left in build/fuzz
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
+	@for target in messages model image idx options tokens; do \
+		$(PY) -m fuzz $$target -max_total_time=$(or $(SECONDS),60) || exit 1; \
+	done
+
+licences: .venv/dev.stamp ## write docs/licences.md: what serving installs, and under which licences
+	@scripts/audit licences
+
+sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in CycloneDX
+	@scripts/audit sbom
+
+audit: .venv/dev.stamp ## ask PyPI for known vulnerabilities of what serving installs
+	@scripts/audit vulnerabilities
 
 test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes on this machine; some minutes
 	@$(PY) -m pytest tests/test_ray.py tests/test_cluster.py --verbosity=1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from ray import serve
@@ -18,7 +19,7 @@ from cluster.answering import Answering
 from cluster.exposition import merged
 from service import __version__
 from service.batcher import Batcher
-from service.errors import UnknownModel
+from service.errors import InvalidInput, UnknownModel
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import PIXELS, Predictor, echo
@@ -99,7 +100,10 @@ class Replica:
         return serve.get_replica_context().replica_tag, generate_latest(self._registry).decode()
 
     async def _check(self, request: bytes, _: float) -> bytes:
-        name = health_pb2.HealthCheckRequest.FromString(request).service
+        try:
+            name = health_pb2.HealthCheckRequest.FromString(request).service
+        except DecodeError:
+            raise InvalidInput("message", "is not what this RPC takes") from None
         if name not in self._names:
             raise UnknownModel(f"service: there is no service {echo(name)}")
         return _SERVING.SerializeToString()

@@ -124,6 +124,9 @@ class Metrics(Collector):
             "Unix time of the last successful run of the model; 0 before the first.",
             registry=registry,
         )
+        self.log_lines_lost = Gauge(
+            "digits_log_lines_lost", "Log lines that could not be written, as on a full disk.", registry=registry
+        )
         self.serving = Gauge("digits_serving", "1 while health says SERVING, 0 otherwise.", registry=registry)
         self.model_info = Info("digits_model", "The model that serves.", registry=registry)
         self.server_info = Info("digits_server", "The program that serves, and what it runs on.", registry=registry)

@@ -97,6 +97,8 @@ class Model:
             self.parameters = self._parameters()
         except ModelFileError as e:
             raise ModelFileError(f"{path}: {e}") from e.__cause__
+        except UnicodeDecodeError:
+            raise ModelFileError(f"{path}: its metadata or the name of a tensor is no UTF-8") from None
         self._content, self._execution = content, execution
         self.renew()
         self.provider = str(self._session.get_providers()[0])

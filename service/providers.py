@@ -139,7 +139,7 @@ class Execution:
 
 def on_cpu(content: bytes) -> ort.InferenceSession:
     """A session on the CPU: one thread, no spinning. A run takes microseconds, which a hand-over would cost too."""
-    return ort.InferenceSession(content, _session_options(), providers=[_full(CPU)])
+    return ort.InferenceSession(content, _session_options(), providers=[_full(CPU)], enable_fallback=0)
 
 
 def _strict(name: str, content: bytes, options: dict[str, str]) -> ort.InferenceSession:

@@ -21,6 +21,7 @@ from service.errors import StartError
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
+from service.logs import Tolerant
 from service.metrics import Metrics
 from service.providers import CPU, ON_NVIDIA, Execution
 from service.reloading import Reloader
@@ -66,6 +67,7 @@ class Server:
             log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
+        self.metrics.log_lines_lost.set_function(lambda: Tolerant.lost)
         self.metrics.serving.set_function(lambda: self._serving)
         self._tracing = _tracing(settings, self.metrics, log)
         self._execution = self._chosen_execution()
@@ -112,6 +114,7 @@ class Server:
         )
         transport = GrpcioTransport(
             self._services(batcher),
+            batcher,
             self.metrics,
             self._log,
             limits=self._limits(),
