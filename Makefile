@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz licences sbom audit lock data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -98,6 +98,9 @@ sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in Cyclon
 audit: .venv/dev.stamp ## ask PyPI for known vulnerabilities of what serving installs
 	@scripts/audit vulnerabilities
 
+test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes on this machine; some minutes
+	@$(PY) -m pytest tests/test_ray.py tests/test_cluster.py --verbosity=1
+
 bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
 	@$(PY) -m bench
 
@@ -118,6 +121,12 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 
 .venv/play.stamp: pyproject.toml constraints.txt scripts/setup
 	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play
+	@touch $@
+
+# Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
+.venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-ray.txt \
+		--editable ".[ray]"
 	@touch $@
 
 .venv-gpu/stamp: pyproject.toml constraints.txt constraints-gpu.txt scripts/setup scripts/requirements.py

@@ -213,10 +213,11 @@ def load(arguments: list[str]) -> Settings:
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except ValidationError as e:
-        raise SettingsError("\n".join(_sentence(error) for error in e.errors())) from None
+        raise SettingsError("\n".join(sentence(error) for error in e.errors())) from None
 
 
-def _sentence(error: ErrorDetails) -> str:
+def sentence(error: ErrorDetails) -> str:
+    """What is wrong with one option: flag, variable, value and what was expected."""
     if not error["loc"]:  # options that do not go together
         return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])

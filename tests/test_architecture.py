@@ -94,6 +94,42 @@ MAY_IMPORT: dict[str, set[str]] = {
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
     "play/__main__.py": {*("play.gateway", "client.digits", "client.options", "client.secure"), *("typer", "uvicorn")},
+    # Scoring loads the model as the server does, and reads pictures as the client does.
+    "score/__init__.py": set(),
+    "score/errors.py": set(),
+    "score/columns.py": {"client.image", "score.errors", "numpy", "pyarrow"},
+    "score/inputs.py": {"client.image", "score.columns", "score.errors", "pyarrow"},
+    "score/reading.py": {"client.image", "score.columns", "score.errors", "score.inputs", "score", "numpy", "pyarrow"},
+    "score/writing.py": {
+        *("service.model", "score.errors", "score.inputs", "score.reading"),
+        *("numpy", "pyarrow"),
+    },
+    "score/output.py": {"score.errors", "score.writing", "pyarrow"},
+    "score/engines.py": {"score.errors", "score.inputs", "score.writing", "cluster.reaching", "ray"},
+    "score/run.py": {"score", "service.errors", "service.model"},
+    "score/command.py": {"score", "typer", "rich"},
+    # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
+    "cluster/__init__.py": set(),
+    "cluster/__main__.py": {"cluster", "service.config", "service.errors", "service.logs"},
+    "cluster/config.py": {"service.config", "pydantic", "pydantic_settings"},
+    "cluster/deploying.py": {"cluster", "service.errors", "service.model", "service.versions", "ray"},
+    "cluster/registration.py": {
+        *("service.errors", "service.transports.status", PB),
+        *("grpc", "grpc_health", "google", "ray"),
+    },
+    "cluster/answering.py": {
+        *("service.errors", "service.handlers", "service.metrics"),
+        *("service.transports.observed", "service.transports.status", "grpc", "google", "structlog"),
+    },
+    "cluster/replica.py": {
+        *("cluster", "service", "service.batcher", "service.errors", "service.handlers", "service.logs"),
+        *("service.metrics", "service.model", "service.statistics"),
+        *("numpy", "grpc_health", "google", "prometheus_client", "ray", "starlette"),
+    },
+    "cluster/reaching.py": set(),
+    "cluster/exposition.py": {"prometheus_client"},
+    # The command line alone takes up the command of scoring, whose module is light until it runs.
+    "client/__main__.py": {"client", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),
@@ -127,7 +163,7 @@ def allowed(module: str, rules: set[str]) -> bool:
 
 SOURCES = [
     path
-    for package in ("service", "export", "client", "play")
+    for package in ("service", "export", "client", "play", "score", "cluster")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "pb" not in path.parts
 ]

@@ -153,7 +153,7 @@ class Observer:
     ) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
-        request_id = _request_id(metadata)
+        request_id = caller_id(metadata)
         try:
             if request_id:
                 context.set_trailing_metadata(((REQUEST_ID, request_id),))
@@ -261,7 +261,7 @@ def _after(decode: Decode, behaviour: Any) -> Any:
     return behaviour if decode is bytes else lambda request, context: behaviour(decode(request), context)
 
 
-def _request_id(metadata: Metadata) -> str:
+def caller_id(metadata: Metadata) -> str:
     """The caller's own id for this call, or nothing."""
     for key, value in metadata:
         if key == REQUEST_ID:
