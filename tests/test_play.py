@@ -330,7 +330,7 @@ def test_the_page_is_had_from_a_server_with_tls_and_tokens(model_path: Path, tmp
     token.write_text("a-token-of-the-page")
     secured = ("--tls-cert", pair.certificate, "--tls-key", pair.key, "--tokens-file", token)
     shown = ("--tls-ca", authority.certificate, "--token-file", token)
-    with serving(model_path, "--transport", "grpcio", *secured) as service, page_of(service.address, *shown) as page:
+    with serving(model_path, *secured) as service, page_of(service.address, *shown) as page:
         found = post(page, "read", drawn_seven(), "image/png")
     assert found["digit"] == 7
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 import numpy as np
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, serving
 from hostile import INFER, LONG, PREDICT, h2load, handles, loaded, resident
 from test_reloading import add
 
@@ -69,26 +69,11 @@ class Odd(threading.Thread):
         self.join()
 
 
-def begin(folder: Path) -> tuple[ServiceProcess, bool]:
-    """A server of a folder of versions, or of its first version where the transport does not offer that."""
-    ports = ("--port", "0", "--metrics-port", "0")
-    service = launch("--model", folder, "--model-poll", "0.25", *ports)
-    try:
-        service.wait_for("serving")
-    except pytest.fail.Exception:
-        service.close()
-        service = launch("--model", folder / "1" / "model.onnx", *ports)
-        service.wait_for("serving")
-        return service, False
-    return service, True
-
-
 @pytest.mark.skipif(not LONG, reason="takes minutes: `make chaos` runs it")
 def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> None:
     folder, seen = tmp_path / "digits", list[Seen]()
     add(folder, 1)
-    service, reloads = begin(folder)
-    try:
+    with serving(folder, "--model-poll", "0.25") as service:
         began, answered, version = time.monotonic(), 0, 1
         odd = Odd(service.address)
         odd.start()
@@ -99,13 +84,10 @@ def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> No
                 assert calls == (count, 0)
                 answered += count
             version += 1
-            if reloads:
-                add(folder, version)
+            add(folder, version)
             seen.append(look(service, answered + odd.asked))
         odd.stop()
         series = service.series()
-    finally:
-        service.close()
     codes: collections.Counter[str] = collections.Counter()
     for (name, labels), count in series.items():
         if name == "grpc_server_handled_total" and labels[-1] == "unary":
@@ -122,7 +104,7 @@ def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> No
     keep(transport, seen)
     assert odd.wrong == []
     assert +codes == {"OK": answered + odd.asked - odd.refused, "NotFound": odd.refused}
-    assert not reloads or seen[-1].reloads > len(seen) / 2
+    assert seen[-1].reloads > len(seen) / 2
     assert max(one.handles for one in level) <= min(one.handles for one in level) + 6
     assert last < 1.05 * first
 
