@@ -85,6 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.errors", "service.batcher", "service.handlers", "service.model", "service.transports"),
         *("numpy", "structlog"),
     },
+    "service/parts.py": {"service", "structlog"},
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
     "export": {
