@@ -1,0 +1,81 @@
+//! Writes requests as clients send them into `corpus/`, for the fuzzer to begin with.
+
+use std::io::{Read, Result};
+use std::{fs, path::Path};
+
+use digitserve_native_fuzz::protobuf::{ModelInferRequest, PredictRequest, RequestedOutput, Tensor};
+use flate2::read::{GzEncoder, ZlibEncoder};
+use flate2::Compression;
+use prost::Message;
+
+fn main() -> Result<()> {
+    let (predicts, infers) = (predicts(), infers());
+    let in_pieces = |piece: u8, bytes: &[u8]| [&[piece], bytes].concat();
+    for (at, request) in predicts.iter().enumerate() {
+        write("predict", at, &in_pieces(255, request))?;
+        write("predict", at + predicts.len(), &in_pieces(16, request))?;
+    }
+    for (at, request) in infers.iter().enumerate() {
+        write("infer", at, &in_pieces(255, request))?;
+        write("infer", at + infers.len(), &in_pieces(16, request))?;
+    }
+    for (at, request) in predicts.iter().chain(&infers).enumerate() {
+        for (encoding, body) in bodies(request)?.iter().enumerate() {
+            write("frames", at * 3 + encoding, &[&[encoding as u8, 64], &body[..]].concat())?;
+        }
+    }
+    Ok(())
+}
+
+fn write(target: &str, at: usize, bytes: &[u8]) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(format!("seed-{at:02}")), bytes)
+}
+
+/// So many images with a stroke across each.
+fn images(n: usize) -> Vec<u8> {
+    (0..n * 784).map(|at| if at % 28 == 14 { 255 } else { 0 }).collect()
+}
+
+fn predicts() -> Vec<Vec<u8>> {
+    [(1, false, ""), (2, true, "1"), (4, true, ""), (1, false, "2")]
+        .map(|(n, include_hidden_layers, version)| {
+            PredictRequest { pixels: images(n), include_hidden_layers, model_version: version.into() }.encode_to_vec()
+        })
+        .to_vec()
+}
+
+fn infers() -> Vec<Vec<u8>> {
+    let ask = |n: usize, id: &str, outputs: &[&str]| {
+        let shape = vec![n as i64, 784];
+        ModelInferRequest {
+            model_name: "digits".into(),
+            model_version: if id.is_empty() { String::new() } else { "1".into() },
+            id: id.into(),
+            inputs: vec![Tensor { name: "pixels".into(), datatype: "UINT8".into(), shape }],
+            outputs: outputs.iter().map(|name| RequestedOutput { name: (*name).into() }).collect(),
+            raw_input_contents: vec![images(n)],
+        }
+        .encode_to_vec()
+    };
+    vec![
+        ask(1, "", &[]),
+        ask(2, "a", &["digit"]),
+        ask(1, "ä", &["layer2", "activations", "layer1", "digit"]),
+        ask(4, "", &["digit", "digit"]),
+    ]
+}
+
+/// Two messages of a stream each, plain, gzip and deflate.
+fn bodies(request: &[u8]) -> Result<[Vec<u8>; 3]> {
+    let (mut gzip, mut deflate) = (Vec::new(), Vec::new());
+    GzEncoder::new(request, Compression::fast()).read_to_end(&mut gzip)?;
+    ZlibEncoder::new(request, Compression::fast()).read_to_end(&mut deflate)?;
+    Ok([framed(0, request), framed(1, &gzip), framed(1, &deflate)])
+}
+
+fn framed(compressed: u8, message: &[u8]) -> Vec<u8> {
+    let len = (message.len() as u32).to_be_bytes();
+    [&[compressed][..], &len, message].concat().repeat(2)
+}

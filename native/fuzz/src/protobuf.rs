@@ -1,0 +1,82 @@
+//! The messages of `proto/` as far as a plain request and its reply have them, for the parser of prost.
+
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PredictRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub pixels: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub include_hidden_layers: bool,
+    #[prost(string, tag = "3")]
+    pub model_version: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PredictResponse {
+    #[prost(uint32, repeated, tag = "1")]
+    pub digits: Vec<u32>,
+    #[prost(float, repeated, tag = "2")]
+    pub activations: Vec<f32>,
+    #[prost(string, tag = "3")]
+    pub model_version: String,
+    #[prost(float, repeated, tag = "4")]
+    pub layer1: Vec<f32>,
+    #[prost(float, repeated, tag = "5")]
+    pub layer2: Vec<f32>,
+}
+
+/// An input, or an output of a reply.
+#[derive(Clone, PartialEq, Message)]
+pub struct Tensor {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub datatype: String,
+    #[prost(int64, repeated, tag = "3")]
+    pub shape: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct RequestedOutput {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelInferRequest {
+    #[prost(string, tag = "1")]
+    pub model_name: String,
+    #[prost(string, tag = "2")]
+    pub model_version: String,
+    #[prost(string, tag = "3")]
+    pub id: String,
+    #[prost(message, repeated, tag = "5")]
+    pub inputs: Vec<Tensor>,
+    #[prost(message, repeated, tag = "6")]
+    pub outputs: Vec<RequestedOutput>,
+    #[prost(bytes = "vec", repeated, tag = "7")]
+    pub raw_input_contents: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelInferResponse {
+    #[prost(string, tag = "1")]
+    pub model_name: String,
+    #[prost(string, tag = "2")]
+    pub model_version: String,
+    #[prost(string, tag = "3")]
+    pub id: String,
+    #[prost(message, repeated, tag = "5")]
+    pub outputs: Vec<Tensor>,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub raw_output_contents: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelStreamInferResponse {
+    #[prost(string, tag = "1")]
+    pub error_message: String,
+    #[prost(message, optional, tag = "2")]
+    pub infer_response: Option<ModelInferResponse>,
+}
