@@ -71,9 +71,24 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
 mod tests {
     use super::*;
     use http::HeaderValue;
+    use proptest::prelude::*;
 
-    fn known(tokens: &[&str]) -> Digests {
-        tokens.iter().map(|token| digest(&SHA256, token.as_bytes()).as_ref().try_into().unwrap()).collect()
+    fn known(tokens: &[impl AsRef<str>]) -> Digests {
+        tokens.iter().map(|token| digest(&SHA256, token.as_ref().as_bytes()).as_ref().try_into().unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_let_in_just_where_its_token_is_known(
+            tokens in prop::collection::vec("[!-~]{1,40}", 0..5), scheme in "[Bb]earer|BEARER|Basic", other in "[ -~]{0,40}",
+        ) {
+            for token in tokens.iter().chain([&other]) {
+                let value = HeaderValue::try_from(format!("{scheme} {token}")).unwrap();
+                let is_right = scheme.eq_ignore_ascii_case("bearer") && tokens.contains(token);
+                let found = check(&known(&tokens), &HeaderMap::from_iter([(AUTHORIZATION, value)]));
+                prop_assert_eq!(found.is_ok(), is_right);
+            }
+        }
     }
 
     #[test]

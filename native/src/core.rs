@@ -236,3 +236,16 @@ impl Answering {
         self.0.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_no_clock_can_wait_for_has_no_bound() {
+        for seconds in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, 1e300] {
+            assert_eq!(Seconds(seconds).bound(), None, "{seconds}");
+        }
+        assert_eq!(Seconds(0.5).times(1.1).bound(), Some(Duration::from_millis(550)));
+    }
+}
