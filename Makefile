@@ -60,10 +60,10 @@ native-check: .venv/dev.stamp
 		else echo "native-check: licences of crates skipped, cargo-deny was not found: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
-native-fuzz: ## fuzz what the native transport reads, SECONDS=60 each (cargo-fuzz, nightly Rust); finds are in native/fuzz/artifacts
+native-fuzz: ## fuzz what the native transport reads, SECONDS=60 each (cargo-fuzz, nightly Rust); finds: native/fuzz/artifacts
 	@command -v cargo-fuzz >/dev/null || { echo "native-fuzz: cargo-fuzz was not found: cargo install cargo-fuzz"; exit 1; }
-	@cd native/fuzz && cargo +nightly run --quiet --locked --bin seeds && for target in predict infer frames; do \
-		cargo +nightly fuzz run $$target -- -max_len=4096 -max_total_time=$(or $(SECONDS),60) || exit 1; \
+	@cd native/fuzz && cargo +nightly run --quiet --locked --example seeds && for target in predict infer frames; do \
+		cargo +nightly fuzz run --sanitizer none $$target -- -max_len=4096 -max_total_time=$(or $(SECONDS),60) || exit 1; \
 	done
 
 up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
