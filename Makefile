@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -53,8 +53,10 @@ native: .venv/run.stamp ## build the fast transport with cargo and install it in
 
 native-check: .venv/dev.stamp
 	@if command -v cargo >/dev/null; then \
-		cd native && export PYO3_PYTHON="$$PWD/../$(PY)" && cargo fmt --check && \
-		cargo clippy --quiet --locked --all-targets -- --deny warnings && cargo test --quiet --locked; \
+		set -e; cd native; export PYO3_PYTHON="$$PWD/../$(PY)"; cargo fmt --check; \
+		cargo clippy --quiet --locked --all-targets -- --deny warnings; cargo test --quiet --locked; \
+		if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error --locked check bans licenses sources; \
+		else echo "native-check: the crates' licences and sources not looked at: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
 up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
@@ -88,6 +90,10 @@ fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each; what b
 	@for target in messages model image idx options tokens; do \
 		$(PY) -m fuzz $$target -max_total_time=$(or $(SECONDS),60) || exit 1; \
 	done
+
+native-fuzz: .venv/dev.stamp ## fuzz the native transport's reading of requests, SECONDS=60 (needs cargo-fuzz and a nightly Rust)
+	@$(PY) -m fuzz.seeds requests native/fuzz/corpus/requests
+	@cd native && cargo +nightly fuzz run requests -- -max_total_time=$(or $(SECONDS),60) -max_len=20000
 
 licences: .venv/dev.stamp ## write docs/licences.md: what serving installs, and under which licences
 	@scripts/audit licences
