@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz licences sbom audit lock test-ray data native native-check native-fuzz gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -53,18 +53,12 @@ native: .venv/run.stamp ## build the fast transport with cargo and install it in
 
 native-check: .venv/dev.stamp
 	@if command -v cargo >/dev/null; then \
-		cd native && export PYO3_PYTHON="$$PWD/../$(PY)" && cargo fmt --check && \
-		cargo clippy --quiet --locked --all-targets -- --deny warnings && cargo test --quiet --locked && \
-		cargo fmt --check --manifest-path fuzz/Cargo.toml && \
-		if command -v cargo-deny >/dev/null; then cargo deny --log-level error --locked check licenses bans sources; \
-		else echo "native-check: licences of crates skipped, cargo-deny was not found: cargo install cargo-deny"; fi; \
+		set -e; cd native; export PYO3_PYTHON="$$PWD/../$(PY)"; cargo fmt --check; \
+		cargo clippy --quiet --locked --all-targets -- --deny warnings; cargo test --quiet --locked; \
+		cargo fmt --check --manifest-path fuzz/Cargo.toml; \
+		if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error --locked check bans licenses sources; \
+		else echo "native-check: the crates' licences and sources not looked at: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
-
-native-fuzz: ## fuzz what the native transport reads, SECONDS=60 each (cargo-fuzz, nightly Rust); finds: native/fuzz/artifacts
-	@command -v cargo-fuzz >/dev/null || { echo "native-fuzz: cargo-fuzz was not found: cargo install cargo-fuzz"; exit 1; }
-	@cd native/fuzz && cargo +nightly run --quiet --locked --example seeds && for target in predict infer frames; do \
-		cargo +nightly fuzz run --sanitizer none $$target -- -max_len=4096 -max_total_time=$(or $(SECONDS),60) || exit 1; \
-	done
 
 up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
 	docker compose up --build --detach --wait
@@ -98,6 +92,13 @@ fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each; what b
 		$(PY) -m fuzz $$target -max_total_time=$(or $(SECONDS),60) || exit 1; \
 	done
 
+native-fuzz: .venv/dev.stamp ## fuzz the native transport's reading of requests, SECONDS=60 each (needs cargo-fuzz and a nightly Rust)
+	@$(PY) -m fuzz.seeds requests native/fuzz/corpus/requests
+	@cd native/fuzz && cargo +nightly run --quiet --locked --example seeds
+	@cd native && for target in requests predict infer; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(or $(SECONDS),60) -max_len=20000 || exit 1; \
+	done
+
 licences: .venv/dev.stamp ## write docs/licences.md: what serving installs, and under which licences
 	@scripts/audit licences
 
@@ -117,7 +118,7 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 	@scripts/lock
 
 clean: ## remove what was made: .venv, model.onnx, caches
-	rm -rf .venv .venv-gpu model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target native/fuzz/target native/fuzz/corpus
+	rm -rf .venv .venv-gpu model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)

@@ -1,8 +1,15 @@
-"""Good inputs to begin from, and what damage does to them."""
+"""Good inputs to begin from, and what damage does to them.
+
+python -m fuzz.seeds TARGET FOLDER writes them for a fuzzer that is not Python's.
+"""
 
 from __future__ import annotations
 
+import gzip
 import io
+import sys
+import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +30,7 @@ def seeds(target: str) -> list[bytes]:
     """Good inputs of a target."""
     made: dict[str, Callable[[], list[bytes]]] = {
         "messages": _messages,
+        "requests": _bodies,
         "model": lambda: [model_file()],
         "image": _pictures,
         "idx": lambda: [_idx(2, 28, 28), _idx(1, 3, 3), b"\0\0\x08\x01\0\0\0\x03\1\2\3"],
@@ -68,6 +76,18 @@ def _messages() -> list[bytes]:
     return [bytes([rpc]) + message.SerializeToString() for rpc in range(20) for message in asked]
 
 
+def _bodies() -> list[bytes]:
+    """For native/fuzz: how a body is compressed, how frames cut it, and the body: one message, or two."""
+    messages = [message[1:] for message in _messages()[:5]]
+    packed = ((1, gzip.compress), (2, zlib.compress))
+    found = [bytes([0, 4]) + _framed(0, message) + _framed(0, message) for message in messages]
+    return found + [bytes([how, 4]) + _framed(1, pack(message)) for how, pack in packed for message in messages]
+
+
+def _framed(compressed: int, message: bytes) -> bytes:
+    return bytes([compressed]) + len(message).to_bytes(4) + message
+
+
 def _pictures() -> list[bytes]:
     found = [_idx(1, 28, 28)]
     for mode in ("L", "RGB", "RGBA", "P", "I;16"):
@@ -90,3 +110,10 @@ def _pictures() -> list[bytes]:
 def _idx(n: int, rows: int, columns: int) -> bytes:
     sizes = b"".join(size.to_bytes(4) for size in (n, rows, columns))
     return b"\0\0\x08\x03" + sizes + bytes(range(256)) * (n * rows * columns // 256) + bytes(n * rows * columns % 256)
+
+
+if __name__ == "__main__":
+    target, folder = sys.argv[1], Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds(target)):
+        (folder / f"seed-{number}").write_bytes(seed)

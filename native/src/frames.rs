@@ -1,4 +1,4 @@
-//! The gRPC messages in a call's bytes: five bytes of prefix each, then the message, however frames of HTTP/2 cut them.
+//! Bytes as they arrive, cut into gRPC's messages: five bytes of prefix each, then the message, perhaps compressed.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -30,7 +30,7 @@ impl Encoding {
     }
 }
 
-/// Bytes that arrived and are not yet a whole message.
+/// Bytes that arrived and are not yet a whole message; none may be larger than `limit`.
 pub struct Frames {
     pieces: VecDeque<Bytes>,
     len: usize,
@@ -39,7 +39,6 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Messages of at most `limit` bytes, compressed or not.
     pub const fn new(encoding: Encoding, limit: usize) -> Self {
         Self { pieces: VecDeque::new(), len: 0, encoding, limit }
     }

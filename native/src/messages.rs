@@ -1,4 +1,4 @@
-//! The gRPC messages of a call's body as they come, and how long we wait for them.
+//! The messages of a call's body, as they come or stop coming.
 
 use std::future::{poll_fn, Future};
 use std::pin::Pin;

@@ -1,11 +1,9 @@
-//! Writes requests as clients send them into `corpus/`, for the fuzzer to begin with.
+//! Writes requests as clients send them into `corpus/predict` and `corpus/infer`, for the fuzzer to begin with.
 
-use std::io::{Read, Result};
+use std::io::Result;
 use std::{fs, path::Path};
 
 use digitserve_native_fuzz::protobuf::{ModelInferRequest, PredictRequest, RequestedOutput, Tensor};
-use flate2::read::{GzEncoder, ZlibEncoder};
-use flate2::Compression;
 use prost::Message;
 
 fn main() -> Result<()> {
@@ -18,11 +16,6 @@ fn main() -> Result<()> {
     for (at, request) in infers.iter().enumerate() {
         write("infer", at, &in_pieces(255, request))?;
         write("infer", at + infers.len(), &in_pieces(16, request))?;
-    }
-    for (at, request) in predicts.iter().chain(&infers).enumerate() {
-        for (encoding, body) in bodies(request)?.iter().enumerate() {
-            write("frames", at * 3 + encoding, &[&[encoding as u8, 64], &body[..]].concat())?;
-        }
     }
     Ok(())
 }
@@ -65,17 +58,4 @@ fn infers() -> Vec<Vec<u8>> {
         ask(1, "ä", &["layer2", "activations", "layer1", "digit"]),
         ask(4, "", &["digit", "digit"]),
     ]
-}
-
-/// Two messages of a stream each, plain, gzip and deflate.
-fn bodies(request: &[u8]) -> Result<[Vec<u8>; 3]> {
-    let (mut gzip, mut deflate) = (Vec::new(), Vec::new());
-    GzEncoder::new(request, Compression::fast()).read_to_end(&mut gzip)?;
-    ZlibEncoder::new(request, Compression::fast()).read_to_end(&mut deflate)?;
-    Ok([framed(0, request), framed(1, &gzip), framed(1, &deflate)])
-}
-
-fn framed(compressed: u8, message: &[u8]) -> Vec<u8> {
-    let len = (message.len() as u32).to_be_bytes();
-    [&[compressed][..], &len, message].concat().repeat(2)
 }
