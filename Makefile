@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos lock data native native-check up down smoke roll certificate e2e clean
+.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
@@ -18,6 +18,15 @@ play: .venv/play.stamp model.onnx ## look inside: draw digits in a browser and s
 
 test: .venv/dev.stamp ## run the tests
 	@$(PY) -m pytest
+
+gpu: .venv-gpu/stamp ## ONNX Runtime for CUDA and all else in an environment of its own, .venv-gpu (3 GB)
+	@echo "gpu: .venv-gpu/bin/python -m service --provider cuda"
+
+test-gpu: .venv-gpu/stamp ## the tests that need an NVIDIA GPU, on the GPU of this machine
+	@.venv-gpu/bin/python -m pytest -m gpu
+
+bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on, and for how many callers, the GPU is faster
+	@.venv-gpu/bin/python -m bench.providers
 
 check: lint types stubs-check native-check test ## everything that CI runs
 
@@ -44,8 +53,10 @@ native: .venv/run.stamp ## build the fast transport with cargo and install it in
 
 native-check: .venv/dev.stamp
 	@if command -v cargo >/dev/null; then \
-		cd native && export PYO3_PYTHON="$$PWD/../$(PY)" && cargo fmt --check && \
-		cargo clippy --quiet --locked --all-targets -- --deny warnings && cargo test --quiet --locked; \
+		set -e; cd native; export PYO3_PYTHON="$$PWD/../$(PY)"; cargo fmt --check; \
+		cargo clippy --quiet --locked --all-targets -- --deny warnings; cargo test --quiet --locked; \
+		if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error --locked check bans licenses sources; \
+		else echo "native-check: the crates' licences and sources not looked at: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
 up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
@@ -69,8 +80,32 @@ e2e: .venv/dev.stamp ## run every claim of the compose files on the Docker engin
 data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
 	@$(PY) -m export data
 
-chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour
-	@CHAOS=1 $(PY) -m pytest tests/test_faults.py --verbosity=1
+chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour (needs h2load)
+	@CHAOS=1 $(PY) -m pytest tests/test_overload.py tests/test_peers.py tests/test_restarts.py tests/test_shortages.py \
+		tests/test_fuzz.py tests/test_soak.py --verbosity=1
+	@$(PY) scripts/draw_soak.py
+
+fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each; what breaks one is left in build/fuzz
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
+	@for target in messages model image idx options tokens; do \
+		$(PY) -m fuzz $$target -max_total_time=$(or $(SECONDS),60) || exit 1; \
+	done
+
+native-fuzz: .venv/dev.stamp ## fuzz the native transport's reading of requests, SECONDS=60 (needs cargo-fuzz and a nightly Rust)
+	@$(PY) -m fuzz.seeds requests native/fuzz/corpus/requests
+	@cd native && cargo +nightly fuzz run requests -- -max_total_time=$(or $(SECONDS),60) -max_len=20000
+
+licences: .venv/dev.stamp ## write docs/licences.md: what serving installs, and under which licences
+	@scripts/audit licences
+
+sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in CycloneDX
+	@scripts/audit sbom
+
+audit: .venv/dev.stamp ## ask PyPI for known vulnerabilities of what serving installs
+	@scripts/audit vulnerabilities
+
+test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes on this machine; some minutes
+	@$(PY) -m pytest tests/test_ray.py tests/test_cluster.py --verbosity=1
 
 bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
 	@$(PY) -m bench
@@ -79,7 +114,7 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 	@scripts/lock
 
 clean: ## remove what was made: .venv, model.onnx, caches
-	rm -rf .venv model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
+	rm -rf .venv .venv-gpu model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)
@@ -92,6 +127,16 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 
 .venv/play.stamp: pyproject.toml constraints.txt scripts/setup
 	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play
+	@touch $@
+
+# Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
+.venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-ray.txt \
+		--editable ".[ray]"
+	@touch $@
+
+.venv-gpu/stamp: pyproject.toml constraints.txt constraints-gpu.txt scripts/setup scripts/requirements.py
+	@VENV=.venv-gpu scripts/setup dev,gpu
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt scripts/setup

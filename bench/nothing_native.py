@@ -54,7 +54,7 @@ async def main() -> None:
         services, batcher, metrics, log, limits=limits, with_reflection=False, max_waiting=65536, inline=128
     )
     await transport.start("127.0.0.1", int(sys.argv[1]))
-    await transport.open()
+    await transport.say(True)
     await asyncio.Event().wait()
 
 

@@ -19,6 +19,7 @@ from client.digits import TIMEOUT, DigitsClient
 from client.image import ImageError, read
 from client.messages import DigitsError, Predictions
 from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
+from score.command import score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ app = typer.Typer(
     help="""Have handwritten digits read by the service.
 
     Exit status: 0 all was read; 1 a file could not be read as an image (the others were); 2 wrong usage; 3 the server
-    cannot be reached or is not serving; 4 the server refused.""",
+    cannot be reached or is not serving; 4 the server refused; 5 `score` could not start or go on.""",
 )
 
 
@@ -133,6 +134,9 @@ def health(
         serving = client.is_serving(service, timeout=timeout)
     print("SERVING" if serving else "NOT SERVING")
     raise typer.Exit(0 if serving else 1)
+
+
+app.command()(score)
 
 
 def _connected(

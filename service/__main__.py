@@ -7,7 +7,9 @@ import time
 _BEGAN = time.monotonic()
 
 import asyncio  # noqa: E402 (the clock comes first: imports are most of a start)
+import ctypes  # noqa: E402
 import os  # noqa: E402
+import platform  # noqa: E402
 import sys  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+_STANDARD_ERROR = 2
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
+
+
 def main() -> int:
     """Exit status: 0 after a clean stop, 1 where the server cannot start, 2 for a bad option."""
+    keep_standard_error()
     try:
         settings = load(sys.argv[1:])
     except SettingsError as e:
@@ -32,6 +39,7 @@ def main() -> int:
     from service.logs import make_logger  # noqa: PLC0415
     from service.server import serve  # noqa: PLC0415
 
+    keep_memory_together()
     log = make_logger(settings.log_format, settings.log_level)
     log.info("starting", **settings.described())
     try:
@@ -41,6 +49,26 @@ def main() -> int:
         log.error("cannot start", reason=str(e))  # noqa: TRY400 (one sentence for the operator, no traceback)
         return 1
     return 0
+
+
+def keep_standard_error() -> None:
+    """Where the process was started without one, nothing else may get its number, and what libraries print into it."""
+    if sys.stderr is None:
+        while os.open(os.devnull, os.O_RDWR) < _STANDARD_ERROR:
+            pass
+
+
+def keep_memory_together() -> None:
+    """Let glibc's threads share two heaps, where each would have one of its own and give back nothing of it.
+
+    Every model that is loaded while the server serves would otherwise leave some of its memory in another heap.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(
+            _M_MMAP_THRESHOLD, 2**20
+        )  # more than the largest batch of bytes: larger ones go back to the system
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

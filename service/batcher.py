@@ -31,6 +31,9 @@ SHORTEST_RETRY = 0.01
 INLINE_IMAGES = 1024
 """A run of so many takes 0.2 ms, about what every call takes of grpcio's event loop; handing it over costs 0.5 ms."""
 
+ROOM_AGAIN = 0.75
+"""Share of the line: once found full, it counts as full until no more than this of it is taken."""
+
 
 class Runnable(Protocol):
     """What is batched: pixels (n, 784) uint8 in, all layers for the n images out."""
@@ -87,6 +90,7 @@ class Batcher:
         self._inline = INLINE_IMAGES if inline is None else inline
         self._line: deque[_Waiting] = deque()
         self._images = 0
+        self._found_full = False
         self._seconds_per_image = 1e-6
         self._worker: asyncio.Task[None] | None = None
         self._company = Company()
@@ -140,6 +144,21 @@ class Batcher:
                 self._worker = asyncio.create_task(self._work())
         return await reply
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a request was refused for want of room, and there is not yet much more of it.
+
+        Whoever comes meanwhile can be refused before its message is read, which is most of what a refusal costs.
+        """
+        self._found_full = self._found_full and self._images > self._max_waiting * ROOM_AGAIN
+        return self._found_full
+
+    def refusal(self) -> Overloaded:
+        """What to raise for a request that is not let into the full line; it is counted."""
+        self._metrics.dropped.labels("overloaded").inc()
+        retry_after = max(SHORTEST_RETRY, self._images * self._seconds_per_image)
+        return Overloaded(f"{self._images} images wait already; at most {self._max_waiting} may", retry_after)
+
     async def close(self) -> None:
         """Answer all that waits, then end the thread."""
         if self._gathering is not None:
@@ -150,9 +169,8 @@ class Batcher:
 
     def _enqueue(self, pixels: Pixels, deadline: float, now: float) -> asyncio.Future[Predictions]:
         if self._images + len(pixels) > self._max_waiting:
-            self._metrics.dropped.labels("overloaded").inc()
-            retry_after = max(SHORTEST_RETRY, self._images * self._seconds_per_image)
-            raise Overloaded(f"{self._images} images wait already; at most {self._max_waiting} may", retry_after)
+            self._found_full = True
+            raise self.refusal()
         item = _Waiting(pixels, deadline, now, self._served, asyncio.get_running_loop().create_future())
         self._line.append(item)
         self._images += len(pixels)

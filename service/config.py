@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -73,6 +74,23 @@ class Settings(BaseSettings):
         "auto", description="what speaks gRPC; auto takes the fast native one where its wheel is installed"
     )
 
+    provider: str = Field(
+        "auto",
+        pattern="^[a-z0-9]{1,32}$",
+        description="what runs the model: cpu, cuda, or another execution provider of the installed ONNX Runtime by "
+        "name, such as tensorrt or openvino; auto takes cuda where all of it works, else the cpu",
+    )
+    provider_options: str = Field(
+        "",
+        description="options of a provider that is named, handed to ONNX Runtime: key=value,key=value or a JSON object",
+    )
+    device_id: int = Field(0, ge=0, le=1023, description="which GPU, counted as nvidia-smi does")
+    gpu_memory_limit: str = Field(
+        "",
+        pattern="^([1-9][0-9]{0,11}(MiB|GiB)?)?$",
+        description="most memory for tensors on the GPU, in bytes, MiB or GiB: 512MiB; without it what there is",
+    )
+
     max_batch: int = Field(1024, ge=1, le=65536, description="most images in one message and in one run of the model")
     max_waiting: int = Field(
         65536, ge=1, le=10_000_000, description="most images that may wait for the model before calls are refused"
@@ -82,8 +100,10 @@ class Settings(BaseSettings):
         ge=0,
         le=65536,
         description="run up to this many images on the thread that speaks to callers, more on a thread of their own; "
-        "unless told, as many as take it no longer than a call: 1024 on grpcio, 128 natively",
+        "unless told, as many as take it no longer than a call: 1024 on grpcio, 128 natively, none where a device runs "
+        "the model",
     )
+
     max_connections: int = Field(4096, ge=1, le=1_000_000, description="most connections; one more is closed at once")
     max_streams: int = Field(
         1024, ge=1, le=1_000_000, description="most calls open at a time on one connection; more wait at the caller"
@@ -137,9 +157,48 @@ class Settings(BaseSettings):
             )
         return self
 
+    @field_validator("provider_options")
+    @classmethod
+    def _are_options(cls, value: str) -> str:
+        parsed_options(value)
+        return value
+
+    @model_validator(mode="after")
+    def _belong_to_a_device(self) -> Self:
+        given = f"{_flag('provider')} is {self.provider!r}"
+        if self.provider_options and self.provider in ("auto", "cpu"):
+            raise ValueError(f"{_flag('provider_options')} is given, but {given}: name the provider they are for")
+        if self.gpu_memory_limit and self.provider not in ("auto", "cuda"):
+            raise ValueError(f"{_flag('gpu_memory_limit')} is given, but {given}: it is for cuda")
+        if self.device_id and self.provider == "cpu":
+            raise ValueError(f"{_flag('device_id')} is given, but {given}")
+        return self
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """The limit in bytes; 0 for none."""
+        number, unit = re.fullmatch(r"(\d*)(\D*)", self.gpu_memory_limit).groups()  # type: ignore[union-attr]
+        return int(number or 0) * {"": 1, "MiB": 2**20, "GiB": 2**30}[unit]
+
     def described(self) -> dict[str, str | int | float | bool | None]:
         """Every option and its value, for the line that the server logs when it starts."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in self}
+
+
+def parsed_options(text: str) -> dict[str, str]:
+    """Provider options of a command line, key=value,key=value or a JSON object; ValueError for anything else."""
+    if text.startswith("{"):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError("should be key=value,key=value or a JSON object") from None
+        if not all(isinstance(value, str | int | float) for value in found.values()):
+            raise ValueError("should have texts, numbers and booleans alone as values")
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if any(not (key.strip() and equals) for key, equals, _ in pairs):
+        raise ValueError("should be key=value,key=value or a JSON object")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 class SettingsError(Exception):
@@ -154,10 +213,11 @@ def load(arguments: list[str]) -> Settings:
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except ValidationError as e:
-        raise SettingsError("\n".join(_sentence(error) for error in e.errors())) from None
+        raise SettingsError("\n".join(sentence(error) for error in e.errors())) from None
 
 
-def _sentence(error: ErrorDetails) -> str:
+def sentence(error: ErrorDetails) -> str:
+    """What is wrong with one option: flag, variable, value and what was expected."""
     if not error["loc"]:  # options that do not go together
         return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])

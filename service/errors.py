@@ -6,12 +6,13 @@ Exception
 |  |- UnknownModel       no such model or version
 |  |- Overloaded         too much is waiting; says when to try again
 |  |- DeadlinePassed     it could not have been answered in time
-|  |- ModelUnavailable   the server is loading or draining
+|  |- ModelUnavailable   the server is loading or draining, or its device has failed
 |  |- ReloadRefused      another model was asked for and cannot serve; the one before does
 |  |- Unauthenticated    the caller brought no token that is known here
 |  `- NotOffered         an RPC of a protocol that this server does not have
 `- StartError            the server cannot start; its text is one line for the operator
    |- ModelFileError     the model file is missing, damaged or not this network (later: refused, the old one serves)
+   |- ProviderError     the execution provider asked for cannot run the model (later: the session before serves on)
    |- CredentialsError   a certificate, key, CA or file of tokens cannot be used
    `- AddressInUse       a port is taken
 
@@ -52,7 +53,7 @@ class DeadlinePassed(ServiceError):
 
 
 class ModelUnavailable(ServiceError):
-    """No model can answer just now: the server is loading or draining."""
+    """No model can answer just now: the server is loading or draining, or its device has failed."""
 
 
 class ReloadRefused(ServiceError):
@@ -73,6 +74,14 @@ class StartError(Exception):
 
 class ModelFileError(StartError):
     """The model file cannot be served."""
+
+
+class ProviderError(StartError):
+    """The execution provider `name` cannot run the model; `reason` says what is missing and how to get it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"--provider (or DIGITS_PROVIDER) is {name!r}, but {reason}")
+        self.reason = reason
 
 
 class CredentialsError(StartError):

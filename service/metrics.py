@@ -89,6 +89,14 @@ class Metrics(Collector):
         )
         for result in ("loaded", "refused"):
             self.reloads.labels(result)
+        self.device_failures = Counter(
+            "digits_device_failures_total",
+            "Runs that failed on the device, for want of memory or otherwise, and new sessions that could not be made.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("memory", "run", "session"):
+            self.device_failures.labels(reason)
         self.rotations = Counter(
             "digits_credentials_rotations_total",
             "Changed certificates or tokens that were taken up or refused.",
@@ -115,6 +123,9 @@ class Metrics(Collector):
             "digits_last_success_timestamp_seconds",
             "Unix time of the last successful run of the model; 0 before the first.",
             registry=registry,
+        )
+        self.log_lines_lost = Gauge(
+            "digits_log_lines_lost", "Log lines that could not be written, as on a full disk.", registry=registry
         )
         self.serving = Gauge("digits_serving", "1 while health says SERVING, 0 otherwise.", registry=registry)
         self.model_info = Info("digits_model", "The model that serves.", registry=registry)

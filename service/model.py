@@ -11,12 +11,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.errors import ModelFileError
+from service.providers import OUTPUTS, on_cpu
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from service.providers import Execution
+
 PIXELS = 784
-OUTPUTS = ("digit", "activations", "layer1", "layer2")
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -81,21 +83,31 @@ class Model:
     """One loaded model file; safe to call from several threads.
 
     Raises ModelFileError, with a sentence that names the file, unless it is a whole, unaltered model.onnx of the
-    784-16-16-10 network with uint8 pixels; with `sha256`, unless the file has that digest.
+    784-16-16-10 network with uint8 pixels; with `sha256`, unless the file has that digest. It is judged on the CPU;
+    then what `execution` chooses runs it, or ProviderError says why that cannot.
     """
 
-    def __init__(self, path: Path, *, sha256: str = "") -> None:
+    def __init__(self, path: Path, *, sha256: str = "", execution: Execution | None = None) -> None:
         try:
             content = _read(path, sha256)
-            self._session = _session(content)
+            self._session = self._on_cpu = _session(content)
             self.info = _info(self._session.get_modelmeta().custom_metadata_map)
             _check_signature(self._session)
             self._warm_up()
             self.parameters = self._parameters()
         except ModelFileError as e:
             raise ModelFileError(f"{path}: {e}") from e.__cause__
+        except UnicodeDecodeError:
+            raise ModelFileError(f"{path}: its metadata or the name of a tensor is no UTF-8") from None
+        self._content, self._execution = content, execution
+        self.renew()
         self.provider = str(self._session.get_providers()[0])
         self.runtime = str(ort.__version__)
+
+    def renew(self) -> None:
+        """Run the model in a new session on the same provider; ProviderError, and the old one, where there is none."""
+        if self._execution is not None:
+            self._session = self._execution.session(self._content, self._on_cpu)
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""
@@ -140,15 +152,8 @@ def _read(path: Path, sha256: str) -> bytes:
 
 
 def _session(content: bytes) -> ort.InferenceSession:
-    """One thread and no spinning: a run takes microseconds, and a thread hand-over costs more than it saves."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return on_cpu(content)
     except Exception as e:
         raise ModelFileError(f"ONNX Runtime {ort.__version__} cannot load it: {_first_line(e)}") from e
 

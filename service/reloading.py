@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from service.errors import ModelFileError, ReloadRefused
+from service.errors import ModelFileError, ProviderError, ReloadRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ class Reloader:
     """Has `model`, the one that serves; the constructor loads the first.
 
     Where the newest version in a folder cannot serve, it begins with the newest that can, so that a bad file does not
-    keep a restarted server down. Raises ModelFileError where none can.
+    keep a restarted server down. Raises ModelFileError where none can, ProviderError where its device cannot.
     """
 
     def __init__(self, place: ModelPlace, metrics: Metrics, log: FilteringBoundLogger) -> None:
@@ -49,8 +49,10 @@ class Reloader:
             self._seen = seen
             try:
                 model = await asyncio.to_thread(self._load_newest)
-            except ModelFileError as e:
+            except (ModelFileError, ProviderError) as e:
                 self._refused(e)
+                if isinstance(e, ProviderError):  # no fault of the file, which is to be tried again
+                    self._seen = None
                 raise ReloadRefused(f"version {self.model.info.version} serves on: {self._refusal}") from None
             self._refusal = ""
             if model.info != self.model.info:
@@ -101,7 +103,7 @@ class Reloader:
             weights_sha256=model.info.weights_sha256,
         )
 
-    def _refused(self, error: ModelFileError) -> None:
+    def _refused(self, error: ModelFileError | ProviderError) -> None:
         self._refusal = str(error)
         self._metrics.reloads.labels("refused").inc()
         self._log.error("model refused", reason=str(error))

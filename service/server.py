@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from service import __version__
+from service import __version__, gpu_metrics, parts
 from service.batcher import Batcher
-from service.errors import StartError
+from service.device import Keeper
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
+from service.logs import Tolerant
 from service.metrics import Metrics
+from service.providers import CPU, ON_NVIDIA
 from service.reloading import Reloader
 from service.statistics import Statistics
 from service.traced import TracedBatcher, TracedPredictor
-from service.transports import native
-from service.transports.credentials import Tls, Tokens
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
-from service.transports.limits import Limits
 from service.transports.native import NativeBatcher, NativeTransport
 from service.versions import ModelPlace
 
@@ -37,12 +36,10 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
+    from service.device import OnDevice
     from service.handlers import Service
     from service.handlers.predicting import Batching
     from service.model import Model
-    from service.tracing import Tracing
-
-_GRPCIO_ALONE = ("trace_endpoint",)
 
 
 class Server:
@@ -57,15 +54,22 @@ class Server:
         self._settings = settings
         self._log = log
         self._serving = False
-        self.transport_name, why = chosen(settings)
+        self.transport_name, why = parts.chosen_transport(settings)
         if why:
             log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
+        self.metrics.log_lines_lost.set_function(lambda: Tolerant.lost)
         self.metrics.serving.set_function(lambda: self._serving)
-        self._tracing = _tracing(settings, self.metrics, log)
-        place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
+        self._tracing = parts.tracing(settings, self.metrics, log)
+        self._execution = parts.execution(settings, log)
+        place = ModelPlace(
+            settings.model, version=settings.model_version, sha256=settings.model_sha256, execution=self._execution
+        )
         self._reloader = Reloader(place, self.metrics, log)
+        self._keeper = Keeper(self.metrics, log, self._say)
+        if self._execution.name in ON_NVIDIA:
+            gpu_metrics.register(self.registry, settings.device_id, log)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
         build = self._native if self.transport_name == "native" else self._grpcio
@@ -82,59 +86,49 @@ class Server:
         settings = self._settings
         make = Batcher if self._tracing is None else partial(TracedBatcher, tracing=self._tracing)
         batcher = make(
-            self.model,
+            self._watched(self.model),
             self.metrics,
             statistics,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
-            inline=settings.inline_images,
+            inline=self._inline(),
         )
         transport = GrpcioTransport(
             self._services(batcher),
+            batcher,
             self.metrics,
             self._log,
-            limits=self._limits(),
+            limits=parts.limits(settings),
             with_reflection=settings.reflection,
-            tls=self._tls(),
-            tokens=self._tokens(),
+            tls=parts.tls(settings, self.metrics, self._log),
+            tokens=parts.tokens(settings, self.metrics, self._log),
             open_health=settings.open_health,
             tracing=self._tracing,
         )
         return batcher, transport
 
-    def _limits(self) -> Limits:
-        settings = self._settings
-        return Limits(
-            max_batch=settings.max_batch,
-            connections=settings.max_connections,
-            streams=settings.max_streams,
-            connection_age=settings.max_connection_age,
-            connection_idle=settings.max_connection_idle,
-        )
+    def _watched(self, model: Model) -> Model | OnDevice:
+        """`model` as callers see it: where it runs on the CPU itself, for a failure there is a fault of ours."""
+        return model if self._execution.name == CPU else self._keeper.keep(model)
 
-    def _tls(self) -> Tls | None:
-        settings = self._settings
-        if settings.tls_cert is None or settings.tls_key is None:
-            return None
-        return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, self.metrics, self._log)
-
-    def _tokens(self) -> Tokens | None:
-        path = self._settings.tokens_file
-        return None if path is None else Tokens(path, self.metrics, self._log)
+    def _inline(self) -> int | None:
+        """None is the transport's own; a device's run would keep the thread that speaks to callers for too long."""
+        given = self._settings.inline_images
+        return 0 if given is None and self._execution.name != CPU else given
 
     def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
-        settings, batcher = self._settings, NativeBatcher(self.model, statistics)
+        settings, batcher = self._settings, NativeBatcher(self._watched(self.model), statistics)
         transport = NativeTransport(
             self._services(batcher),
             batcher,
             self.metrics,
             self._log,
-            limits=self._limits(),
+            limits=parts.limits(settings),
             max_waiting=settings.max_waiting,
-            inline=settings.inline_images,
+            inline=self._inline(),
             with_reflection=settings.reflection,
-            tls=self._tls(),
-            tokens=self._tokens(),
+            tls=parts.tls(settings, self.metrics, self._log),
+            tokens=parts.tokens(settings, self.metrics, self._log),
             open_health=settings.open_health,
         )
         return batcher, transport
@@ -149,6 +143,8 @@ class Server:
                 predictor,
                 serving=lambda: self._serving,
                 server_version=__version__,
+                provider=self.model.provider,
+                on_gpu=self._execution.is_on_gpu,
                 reload=self._reload if settings.model_control else None,
             ),
         ]
@@ -157,7 +153,11 @@ class Server:
         """Listen everywhere, then say SERVING."""
         settings = self._settings
         self._http = HttpEndpoint(
-            settings.metrics_host, settings.metrics_port, self.registry, serving=lambda: self._serving
+            settings.metrics_host,
+            settings.metrics_port,
+            self.registry,
+            serving=lambda: self._serving,
+            about=lambda: f"on {self.model.provider}" if self._serving else self._keeper.trouble,
         )
         self.metrics_port = self._http.port
         try:
@@ -166,10 +166,14 @@ class Server:
             self._http.stop()
             raise
         self._show(self.model)
-        await self.transport.open()
-        self._serving = True
+        await self._say(True)
+        self._in_background(self._keeper.run())
         if settings.model_poll:
             self._in_background(self._reloader.watch(self._swap, settings.model_poll))
+
+    async def _say(self, serving: bool) -> None:
+        await self.transport.say(serving)
+        self._serving = serving
 
     def look_for_model(self) -> None:
         """Look for another version of the model in the background, as SIGHUP asks for."""
@@ -179,7 +183,7 @@ class Server:
         await self._reloader.look(self._swap)
 
     def _swap(self, model: Model) -> None:
-        self.batcher.swap(model, Statistics())
+        self.batcher.swap(self._watched(model), Statistics())
         self._show(model)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
@@ -220,40 +224,6 @@ class Server:
         if self._tracing is not None:
             await self._tracing.close(max(0.0, until - time.monotonic()))
         self._http.stop()
-
-
-def needs_grpcio(settings: Settings) -> list[str]:
-    """The options in use that only the grpcio transport knows: another one must not start in spite of them."""
-    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
-
-
-def chosen(settings: Settings) -> tuple[str, str]:
-    """The transport that runs, and why where `auto` would have taken another; StartError where it cannot be had."""
-    needs, installed = ", ".join(needs_grpcio(settings)), native.is_installed()
-    if settings.transport == "native" and not installed:
-        raise StartError(
-            "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
-            "run `make native`, or choose grpcio"
-        )
-    if settings.transport == "native" and needs:
-        raise StartError(f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {needs}: choose grpcio")
-    if settings.transport == "auto" and installed:
-        return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
-    return ("native" if settings.transport == "native" else "grpcio"), ""
-
-
-def _tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:
-    """Where traces go, where they are asked for; StartError without the packages that they need."""
-    if not settings.trace_endpoint:
-        return None
-    try:
-        from service.tracing import Tracing  # noqa: PLC0415 (an extra, and nothing that a server without traces loads)
-    except ImportError as e:
-        raise StartError(
-            f"--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing` ({e}): "
-            "pip install -c constraints.txt -e '.[tracing]'"
-        ) from None
-    return Tracing(settings.trace_endpoint, settings.trace_ratio, version=__version__, metrics=metrics, log=log)
 
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:

@@ -12,6 +12,8 @@ from service.model import Model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from service.providers import Execution
+
 FILE = "model.onnx"
 
 _VERSION = re.compile("[1-9][0-9]{0,17}")
@@ -34,10 +36,14 @@ class Candidate:
 
 
 class ModelPlace:
-    """The file or folder at `path`; with `version` that version alone, with `sha256` a file of that digest alone."""
+    """The file or folder at `path`; with `version` that version alone, with `sha256` a file of that digest alone.
 
-    def __init__(self, path: Path, *, version: str = "", sha256: str = "") -> None:
+    `execution` chooses what runs the models, the CPU where there is none.
+    """
+
+    def __init__(self, path: Path, *, version: str = "", sha256: str = "", execution: Execution | None = None) -> None:
         self._path = path
+        self._execution = execution
         self._pinned = version
         self._sha256 = sha256
 
@@ -57,8 +63,11 @@ class ModelPlace:
         return [Candidate(self._path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
 
     def load(self, candidate: Candidate) -> Model:
-        """The model in a file, verified and warmed up. Raises ModelFileError where it is another than it should be."""
-        model = Model(candidate.path, sha256=self._sha256)
+        """The model in a file, verified and warmed up.
+
+        Raises ModelFileError where it is another than it should be, ProviderError where it cannot run where it should.
+        """
+        model = Model(candidate.path, sha256=self._sha256, execution=self._execution)
         if candidate.version and model.info.version != candidate.version:
             raise ModelFileError(
                 f"{candidate.path}: its metadata says version {model.info.version}; expected {candidate.version}: "

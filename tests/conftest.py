@@ -159,6 +159,18 @@ def transport(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def tell(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Says a figure, where figures are asked for: `make chaos`."""
+
+    def say(text: str) -> None:
+        if os.environ.get("CHAOS"):
+            with capfd.disabled():
+                print(f"\n    {text}")  # noqa: T201 (what make chaos is for)
+
+    return say
+
+
 on_both_transports = pytest.mark.usefixtures("transport")
 
 

@@ -25,10 +25,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/logs.py": {"structlog"},
     "service/distribution.py": {"prometheus_client", "numpy"},
     "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
-    "service/model.py": {"service.errors", "onnxruntime", "numpy"},
+    "service/onnx_outputs.py": set(),
+    "service/diagnosis.py": {"onnxruntime"},
+    "service/providers.py": {
+        *("service.diagnosis", "service.errors", "service.onnx_outputs"),
+        *("onnxruntime", "numpy", "structlog"),
+    },
+    "service/model.py": {"service.errors", "service.providers", "onnxruntime", "numpy"},
+    "service/device.py": {"service.errors", "service.metrics", "service.model", "structlog"},
+    "service/gpu_metrics.py": {"prometheus_client", "pynvml", "structlog"},
     "service/explain.py": {"service.model", "numpy"},
     "service/statistics.py": set(),
-    "service/versions.py": {"service.errors", "service.model"},
+    "service/versions.py": {"service.errors", "service.model", "service.providers"},
     "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
     "service/batcher.py": {
         *("service.company", "service.errors", "service.metrics", "service.model", "service.statistics"),
@@ -71,11 +79,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service/transports/native.py": {
         *("service.errors", "service.handlers", "service.metrics", "service.model", "service.statistics"),
-        *("service.transports", "grpc_health", "grpc_reflection", "structlog"),
+        *("service.batcher", "service.transports", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/transports/host.py": {
-        *("service.errors", "service.handlers", "service.model", "service.transports", "numpy", "structlog"),
+        *("service.errors", "service.batcher", "service.handlers", "service.model", "service.transports"),
+        *("numpy", "structlog"),
     },
+    "service/parts.py": {"service", "structlog"},
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
     "export": {
@@ -85,6 +95,42 @@ MAY_IMPORT: dict[str, set[str]] = {
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
     "play/__main__.py": {*("play.gateway", "client.digits", "client.options", "client.secure"), *("typer", "uvicorn")},
+    # Scoring loads the model as the server does, and reads pictures as the client does.
+    "score/__init__.py": set(),
+    "score/errors.py": set(),
+    "score/columns.py": {"client.image", "score.errors", "numpy", "pyarrow"},
+    "score/inputs.py": {"client.image", "score.columns", "score.errors", "pyarrow"},
+    "score/reading.py": {"client.image", "score.columns", "score.errors", "score.inputs", "score", "numpy", "pyarrow"},
+    "score/writing.py": {
+        *("service.model", "score.errors", "score.inputs", "score.reading"),
+        *("numpy", "pyarrow"),
+    },
+    "score/output.py": {"score.errors", "score.writing", "pyarrow"},
+    "score/engines.py": {"score.errors", "score.inputs", "score.writing", "cluster.reaching", "ray"},
+    "score/run.py": {"score", "service.errors", "service.model"},
+    "score/command.py": {"score", "typer", "rich"},
+    # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
+    "cluster/__init__.py": set(),
+    "cluster/__main__.py": {"cluster", "service.config", "service.errors", "service.logs"},
+    "cluster/config.py": {"service.config", "pydantic", "pydantic_settings"},
+    "cluster/deploying.py": {"cluster", "service.errors", "service.model", "service.versions", "ray"},
+    "cluster/registration.py": {
+        *("service.errors", "service.transports.status", PB),
+        *("grpc", "grpc_health", "google", "ray"),
+    },
+    "cluster/answering.py": {
+        *("service.errors", "service.handlers", "service.metrics"),
+        *("service.transports.observed", "service.transports.status", "grpc", "google", "structlog"),
+    },
+    "cluster/replica.py": {
+        *("cluster", "service", "service.batcher", "service.errors", "service.handlers", "service.logs"),
+        *("service.metrics", "service.model", "service.statistics"),
+        *("numpy", "grpc_health", "google", "prometheus_client", "ray", "starlette"),
+    },
+    "cluster/reaching.py": set(),
+    "cluster/exposition.py": {"prometheus_client"},
+    # The command line alone takes up the command of scoring, whose module is light until it runs.
+    "client/__main__.py": {"client", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),
@@ -118,7 +164,7 @@ def allowed(module: str, rules: set[str]) -> bool:
 
 SOURCES = [
     path
-    for package in ("service", "export", "client", "play")
+    for package in ("service", "export", "client", "play", "score", "cluster")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "pb" not in path.parts
 ]
@@ -131,9 +177,12 @@ def test_imports_only_what_the_table_allows(path: Path) -> None:
     assert not forbidden, f"may import {sorted(rules)}"
 
 
-def test_only_the_model_knows_onnx_runtime_and_nothing_served_knows_onnx() -> None:
+KNOW_ONNX_RUNTIME = {"service/model.py", "service/providers.py", "service/diagnosis.py"}
+
+
+def test_only_the_model_and_what_chooses_its_provider_know_onnx_runtime_and_nothing_served_knows_onnx() -> None:
     served = {path.relative_to(ROOT).as_posix(): imported(path) for path in SOURCES if path.parts[-2] != "export"}
-    assert {name for name, modules in served.items() if "onnxruntime" in modules} == {"service/model.py"}
+    assert {name for name, modules in served.items() if "onnxruntime" in modules} == KNOW_ONNX_RUNTIME
     assert not [name for name, modules in served.items() if "onnx" in modules or "export" in modules]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BASE, SCALE, TLS, GPU = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml", "compose.gpu.yml"
 VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU]]
-OTHER_DEFAULTS = {"5", "4G"}  # of a variant: DIGITS_DRAIN_WAIT, SERVICE_MEMORY
+OTHER_DEFAULTS = {"5", "4G", "cuda"}  # of a variant: DIGITS_DRAIN_WAIT, SERVICE_MEMORY, DIGITS_PROVIDER
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
 
 
@@ -291,8 +291,19 @@ def test_the_serving_image_installs_no_more_than_serving_needs() -> None:
     assert not {"onnx", "jax", "pillow", "typer", "rich", "matplotlib", "grpcio-tools"} & set(printed())
     assert {"onnxruntime", "grpcio"} <= set(printed())
     assert {"onnx", "pillow"} <= set(printed("export", "client"))
-    assert "RUN python requirements.py tracing | sed" in stages()["requirements"], "serving names no other extra"
+    assert "RUN python requirements.py tracing ${EXTRAS} | sed" in stages()["requirements"], "serving names no other"
+    assert "\nARG EXTRAS=\n" in stages()["requirements"]
     assert re.findall(r"COPY --from=code (\S.*) ", stages()["service"]) == ["/app/LICENSE /app/NOTICE", "/app/service"]
+
+
+def test_the_gpu_image_has_one_onnx_runtime_and_starts_on_the_gpu_alone() -> None:
+    command = [sys.executable, "scripts/requirements.py", "gpu"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [package for package in printed if package.startswith("onnxruntime")] == ["onnxruntime-gpu[cuda,cudnn]"]
+    service = compose(GPU)["services"]["service"]
+    assert service["build"]["args"] == {"EXTRAS": "gpu"}
+    assert default(service["environment"]["DIGITS_PROVIDER"]) == "cuda"
+    assert "\nonnxruntime-gpu==" in (ROOT / "constraints-gpu.txt").read_text()
 
 
 @pytest.mark.parametrize("stage", ["service", "tools"])

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from manifests import BUILT, NEWEST, OLDEST, builder, built, container, mistakes, one
 
-from service.config import Settings, load
+from service.config import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,8 +74,7 @@ def test_a_gpu_is_asked_for_once_a_replica_and_the_option_is_given_where_there_i
     limits = container(one(built("overlays/gpu"), "Deployment"))["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == 1
     (config,) = [m for m in built("overlays/gpu") if m["kind"] == "ConfigMap"]
-    expected = "cuda" if "provider" in Settings.model_fields else None
-    assert config["data"].get("DIGITS_PROVIDER") == expected, "overlays/gpu merges DIGITS_PROVIDER=cuda"
+    assert config["data"]["DIGITS_PROVIDER"] == "cuda"
 
 
 def test_the_overlay_of_the_guide_is_built_and_says_what_the_guide_says(tmp_path: Path) -> None:

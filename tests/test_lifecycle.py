@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.config import load
 from service.errors import StartError
+from service.parts import chosen_transport
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.server import chosen
 from service.transports import native
 
 if TYPE_CHECKING:
@@ -205,13 +205,13 @@ def test_auto_takes_the_native_transport_where_its_wheel_is(
     monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
 ) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: installed)
-    assert chosen(load([f"--transport={asked}"])) == (expected, "")
+    assert chosen_transport(load([f"--transport={asked}"])) == (expected, "")
 
 
 def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: False)
     with pytest.raises(StartError) as caught:
-        chosen(load(["--transport=native"]))
+        chosen_transport(load(["--transport=native"]))
     assert str(caught.value) == (
         "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
         "run `make native`, or choose grpcio"
@@ -228,7 +228,7 @@ def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytes
     monkeypatch.setattr(native, "is_installed", lambda: True)
     monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
     option = "--trace-endpoint=http://127.0.0.1:1"
-    assert chosen(load(["--transport=grpcio", option])) == ("grpcio", "")
-    assert chosen(load([option])) == ("grpcio", "native does not offer --trace-endpoint")
+    assert chosen_transport(load(["--transport=grpcio", option])) == ("grpcio", "")
+    assert chosen_transport(load([option])) == ("grpcio", "native does not offer --trace-endpoint")
     with pytest.raises(StartError, match="'native', which does not offer --trace-endpoint: choose grpcio"):
-        chosen(load(["--transport=native", option]))
+        chosen_transport(load(["--transport=native", option]))

@@ -242,7 +242,7 @@ def test_metrics_are_compressed_for_those_who_ask(after_traffic: tuple[ServicePr
 
 def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
     service, _ = after_traffic
-    assert service.get("/healthz") == "SERVING\n"
+    assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
     assert "/metrics" in service.get("/")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         service.get("/admin")

@@ -99,7 +99,7 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     metrics = Metrics(registry)
     transport = NativeTransport(services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes)
     port = await transport.start("127.0.0.1", 0)
-    await transport.open()
+    await transport.say(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Running(model=model, batcher=batcher, channel=channel, registry=registry, port=port)
         model.gate.set()

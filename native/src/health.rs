@@ -9,7 +9,7 @@ use h2::server::SendResponse;
 use crate::call::framed;
 use crate::core::{draining, Core, Kind};
 use crate::reply::{head, send, send_end, Call, Trouble};
-use crate::status::{Refusal, INTERNAL, NOT_FOUND};
+use crate::status::{Refusal, INVALID_ARGUMENT, NOT_FOUND};
 use crate::wire::{field_len, open_field, put_field, tag, Message, VARINT};
 
 const SERVING: u8 = 1;
@@ -59,7 +59,7 @@ pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes
 }
 
 fn malformed() -> Refusal {
-    Refusal::bare(INTERNAL, "Exception deserializing request!")
+    Refusal::bare(INVALID_ARGUMENT, "message: is not what this RPC takes")
 }
 
 /// `HealthCheckRequest`: the service's name, the last one where there are several; other fields are passed over.

@@ -8,6 +8,7 @@ mod call;
 mod connection;
 mod core;
 mod counts;
+mod frames;
 mod health;
 mod line;
 mod messages;

@@ -43,7 +43,8 @@ _NOT_OFFERED = {
 class InferenceHandler:
     """A `service.handlers.Service`, over one predictor.
 
-    `serving` is asked for readiness; `server_version` is told to callers; `reload`, where model control is on, looks
+    `serving` is asked for readiness; `server_version` and what runs the model, `provider` and whether that is `on_gpu`,
+    are told to callers; `reload`, where model control is on, looks
     for another version and raises ReloadRefused.
     """
 
@@ -53,12 +54,16 @@ class InferenceHandler:
         *,
         serving: Callable[[], bool],
         server_version: str,
+        provider: str = "CPUExecutionProvider",
+        on_gpu: bool = False,
         reload: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._predictor = predictor
         self._reload = reload
         self._serving = serving
         self._server_version = server_version
+        self._provider = provider
+        self._kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
         self.name: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
         self.unary: Mapping[str, Answer] = {
             "ModelInfer": self.infer,
@@ -141,6 +146,7 @@ class InferenceHandler:
         reply.properties.update(
             {
                 "pixels": "UINT8 0 (background) to 255 (ink); FP32 0 to 1 too, rounded to the nearest 1/255",
+                "execution_provider": self._provider,
                 "activation": info.activation,
                 "layer_sizes": info.layer_sizes,
                 "accuracy": info.accuracy,
@@ -158,7 +164,7 @@ class InferenceHandler:
             backend=BACKEND,
             max_batch_size=self._predictor.max_batch,
             dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=0),
-            instance_group=[pb.ModelInstanceGroup(name=f"{self._info.name}_0", count=1, kind="KIND_CPU")],
+            instance_group=[pb.ModelInstanceGroup(name=f"{self._info.name}_0", count=1, kind=self._kind)],
             default_model_filename="model.onnx",
             model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc import aio
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from service.errors import Overloaded
     from service.handlers import Answer, Service
     from service.metrics import Metrics
     from service.tracing import Tracing
@@ -31,18 +32,41 @@ if TYPE_CHECKING:
     from service.transports.limits import Limits
 
 _NEVER_MS = 2**31 - 1
+_PREDICTIONS = {"Predict", "ModelInfer"}
+"""The unary RPCs whose messages are large and wait in line."""
+
+_PENDING = 4096
+"""Calls that the library holds for the event loop to take; beyond, a growing share is reset, beyond thrice as many all.
+
+They are what there is of a flood of small calls, which costs as much to refuse as to answer.
+"""
+
+
+class Line(Protocol):
+    """What waits for the model, as `service.batcher.Batcher` has it."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether requests for predictions are refused for want of room."""
+        ...
+
+    def refusal(self) -> Overloaded:
+        """The error for one that is; it is counted."""
+        ...
 
 
 class GrpcioTransport:
-    """Serves on the running event loop: `start` listens, `open` lets traffic in, `stop` drains.
+    """Serves on the running event loop: `start` listens, `say` tells health, `stop` drains.
 
-    With `tokens` a call must bring one, health checks too unless `open_health`; with `tracing` each call has a span.
-    Raises AddressInUse from `start`.
+    While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
+    bring one, health checks too unless `open_health`; with `tracing` each call has a span. Raises AddressInUse from
+    `start`.
     """
 
     def __init__(
         self,
         services: Sequence[Service],
+        line: Line,
         metrics: Metrics,
         log: FilteringBoundLogger,
         *,
@@ -54,6 +78,7 @@ class GrpcioTransport:
         tracing: Tracing | None = None,
     ) -> None:
         self._tls = tls
+        self._line = line
         self._streams = OpenStreams()
         self._health = health.aio.HealthServicer()
         self._names = [service.name for service in services]
@@ -74,14 +99,19 @@ class GrpcioTransport:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Serve these RPCs, observed."""
         observed = {name: self._observer.wrap(service, name, handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, observed),))
+        at_the_door = {
+            f"/{service}/{name}": self._observer.refusing(f"/{service}/{name}", self._line.refusal)
+            for name in _PREDICTIONS & observed.keys()
+        }
+        inside = grpc.method_handlers_generic_handler(service, observed)
+        self._server.add_generic_rpc_handlers((_Door(self._line, inside, at_the_door),))
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Nothing: generated code hands over the same RPCs by the method above too."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
-        await self._say(HealthCheckResponse.NOT_SERVING)
+        await self.say(False)
         check_free(host, port)
         try:
             bound = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -95,9 +125,11 @@ class GrpcioTransport:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, _credentials(self._tls))
 
-    async def open(self) -> None:
-        """Say SERVING, under the empty name and each service's."""
-        await self._say(HealthCheckResponse.SERVING)
+    async def say(self, serving: bool) -> None:
+        """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
         """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
@@ -111,9 +143,20 @@ class GrpcioTransport:
         self._streams.drain()
         await stopped
 
-    async def _say(self, status: int) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, status)
+
+class _Door(grpc.GenericRpcHandler):
+    """Chooses who answers a call when its headers are here and its message is not: that is when refusing is cheap."""
+
+    def __init__(self, line: Line, inside: Any, at_the_door: Mapping[str, Any]) -> None:
+        self._line = line
+        self._inside = inside
+        self._at_the_door = at_the_door
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The handler of a call; None where its RPC is another's."""
+        if handler_call_details.method in self._at_the_door and self._line.is_full:
+            return self._at_the_door[handler_call_details.method]
+        return self._inside.service(handler_call_details)
 
 
 def _methods(service: Service) -> dict[str, Any]:
@@ -145,6 +188,10 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", limits.headers),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.max_concurrent_streams", limits.streams),
+        # It counts calls that it has answered and not yet put away, and so refuses callers that keep to the limit.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.server.max_pending_requests", _PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 3 * _PENDING),
         # grpcio spreads the age by a tenth itself, so that callers of many servers do not all come back at once.
         ("grpc.max_connection_age_ms", _milliseconds(limits.connection_age)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.connection_idle)),

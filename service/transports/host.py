@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from service.batcher import Runnable
     from service.handlers import Answer
-    from service.model import Model, Pixels, Predictions
+    from service.model import Pixels, Predictions
 
 SHORTEST_RETRY = 0.01
 
@@ -48,7 +49,7 @@ class Host:
         """Where a thread gathers its batches, (images, 784)."""
         return np.zeros((images, PIXELS), np.uint8)
 
-    def predict(self, model: Model, pixels: Pixels, images: int) -> Predictions:
+    def predict(self, model: Runnable, pixels: Pixels, images: int) -> Predictions:
         """One run of a model, that of `set_model`, on the first so many images."""
         return model.predict(pixels[:images])
 

@@ -18,11 +18,22 @@ _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
 class HttpEndpoint:
-    """Listens from construction to `stop`; `serving` is asked at each /healthz. Raises AddressInUse."""
+    """Listens from construction to `stop`; each /healthz asks `serving`, and `about` for a word on either answer.
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, serving: Callable[[], bool]) -> None:
+    Raises AddressInUse.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        serving: Callable[[], bool],
+        about: Callable[[], str] = lambda: "",
+    ) -> None:
         self._metrics = make_wsgi_app(registry)
         self._serving = serving
+        self._about = about
         try:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as e:
@@ -41,9 +52,8 @@ class HttpEndpoint:
         if path == "/metrics":
             return cast("Iterable[bytes]", self._metrics(environ, start_response))
         if path == "/healthz":
-            status, text = (
-                ("200 OK", b"SERVING\n") if self._serving() else ("503 Service Unavailable", b"NOT_SERVING\n")
-            )
+            status, health = ("200 OK", "SERVING") if self._serving() else ("503 Service Unavailable", "NOT_SERVING")
+            text = f"{health} {self._about()}".strip().encode() + b"\n"
         elif path == "/":
             status, text = "200 OK", b"digitserve: /metrics for Prometheus, /healthz for health checks\n"
         else:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from service.batcher import Runnable
     from service.handlers import Answer, Service
     from service.metrics import Metrics
-    from service.model import Model, ModelInfo, Parameters, Pixels, Predictions
+    from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
     from service.transports.credentials import Pem, Tls, Tokens
     from service.transports.limits import Limits
@@ -56,7 +57,7 @@ def is_installed() -> bool:
 class NativeBatcher:
     """The native line as Python handlers see it, in the place of `service.batcher.Batcher`."""
 
-    def __init__(self, model: Model, statistics: Statistics) -> None:
+    def __init__(self, model: Runnable, statistics: Statistics) -> None:
         self.model = model
         self.statistics = statistics
         """Of that model alone."""
@@ -73,7 +74,7 @@ class NativeBatcher:
         """Of that model too."""
         return self.model.parameters
 
-    def swap(self, model: Model, statistics: Statistics) -> None:
+    def swap(self, model: Runnable, statistics: Statistics) -> None:
         """As `Batcher.swap`: on the event loop, where Python's view of the model and the line's change in one step."""
         self.server.set_model(model, model.info.name, model.info.version)
         self.model, self.statistics = model, statistics
@@ -90,7 +91,7 @@ class NativeBatcher:
 
 
 class NativeTransport:
-    """Serves on threads of its own: `start` listens, `open` lets traffic in, `stop` drains.
+    """Serves on threads of its own: `start` listens, `say` tells health, `stop` drains.
 
     The handlers run on the event loop that called `start`. With `tokens` a call must bring one, health checks too
     unless `open_health`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
@@ -177,9 +178,9 @@ class NativeTransport:
             self._following = asyncio.create_task(self._follow(self._tokens))
         return bound
 
-    async def open(self) -> None:
-        """Say SERVING, under the empty name and each service's."""
-        self._server.set_healthy(True)
+    async def say(self, serving: bool) -> None:
+        """Say SERVING or NOT_SERVING, under the empty name and each service's."""
+        self._server.set_healthy(serving)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
         """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.

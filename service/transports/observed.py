@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.errors import ServiceError, Unauthenticated
+from service.errors import InvalidInput, Overloaded, ServiceError, Unauthenticated
 from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.status import code_name, to_status
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from service.transports.credentials import Tokens
     from service.transports.streams import OpenStreams
 
+    Decode = Callable[[bytes], Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
     Behaviour = Callable[[Any, Any], Awaitable[Any]]
     Metadata = Iterable[tuple[str, Any]]  # of a call; grpcio makes it anew each time that it is asked for
@@ -77,6 +80,9 @@ class Observer:
         self._tokens = tokens
         self._open = open_services
         self._closed: set[str] = set()
+        self._rpcs: dict[str, RpcMetrics] = {}
+        self._silent_until = 0.0
+        self._untold = 0
         self._streams = streams
         self._log = log
 
@@ -84,14 +90,27 @@ class Observer:
         """The handler of RPC `name` of `service`, observed; its series exist from now on."""
         kind = (handler.request_streaming, handler.response_streaming)
         rpc = RpcMetrics(self._metrics, Rpc(_TYPES[kind], service, name))
+        self._rpcs[rpc.method] = rpc
         if self._tokens and service not in self._open:
             self._closed.add(rpc.method)
-        coders = (handler.request_deserializer, handler.response_serializer)
+        # Messages are decoded here and not by grpcio, which would tell the caller of its own exception.
+        decode, coders = _decoder(handler), (None, handler.response_serializer)
         if kind == (False, False):
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, rpc), *coders)
+            return grpc.unary_unary_rpc_method_handler(self._unary(_after(decode, handler.unary_unary), rpc), *coders)
         if kind == (False, True):
-            return grpc.unary_stream_rpc_method_handler(self._watch(handler.unary_stream, rpc), *coders)
-        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc), *coders)
+            return grpc.unary_stream_rpc_method_handler(self._watch(_after(decode, handler.unary_stream), rpc), *coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc, decode), *coders)
+
+    def refusing(self, method: str, error: Callable[[], ServiceError]) -> Handler:
+        """What can stand in for the wrapped handler of `method`: each call ends with the error, its message unread."""
+
+        async def refuse(_: Any, __: Any) -> None:
+            raise error()
+
+        async def call(_: Any, context: Any) -> None:
+            await self._observe(self._rpcs[method], context, context.invocation_metadata(), refuse, None, context)
+
+        return grpc.stream_stream_rpc_method_handler(call)  # a stream, so that grpcio does not wait for the message
 
     def _unary(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
         async def call(request: Any, context: Any) -> Any:
@@ -116,7 +135,7 @@ class Observer:
 
         return call
 
-    def _stream(self, behaviour: Any, rpc: RpcMetrics) -> Behaviour:
+    def _stream(self, behaviour: Any, rpc: RpcMetrics, decode: Decode) -> Behaviour:
         async def from_generator(stream: _Stream, _: Any) -> None:
             async for reply in behaviour(stream, stream):
                 await stream.write(reply)
@@ -124,7 +143,7 @@ class Observer:
         answer = from_generator if inspect.isasyncgenfunction(behaviour) else behaviour
 
         async def call(_: Any, context: Any) -> None:
-            stream = _Stream(context, rpc, self._streams)
+            stream = _Stream(context, rpc, self._streams, decode)
             await self._observe(rpc, context, context.invocation_metadata(), answer, stream, stream)
 
         return call
@@ -134,7 +153,7 @@ class Observer:
     ) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
-        request_id = _request_id(metadata)
+        request_id = caller_id(metadata)
         try:
             if request_id:
                 context.set_trailing_metadata(((REQUEST_ID, request_id),))
@@ -170,10 +189,21 @@ class Observer:
         await context.abort(_STATUS_CODES[status.code], status.message, trailing)
 
     def _report(self, error: Exception, method: str, code: str, names: dict[str, str]) -> None:
-        if isinstance(error, ServiceError):
+        if isinstance(error, Overloaded):
+            self._report_overload(error, method, code, names)
+        elif isinstance(error, ServiceError):
             self._log.warning("refused", method=method, code=code, reason=str(error), **names)
         else:
             self._log.error("failed", method=method, code=code, exc_info=error, **names)
+
+    def _report_overload(self, error: Overloaded, method: str, code: str, names: dict[str, str]) -> None:
+        """At most once a second: who has too much to do has no time to write a line for each call that it refuses."""
+        now = time.monotonic()
+        if now < self._silent_until:
+            self._untold += 1
+            return
+        others, self._untold, self._silent_until = self._untold, 0, now + 1.0
+        self._log.warning("refused", method=method, code=code, reason=str(error), others=others, **names)
 
     def _names(self, request_id: str) -> dict[str, str]:
         """What the log calls a call, so that it is found from elsewhere."""
@@ -186,7 +216,8 @@ class _Stream:
     Its handlers use `read` and `write`, or iterate, or both, so it stands for grpcio's request iterator too.
     """
 
-    def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams) -> None:
+    def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams, decode: Decode = bytes) -> None:
+        self._decode = decode
         self._context = context
         self._rpc = rpc
         self._streams = streams
@@ -197,9 +228,9 @@ class _Stream:
         message = await self._streams.wait(self._context.read())
         if message is aio.EOF:
             await asyncio.sleep(_HANG_UP_IS_HEARD_WITHIN)
-        else:
-            self._rpc.received()
-        return message
+            return message
+        self._rpc.received()
+        return self._decode(message)
 
     async def write(self, message: Any) -> None:
         """Send one message."""
@@ -211,7 +242,26 @@ class _Stream:
             yield message
 
 
-def _request_id(metadata: Metadata) -> str:
+def _decoder(handler: Any) -> Decode:
+    """What makes a message of its bytes, InvalidInput where they are none; our own handlers take the bytes."""
+    from_bytes = handler.request_deserializer
+    if from_bytes is None:
+        return bytes
+
+    def decode(data: bytes) -> Any:
+        try:
+            return from_bytes(data)
+        except DecodeError:
+            raise InvalidInput("message", "is not what this RPC takes") from None
+
+    return decode
+
+
+def _after(decode: Decode, behaviour: Any) -> Any:
+    return behaviour if decode is bytes else lambda request, context: behaviour(decode(request), context)
+
+
+def caller_id(metadata: Metadata) -> str:
     """The caller's own id for this call, or nothing."""
     for key, value in metadata:
         if key == REQUEST_ID:

@@ -1,0 +1,183 @@
+"""What reads bytes from others, each as a function that raises only where a promise is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.rpc import code_pb2
+from prometheus_client import CollectorRegistry
+from structlog.testing import CapturingLogger
+
+from client import image
+from export import checkpoint, graph, mnist
+from service.batcher import Batcher
+from service.config import Settings, SettingsError, load
+from service.errors import CredentialsError, ModelFileError, Unauthenticated
+from service.handlers.digits import DigitsHandler
+from service.handlers.inference import InferenceHandler
+from service.handlers.predicting import Predictor
+from service.metrics import Metrics
+from service.model import Model
+from service.statistics import Statistics
+from service.transports.credentials import Tokens
+from service.transports.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service.handlers import Answer
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+_MARK = b"\x0a\x0econtent_sha256\x12\x40"
+MOST_IMAGES = 8
+
+
+class BrokenPromise(AssertionError):
+    """Something that was read led to what must never be."""
+
+
+def model_file() -> bytes:
+    """A good model.onnx, to begin from."""
+    return graph.build(checkpoint.load(checkpoint.committed("sigmoid")), version="1")
+
+
+class Messages:
+    """Any message to any RPC: an answer, or a status other than INTERNAL whose text is short and of one line.
+
+    The first byte chooses the RPC.
+    """
+
+    def __init__(self) -> None:
+        path = _FOLDER / "served.onnx"
+        path.write_bytes(model_file())
+        metrics = Metrics(CollectorRegistry())
+        limits = {"max_batch": MOST_IMAGES, "max_waiting": 64, "inline": MOST_IMAGES}
+        self._runner = asyncio.Runner()
+        self._batcher = Batcher(Model(path), metrics, Statistics(), **limits)
+        predictor = Predictor(self._batcher, max_batch=MOST_IMAGES)
+        services = (DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0"))
+        self._answers: list[Answer] = [
+            answer for one in services for _, answer in sorted({**one.unary, **one.streams}.items())
+        ]
+
+    def __call__(self, data: bytes) -> None:
+        """Let the RPC answer the message."""
+        if not data:
+            return
+        answer = self._answers[data[0] % len(self._answers)]
+        try:
+            self._runner.get_loop().run_until_complete(answer(data[1:], float("inf")))
+        except Exception as error:
+            status = to_status(error)
+            if status.code == code_pb2.INTERNAL:
+                raise
+            if len(status.message) > 600 or not status.message.isprintable():
+                raise BrokenPromise(f"the caller would hear {status.message!r}") from error
+
+    def close(self) -> None:
+        """End what was begun."""
+        self._runner.run(self._batcher.close())
+        self._runner.close()
+
+
+def any_model_file(data: bytes) -> None:
+    """Any file as a model: one that serves, or ModelFileError; with its digest made right too, so that parsers run."""
+    for content in (data, sealed(data)):
+        path = _FOLDER / "model.onnx"
+        path.write_bytes(content)
+        try:
+            Model(path)
+        except ModelFileError as e:
+            _one_line(e)
+
+
+def sealed(data: bytes) -> bytes:
+    """The file with the digest that its content has, as whoever wrote it on purpose would give it."""
+    start = data.find(_MARK) + len(_MARK)
+    if start < len(_MARK) or len(data) < start + 64:
+        return data
+    blanked = data[:start] + b"0" * 64 + data[start + 64 :]
+    return data[:start] + hashlib.sha256(blanked).hexdigest().encode() + data[start + 64 :]
+
+
+def any_image(data: bytes) -> None:
+    """Any file as a picture or IDX file, as `python -m client predict` reads it: pixels, or ImageError."""
+    try:
+        pixels = image.read_bytes(data)
+    except image.ImageError as e:
+        _one_line(e)
+    else:
+        if pixels.ndim != 2 or pixels.shape[1] != 784 or pixels.dtype != "uint8":
+            raise BrokenPromise(f"pixels of shape {pixels.shape}, {pixels.dtype}")
+
+
+def any_idx(data: bytes) -> None:
+    """Any file as training data: an array, or DataError."""
+    try:
+        mnist.parse_idx(data, Path("file"))
+    except mnist.DataError as e:
+        _one_line(e)
+
+
+def any_options(data: bytes) -> None:
+    """Any text in any option: settings, or a sentence that names it. The first byte chooses the option."""
+    names = sorted(Settings.model_fields)
+    value = data[1:].decode(errors="replace").replace("\0", "")
+    flag = f"--{names[data[0] % len(names)].replace('_', '-')}" if data else "--model"
+    try:
+        load([f"{flag}={value}"])
+    except SettingsError as e:
+        if not str(e).startswith(flag):
+            raise BrokenPromise(f"{flag}={value!r} is refused with {str(e)!r}") from e
+    except SystemExit as e:  # argparse, for a switch
+        if e.code != 2:
+            raise BrokenPromise(f"{flag}={value!r} ends with status {e.code}") from e
+
+
+def any_tokens(data: bytes) -> None:
+    """Any file of tokens: one that lets nobody in who is not in it, or CredentialsError."""
+    path = _FOLDER / "tokens"
+    path.write_bytes(data)
+    try:
+        tokens = Tokens(path, Metrics(CollectorRegistry()), _log())
+    except CredentialsError as e:
+        _one_line(e)
+        return
+    try:
+        tokens.check([("authorization", "Bearer nobody-has-this-token")])
+    except Unauthenticated:
+        return
+    if b"nobody-has-this-token" not in data:
+        raise BrokenPromise("a token was taken that is not in the file")
+
+
+def _one_line(error: Exception) -> None:
+    if "\n" in str(error) or len(str(error)) > 2000:
+        raise BrokenPromise(f"{str(error)[:200]!r} is not a sentence") from error
+
+
+def _log() -> Any:
+    return CapturingLogger()
+
+
+def targets() -> dict[str, Callable[[], Callable[[bytes], None]]]:
+    """By name; each is built when asked for."""
+    return {
+        "messages": Messages,
+        "model": lambda: any_model_file,
+        "image": lambda: any_image,
+        "idx": lambda: any_idx,
+        "options": lambda: any_options,
+        "tokens": lambda: any_tokens,
+    }
+
+
+def no_environment() -> None:
+    """Forget the options that the environment sets: what is tried is what the target is given."""
+    for name in [name for name in os.environ if name.startswith("DIGITS_")]:
+        del os.environ[name]

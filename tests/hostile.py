@@ -1,0 +1,131 @@
+"""What a peer can do to a server, frame by frame, and what a server must still do meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bench.messages import framed
+from client import DigitsClient
+
+if TYPE_CHECKING:
+    from conftest import ServiceProcess
+
+LONG = bool(os.environ.get("CHAOS"))
+PREDICT = "/digits.v1.DigitService/Predict"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with empty SETTINGS
+SETTINGS, PING, GOAWAY = 4, 6, 7
+BLANK = np.zeros((1, 784), np.uint8)
+
+
+def resident(service: ServiceProcess) -> float:
+    return service.series()["process_resident_memory_bytes", ()] / 2**20
+
+
+def handles(service: ServiceProcess) -> float:
+    return service.series()["process_open_fds", ()]
+
+
+def still_serves(service: ServiceProcess) -> None:
+    """A call, a health check and a scrape, each answered."""
+    with DigitsClient(service.address, timeout=10) as client:
+        assert len(client.predict(BLANK).digits) == 1
+    still_tells(service)
+
+
+def still_tells(service: ServiceProcess) -> None:
+    """Health and metrics answer."""
+    with DigitsClient(service.address) as client:
+        assert client.is_serving(timeout=10)
+    assert service.series()["digits_serving", ()] == 1
+    assert service.get("/healthz").startswith("SERVING")
+
+
+def connected(service: ServiceProcess, sent: bytes) -> socket.socket:
+    host, port = service.address.rsplit(":", 1)
+    peer = socket.create_connection((host, int(port)), 10)
+    peer.settimeout(10)
+    with contextlib.suppress(ConnectionError):
+        peer.sendall(sent)
+    return peer
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header as HPACK spells it without tables, its parts shorter than 127 bytes."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+HEADERS = (
+    literal(b":method", b"POST")
+    + literal(b":scheme", b"http")
+    + literal(b":path", PREDICT.encode())
+    + literal(b":authority", b"x")
+    + literal(b"content-type", b"application/grpc")
+    + literal(b"te", b"trailers")
+)
+
+
+def frames(peer: socket.socket, until: int, within: float) -> list[tuple[int, bytes]]:
+    """Frames as they come, kind and payload, up to one of kind `until`, the end of the connection or of the time."""
+    peer.settimeout(within)
+    found, data = list[tuple[int, bytes]](), b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while got := peer.recv(65536):
+            data += got
+            while len(data) >= 9 and len(data) >= (whole := 9 + int.from_bytes(data[:3])):
+                found.append((data[3], data[9:whole]))
+                data = data[whole:]
+                if found[-1][0] == until:
+                    return found
+    return found
+
+
+def ended_by_server(peer: socket.socket, within: float = 10) -> bool:
+    """Whether the connection ends in so many seconds."""
+    peer.settimeout(within)
+    try:
+        while peer.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+class Loaded(NamedTuple):
+    """What h2load says: HTTP requests that were answered, whatever with, and those that were not."""
+
+    answered: int
+    failed: int
+
+
+def h2load(
+    service: ServiceProcess, folder: Path, message: bytes, *options: str | int, path: str = PREDICT
+) -> subprocess.Popen[str]:
+    """Begin calls that send the message; h2load is in C, so that the caller is not what is slow."""
+    body = Path(folder) / f"{len(message)}.body"
+    body.write_bytes(framed(message))
+    headers = ("--header", "content-type: application/grpc", "--header", "te: trailers")
+    command = ["h2load", "--threads=1", f"--data={body}", *headers, *map(str, options)]
+    return subprocess.Popen([*command, f"http://{service.address}{path}"], stdout=subprocess.PIPE, text=True)
+
+
+def loaded(process: subprocess.Popen[str]) -> Loaded:
+    report, _ = process.communicate()
+    assert process.returncode == 0, report
+    found = re.search(r"requests: .* (\d+) done, (\d+) succeeded, (\d+) failed", report)
+    assert found is not None, report
+    return Loaded(int(found[2]), int(found[3]))

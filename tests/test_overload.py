@@ -1,0 +1,284 @@
+"""More than the server can do: refused at once with a hint, in bounded memory, while it tells how it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import serving
+from hostile import (
+    BLANK,
+    GOAWAY,
+    HEADERS,
+    LONG,
+    PREDICT,
+    PREFACE,
+    SETTINGS,
+    connected,
+    ended_by_server,
+    frame,
+    frames,
+    h2load,
+    handles,
+    loaded,
+    resident,
+    still_serves,
+    still_tells,
+)
+
+from client import DigitsClient
+from service.pb.digits.v1.digits_pb2 import PredictRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LIGHT_CALLER = """
+import json, sys, time, grpc
+from service.pb.digits.v1.digits_pb2 import PredictRequest
+message, found = PredictRequest(pixels=bytes(784)).SerializeToString(), []
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    call = channel.unary_unary("/digits.v1.DigitService/Predict")
+    until = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < until:
+        began, details = time.perf_counter(), []
+        try:
+            call(message, timeout=20)
+            code = "OK"
+        except grpc.RpcError as e:
+            code, details = e.code().name, [key for key, _ in e.trailing_metadata()]
+        found.append((code, "grpc-status-details-bin" in details, time.perf_counter() - began))
+        time.sleep(0.01)
+json.dump(found, sys.stdout)
+"""
+
+
+def light_caller(address: str, seconds: float) -> subprocess.Popen[str]:
+    """One small call after the other in a process of its own: what it sees is the server's time, not its own."""
+    command = [sys.executable, "-c", LIGHT_CALLER, address, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def by_code(series: dict[tuple[str, tuple[str, ...]], float]) -> dict[str, float]:
+    """Unary Predict calls by the status that they ended with."""
+    return {
+        labels[0]: value
+        for (name, labels), value in series.items()
+        if name == "grpc_server_handled_total" and labels[1:] == ("Predict", "digits.v1.DigitService", "unary")
+    }
+
+
+def ms(seconds: list[float], quantile: float) -> str:
+    return f"{np.quantile(seconds, quantile) * 1e3:.1f}" if seconds else "-"
+
+
+def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_answered(
+    model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
+) -> None:
+    """Forty callers that do not wait when refused: some ten times what the model runs. The line is 2,000 images."""
+    message = PredictRequest(pixels=bytes(784 * 500)).SerializeToString()
+    seconds, slowest = (20 if LONG else 2), 0.0
+    with serving(model_path, "--max-waiting", "2000", "--inline-images", "0") as service:
+        before = most = resident(service)
+        load = h2load(service, tmp_path, message, "--duration", seconds, "--clients=40", "--max-concurrent-streams=1")
+        caller = light_caller(service.address, seconds - 1)
+        while load.poll() is None:
+            began = time.monotonic()
+            still_tells(service)
+            slowest = max(slowest, time.monotonic() - began)
+            most = max(most, resident(service))
+        found = json.loads(caller.communicate()[0])
+        calls, series = loaded(load), service.series()
+        handled = by_code(series)
+        assert calls.failed == 0
+        assert {code for code, _, _ in found} <= {"OK", "RESOURCE_EXHAUSTED"}
+        assert all(detailed for code, detailed, _ in found if code != "OK")
+        assert handled["OK"] > 0 < handled["ResourceExhausted"] == series["digits_dropped_total", ("overloaded",)]
+        assert most < before + 150
+        still_serves(service)
+        took = {code: [t for one, _, t in found if one == code] for code in ("OK", "RESOURCE_EXHAUSTED")}
+        tell(
+            f"{transport}: 40 callers of 500 images, {seconds} s: {handled['OK']:.0f} answered, "
+            f"{handled['ResourceExhausted']:.0f} refused, none lost; a light caller of one image: "
+            f"{len(took['OK'])} answered, p50 {ms(took['OK'], 0.5)}, p99 {ms(took['OK'], 0.99)} ms; "
+            f"{len(took['RESOURCE_EXHAUSTED'])} refused, p50 {ms(took['RESOURCE_EXHAUSTED'], 0.5)}, "
+            f"p99 {ms(took['RESOURCE_EXHAUSTED'], 0.99)} ms; {before:.0f} -> {most:.0f} MB; slowest health check and "
+            f"scrape together {slowest * 1e3:.0f} ms"
+        )
+
+
+def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Path, tmp_path: Path, transport: str) -> None:
+    """Headers and no message: with room the server waits for it, without it the answer comes at once."""
+    if transport == "native":
+        pytest.skip("it reads messages in C speed, and asks the line when they are here")
+    message = PredictRequest(pixels=bytes(784 * 500)).SerializeToString()
+    begun = PREFACE + frame(1, 4, 1, HEADERS)
+    with serving(model_path, "--max-waiting", "500", "--inline-images", "0") as service:
+        with contextlib.closing(connected(service, begun)) as peer:
+            assert 1 not in [kind for kind, _ in frames(peer, until=1, within=0.3)]
+        load = h2load(service, tmp_path, message, "--duration=20", "--clients=16", "--max-concurrent-streams=1")
+        heard = False
+        while not heard and load.poll() is None:
+            with contextlib.closing(connected(service, begun)) as peer:
+                heard = any(kind == 1 for kind, _ in frames(peer, until=1, within=1))
+        load.terminate()
+        load.communicate()
+        assert heard
+        still_serves(service)
+
+
+def test_small_calls_by_the_thousand_are_bounded(
+    model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
+) -> None:
+    """10,000 at a time: those beyond --max-streams wait at the caller, and memory does not grow with the flood."""
+    seconds = 20 if LONG else 2
+    message = PredictRequest(pixels=bytes(784)).SerializeToString()
+    with serving(model_path, "--max-streams", "64") as service:
+        before = most = resident(service)
+        load = h2load(
+            service, tmp_path, message, "--duration", seconds, "--clients=10", "--max-concurrent-streams=1000"
+        )
+        caller = light_caller(service.address, seconds - 1)
+        while load.poll() is None:
+            still_tells(service)
+            most = max(most, resident(service))
+        found = json.loads(caller.communicate()[0])
+        # What h2load sends before the server has said its limit comes back as REFUSED_STREAM: gRPC clients repeat it.
+        assert loaded(load).failed <= 10 * (1000 - 64)
+        handled = by_code(service.series())
+        assert {code for code, _, _ in found} == {"OK"}
+        assert most < before + 60
+        took = [t for _, _, t in found]
+        tell(
+            f"{transport}: 10 callers with 1,000 small calls each at a time, 64 let in, {seconds} s: "
+            f"{handled['OK']:.0f} answered; a light caller beside them p50 {ms(took, 0.5)}, p99 {ms(took, 0.99)} ms; "
+            f"{before:.0f} -> {most:.0f} MB"
+        )
+
+
+@pytest.mark.usefixtures("transport")
+def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_path: Path) -> None:
+    with serving(model_path, "--max-connections", "5") as service, contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(contextlib.closing(connected(service, PREFACE))) for _ in range(5)]
+        for peer in peers:
+            assert frames(peer, until=SETTINGS, within=5)
+        for _ in range(3):
+            with contextlib.closing(connected(service, PREFACE)) as one_more:
+                assert ended_by_server(one_more, within=5)
+        peers[0].close()
+        until = time.monotonic() + 5
+        while not (has_room := served(service.address)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert has_room
+        assert service.get("/healthz").startswith("SERVING")
+
+
+def served(address: str) -> bool:
+    # With a pool of its own it does not sit out the pause that an earlier refusal has brought the others.
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call: Any = channel.unary_unary(PREDICT)
+        try:
+            call(PredictRequest(pixels=bytes(784)).SerializeToString(), timeout=2)
+        except grpc.RpcError:
+            return False
+        return True
+
+
+@pytest.mark.usefixtures("transport")
+def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: Path) -> None:
+    with serving(model_path, "--max-streams", "2") as service, grpc.insecure_channel(service.address) as channel:
+        stream: Any = channel.stream_stream("/digits.v1.DigitService/PredictStream")
+        gates = [Gate(), Gate()]
+        open_ = [stream(gate.messages(), timeout=20) for gate in gates]
+        for replies in open_:
+            next(replies)  # it is open
+        call: Any = channel.unary_unary(PREDICT)
+        waiting = call.future(gates[0].message, timeout=10)
+        time.sleep(0.3)
+        assert not waiting.done()
+        gates[0].open()
+        assert waiting.result()
+        gates[1].open()
+        many = [call.future(gates[0].message, timeout=20) for _ in range(300)]
+        assert all(one.result() for one in many)
+
+
+class Gate:
+    """One message, and the end of the stream when it is opened."""
+
+    message = PredictRequest(pixels=bytes(784)).SerializeToString()
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self.open = self._opened.set
+
+    def messages(self) -> Iterator[bytes]:
+        yield self.message
+        self._opened.wait(20)
+
+
+@pytest.mark.usefixtures("transport")
+def test_an_old_connection_is_asked_to_end_and_loses_no_call(
+    model_path: Path, tell: Callable[[str], None], transport: str
+) -> None:
+    seconds, answered, addresses = (30 if LONG else 2.5), 0, set()
+    with serving(model_path, "--max-connection-age", "1") as service:
+        with contextlib.closing(connected(service, PREFACE)) as peer:
+            assert frames(peer, until=GOAWAY, within=5)[-1][0] == GOAWAY
+        until = time.monotonic() + seconds
+        with DigitsClient(service.address, timeout=10) as client:
+            while time.monotonic() < until:
+                client.predict(BLANK)  # raises where a call is lost
+                answered += 1
+                addresses.update(peers_of(service))
+        assert len(addresses) > 1
+        tell(
+            f"{transport}: --max-connection-age 1, {seconds} s: "
+            f"{answered} calls on {len(addresses)} connections, 0 lost"
+        )
+
+
+def peers_of(service: Any) -> set[str]:
+    """The far ports of its established connections, from /proc."""
+    port = f":{int(service.address.rsplit(':', 1)[1]):04X}"
+    tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
+    rows = [row.split() for table in tables for row in table.read_text().splitlines()[1:]]
+    return {row[2] for row in rows if row[1].endswith(port) and row[3] == "01"}
+
+
+@pytest.mark.usefixtures("transport")
+def test_an_idle_connection_is_ended_and_one_with_a_call_is_not(model_path: Path) -> None:
+    with serving(model_path, "--max-connection-idle", "0.5") as service:
+        level = handles(service)
+        held = connected(service, PREFACE + frame(1, 4, 1, HEADERS))
+        with contextlib.closing(held), contextlib.closing(connected(service, PREFACE)) as idle:
+            assert any(kind == GOAWAY for kind, _ in frames(idle, until=GOAWAY, within=5))
+            assert not any(kind == GOAWAY for kind, _ in frames(held, until=GOAWAY, within=1))
+        until = time.monotonic() + 5
+        while handles(service) > level and time.monotonic() < until:
+            time.sleep(0.05)
+        assert handles(service) <= level
+
+
+def test_headers_that_are_too_large_are_refused_and_the_rest_go_on(model_path: Path, transport: str) -> None:
+    del transport
+    with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
+        call: Any = channel.unary_unary(PREDICT)
+        for size, is_taken in ((8_000, True), (20_000, False), (100_000, False)):
+            try:
+                call(Gate.message, timeout=5, metadata=(("x-large", "y" * size),))
+            except grpc.RpcError as e:
+                assert not is_taken, e
+                assert e.code() is grpc.StatusCode.RESOURCE_EXHAUSTED or re.search("431|header_list", e.details())
+            else:
+                assert is_taken
+        still_serves(service)

@@ -1,0 +1,338 @@
+"""What runs the model is what was asked for, or the server does not start.
+
+Of the five ways in which ONNX Runtime ends on the CPU in silence, the first and the fifth happen here for real, with
+the CPU's own wheel; the others are replayed as onnxruntime-gpu was seen to do them (tests/replayed.py).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import replayed
+from conftest import ROOT, launch, serving
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from structlog.testing import CapturingLogger
+from test_model import sealed
+
+from service.config import SettingsError, load, parsed_options
+from service.diagnosis import sentence
+from service.errors import ProviderError, StartError
+from service.model import Model
+from service.onnx_outputs import only_outputs
+from service.providers import OUTPUTS, Execution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+for_the_cpu = pytest.mark.skipif(
+    "CUDAExecutionProvider" in ort.get_available_providers(), reason="this ONNX Runtime has CUDA"
+)
+has_azure = pytest.mark.skipif(
+    "AzureExecutionProvider" not in ort.get_available_providers(), reason="this ONNX Runtime has no Azure"
+)
+
+
+def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
+    """Why the server does not start."""
+    service = launch(*arguments, "--port", "0", "--metrics-port", "0", env=env)
+    try:
+        assert service.ended() == 1
+        [line] = [line for line in service.lines if line["event"] != "starting"]
+        assert line["event"] == "cannot start"
+        return str(line["reason"])
+    finally:
+        service.close()
+
+
+def execution(name: str, **options: Any) -> Execution:
+    return Execution(name, CapturingLogger(), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has ONNX Runtime behave with CUDA as is named, in this process."""
+
+    def replay(what: str) -> None:
+        monkeypatch.setenv("REPLAY", what)
+
+    monkeypatch.setattr(ort, "InferenceSession", replayed.Replayed)
+    monkeypatch.setattr(ort, "get_available_providers", replayed.available)
+    monkeypatch.setattr("service.diagnosis.ask", replayed.ask)
+    monkeypatch.setattr(ort, "set_default_logger_severity", lambda _: None)  # it is this process's for good
+    return replay
+
+
+# 1: not built in. Real: these wheels have no such provider.
+
+
+@for_the_cpu
+def test_a_provider_that_is_not_built_in_is_refused_with_where_to_get_it(model_path: Path) -> None:
+    assert refusal("--model", model_path, "--provider", "cuda") == (
+        f"--provider (or DIGITS_PROVIDER) is 'cuda', but the onnxruntime {ort.__version__} that is installed has only "
+        "azure, cpu: `make gpu` installs onnxruntime-gpu in an environment of its own"
+    )
+    with pytest.raises(ProviderError, match="has only azure, cpu: install onnxruntime-openvino in place of it"):
+        Model(model_path, execution=execution("openvino"))
+
+
+def test_a_provider_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(StartError, match=r"is 'cude'; ONNX Runtime .* knows auto, .*cpu, cuda, .*tensorrt"):
+        execution("cude")
+
+
+@for_the_cpu
+def test_auto_on_an_install_for_the_cpu_takes_it_and_has_nothing_to_say(model_path: Path) -> None:
+    with serving(model_path) as service:
+        assert [line["event"] for line in service.lines] == ["starting", "serving"] or [
+            line["event"] for line in service.lines
+        ] == ["starting", "transport chosen", "serving"]
+        assert service.lines[-1]["provider"] == "CPUExecutionProvider"
+        assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
+
+
+# 2 and 3: its library does not load, or it fails while a session is made. Replayed as recorded.
+
+
+RECORDED = {
+    "no library": (
+        "NVIDIA's library libcublasLt.so.13 is missing: `make gpu` installs it, or pip install "
+        "'onnxruntime-gpu[cuda,cudnn]'"
+    ),
+    "no driver": (
+        "the NVIDIA driver (libcuda.so.1) is missing: install it, or start the container with its GPU, which takes the "
+        "NVIDIA container toolkit (`docker run --gpus all`)"
+    ),
+    "no device": (
+        "there is no NVIDIA GPU (CUDA failure 100): `nvidia-smi` must list one, and CUDA_VISIBLE_DEVICES must not hide "
+        "it"
+    ),
+    "no kernel": "it has no kernel for ArgMax of the model, which the CPU would have run",
+    "one node elsewhere": "it has no kernel for ArgMax of the model, which the CPU would have run",
+    "other answers": "its activations differ by 0.001 from the CPU's; at most 0.0001 may be",
+}
+
+
+@pytest.mark.parametrize(("what", "reason"), RECORDED.items(), ids=RECORDED)
+def test_cuda_that_cannot_run_all_of_it_is_refused_with_what_is_missing(
+    model_path: Path, replaying: Callable[[str], None], what: str, reason: str
+) -> None:
+    replaying(what)
+    with pytest.raises(ProviderError) as caught:
+        Model(model_path, execution=execution("cuda"))
+    assert str(caught.value) == f"--provider (or DIGITS_PROVIDER) is 'cuda', but {reason}"
+
+
+@pytest.mark.parametrize(("what", "reason"), RECORDED.items(), ids=RECORDED)
+def test_auto_takes_the_cpu_then_and_says_why_and_stays_there(
+    model_path: Path, replaying: Callable[[str], None], what: str, reason: str
+) -> None:
+    replaying(what)
+    chosen, log = execution("auto"), CapturingLogger()
+    chosen._log = log  # type: ignore[assignment]
+    model = Model(model_path, execution=chosen)
+    assert model.provider == "CPUExecutionProvider"
+    [line] = log.calls
+    assert (line.method_name, line.kwargs["reason"]) == ("warning", f"cuda cannot be used: {reason}")
+    replaying("works")
+    assert Model(model_path, execution=chosen).provider == "CPUExecutionProvider"
+
+
+def test_auto_takes_cuda_where_all_of_it_works_and_never_the_cpu_after_that(
+    model_path: Path, digits: np.ndarray, replaying: Callable[[str], None]
+) -> None:
+    replaying("works")
+    chosen = execution("auto")
+    model = Model(model_path, execution=chosen)
+    assert model.provider == "CUDAExecutionProvider"
+    np.testing.assert_array_equal(model.predict(digits).activations, Model(model_path).predict(digits).activations)
+    replaying("no device")
+    with pytest.raises(ProviderError, match="there is no NVIDIA GPU"):
+        Model(model_path, execution=chosen)
+    with pytest.raises(ProviderError, match="there is no NVIDIA GPU"):
+        model.renew()
+
+
+def test_options_reach_onnx_runtime_and_tf32_is_off_unless_it_is_asked_for(
+    model_path: Path, replaying: Callable[[str], None]
+) -> None:
+    replaying("works")
+
+    def options(**given: Any) -> dict[str, str]:
+        return dict(Model(model_path, execution=execution("cuda", **given))._session.options)
+
+    assert options() == {"use_tf32": "0"}
+    assert options(device_id=2, memory_limit=2**20) == {"use_tf32": "0", "device_id": "2", "gpu_mem_limit": "1048576"}
+    assert options(options={"use_tf32": "1"}) == {"use_tf32": "1"}
+
+
+# 5: no kernel. Real: the provider for models on Azure is built into the CPU's wheels and has none for this network.
+
+
+@has_azure
+def test_a_provider_that_would_leave_nodes_to_the_cpu_is_refused_with_their_names(model_path: Path) -> None:
+    assert refusal("--model", model_path, "--provider", "azure") == (
+        "--provider (or DIGITS_PROVIDER) is 'azure', but it has no kernel for ArgMax, Cast, Gemm, Sigmoid of the "
+        "model, which the CPU would have run"
+    )
+
+
+def test_the_file_is_to_blame_for_what_is_wrong_with_it_and_not_the_provider(tmp_path: Path) -> None:
+    assert refusal("--model", tmp_path / "model.onnx", "--provider", "azure").endswith("`python -m export onnx`")
+
+
+# Two builds of ONNX Runtime in one environment.
+
+
+@for_the_cpu
+def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_path: Path) -> None:
+    metadata = tmp_path / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    assert refusal("--model", model_path, env={"PYTHONPATH": str(tmp_path)}) == (
+        "onnxruntime and onnxruntime-gpu are both installed and have overwritten each other's files: `pip uninstall "
+        "onnxruntime onnxruntime-gpu`, then install the one that you want"
+    )
+
+
+# What ONNX Runtime says, and what the operator is told.
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (replayed.CALL.format("CUDA failure 35: CUDA driver version is insufficient"), "driver is too old"),
+        (replayed.CALL.format("CUDA failure 101: invalid device ordinal"), "there is no device of that number"),
+        (replayed.NO_MEMORY, "CUDA says 2: out of memory"),
+        (replayed.ILLEGAL, "CUDA says 700: an illegal memory access was encountered"),
+        (replayed.NOT_LOADED.format("libnvinfer.so.10"), "libnvinfer.so.10 is missing: install TensorRT"),
+        (replayed.NOT_LOADED.format("libhsa.so.1"), "the library libhsa.so.1 is missing"),
+        (replayed.UNKNOWN_OPTION, "it has no option nonsense: see --provider-options"),
+        ("x.cc:1 f() Invalid OpenVINO EP option: nonsense\n", "it has no option nonsense: see --provider-options"),
+        ('Failed to parse provider option "use_tf32": parse_string.h:116', "it does not take the value of its option"),
+        (
+            replayed.OPENVINO_THREADS,
+            "ONNX Runtime says: [ERROR] [OpenVINO-EP] Number of threads should be a number.",
+        ),
+        ("", "ONNX Runtime says: nothing"),
+    ],
+)
+def test_what_onnx_runtime_says_is_told_in_one_sentence_without_its_places(said: str, told: str) -> None:
+    assert told in sentence(said)
+    assert "hostname" not in sentence(said)
+    assert "\n" not in sentence(said)
+
+
+@given(said=st.text(max_size=400))
+def test_whatever_onnx_runtime_says_makes_one_line(said: str) -> None:
+    assert len(sentence(said).splitlines()) == 1
+
+
+# The graph that a device is given.
+
+
+@given(names=st.sets(st.sampled_from([*OUTPUTS, "W1", "b3"])))
+def test_the_model_with_fewer_outputs_is_otherwise_the_same(model_path: Path, names: set[str]) -> None:
+    expected = onnx.load(model_path)
+    kept = [output for output in expected.graph.output if output.name in names]
+    del expected.graph.output[:]
+    expected.graph.output.extend(kept)
+    assert onnx.load_from_string(only_outputs(model_path.read_bytes(), names)) == expected
+
+
+def test_every_wire_type_is_passed_over_and_what_is_none_is_an_error() -> None:
+    fields = b"\x08\x96\x01" + b"\x11" + b"12345678" + b"\x1d" + b"1234" + b"\x22\x02ab"
+    assert only_outputs(fields, OUTPUTS) == fields
+    with pytest.raises(ValueError, match="no fields of wire type 3"):
+        only_outputs(b"\x0b", OUTPUTS)
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", {}),
+        ("device_type=CPU", {"device_type": "CPU"}),
+        ("a=1, b = x=y ,c=", {"a": "1", "b": "x=y", "c": ""}),
+        ('{"a": 1, "b": true, "c": "x,y"}', {"a": "1", "b": "true", "c": "x,y"}),
+    ],
+)
+def test_provider_options_are_pairs_or_a_json_object(text: str, options: dict[str, str]) -> None:
+    assert parsed_options(text) == options
+    assert load(["--provider", "openvino", f"--provider-options={text}"]).provider_options == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (["--provider", "CUDA"], "--provider (or DIGITS_PROVIDER) is 'CUDA': should match pattern"),
+        (
+            ["--provider", "openvino", "--provider-options", "device_type"],
+            "--provider-options (or DIGITS_PROVIDER_OPTIONS) is 'device_type': should be key=value,key=value or a JSON",
+        ),
+        (
+            ["--provider", "openvino", "--provider-options", '{"a": []}'],
+            "should have texts, numbers and booleans alone",
+        ),
+        (["--provider", "openvino", "--provider-options", "{"], "should be key=value,key=value or a JSON object"),
+        (["--provider-options", "a=b"], "--provider (or DIGITS_PROVIDER) is 'auto': name the provider they are for"),
+        (["--provider", "cpu", "--device-id", "1"], "--device-id (or DIGITS_DEVICE_ID) is given, but --provider"),
+        (["--provider", "openvino", "--gpu-memory-limit", "1GiB"], "is 'openvino': it is for cuda"),
+        (["--gpu-memory-limit", "1GB"], "--gpu-memory-limit (or DIGITS_GPU_MEMORY_LIMIT) is '1GB': should match"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], refused: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(arguments)
+    assert refused in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "size"), [("", 0), ("4096", 4096), ("512MiB", 2**29), ("2GiB", 2**31)])
+def test_a_memory_limit_is_in_bytes_or_a_unit(text: str, size: int) -> None:
+    assert load([f"--gpu-memory-limit={text}"]).gpu_memory_bytes == size
+
+
+# The process that is asked why.
+
+
+@has_azure
+def test_the_process_that_is_asked_why_names_the_operators_that_the_cpu_would_run(model_path: Path) -> None:
+    command = [sys.executable, "-m", "service.diagnosis", "AzureExecutionProvider", "{}"]
+    asked = subprocess.run(command, cwd=ROOT, input=model_path.read_bytes(), capture_output=True, check=True)
+    assert asked.stdout.decode() == '["ArgMax", "Cast", "Gemm", "Sigmoid"]\n'
+    assert asked.stderr == b""
+
+
+def failing_on_ink(model_path: Path, path: Path) -> Path:
+    """The network with a lookup that has no entry for a pixel of 255: a run that ONNX Runtime itself fails."""
+    model = onnx.load(model_path)
+    for node in model.graph.node:
+        node.input[:] = ["looked" if name == "ink" else name for name in node.input]
+    lookup = [
+        helper.make_node("Cast", ["pixels"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["nothing"]),
+        helper.make_node("Add", ["ink", "nothing"], ["looked"]),
+    ]
+    for place, node in enumerate(lookup):
+        model.graph.node.insert(1 + place, node)
+    model.graph.initializer.append(helper.make_tensor("table", TensorProto.FLOAT, [255], np.zeros(255)))
+    path.write_bytes(sealed(model))
+    return path
+
+
+def test_a_run_that_fails_on_the_cpu_is_a_fault_and_none_of_the_device(model_path: Path, tmp_path: Path) -> None:
+    model = Model(failing_on_ink(model_path, tmp_path / "model.onnx"))
+    model.predict(np.full((1, 784), 254, np.uint8))
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        model.predict(np.full((1, 784), 255, np.uint8))

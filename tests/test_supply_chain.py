@@ -1,0 +1,86 @@
+"""What serving installs is known: every package, its version and its licence."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LISTED = re.compile(r"^\| ([\w.-]+) +\| ([\w.]+) +\| (.+?) +\|$", re.MULTILINE)
+PERMISSIVE = ("Apache", "MIT", "BSD", "0BSD", "PSF", "Zlib", "CC0", "AND", "OR")
+
+
+def listed() -> dict[str, tuple[str, str]]:
+    """Name -> version and licence, as docs/licences.md has them."""
+    rows = LISTED.findall((ROOT / "docs" / "licences.md").read_text())
+    return {canonicalize_name(name): (version, licence) for name, version, licence in rows if name != "Name"}
+
+
+def needed() -> set[str]:
+    """What the dependencies of pyproject.toml bring with them, as installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found, line = set[str](), list(project["dependencies"])
+    while line:
+        asked = Requirement(line.pop())
+        name = canonicalize_name(asked.name)
+        if name in found or (asked.marker and not asked.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            line += distribution(name).requires or []
+        except PackageNotFoundError:
+            continue  # of another platform
+        found.add(name)
+    return found
+
+
+def test_every_package_that_serving_installs_is_listed_at_its_version() -> None:
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    )
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    assert listed().keys() == needed()
+    assert {name: version for name, (version, _) in listed().items()} == {name: pinned[name] for name in listed()}
+
+
+def test_every_licence_lets_anyone_use_and_pass_it_on() -> None:
+    for name, (_, licence) in listed().items():
+        for word in re.split(r"[;\s]+(?:AND|OR)?\s*", licence):
+            known = any(word.startswith(start) for start in PERMISSIVE)
+            assert known or word in ("License", "Software", "3-Clause", ""), (name, licence)
+
+
+def test_every_reason_for_which_something_is_refused_is_explained_to_the_operator() -> None:
+    """Each value of a label that counts refusals, drops, reloads and rotations, and each such counter."""
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from service.metrics import Metrics  # noqa: PLC0415
+
+    text = (ROOT / "docs" / "operating.md").read_text()
+    registry = CollectorRegistry()
+    Metrics(registry)
+    told = {"digits_dropped", "digits_model_reloads", "digits_credentials_rotations", "digits_trace_spans"}
+    seen = set[str]()
+    for family in registry.collect():
+        if family.name not in told:
+            continue
+        seen.add(family.name)
+        for sample in family.samples:
+            assert family.name in text
+            for value in sample.labels.values():
+                assert f"`{value}`" in text or f'"{value}"' in text, (family.name, sample.labels)
+    assert seen == told
+
+
+def test_each_counter_of_the_service_stands_in_the_table_of_metrics() -> None:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from service.metrics import Metrics  # noqa: PLC0415
+
+    text = (ROOT / "docs" / "operating.md").read_text()
+    registry = CollectorRegistry()
+    Metrics(registry)
+    assert not [f.name for f in registry.collect() if f.name.startswith("digits_") and f"`{f.name}" not in text]
