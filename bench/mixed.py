@@ -65,7 +65,9 @@ def main(names: list[str], streams: list[Stream], rounds: int, seconds: float) -
     running: list[Running] = []
     try:
         running += [servers.start(server, sample_images(1)[0], digit=0) for server in chosen]
-        found = [[measure(one, streams, seconds) for one in running] for _ in range(rounds + 1)][1:]  # the first warms up
+        found = [[measure(one, streams, seconds) for one in running] for _ in range(rounds + 1)][
+            1:
+        ]  # the first warms up
     finally:
         for one in running:
             one.stop()
