@@ -123,6 +123,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder of the graphs (docs/images)")
     parser.add_argument("--seconds", type=int, default=5, help="of load for each (5)")
     given = parser.parse_args()
+    if given.seconds < 1 or not given.out.is_dir():
+        parser.error(f"--seconds must be at least 1, and --out {given.out} a folder that exists")
     try:
         main(given.out, given.seconds, print)
     except (Missing, servers.NotHere) as e:

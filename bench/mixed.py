@@ -65,9 +65,9 @@ def main(names: list[str], streams: list[Stream], rounds: int, seconds: float) -
     running: list[Running] = []
     try:
         running += [servers.start(server, sample_images(1)[0], digit=0) for server in chosen]
-        found = [[measure(one, streams, seconds) for one in running] for _ in range(rounds + 1)][
-            1:
-        ]  # the first warms up
+        for one in running:  # to warm up
+            measure(one, streams, seconds)
+        found = [[measure(one, streams, seconds) for one in running] for _ in range(rounds)]
     finally:
         for one in running:
             one.stop()
@@ -86,5 +86,9 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up (5)")
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement (2)")
     given = parser.parse_args()
+    if unknown := set(given.names.split(",")) - {"native", "grpcio"}:
+        parser.error(f"--names: no server named {', '.join(sorted(unknown))}; there are native and grpcio")
+    if min(given.small, given.large, given.rounds, given.seconds) <= 0:
+        parser.error("--small, --large, --rounds and --seconds must be above 0")
     kinds = [Stream("1 image", 1, given.small), Stream("1,024 images", 1024, given.large)]
     main(given.names.split(","), kinds, given.rounds, given.seconds)
