@@ -95,7 +95,9 @@ def draw(script: str, title: str) -> str:
     """The SVG of these samples."""
     collapsed = _through(["inferno-collapse-perf"], script)
     if "h2::" not in collapsed:
-        raise Missing(f"the wheel digitserve-native has no symbols: build it so:\n{(__doc__ or '').split(':')[-1].strip()}")
+        raise Missing(
+            f"the wheel digitserve-native has no symbols: build it so:\n{(__doc__ or '').split(':')[-1].strip()}"
+        )
     options = ["--deterministic", "--minwidth", str(_NARROWEST), "--title", title, "--width", "1400"]
     return _through(["inferno-flamegraph", "--quiet", *options], collapsed)
 
