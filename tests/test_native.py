@@ -58,9 +58,11 @@ class Fake:
         self.gate = threading.Event()
         self.gate.set()
         self.runs: list[list[int]] = []
+        self.thread = ""
 
     def predict(self, pixels: np.ndarray) -> Predictions:
         assert pixels.dtype == np.uint8
+        self.thread = threading.current_thread().name
         self.runs.append(pixels[:, 0].tolist())
         assert self.gate.wait(10)
         if (pixels[:, 0] == 13).any():
@@ -143,6 +145,37 @@ async def test_small_requests_do_not_wait_behind_a_large_one() -> None:
         assert not large.done()
         server.model.gate.set()
         assert (await large, await small) == ([1, 1, 1], [2])
+
+
+async def test_large_requests_are_handed_over_while_small_ones_come_and_only_then() -> None:
+    async with running() as server:
+
+        async def thread_of(*digits: int) -> str:
+            assert await server.predict(*digits) == [*digits]
+            return server.model.thread
+
+        assert await thread_of(1, 2, 3) == "native-model"  # the first: nobody knows how long it will take
+        for handed_over in (False, True, False):
+            for _ in range(20):  # a busy machine may keep us waiting between two calls
+                assert await thread_of(4) == "native"
+                await asyncio.sleep(0 if handed_over else 0.15)
+                if (await thread_of(1, 2, 3) == "native-model") == handed_over:
+                    break
+            else:
+                pytest.fail(f"handed over: never {handed_over}")
+
+
+async def test_a_slow_model_never_holds_up_the_thread_that_reads() -> None:
+    async with running() as server:
+        server.model.gate.clear()
+        first = asyncio.ensure_future(server.predict(1, 1, 1))
+        await until(lambda: server.model.runs)
+        await asyncio.sleep(0.15)
+        server.model.gate.set()
+        await first
+        await asyncio.sleep(0.15)
+        assert await server.predict(2, 2, 2) == [2, 2, 2]
+        assert server.model.thread == "native-model"
 
 
 async def test_a_failed_run_fails_its_own_callers_alone_and_tells_them_nothing() -> None:

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{Builder, Connection};
 use h2::{Ping, PingPong, Reason};
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -20,6 +21,8 @@ use crate::peer::{Conduct, Peer, Socket};
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const FRAME: u32 = 64 << 10;
+/// Bytes that one read of a socket takes; h2 alone would ask for half a frame at a time, a system call each.
+const READ: usize = 32 << 10;
 /// Callers that set deadlines reset streams in good faith, as many as they have.
 const RESETS: usize = 4096;
 const HANDSHAKE: Duration = Duration::from_secs(20);
@@ -83,6 +86,7 @@ pub async fn serve(core: Arc<Core>, socket: TcpStream) {
 /// The socket, under TLS where that is asked for, with what its files hold now.
 async fn secured(core: &Arc<Core>, socket: TcpStream) -> Option<Socket> {
     drop(socket.set_nodelay(true));
+    let socket = BufReader::with_capacity(READ, socket);
     if core.tls.get().is_none() {
         return Some(Socket::Plain(socket));
     }

@@ -1,12 +1,13 @@
 //! Who waits for the model: a bounded line in two lanes, of which each gives what gathered while its model was busy.
 //!
 //! Small requests run on the thread that read them, since a hand-over costs more than the run; large ones on a thread
-//! of their own, so that neither waits behind the other. Nothing waits for a timer: an idle model takes a batch of one.
+//! of their own, so that neither waits behind the other; but while nobody small is about, the thread that reads runs those
+//! too, as far as it expects to be done at once. Nothing waits for a timer: an idle model takes a batch of one.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -14,6 +15,11 @@ use crate::counts::{self, nanos};
 use crate::reply::{Reply, Trouble};
 use crate::served::Served;
 use crate::wire::{Message, Span};
+
+/// How long the reading thread may run large requests itself where nobody small is about.
+const SPARE: Duration = Duration::from_micros(500);
+/// How long after a small request another is reckoned with.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// A request in line; it holds its own reply.
 pub struct Item {
@@ -38,8 +44,12 @@ pub struct Line {
     large: Mutex<VecDeque<Item>>,
     pub small_waits: Notify,
     large_waits: Condvar,
+    began: Instant,
+    /// When the last small request came, in ns since `began`.
+    last_small: AtomicU64,
     closed: AtomicBool,
     images: AtomicUsize,
+    /// What the last run took; 0 before the first.
     ns_per_image: AtomicU64,
     max_waiting: usize,
     max_batch: usize,
@@ -53,9 +63,11 @@ impl Line {
             large: Mutex::default(),
             small_waits: Notify::new(),
             large_waits: Condvar::new(),
+            began: Instant::now(),
+            last_small: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             images: AtomicUsize::new(0),
-            ns_per_image: AtomicU64::new(1000),
+            ns_per_image: AtomicU64::new(0),
             max_waiting,
             max_batch,
             inline,
@@ -88,26 +100,60 @@ impl Line {
             return item.fail(self.overloaded(waiting));
         }
         self.images.fetch_add(item.images, Relaxed);
+        if is_small {
+            self.last_small.store(nanos(item.since - self.began), Relaxed);
+        }
+        let is_spare = self.is_quiet(item.since);
         lane.push_back(item);
         let was_empty = lane.len() == 1;
         drop(lane);
-        if !is_small {
+        if !is_small && !is_spare {
             self.large_waits.notify_one();
         } else if was_empty {
             self.small_waits.notify_one();
         }
     }
 
+    /// Whether no small request has come for a while.
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.inline > 0 && u128::from(self.last_small.load(Relaxed)) + QUIET.as_nanos() < (now - self.began).as_nanos()
+    }
+
     fn overloaded(&self, waiting: usize) -> Trouble {
+        let each = match self.ns_per_image.load(Relaxed) {
+            0 => 1000,
+            ns => ns,
+        };
         #[allow(clippy::cast_precision_loss)] // a hint in seconds
-        let retry_after = (waiting as u64 * self.ns_per_image.load(Relaxed)) as f64 / 1e9;
+        let retry_after = (waiting as u64 * each) as f64 / 1e9;
         Trouble::Overloaded { waiting, max_waiting: self.max_waiting, retry_after }
     }
 
     /// The next batch of small requests; empty where nobody waits.
     pub fn small_batch(&self, model: &counts::Model) -> Vec<Item> {
         let mut lane = lock(&self.small);
-        self.batch(&mut lane, model)
+        self.batch(&mut lane, self.max_batch, model)
+    }
+
+    /// Large requests that the reading thread runs itself, which saves a hand-over; the rest is handed over.
+    ///
+    /// Empty where a small request might come and would have to wait.
+    pub fn spare_batch(&self, model: &counts::Model) -> Vec<Item> {
+        let mut lane = lock(&self.large);
+        let Some(first) = lane.front() else { return Vec::new() };
+        let most = self.spare_images();
+        let is_spare = first.images <= most && self.is_quiet(Instant::now());
+        let batch = if is_spare { self.batch(&mut lane, most, model) } else { Vec::new() };
+        if !lane.is_empty() {
+            self.large_waits.notify_one();
+        }
+        batch
+    }
+
+    /// How many images are expected to be done within SPARE; none before the first run.
+    fn spare_images(&self) -> usize {
+        let most = nanos(SPARE).checked_div(self.ns_per_image.load(Relaxed)).unwrap_or(0);
+        usize::try_from(most).unwrap_or(usize::MAX).min(self.max_batch)
     }
 
     /// Waits for large requests; `None` once the line is closed and empty.
@@ -119,7 +165,7 @@ impl Line {
             }
             lane = self.large_waits.wait(lane).unwrap_or_else(PoisonError::into_inner);
         }
-        Some(self.batch(&mut lane, model))
+        Some(self.batch(&mut lane, self.max_batch, model))
     }
 
     /// Let the threads of the large lane end when it is empty.
@@ -130,11 +176,11 @@ impl Line {
     }
 
     /// The longest run of waiting requests that fits and has one model; those that left or are late cost nothing.
-    fn batch(&self, lane: &mut VecDeque<Item>, model: &counts::Model) -> Vec<Item> {
-        let mut batch: Vec<Item> = Vec::with_capacity(lane.len().min(self.max_batch));
+    fn batch(&self, lane: &mut VecDeque<Item>, most: usize, model: &counts::Model) -> Vec<Item> {
+        let mut batch: Vec<Item> = Vec::with_capacity(lane.len().min(most));
         let (mut size, now) = (0, Instant::now());
         while let Some(next) = lane.front() {
-            let fits = |first: &Item| size + next.images <= self.max_batch && Arc::ptr_eq(&first.served, &next.served);
+            let fits = |first: &Item| size + next.images <= most && Arc::ptr_eq(&first.served, &next.served);
             if !batch.first().is_none_or(fits) {
                 break;
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{ready, Context, Poll};
 use std::time::{Duration, Instant};
 
+use tokio::io::BufReader;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -28,8 +29,8 @@ const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
 
 pub enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(BufReader<TcpStream>),
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
 }
 
 /// What has been seen of a peer, for those who decide whether its connection goes on.

@@ -58,7 +58,10 @@ async fn run_small(core: Arc<Core>, mut runner: Runner) {
     loop {
         core.line.small_waits.notified().await;
         loop {
-            let batch = core.line.small_batch(&core.model);
+            let mut batch = core.line.small_batch(&core.model);
+            if batch.is_empty() {
+                batch = core.line.spare_batch(&core.model);
+            }
             if batch.is_empty() {
                 break;
             }
