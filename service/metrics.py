@@ -9,6 +9,7 @@ becomes series when somebody scrapes: see `service.distribution` for why.
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,53 +73,52 @@ class Metrics(Collector):
         self.before_collect: Callable[[], None] | None = None
         """Where counts are kept elsewhere: brings the numbers here up to date for a scrape."""
         registry.register(self)
+        self._make_counters(registry)
+        self._make_gauges(registry)
+
+    def _make_counters(self, registry: CollectorRegistry) -> None:
+        self.dropped = _counter(
+            registry,
+            "digits_dropped_total",
+            "Requests left out before the model ran, by reason.",
+            reason=("cancelled", "deadline", "overloaded", "unauthenticated"),
+        )
+        self.reloads = _counter(
+            registry,
+            "digits_model_reloads_total",
+            "Other versions or files of the model that were taken up or refused.",
+            result=("loaded", "refused"),
+        )
+        self.device_failures = _counter(
+            registry,
+            "digits_device_failures_total",
+            "Runs that failed on the device, for want of memory or otherwise, and new sessions that could not be made.",
+            reason=("memory", "run", "session"),
+        )
+        self.rotations = _counter(
+            registry,
+            "digits_credentials_rotations_total",
+            "Changed certificates or tokens that were taken up or refused.",
+            what=("tls", "tokens"),
+            result=("loaded", "refused"),
+        )
+        self.spans = _counter(
+            registry,
+            "digits_trace_spans_total",
+            "Spans of traces that were sent, that failed to be, or for which the line to the collector had no room.",
+            result=("sent", "failed", "dropped"),
+        )
+
+    def _make_gauges(self, registry: CollectorRegistry) -> None:
         self.waiting = Gauge("digits_images_waiting", "Images that wait for the model.", registry=registry)
         self.waiting_limit = Gauge(
             "digits_images_waiting_limit", "Images that may wait before calls are refused.", registry=registry
-        )
-        self.dropped = Counter(
-            "digits_dropped_total", "Requests left out before the model ran, by reason.", ["reason"], registry=registry
-        )
-        for reason in ("cancelled", "deadline", "overloaded", "unauthenticated"):
-            self.dropped.labels(reason)
-        self.reloads = Counter(
-            "digits_model_reloads_total",
-            "Other versions or files of the model that were taken up or refused.",
-            ["result"],
-            registry=registry,
-        )
-        for result in ("loaded", "refused"):
-            self.reloads.labels(result)
-        self.device_failures = Counter(
-            "digits_device_failures_total",
-            "Runs that failed on the device, for want of memory or otherwise, and new sessions that could not be made.",
-            ["reason"],
-            registry=registry,
-        )
-        for reason in ("memory", "run", "session"):
-            self.device_failures.labels(reason)
-        self.rotations = Counter(
-            "digits_credentials_rotations_total",
-            "Changed certificates or tokens that were taken up or refused.",
-            ["what", "result"],
-            registry=registry,
         )
         self.tls_expiry = Gauge(
             "digits_tls_expiry_timestamp_seconds",
             "Unix time when the server's certificate expires; 0 without TLS.",
             registry=registry,
         )
-        self.spans = Counter(
-            "digits_trace_spans_total",
-            "Spans of traces that were sent, that failed to be, or for which the line to the collector had no room.",
-            ["result"],
-            registry=registry,
-        )
-        for result in ("sent", "failed", "dropped"):
-            self.spans.labels(result)
-        for what in ("tls", "tokens"):
-            for result in ("loaded", "refused"):
-                self.rotations.labels(what, result)
         self.last_success = Gauge(
             "digits_last_success_timestamp_seconds",
             "Unix time of the last successful run of the model; 0 before the first.",
@@ -195,6 +195,14 @@ class Metrics(Collector):
                     handled.add_metric((*one.rpc, code), one.handled[code], exemplar=one.exemplars.get(code))
                 one.handling.add_to(handling, one.rpc)
         return started, received, sent, handled, handling, in_flight
+
+
+def _counter(registry: CollectorRegistry, name: str, help_: str, **labels: tuple[str, ...]) -> Counter:
+    """A counter with every series from the start, at 0: where one begins with a first event, its rate is lost."""
+    counter = Counter(name, help_, [*labels], registry=registry)
+    for values in itertools.product(*labels.values()):
+        counter.labels(*values)
+    return counter
 
 
 class RpcMetrics:

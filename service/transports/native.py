@@ -11,7 +11,7 @@ import time
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
@@ -25,7 +25,7 @@ from service.transports.credentials import LOOK_AGAIN
 from service.transports.host import Host, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -112,29 +112,19 @@ class NativeTransport:
         tokens: Tokens | None = None,
         open_health: bool = True,
     ) -> None:
-        rpcs: list[RpcMetrics] = []
-        answers: dict[str, Answer] = {}
-        routes: list[tuple[str, str, bool]] = []
-
-        def add(rpc: Rpc, kind: str, answer: Answer | None = None) -> None:
-            rpcs.append(RpcMetrics(metrics, rpc))
-            path = rpcs[-1].method
-            is_open = tokens is None or (open_health and rpc.grpc_service == health.SERVICE_NAME)
-            routes.append((path, _HOT.get(path, kind), not is_open))
-            if answer is not None:
-                answers[path] = answer
-
-        for service in services:
-            for name, answer in service.unary.items():
-                add(Rpc("unary", service.name, name), "unary", answer)
-            for name, answer in service.streams.items():
-                add(Rpc("bidi_stream", service.name, name), "stream", answer)
-        for name, kind in _HEALTH.items():
-            add(Rpc(kind, health.SERVICE_NAME, name), f"health-{name.lower()}")
         names = [service.name for service in services]
-        if with_reflection:
-            reflect = _reflecting((*names, health.SERVICE_NAME, reflection.SERVICE_NAME))
-            add(Rpc("bidi_stream", reflection.SERVICE_NAME, "ServerReflectionInfo"), "stream", reflect)
+        offered = [*_offered(services), *([_reflected(names)] if with_reflection else [])]
+        rpcs = [RpcMetrics(metrics, one.rpc) for one in offered]
+        answers = {rpc.method: one.answer for rpc, one in zip(rpcs, offered, strict=True) if one.answer}
+        open_services = [health.SERVICE_NAME] if open_health else []
+        routes = [
+            (
+                rpc.method,
+                _HOT.get(rpc.method, one.kind),
+                tokens is not None and one.rpc.grpc_service not in open_services,
+            )
+            for rpc, one in zip(rpcs, offered, strict=True)
+        ]
         self._batcher, self._tls, self._tokens = batcher, tls, tokens
         self._host = Host(answers, log, before_answer=self._settle_statistics, look_at_tls=self._look_at_tls)
         self._server = batcher.server = import_module(WHEEL).Server(
@@ -216,6 +206,29 @@ class NativeTransport:
 
     def _settle_statistics(self) -> None:
         move_statistics(self._server.take_statistics(), self._batcher.statistics)
+
+
+class _Offered(NamedTuple):
+    """An RPC, how it is served, and the handler of those that Python answers."""
+
+    rpc: Rpc
+    kind: str
+    answer: Answer | None = None
+
+
+def _offered(services: Sequence[Service]) -> Iterator[_Offered]:
+    for service in services:
+        for name, answer in service.unary.items():
+            yield _Offered(Rpc("unary", service.name, name), "unary", answer)
+        for name, answer in service.streams.items():
+            yield _Offered(Rpc("bidi_stream", service.name, name), "stream", answer)
+    for name, kind in _HEALTH.items():
+        yield _Offered(Rpc(kind, health.SERVICE_NAME, name), f"health-{name.lower()}")
+
+
+def _reflected(names: Sequence[str]) -> _Offered:
+    rpc = Rpc("bidi_stream", reflection.SERVICE_NAME, "ServerReflectionInfo")
+    return _Offered(rpc, "stream", _reflecting((*names, health.SERVICE_NAME, reflection.SERVICE_NAME)))
 
 
 def _reflecting(names: Sequence[str]) -> Answer:
