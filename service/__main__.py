@@ -23,7 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 _STANDARD_ERROR = 2
-_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of malloc.h
+_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1  # of malloc.h
 
 
 def main() -> int:
@@ -66,9 +66,8 @@ def keep_memory_together() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(
-            _M_MMAP_THRESHOLD, 2**20
-        )  # more than the largest batch of bytes: larger ones go back to the system
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)  # more than the largest batch takes: what is larger goes back at once
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**24)  # room for some batches stays: a page given back is a fault at the next
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
