@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from service.company import Company
-from service.errors import DeadlinePassed, Overloaded
+from service.errors import DeadlinePassed, Overloaded, late, overloaded
 
 if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
-
-SHORTEST_RETRY = 0.01
 
 INLINE_IMAGES = 1024
 """A run of so many takes 0.2 ms, about what every call takes of grpcio's event loop; handing it over costs 0.5 ms."""
@@ -156,8 +154,7 @@ class Batcher:
     def refusal(self) -> Overloaded:
         """What to raise for a request that is not let into the full line; it is counted."""
         self._metrics.dropped.labels("overloaded").inc()
-        retry_after = max(SHORTEST_RETRY, self._images * self._seconds_per_image)
-        return Overloaded(f"{self._images} images wait already; at most {self._max_waiting} may", retry_after)
+        return overloaded(self._images, self._max_waiting, self._images * self._seconds_per_image)
 
     async def close(self) -> None:
         """Answer all that waits, then end the thread."""
@@ -264,7 +261,7 @@ class Batcher:
 
     def _too_late(self) -> DeadlinePassed:
         self._metrics.dropped.labels("deadline").inc()
-        return DeadlinePassed("the deadline passed before the model could run")
+        return late()
 
 
 def _together(batch: list[_Waiting]) -> Pixels:

@@ -48,8 +48,22 @@ class Overloaded(ServiceError):
         self.retry_after = retry_after
 
 
+SHORTEST_RETRY = 0.01
+"""Seconds."""
+
+
+def overloaded(waiting: int, most: int, seconds: float) -> Overloaded:
+    """For a request that finds so many images in a line of at most `most`, which the model runs in so many seconds."""
+    return Overloaded(f"{waiting} images wait already; at most {most} may", max(SHORTEST_RETRY, seconds))
+
+
 class DeadlinePassed(ServiceError):
     """The caller's deadline passed, or would have, before the model could run."""
+
+
+def late() -> DeadlinePassed:
+    """For a request whose time has run out in the line."""
+    return DeadlinePassed("the deadline passed before the model could run")
 
 
 class ModelUnavailable(ServiceError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.errors import DeadlinePassed, ModelUnavailable, Overloaded, ServiceError
+from service.errors import ModelUnavailable, ServiceError, late, overloaded
 from service.handlers.predicting import PIXELS
 from service.transports import credentials
 from service.transports.status import code_name, to_status
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from service.batcher import Runnable
     from service.handlers import Answer
     from service.model import Pixels, Predictions
-
-SHORTEST_RETRY = 0.01
 
 
 class Host:
@@ -130,14 +128,3 @@ class Waiting:
         else:
             assert error is not None
             self.future.set_exception(error)
-
-
-def late() -> DeadlinePassed:
-    """As the batcher says it."""
-    return DeadlinePassed("the deadline passed before the model could run")
-
-
-def overloaded(waiting: int, max_waiting: int, retry_after: float) -> Overloaded:
-    """As the batcher says it."""
-    sentence = f"{waiting} images wait already; at most {max_waiting} may"
-    return Overloaded(sentence, max(SHORTEST_RETRY, retry_after))
