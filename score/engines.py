@@ -10,6 +10,7 @@ import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ def local(job: Job, shards: list[Shard], workers: int) -> Iterator[Scored]:
         try:
             # A few ahead alone: a run of a million shards holds no million futures.
             for shard in remaining:
-                under_way.add(pool.submit(_score, shard))
+                with _ctrl_c_held():
+                    under_way.add(pool.submit(_score, shard))
                 if len(under_way) >= 2 * workers:
                     finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in finished)
@@ -100,6 +102,24 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
         raise ScoreError(f"Ray could not go on: {last}: run the same command again, what is done is kept") from None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Ctrl-C comes after this: a process that is begun here never has one of its own, and is begun to its end.
+
+    The mask is what the new process inherits; the handler is for other threads of this one, which get the signal then.
+    """
+    pressed = list[int]()
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _RayScorer:

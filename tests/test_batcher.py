@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from held import Held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -16,29 +16,11 @@ from prometheus_client import CollectorRegistry
 from service.batcher import Batcher
 from service.errors import DeadlinePassed, Overloaded
 from service.metrics import Metrics
-from service.model import Model, Predictions
+from service.model import Model
 from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-class Held:
-    """The real model, held back until a test lets it go; it remembers the batches that it ran."""
-
-    def __init__(self, model: Model) -> None:
-        self.info = model.info
-        self.model = model
-        self.go = threading.Event()
-        self.sizes: list[int] = []
-        self.fail: set[int] = set()
-
-    def predict(self, pixels: np.ndarray) -> Predictions:
-        self.go.wait(10)
-        self.sizes.append(len(pixels))
-        if len(pixels) in self.fail:
-            raise RuntimeError("device lost")
-        return self.model.predict(pixels)
 
 
 @pytest.fixture(scope="module")

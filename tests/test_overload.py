@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -16,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import serving
+from held import Held
 from hostile import (
     BLANK,
     GOAWAY,
@@ -35,9 +37,19 @@ from hostile import (
     still_serves,
     still_tells,
 )
+from prometheus_client import CollectorRegistry
 
 from client import DigitsClient
-from service.pb.digits.v1.digits_pb2 import PredictRequest
+from service.batcher import Batcher
+from service.handlers.digits import DigitsHandler
+from service.handlers.predicting import Predictor
+from service.logs import make_logger
+from service.metrics import Metrics
+from service.model import Model
+from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.statistics import Statistics
+from service.transports.grpcio import GrpcioTransport
+from service.transports.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,24 +128,43 @@ def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_ans
         )
 
 
-def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Path, tmp_path: Path, transport: str) -> None:
-    """Headers and no message: with room the server waits for it, without it the answer comes at once."""
-    if transport == "native":
-        pytest.skip("it reads messages in C speed, and asks the line when they are here")
-    message = PredictRequest(pixels=bytes(784 * 500)).SerializeToString()
-    begun = PREFACE + frame(1, 4, 1, HEADERS)
-    with serving(model_path, "--max-waiting", "500", "--inline-images", "0") as service:
-        with contextlib.closing(connected(service, begun)) as peer:
-            assert 1 not in [kind for kind, _ in frames(peer, until=1, within=0.3)]
-        load = h2load(service, tmp_path, message, "--duration=20", "--clients=16", "--max-concurrent-streams=1")
-        heard = False
-        while not heard and load.poll() is None:
-            with contextlib.closing(connected(service, begun)) as peer:
-                heard = any(kind == 1 for kind, _ in frames(peer, until=1, within=1))
-        load.terminate()
-        load.communicate()
-        assert heard
-        still_serves(service)
+async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Path) -> None:
+    """Headers and no message: with room grpcio waits for it, without it the answer comes at once.
+
+    The native transport reads messages in C speed, and asks the line when they are here.
+    """
+    held = Held(Model(model_path))
+    registry = CollectorRegistry()
+    metrics, limits = Metrics(registry), Limits(max_batch=500)
+    batcher = Batcher(held, metrics, Statistics(), max_batch=500, max_waiting=500, inline=0)
+    services = [DigitsHandler(Predictor(batcher, max_batch=500))]
+    log = make_logger("json", "error")
+    transport = GrpcioTransport(services, batcher, metrics, log, limits=limits, with_reflection=False)
+    port = await transport.start("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        predict, begin = channel.unary_unary(PREDICT), channel.stream_unary(PREDICT)
+        message = PredictRequest(pixels=bytes(784 * 500)).SerializeToString()
+        admitted = [asyncio.ensure_future(predict(message))]
+        await until(lambda: held.sizes == [500])
+        admitted.append(asyncio.ensure_future(predict(message)))
+        await until(lambda: registry.get_sample_value("digits_images_waiting") == 500)
+        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+            await predict(message)
+        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+            await begin(timeout=10)
+        held.go.set()
+        assert [len(PredictResponse.FromString(reply).digits) for reply in await asyncio.gather(*admitted)] == [500] * 2
+        with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
+            await begin(timeout=0.3)
+    await transport.stop(0, 5)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("waited in vain")
 
 
 def test_small_calls_by_the_thousand_are_bounded(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,6 @@ from export import checkpoint, mnist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from click.testing import Result
 
@@ -413,21 +413,40 @@ def test_killed_again_and_again_and_run_again_gives_the_bytes_of_an_undisturbed_
 
 def test_ctrl_c_is_one_sentence_and_keeps_what_is_done(tmp_path: Path, model_path: Path, many: Path) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "client", "score", many, "--output", output, "--model", model_path]
+    said = interrupted(many, output, model_path, lambda _: len(list(output.glob("part-*"))) >= 5)
+    assert "Traceback" not in said
+    assert 5 <= len(list(output.glob("part-*"))) < 102
+
+
+@pytest.mark.parametrize("begun", [2, 3], ids=["the first worker begins", "the second worker begins"])
+def test_ctrl_c_while_the_workers_begin_is_one_sentence_too(
+    tmp_path: Path, model_path: Path, many: Path, begun: int
+) -> None:
+    """Every process of a terminal gets the signal; those of the pool come after the resource tracker, with imports."""
+    said = interrupted(many, tmp_path / "out", model_path, lambda pid: len(children(pid)) >= begun)
+    assert "Traceback" not in said
+
+
+def interrupted(source: Path, output: Path, model: Path, when: Callable[[int], bool]) -> str:
+    """What a run on two workers says when it and they get Ctrl-C as soon as `when` holds of its process."""
+    command = [sys.executable, "-m", "client", "score", source, "--output", output, "--model", model]
     command += ["--workers", 2, "--shard-rows", 2000]
     with subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
-        while len(list(output.glob("part-*"))) < 5:
+        while not when(run.pid):
             assert run.poll() is None
-            time.sleep(0.005)
+            time.sleep(0.002)
         os.killpg(run.pid, signal.SIGINT)
         assert run.stderr is not None
         said = run.stderr.read()
-    assert run.returncode == 5
+    assert run.returncode == 5, said
     assert f"stopped: the same command goes on with it; {output} keeps what is done" in said
-    assert "Traceback" not in said
-    assert 5 <= len(list(output.glob("part-*"))) < 102
+    return said
+
+
+def children(pid: int) -> list[str]:
+    return [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def test_two_runs_into_one_folder_are_one_too_many(tmp_path: Path, model_path: Path, many: Path) -> None:
