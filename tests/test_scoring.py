@@ -431,6 +431,7 @@ def interrupted(source: Path, output: Path, model: Path, when: Callable[[int], b
     """What a run on two workers says when it and they get Ctrl-C as soon as `when` holds of its process."""
     command = [sys.executable, "-m", "client", "score", source, "--output", output, "--model", model]
     command += ["--workers", 2, "--shard-rows", 2000]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
