@@ -142,6 +142,16 @@ class Batcher:
                 self._worker = asyncio.create_task(self._work())
         return await reply
 
+    def run_together(self, pixels: Pixels, requests: int) -> Predictions | None:
+        """At once what so many requests that came together hold, in one run; None if the model is busy or it is a lot.
+
+        They take nothing of the line, in which they might take the room from each other.
+        """
+        if self._worker is not None or len(pixels) > min(self._inline, self._max_batch):
+            return None
+        self._waited(0.0, self.statistics, requests)
+        return self._run(self._served, pixels, requests)
+
     @property
     def is_full(self) -> bool:
         """Whether a request was refused for want of room, and there is not yet much more of it.
@@ -243,9 +253,9 @@ class Batcher:
     def _fits(self, item: _Waiting, first: _Waiting, size: int) -> bool:
         return item.served is first.served and size + len(item.pixels) <= self._max_batch
 
-    def _waited(self, seconds: float, statistics: Statistics) -> None:
-        self._metrics.queue.observe(seconds)
-        statistics.queue.add(int(seconds * 1e9))
+    def _waited(self, seconds: float, statistics: Statistics, requests: int = 1) -> None:
+        self._metrics.queue.observe(seconds, times=requests)
+        statistics.queue.add(int(seconds * 1e9), requests)
 
     def _run(self, served: _Served, pixels: Pixels, requests: int) -> Predictions:
         model, statistics = served

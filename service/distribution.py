@@ -51,11 +51,11 @@ class Distribution:
         self._exemplars: list[Exemplar | None] = [None] * (len(edges) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float, request_id: str = "", trace_id: str = "") -> None:
-        """Count one value, at least 0; the id of its request or trace makes it the exemplar of its bucket."""
+    def observe(self, value: float, request_id: str = "", trace_id: str = "", *, times: int = 1) -> None:
+        """Count a value, at least 0; the id of its request or trace makes it the exemplar of its bucket."""
         bucket = bisect_left(self._edges, value)
-        self._counts[bucket] += 1
-        self._sum += value
+        self._counts[bucket] += times
+        self._sum += value * times
         if request_id or trace_id:
             self._exemplars[bucket] = exemplar(request_id, value, trace_id) or self._exemplars[bucket]
 

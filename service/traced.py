@@ -14,7 +14,7 @@ from service.handlers.predicting import Predictor
 from service.model import Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from service.batcher import Runnable
     from service.handlers.predicting import Batching
@@ -148,6 +148,15 @@ class TracedPredictor(Predictor):
         """As `Predictor.answer`."""
         call = self._tracing.current()
         return self._answer(call, decode, encode) if call.recorded else super().answer(decode, encode)
+
+    def answer_together(
+        self,
+        decode: Callable[[], list[Pixels] | None],
+        encode: Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]],
+        deadline: float,
+    ) -> list[bytes] | None:
+        """As `Predictor.answer_together`, but messages that have a span each go by themselves."""
+        return None if self._tracing.current().recorded else super().answer_together(decode, encode, deadline)
 
     async def _answer(
         self,

@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/status.py": {"service.errors", "google"},
     "service/transports/address.py": {"service.errors"},
     "service/transports/streams.py": {"service.errors"},
+    "service/transports/ahead.py": {"grpc"},
     "service/transports/limits.py": {"service.handlers"},
     "service/transports/credentials.py": {"service.errors", "service.metrics", "structlog"},
     "service/transports/http.py": {"service.transports", "prometheus_client"},

@@ -177,6 +177,31 @@ async def test_closing_answers_those_that_gather(model: Model) -> None:
     assert (await last).digit.shape == (1,)
 
 
+async def test_requests_that_came_together_are_one_run_and_counted_one_by_one(model: Model) -> None:
+    batcher, registry = make(model, inline=8)
+    pixels = images(*range(6))
+    together = batcher.run_together(pixels, 3)
+    assert together is not None
+    np.testing.assert_array_equal(together.activations, model.predict(pixels).activations)
+    assert registry.get_sample_value("digits_batch_size_count") == 1
+    assert registry.get_sample_value("digits_queue_seconds_count") == 3
+    assert batcher.statistics.compute_infer.count == batcher.statistics.queue.count == 3
+    await batcher.close()
+
+
+async def test_requests_that_came_together_are_no_run_where_they_are_many_or_the_model_is_busy(model: Model) -> None:
+    held = Held(model)
+    batcher, _ = make(held, inline=8, max_batch=7)
+    assert batcher.run_together(images(*range(8)), 2) is None
+    busy = asyncio.create_task(batcher.predict(images(*range(9))))
+    await asyncio.sleep(0.05)
+    assert batcher.run_together(images(1, 2), 2) is None
+    held.go.set()
+    await busy
+    assert batcher.run_together(images(1, 2), 2) is not None
+    await batcher.close()
+
+
 async def test_a_batch_is_no_larger_than_allowed_and_no_request_is_split(model: Model) -> None:
     held = Held(model)
     batcher, _ = make(held, max_batch=10)

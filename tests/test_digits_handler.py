@@ -57,6 +57,39 @@ def test_a_reply_holds_what_the_model_answered(handler: DigitsHandler, model: Mo
     assert list(reply.layer2) == (expected.layer2.ravel().tolist() if hidden else [])
 
 
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=7), seed=st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_messages_that_came_together_are_answered_as_each_by_itself(
+    handler: DigitsHandler, sizes: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    requests = [PredictRequest(pixels=rng.bytes(784 * size)).SerializeToString() for size in sizes]
+    replies = handler.predict_together(requests)
+    assert replies is not None
+    for request, raw in zip(requests, replies, strict=True):
+        reply, alone = PredictResponse.FromString(raw), ask(handler, request)
+        assert reply.digits == alone.digits
+        assert reply.model_version == alone.model_version
+        np.testing.assert_allclose(reply.activations, alone.activations, rtol=0, atol=1e-6)
+        assert reply.SerializeToString() == raw
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"",
+        b"\xff\xff",
+        PredictRequest(pixels=bytes(785)).SerializeToString(),
+        PredictRequest(pixels=bytes(784), include_hidden_layers=True).SerializeToString(),
+        PredictRequest(pixels=bytes(784), model_version="2").SerializeToString(),
+    ],
+)
+def test_a_message_that_is_not_pixels_alone_has_each_go_by_itself(handler: DigitsHandler, other: bytes) -> None:
+    plain = PredictRequest(pixels=bytes(784)).SerializeToString()
+    assert handler.predict_together([plain, other, plain]) is None
+    assert handler.predict_together([plain] * 3, deadline=0.0) is None
+
+
 def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(handler: DigitsHandler) -> None:
     request = PredictRequest(pixels=bytes(784 * 20), include_hidden_layers=True).SerializeToString()
     raw = asyncio.run(handler.predict(request))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from service.pb.digits.v1.digits_pb2 import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from service.handlers import Answer
+    from service.handlers import Answer, Together
     from service.handlers.predicting import Predictor
     from service.model import Floats, ModelInfo, Parameters, Pixels, Predictions
 
@@ -41,6 +42,7 @@ _DIGITS, _ACTIVATIONS, _MODEL_VERSION, _LAYER1, _LAYER2 = (bytes([number << 3 | 
 _SUMS, _EXPLANATION = [bytes([number << 3 | 2]) for number in (6, 7, 8)], bytes([9 << 3 | 2])  # ExplainResponse's
 _NEURON, _CONTRIBUTIONS, _GRADIENT = (bytes([number << 3 | 2]) for number in (1, 3, 4))  # Explanation's
 _BIAS = bytes([2 << 3 | 5])  # four bytes, without a length
+_ACTIVATION_BYTES = 10 * 4  # of one image
 
 
 class DigitsHandler:
@@ -56,6 +58,7 @@ class DigitsHandler:
             "GetNetwork": self.network,
         }
         self.streams: Mapping[str, Answer] = {"PredictStream": self.predict}
+        self.together: Mapping[str, Together] = {"PredictStream": self.predict_together}
 
     async def predict(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised PredictRequest -> a serialised PredictResponse; ServiceError for anything else."""
@@ -71,6 +74,15 @@ class DigitsHandler:
             return self._predictor.images(message.pixels, "pixels"), deadline
 
         return await self._predictor.answer(decode, lambda found, info: _encoded(found, info.version, hidden=hidden))
+
+    def predict_together(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
+        """As `predict` for several, at once; None unless all hold pixels alone and the model is idle."""
+
+        def decode() -> list[Pixels] | None:
+            found = [pixels for request in requests if (pixels := self._pixels_alone(request)) is not None]
+            return found if len(found) == len(requests) else None
+
+        return self._predictor.answer_together(decode, _encoded_each, deadline)
 
     async def explain(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised ExplainRequest -> a serialised ExplainResponse; ServiceError for anything else."""
@@ -180,6 +192,25 @@ def _encoded(predictions: Predictions, version: str, *, hidden: bool) -> bytes:
     if hidden:
         fields += [_field(_LAYER1, _floats(predictions.layer1)), _field(_LAYER2, _floats(predictions.layer2))]
     return b"".join(fields)
+
+
+def _encoded_each(predictions: Predictions, sizes: Sequence[int], info: ModelInfo) -> list[bytes]:
+    """A PredictResponse for each of those that asked for so many images, without hidden layers."""
+    digits, activations = predictions.digit.astype(np.uint8).tobytes(), _floats(predictions.activations)
+    version = _version_field(info.version)
+    stops = accumulate(sizes)
+    return [
+        b"".join(
+            (
+                _head(_DIGITS, size),
+                digits[stop - size : stop],
+                _head(_ACTIVATIONS, size * _ACTIVATION_BYTES),
+                activations[(stop - size) * _ACTIVATION_BYTES : stop * _ACTIVATION_BYTES],
+                version,
+            )
+        )
+        for size, stop in zip(sizes, stops, strict=True)
+    ]
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from service.pb.inference import open_inference_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from service.handlers import Answer
+    from service.handlers import Answer, Together
     from service.handlers.predicting import Predictor
     from service.model import ModelInfo, Pixels, Predictions
     from service.statistics import Duration
@@ -79,6 +79,7 @@ class InferenceHandler:
             **{rpc: _not_offered(sentence) for rpc, sentence in _NOT_OFFERED.items()},
         }
         self.streams: Mapping[str, Answer] = {"ModelStreamInfer": self.infer_in_stream}
+        self.together: Mapping[str, Together] = {}
 
     async def infer(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised ModelInferRequest -> a serialised ModelInferResponse; ServiceError for anything else."""

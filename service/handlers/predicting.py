@@ -10,7 +10,7 @@ import numpy as np
 from service.errors import InvalidInput, UnknownModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
@@ -41,6 +41,10 @@ class Batching(Protocol):
 
     async def predict(self, pixels: Pixels, deadline: float = ...) -> Predictions:
         """Each caller's own rows; DeadlinePassed or Overloaded."""
+        ...
+
+    def run_together(self, pixels: Pixels, requests: int) -> Predictions | None:
+        """At once what so many requests hold; None where that cannot be."""
         ...
 
 
@@ -93,6 +97,31 @@ class Predictor:
         statistics.compute_output.add(ended - predicted)
         statistics.success.add(ended - began)
         return reply
+
+    def answer_together(
+        self,
+        decode: Callable[[], list[Pixels] | None],
+        encode: Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]],
+        deadline: float,
+    ) -> list[bytes] | None:
+        """As `answer` for messages that came together; None, with nothing counted, where each is to go by itself.
+
+        That is so where `decode` gives nothing, the deadline has passed or the model is busy. `encode` is told how many
+        images each message holds.
+        """
+        statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
+        if (images := decode()) is None or time.monotonic() >= deadline:
+            return None
+        sizes, pixels, decoded = [*map(len, images)], np.concatenate(images), time.perf_counter_ns()
+        if (predictions := self._batcher.run_together(pixels, len(sizes))) is None:
+            return None
+        predicted = time.perf_counter_ns()
+        replies = encode(predictions, sizes, info)
+        ended = time.perf_counter_ns()
+        statistics.compute_input.add(decoded - began, len(sizes))
+        statistics.compute_output.add(ended - predicted, len(sizes))
+        statistics.success.add(ended - began, len(sizes))
+        return replies
 
     def images(self, data: bytes, field: str) -> Pixels:
         """Bytes as images, a view (n, 784); InvalidInput, naming the field, unless 1 to `max_batch` whole ones."""

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.errors import AddressInUse
 from service.transports.address import check_free
+from service.transports.ahead import ReadAhead
 from service.transports.observed import Observer
 from service.transports.streams import OpenStreams
 from service.transports.traced import TracedObserver
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.errors import Overloaded
-    from service.handlers import Answer, Service
+    from service.handlers import Answer, Service, Together
     from service.metrics import Metrics
     from service.tracing import Tracing
     from service.transports.credentials import Pem, Tls, Tokens
@@ -162,7 +163,10 @@ class _Door(grpc.GenericRpcHandler):
 def _methods(service: Service) -> dict[str, Any]:
     return {
         **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
-        **{name: grpc.stream_stream_rpc_method_handler(_stream(answer)) for name, answer in service.streams.items()},
+        **{
+            name: grpc.stream_stream_rpc_method_handler(_stream(answer, service.together.get(name, _one_by_one)))
+            for name, answer in service.streams.items()
+        },
     }
 
 
@@ -214,15 +218,25 @@ def _unary(answer: Answer) -> Any:
     return call
 
 
-def _stream(answer: Answer) -> Any:
-    """One reply a message, in order: the next message is read when the reply to the last has been handed over."""
+def _stream(answer: Answer, together: Together) -> Any:
+    """One reply a message, in order."""
 
     async def call(_: Any, stream: Any) -> None:
         deadline = _deadline(stream)
-        while (request := await stream.read()) is not aio.EOF:
-            await stream.write(await answer(request, deadline))
+        with ReadAhead(stream.read) as ahead:
+            while requests := await ahead.take():
+                if len(requests) > 1 and (replies := together(requests, deadline)):
+                    for reply in replies:
+                        await stream.write(reply)
+                else:
+                    for request in requests:
+                        await stream.write(await answer(request, deadline))
 
     return call
+
+
+def _one_by_one(_: Sequence[bytes], __: float) -> None:
+    """For streams whose messages are never answered together."""
 
 
 def _deadline(context: Any) -> float:

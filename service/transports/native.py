@@ -86,6 +86,9 @@ class NativeBatcher:
         self.server.submit(pixels.tobytes(), remaining, waiting)
         return await waiting.future
 
+    def run_together(self, _: Pixels, __: int) -> None:
+        """Never: what comes together is gathered before Python hears of it."""
+
     async def close(self) -> None:
         """Nothing: the transport's stop has answered all."""
 
