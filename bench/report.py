@@ -28,6 +28,7 @@ COLOURS = {
     "digitserve grpcio": "#1f6fb4",
     "nothing native": "#5b7a6c",
     "nothing": "#8a8a8a",
+    "nothing tuned": "#b5b5b5",
     "triton": "#c0392b",
     "mlserver": "#e08e0b",
     "kserve": "#8e44ad",

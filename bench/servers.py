@@ -183,16 +183,19 @@ def _native() -> Server:
 
 
 def _nothing() -> Server:
+    about = "a server of grpcio as it comes that answers every message with the same bytes"
+    return _does_nothing("nothing", about, {"GRPC_EXPERIMENTS": ""})
+
+
+def _nothing_tuned() -> Server:
+    return _does_nothing("nothing tuned", "the same with what this server asks of grpcio: see service/__main__.py", {})
+
+
+def _does_nothing(name: str, about: str, environment: dict[str, str]) -> Server:
     def command(port: int, _: int) -> list[str]:
         return [sys.executable, "-m", "bench.nothing", str(port)]
 
-    return Server(
-        "nothing",
-        "a server of grpcio that answers every message with the same bytes",
-        command,
-        (PREDICT,),
-        answers=False,
-    )
+    return Server(name, about, command, (PREDICT,), answers=False, environment=environment)
 
 
 def _nothing_native() -> Server:
@@ -284,6 +287,7 @@ def _environment(peer: str) -> Path:
 
 SERVERS: dict[str, Callable[[], Server]] = {
     "nothing": _nothing,
+    "nothing-tuned": _nothing_tuned,
     "grpcio": _grpcio,
     "nothing-native": _nothing_native,
     "native": _native,
