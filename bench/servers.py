@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from bench.messages import INFER, PREDICT, infer_request, predict_request, read_infer, read_predict
+from service.__main__ import GRPC_EXPERIMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +189,8 @@ def _nothing() -> Server:
 
 
 def _nothing_tuned() -> Server:
-    return _does_nothing("nothing tuned", "the same with what this server asks of grpcio: see service/__main__.py", {})
+    about = "the same with connections read as this server has them read"
+    return _does_nothing("nothing tuned", about, {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
 
 
 def _does_nothing(name: str, about: str, environment: dict[str, str]) -> Server:

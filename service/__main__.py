@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 # The C core of gRPC writes to standard error in a format of its own; what matters of it reaches us as an exception.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # Connections are read by the one thread that hands their calls to Python. The event engine, grpcio's default, passes
-# each read from thread to thread, which costs 90 us a call and a third of the CPU of a large one.
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+# each read from thread to thread, which costs 90 us a call and a third of the CPU of a large one. Read at its import.
+GRPC_EXPERIMENTS = "-event_engine_listener"
+os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
 
 _STANDARD_ERROR = 2
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1  # of malloc.h
