@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from held import Held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -88,6 +89,20 @@ def test_a_message_that_is_not_pixels_alone_has_each_go_by_itself(handler: Digit
     plain = PredictRequest(pixels=bytes(784)).SerializeToString()
     assert handler.predict_together([plain, other, plain]) is None
     assert handler.predict_together([plain] * 3, deadline=0.0) is None
+
+
+def test_a_run_of_messages_that_came_together_fails_each_of_them(model: Model) -> None:
+    held, statistics = Held(model), Statistics()
+    held.go.set()
+    held.fail = {3}
+    batcher = Batcher(held, Metrics(CollectorRegistry()), statistics, max_batch=MOST, max_waiting=1000)
+    handler = DigitsHandler(Predictor(batcher, max_batch=MOST))
+    request = PredictRequest(pixels=bytes(784)).SerializeToString()
+    with pytest.raises(RuntimeError, match="device lost"):
+        handler.predict_together([request] * 3)
+    assert (statistics.fail.count, statistics.success.count) == (3, 0)
+    assert handler.predict_together([request] * 2) is not None
+    assert (statistics.fail.count, statistics.success.count) == (3, 2)
 
 
 def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(handler: DigitsHandler) -> None:

@@ -113,7 +113,12 @@ class Predictor:
         if (images := decode()) is None or time.monotonic() >= deadline:
             return None
         sizes, pixels, decoded = [*map(len, images)], np.concatenate(images), time.perf_counter_ns()
-        if (predictions := self._batcher.run_together(pixels, len(sizes))) is None:
+        try:
+            predictions = self._batcher.run_together(pixels, len(sizes))
+        except Exception:
+            statistics.fail.add(time.perf_counter_ns() - began, len(sizes))
+            raise
+        if predictions is None:
             return None
         predicted = time.perf_counter_ns()
         replies = encode(predictions, sizes, info)
