@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from conftest import ServiceProcess
 
-TOTAL = int(os.environ.get("CHAOS", "")) if os.environ.get("CHAOS", "").isdigit() else 1_000_000
+TOTAL = int(os.environ.get("SOAK_REQUESTS", "1000000"))
 SETTLED = TOTAL // 10
 """Requests after which what the server holds is its level."""
 
