@@ -31,15 +31,7 @@ class ClusterSettings(BaseSettings):
     --max-replicas is DIGITS_MAX_REPLICAS.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="DIGITS_",
-        cli_prog_name="python -m cluster",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        env_ignore_empty=True,
-        extra="forbid",
-    )
+    model_config = Settings.model_config | SettingsConfigDict(cli_prog_name="python -m cluster")
 
     ray_address: str = Field("auto", min_length=1, description="the cluster: auto is the one of this machine")
     model: Path = _of_service("model")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +66,7 @@ class Replica:
         ]
         self._names = ["", *(service.name for service in services)]
         self._offer(services)
-        self._show()
+        self._metrics.serves(self._model, "ray")
 
     def _offer(self, services: list[Service]) -> None:
         """Give this object a method for each RPC, which is what Ray Serve calls."""
@@ -113,27 +111,6 @@ class Replica:
             statuses=dict.fromkeys(self._names, _SERVING)
         )
         return reply.SerializeToString()
-
-    def _show(self) -> None:
-        info = self._model.info
-        self._metrics.serves(
-            {
-                "name": info.name,
-                "version": info.version,
-                "activation": info.activation,
-                "accuracy": info.accuracy,
-                "weights_sha256": info.weights_sha256,
-                "content_sha256": info.content_sha256,
-                "provider": self._model.provider,
-                "transport": "ray",
-            },
-            {
-                "version": __version__,
-                "python": platform.python_version(),
-                "onnxruntime": self._model.runtime,
-                "grpcio": version("grpcio"),
-            },
-        )
 
 
 _SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)

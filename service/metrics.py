@@ -10,7 +10,9 @@ becomes series when somebody scrapes: see `service.distribution` for why.
 from __future__ import annotations
 
 import itertools
+import platform
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,14 +20,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, In
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from service import __version__
 from service.distribution import Distribution, exemplar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     import numpy.typing as npt
     from prometheus_client.core import Metric
     from prometheus_client.samples import Exemplar
+
+    from service.model import Model
 
 LATENCY_BUCKETS = (
     *(50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 750e-6, 0.001, 0.0015, 0.0025),
@@ -144,10 +149,29 @@ class Metrics(Collector):
             self.by_digit[digit] += count
         self.confidence.observe_all(activations[np.arange(len(digits)), digits])
 
-    def serves(self, model: Mapping[str, str], server: Mapping[str, str]) -> None:
+    def serves(self, model: Model, transport: str) -> None:
         """Say what serves from now on, as labels of `digits_model_info` and `digits_server_info`."""
-        self.model_info.info(dict(model))
-        self.server_info.info(dict(server))
+        info = model.info
+        self.model_info.info(
+            {
+                "name": info.name,
+                "version": info.version,
+                "activation": info.activation,
+                "accuracy": info.accuracy,
+                "weights_sha256": info.weights_sha256,
+                "content_sha256": info.content_sha256,
+                "provider": model.provider,
+                "transport": transport,
+            }
+        )
+        self.server_info.info(
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "onnxruntime": model.runtime,
+                "grpcio": version("grpcio"),
+            }
+        )
 
     def collect(self) -> Iterable[Metric]:
         """What the plain numbers are now."""

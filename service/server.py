@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import platform
 import signal
 import time
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
@@ -165,7 +163,7 @@ class Server:
         except BaseException:
             self._http.stop()
             raise
-        self._show(self.model)
+        self.metrics.serves(self.model, self.transport_name)
         await self._say(True)
         self._in_background(self._keeper.run())
         if settings.model_poll:
@@ -184,33 +182,12 @@ class Server:
 
     def _swap(self, model: Model) -> None:
         self.batcher.swap(self._watched(model), Statistics())
-        self._show(model)
+        self.metrics.serves(model, self.transport_name)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    def _show(self, model: Model) -> None:
-        info = model.info
-        self.metrics.serves(
-            {
-                "name": info.name,
-                "version": info.version,
-                "activation": info.activation,
-                "accuracy": info.accuracy,
-                "weights_sha256": info.weights_sha256,
-                "content_sha256": info.content_sha256,
-                "provider": model.provider,
-                "transport": self.transport_name,
-            },
-            {
-                "version": __version__,
-                "python": platform.python_version(),
-                "onnxruntime": model.runtime,
-                "grpcio": version("grpcio"),
-            },
-        )
 
     async def stop(self) -> None:
         """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends."""

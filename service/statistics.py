@@ -37,6 +37,13 @@ class Statistics:
     images: int = 0
     last_inference_ms: int = 0
 
+    def answered(self, began: int, decoded: int, predicted: int, requests: int = 1) -> None:
+        """Count requests whose replies are encoded now; all times of `time.perf_counter_ns`."""
+        ended = time.perf_counter_ns()
+        self.compute_input.add(decoded - began, requests)
+        self.compute_output.add(ended - predicted, requests)
+        self.success.add(ended - began, requests)
+
     def ran(self, images: int, ns: int) -> None:
         """Count one run of the model."""
         self.images += images

@@ -14,12 +14,12 @@ from service.handlers.predicting import Predictor
 from service.model import Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Coroutine
 
     from service.batcher import Runnable
-    from service.handlers.predicting import Batching
+    from service.handlers.predicting import Batching, Decode, DecodeAll, Encode, EncodeAll
     from service.metrics import Metrics
-    from service.model import ModelInfo, Pixels
+    from service.model import Pixels
     from service.statistics import Statistics
     from service.tracing import Part, Tracing
 
@@ -142,28 +142,16 @@ class TracedPredictor(Predictor):
         super().__init__(batcher, max_batch=max_batch)
         self._tracing = tracing
 
-    def answer(
-        self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions, ModelInfo], bytes]
-    ) -> Coroutine[Any, Any, bytes]:
+    def answer(self, decode: Decode, encode: Encode) -> Coroutine[Any, Any, bytes]:
         """As `Predictor.answer`."""
         call = self._tracing.current()
         return self._answer(call, decode, encode) if call.recorded else super().answer(decode, encode)
 
-    def answer_together(
-        self,
-        decode: Callable[[], list[Pixels] | None],
-        encode: Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]],
-        deadline: float,
-    ) -> list[bytes] | None:
+    def answer_together(self, decode: DecodeAll, encode: EncodeAll, deadline: float) -> list[bytes] | None:
         """As `Predictor.answer_together`, but messages that have a span each go by themselves."""
         return None if self._tracing.current().recorded else super().answer_together(decode, encode, deadline)
 
-    async def _answer(
-        self,
-        call: Part,
-        decode: Callable[[], tuple[Pixels, float]],
-        encode: Callable[[Predictions, ModelInfo], bytes],
-    ) -> bytes:
+    async def _answer(self, call: Part, decode: Decode, encode: Encode) -> bytes:
         with call.message() as part:
             if not part.recorded:
                 return await super().answer(decode, encode)
@@ -172,7 +160,7 @@ class TracedPredictor(Predictor):
                 lambda found, info: part.timed("encode", lambda: encode(found, info)),
             )
 
-    def _decoded(self, part: Part, decode: Callable[[], tuple[Pixels, float]]) -> tuple[Pixels, float]:
+    def _decoded(self, part: Part, decode: Decode) -> tuple[Pixels, float]:
         found = part.timed("decode", decode)
         part.note(images=len(found[0]))
         return found

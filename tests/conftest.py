@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -172,6 +173,15 @@ def tell(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 on_both_transports = pytest.mark.usefixtures("transport")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until it holds."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("waited in vain")
 
 
 @pytest.fixture(scope="session")

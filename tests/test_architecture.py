@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/healthcheck.py": {"grpc", "grpc_health"},
     "service/logs.py": {"structlog"},
     "service/distribution.py": {"prometheus_client", "numpy"},
-    "service/metrics.py": {"service.distribution", "prometheus_client", "numpy"},
+    "service/metrics.py": {"service", "service.distribution", "service.model", "prometheus_client", "numpy"},
     "service/onnx_outputs.py": set(),
     "service/diagnosis.py": {"onnxruntime"},
     "service/providers.py": {

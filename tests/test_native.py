@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import needs_native
+from conftest import needs_native, until
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc import StatusCode, aio
 from grpc_status import rpc_status
@@ -112,14 +112,6 @@ def request(*digits: int) -> bytes:
 
 def images(*digits: int) -> np.ndarray:
     return np.repeat(np.array(digits, np.uint8), 784).reshape(-1, 784)
-
-
-async def until(condition: Any) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("waited in vain")
 
 
 async def test_what_gathers_while_the_model_is_busy_is_one_batch() -> None:

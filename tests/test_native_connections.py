@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import needs_native
+from conftest import needs_native, until
 from grpc import StatusCode, aio
-from test_native import PREDICT, STREAM, images, request, running, until
+from test_native import PREDICT, STREAM, images, request, running
 
 from service.pb.digits.v1.digits_pb2 import PredictResponse
 from service.statistics import Statistics

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import serving
+from conftest import serving, until
 from held import Held
 from hostile import (
     BLANK,
@@ -157,14 +157,6 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
             await begin(timeout=0.3)
     await transport.stop(0, 5)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("waited in vain")
 
 
 def test_small_calls_by_the_thousand_are_bounded(

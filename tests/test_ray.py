@@ -63,7 +63,7 @@ from test_wiring import (  # noqa: F401
 from client import DigitsClient, DigitsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -81,6 +81,18 @@ ENVIRONMENT = {
 PREDICT = "/digits.v1.DigitService/Predict"
 
 
+def finished(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN,
+        check=False,
+    )
+
+
 class Cluster:
     """The nodes, and the application on them."""
 
@@ -96,15 +108,7 @@ class Cluster:
     def deploy(self, *options: str | int, model: Path | None = None) -> subprocess.CompletedProcess[str]:
         arguments = ["--ray-address", self.ray_address, "--port", self._port, "--metrics-port", self._metrics_port]
         command = [sys.executable, "-m", "cluster", *arguments, "--model", model or self._model, *options]
-        return subprocess.run(
-            [*map(str, command), "--log-format", "json"],
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=WITHIN,
-            check=False,
-        )
+        return finished([*command, "--log-format", "json"])
 
     def command(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -347,15 +351,7 @@ def test_scoring_on_the_cluster_gives_the_bytes_of_one_process(
         output = tmp_path / f"ray-{workers}"
         command = [sys.executable, "-m", "client", "score", SAMPLES, "--output", output, "--model", model_path]
         command += ["--ray-address", cluster.ray_address, "--workers", workers, "--shard-rows", 30]
-        scored = subprocess.run(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=WITHIN,
-            check=False,
-        )
+        scored = finished(command)
         assert scored.returncode == 1, scored.stderr
         assert content(output) == content(tmp_path / "local")
 

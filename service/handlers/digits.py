@@ -183,34 +183,36 @@ def _described(info: ModelInfo, parameters: Parameters) -> bytes:
 
 def _encoded(predictions: Predictions, version: str, *, hidden: bool) -> bytes:
     """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
-    fields = [
-        # A digit is below 128, so its varint is the byte itself.
-        _field(_DIGITS, predictions.digit.astype(np.uint8).tobytes()),
-        _field(_ACTIVATIONS, _floats(predictions.activations)),
-        _version_field(version),
-    ]
+    reply = _plain_reply(_digits(predictions), _floats(predictions.activations), version)
     if hidden:
-        fields += [_field(_LAYER1, _floats(predictions.layer1)), _field(_LAYER2, _floats(predictions.layer2))]
-    return b"".join(fields)
+        reply += _field(_LAYER1, _floats(predictions.layer1)) + _field(_LAYER2, _floats(predictions.layer2))
+    return reply
 
 
 def _encoded_each(predictions: Predictions, sizes: Sequence[int], info: ModelInfo) -> list[bytes]:
     """A PredictResponse for each of those that asked for so many images, without hidden layers."""
-    digits, activations = predictions.digit.astype(np.uint8).tobytes(), _floats(predictions.activations)
-    version = _version_field(info.version)
-    stops = accumulate(sizes)
+    digits, activations, width = _digits(predictions), _floats(predictions.activations), _ACTIVATION_BYTES
     return [
-        b"".join(
-            (
-                _head(_DIGITS, size),
-                digits[stop - size : stop],
-                _head(_ACTIVATIONS, size * _ACTIVATION_BYTES),
-                activations[(stop - size) * _ACTIVATION_BYTES : stop * _ACTIVATION_BYTES],
-                version,
-            )
-        )
-        for size, stop in zip(sizes, stops, strict=True)
+        _plain_reply(digits[stop - size : stop], activations[(stop - size) * width : stop * width], info.version)
+        for size, stop in zip(sizes, accumulate(sizes), strict=True)
     ]
+
+
+def _plain_reply(digits: bytes, activations: bytes, version: str) -> bytes:
+    return b"".join(
+        (
+            _head(_DIGITS, len(digits)),
+            digits,
+            _head(_ACTIVATIONS, len(activations)),
+            activations,
+            _version_field(version),
+        )
+    )
+
+
+def _digits(predictions: Predictions) -> bytes:
+    """A digit is below 128, so its varint is the byte itself."""
+    return predictions.digit.astype(np.uint8).tobytes()
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
 
+    Decode = Callable[[], tuple[Pixels, float]]
+    Encode = Callable[[Predictions, ModelInfo], bytes]
+    DecodeAll = Callable[[], list[Pixels] | None]
+    EncodeAll = Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]]
+
 PIXELS = 784
 
 
@@ -73,9 +78,7 @@ class Predictor:
         """Of that model alone."""
         return self._batcher.statistics
 
-    async def answer(
-        self, decode: Callable[[], tuple[Pixels, float]], encode: Callable[[Predictions, ModelInfo], bytes]
-    ) -> bytes:
+    async def answer(self, decode: Decode, encode: Encode) -> bytes:
         """The reply to one message, counted with what each step of it took; what a step raises passes through.
 
         `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`. `encode` is told
@@ -92,18 +95,10 @@ class Predictor:
         except BaseException:
             statistics.fail.add(time.perf_counter_ns() - began)
             raise
-        ended = time.perf_counter_ns()
-        statistics.compute_input.add(decoded - began)
-        statistics.compute_output.add(ended - predicted)
-        statistics.success.add(ended - began)
+        statistics.answered(began, decoded, predicted)
         return reply
 
-    def answer_together(
-        self,
-        decode: Callable[[], list[Pixels] | None],
-        encode: Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]],
-        deadline: float,
-    ) -> list[bytes] | None:
+    def answer_together(self, decode: DecodeAll, encode: EncodeAll, deadline: float) -> list[bytes] | None:
         """As `answer` for messages that came together; None, with nothing counted, where each is to go by itself.
 
         That is so where `decode` gives nothing, the deadline has passed or the model is busy. `encode` is told how many
@@ -114,18 +109,14 @@ class Predictor:
             return None
         sizes, pixels, decoded = [*map(len, images)], np.concatenate(images), time.perf_counter_ns()
         try:
-            predictions = self._batcher.run_together(pixels, len(sizes))
-        except Exception:
+            if (predictions := self._batcher.run_together(pixels, len(sizes))) is None:
+                return None
+            predicted = time.perf_counter_ns()
+            replies = encode(predictions, sizes, info)
+        except BaseException:
             statistics.fail.add(time.perf_counter_ns() - began, len(sizes))
             raise
-        if predictions is None:
-            return None
-        predicted = time.perf_counter_ns()
-        replies = encode(predictions, sizes, info)
-        ended = time.perf_counter_ns()
-        statistics.compute_input.add(decoded - began, len(sizes))
-        statistics.compute_output.add(ended - predicted, len(sizes))
-        statistics.success.add(ended - began, len(sizes))
+        statistics.answered(began, decoded, predicted, len(sizes))
         return replies
 
     def images(self, data: bytes, field: str) -> Pixels:
