@@ -147,9 +147,9 @@ class TracedPredictor(Predictor):
         call = self._tracing.current()
         return self._answer(call, decode, encode) if call.recorded else super().answer(decode, encode)
 
-    def answer_together(self, decode: DecodeAll, encode: EncodeAll, deadline: float) -> list[bytes] | None:
+    def answer_together(self, decode: DecodeAll, encode: EncodeAll) -> list[bytes] | None:
         """As `Predictor.answer_together`, but messages that have a span each go by themselves."""
-        return None if self._tracing.current().recorded else super().answer_together(decode, encode, deadline)
+        return None if self._tracing.current().recorded else super().answer_together(decode, encode)
 
     async def _answer(self, call: Part, decode: Decode, encode: Encode) -> bytes:
         with call.message() as part:

@@ -19,7 +19,7 @@ class Service(Protocol):
     """What a handler offers to a transport: its full name, and its RPCs by name.
 
     `unary` are asked once, `streams` for each message of a bidirectional stream, one reply a message and in order.
-    Some of the streams can be asked for several messages `together`.
+    Each of the streams can be asked for several messages `together` too.
     """
 
     name: str

@@ -78,11 +78,11 @@ class DigitsHandler:
     def predict_together(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
         """As `predict` for several, at once; None unless all hold pixels alone and the model is idle."""
 
-        def decode() -> list[Pixels] | None:
+        def decode() -> tuple[list[Pixels], float] | None:
             found = [pixels for request in requests if (pixels := self._pixels_alone(request)) is not None]
-            return found if len(found) == len(requests) else None
+            return (found, deadline) if len(found) == len(requests) else None
 
-        return self._predictor.answer_together(decode, _encoded_each, deadline)
+        return self._predictor.answer_together(decode, _encoded_each)
 
     async def explain(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised ExplainRequest -> a serialised ExplainResponse; ServiceError for anything else."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -14,7 +15,7 @@ from service.handlers.predicting import PIXELS, echo
 from service.pb.inference import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from service.handlers import Answer, Together
     from service.handlers.predicting import Predictor
@@ -44,8 +45,7 @@ class InferenceHandler:
     """A `service.handlers.Service`, over one predictor.
 
     `serving` is asked for readiness; `server_version` and what runs the model, `provider` and whether that is `on_gpu`,
-    are told to callers; `reload`, where model control is on, looks
-    for another version and raises ReloadRefused.
+    are told to callers; `reload`, where model control is on, looks for another version and raises ReloadRefused.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class InferenceHandler:
             **{rpc: _not_offered(sentence) for rpc, sentence in _NOT_OFFERED.items()},
         }
         self.streams: Mapping[str, Answer] = {"ModelStreamInfer": self.infer_in_stream}
-        self.together: Mapping[str, Together] = {}
+        self.together: Mapping[str, Together] = {"ModelStreamInfer": self.infer_together}
 
     async def infer(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised ModelInferRequest -> a serialised ModelInferResponse; ServiceError for anything else."""
@@ -88,27 +88,45 @@ class InferenceHandler:
     async def infer_in_stream(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """As `infer`, but a refusal is a reply too, and the stream goes on."""
         try:
-            return await self._infer(
-                request, deadline, lambda reply: pb.ModelStreamInferResponse(infer_response=reply).SerializeToString()
-            )
+            return await self._infer(request, deadline, _in_stream)
         except ServiceError as error:
             return pb.ModelStreamInferResponse(error_message=str(error)).SerializeToString()
 
+    def infer_together(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
+        """As `infer_in_stream` for several, at once; None unless all can be answered and the model is idle."""
+        asked: list[_Asked] = []
+
+        def decode() -> tuple[list[Pixels], float] | None:
+            try:
+                asked.extend(map(self._asked, requests))
+            except ServiceError:
+                return None
+            return [one.pixels for one in asked], min(deadline, *(one.deadline for one in asked))
+
+        def encode(predictions: Predictions, sizes: Sequence[int], info: ModelInfo) -> list[bytes]:
+            return [
+                _in_stream(one.reply(predictions.rows(stop - size, stop), info))
+                for one, size, stop in zip(asked, sizes, accumulate(sizes), strict=True)
+            ]
+
+        return self._predictor.answer_together(decode, encode)
+
     async def _infer(self, request: bytes, deadline: float, wrap: Callable[[pb.ModelInferResponse], bytes]) -> bytes:
-        message, names = pb.ModelInferRequest(), list[str]()
+        asked: _Asked
 
         def decode() -> tuple[Pixels, float]:
-            _parse(message, request)
-            self._check_model(message.model_name, message.model_version)
-            names.extend(tensors.wanted(message))
-            return tensors.to_pixels(message, self._predictor), min(deadline, _own_deadline(message))
+            nonlocal asked
+            asked = self._asked(request)
+            return asked.pixels, min(deadline, asked.deadline)
 
-        def encode(predictions: Predictions, info: ModelInfo) -> bytes:
-            reply = pb.ModelInferResponse(model_name=info.name, model_version=info.version, id=message.id)
-            tensors.add_outputs(reply, predictions, names, typed=tensors.is_typed(message))
-            return wrap(reply)
+        return await self._predictor.answer(decode, lambda found, info: wrap(asked.reply(found, info)))
 
-        return await self._predictor.answer(decode, encode)
+    def _asked(self, request: bytes) -> _Asked:
+        message = _parse(pb.ModelInferRequest(), request)
+        self._check_model(message.model_name, message.model_version)
+        outputs = tensors.wanted(message)
+        pixels = tensors.to_pixels(message, self._predictor)
+        return _Asked(message.id, pixels, outputs, tensors.is_typed(message), _own_deadline(message))
 
     @property
     def _info(self) -> ModelInfo:
@@ -205,6 +223,26 @@ class InferenceHandler:
                 reason="" if ready else "the server is loading or stopping",
             )
         return reply
+
+
+class _Asked(NamedTuple):
+    """A request that can be answered: its images, the outputs that it wants, and by when."""
+
+    id: str
+    pixels: Pixels
+    outputs: list[str]
+    typed: bool
+    deadline: float
+
+    def reply(self, predictions: Predictions, info: ModelInfo) -> pb.ModelInferResponse:
+        """The answer, by the model that has that info."""
+        reply = pb.ModelInferResponse(model_name=info.name, model_version=info.version, id=self.id)
+        tensors.add_outputs(reply, predictions, self.outputs, typed=self.typed)
+        return reply
+
+
+def _in_stream(reply: pb.ModelInferResponse) -> bytes:
+    return pb.ModelStreamInferResponse(infer_response=reply).SerializeToString()
 
 
 def _own_deadline(request: pb.ModelInferRequest) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Decode = Callable[[], tuple[Pixels, float]]
     Encode = Callable[[Predictions, ModelInfo], bytes]
-    DecodeAll = Callable[[], list[Pixels] | None]
+    DecodeAll = Callable[[], tuple[list[Pixels], float] | None]
     EncodeAll = Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]]
 
 PIXELS = 784
@@ -98,15 +98,16 @@ class Predictor:
         statistics.answered(began, decoded, predicted)
         return reply
 
-    def answer_together(self, decode: DecodeAll, encode: EncodeAll, deadline: float) -> list[bytes] | None:
+    def answer_together(self, decode: DecodeAll, encode: EncodeAll) -> list[bytes] | None:
         """As `answer` for messages that came together; None, with nothing counted, where each is to go by itself.
 
         That is so where `decode` gives nothing, the deadline has passed or the model is busy. `encode` is told how many
         images each message holds.
         """
         statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
-        if (images := decode()) is None or time.monotonic() >= deadline:
+        if (found := decode()) is None or time.monotonic() >= found[1]:
             return None
+        images = found[0]
         sizes, pixels, decoded = [*map(len, images)], np.concatenate(images), time.perf_counter_ns()
         try:
             if (predictions := self._batcher.run_together(pixels, len(sizes))) is None:

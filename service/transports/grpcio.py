@@ -164,7 +164,7 @@ def _methods(service: Service) -> dict[str, Any]:
     return {
         **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
         **{
-            name: grpc.stream_stream_rpc_method_handler(_stream(answer, service.together.get(name, _one_by_one)))
+            name: grpc.stream_stream_rpc_method_handler(_stream(answer, service.together[name]))
             for name, answer in service.streams.items()
         },
     }
@@ -233,10 +233,6 @@ def _stream(answer: Answer, together: Together) -> Any:
                         await stream.write(await answer(request, deadline))
 
     return call
-
-
-def _one_by_one(_: Sequence[bytes], __: float) -> None:
-    """For streams whose messages are never answered together."""
 
 
 def _deadline(context: Any) -> float:
