@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 OUT = Path(__file__).parent.parent / "deploy" / "grafana" / "dashboards" / "digitserve.json"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}  # as in provisioning/datasources
 HERE = '{job="digitserve",instance=~"$instance"}'
+SPANS_LOST = 'digits_trace_spans_total{job="digitserve", instance=~"$instance", result!="sent"}'
 WIDTH, HEIGHT = 24, 8
 
 
@@ -50,6 +51,15 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Calls by outcome", "reqps", (("job_code:grpc_server_handled:rate5m > 0", "{{grpc_code}}"),)),
         Panel("Faults of the service", "reqps", (("job_method:grpc_server_faults:rate5m", "{{grpc_method}}"),)),
         Panel("Dropped before the model", "reqps", (("job_reason:digits_dropped:rate5m", "{{reason}}"),)),
+        Panel(
+            "Device failures, and what was stuck",
+            "short",
+            (
+                (f"sum by (reason) (increase(digits_device_failures_total{HERE}[10m]))", "{{reason}}"),
+                (f"sum(increase(digits_stuck_total{HERE}[10m]))", "stuck"),
+            ),
+            about="In ten minutes.",
+        ),
     ),
     "How fast is it?": (
         Panel("p50", "s", (("job_method:grpc_server_handling_seconds:p50_5m", "{{grpc_method}}"),)),
@@ -106,6 +116,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Scrapes that succeed", "short", ((f"up{HERE}", "{{instance}}"),)),
         Panel("Seconds of a scrape", "s", ((f"scrape_duration_seconds{HERE}", "{{instance}}"),)),
         Panel("Samples of a scrape", "short", ((f"scrape_samples_scraped{HERE}", "{{instance}}"),)),
+        Panel(
+            "Log lines and spans that were lost",
+            "short",
+            (
+                (f"sum(digits_log_lines_lost{HERE})", "log lines since the start"),
+                (f"sum by (result) (increase({SPANS_LOST}[10m]))", "spans {{result}} in ten minutes"),
+            ),
+        ),
     ),
 }
 

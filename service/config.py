@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         900.0, description="seconds without a call after which a connection is ended; 0 is never"
     )
 
+    stuck_after: Seconds = Field(
+        30.0,
+        description="seconds after which health says NOT_SERVING where a run of the model has not come back, or the "
+        "event loop stands still; 0 is never",
+    )
     drain_wait: Seconds = Field(
         0.0, description="seconds between saying NOT_SERVING and refusing new calls, for load balancers to notice"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from service.errors import ModelUnavailable, ProviderError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from structlog.typing import FilteringBoundLogger
 
@@ -72,15 +72,15 @@ class OnDevice:
 
 
 class Keeper:
-    """Keeps the model that serves well: `say` is told whether it is, and tells health.
+    """Keeps the model that serves well; `changed` is called when `trouble` has, and tells health.
 
     Construct it on the event loop, on which `keep` and `run` belong too.
     """
 
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, say: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, changed: Callable[[], object]) -> None:
         self._metrics = metrics
         self._log = log
-        self._say = say
+        self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._kept: OnDevice | None = None
@@ -109,13 +109,13 @@ class Keeper:
             since = time.monotonic()
             wait = 0.0 if since - well_since > LONGEST_WAIT else wait
             self._log.error("model unwell", reason=self.trouble)
-            await self._say(False)
+            self._changed()
             while self.trouble:
                 await self._pause(wait)
                 wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, 2 * wait))
                 await self._try()
             well_since = time.monotonic()
-            await self._say(True)
+            self._changed()
             self._log.info("model well again", seconds=round(well_since - since, 3))
 
     def _wake(self) -> None:

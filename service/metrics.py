@@ -100,6 +100,11 @@ class Metrics(Collector):
             "Runs that failed on the device, for want of memory or otherwise, and new sessions that could not be made.",
             reason=("memory", "run", "session"),
         )
+        self.stuck = Counter(
+            "digits_stuck_total",
+            "Times that for --stuck-after seconds a run of the model did not come back or the event loop stood still.",
+            registry=registry,
+        )
         self.rotations = _counter(
             registry,
             "digits_credentials_rotations_total",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import time
 from functools import partial
@@ -27,6 +28,7 @@ from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
 from service.transports.native import NativeBatcher, NativeTransport
 from service.versions import ModelPlace
+from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -34,10 +36,14 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
-    from service.device import OnDevice
     from service.handlers import Service
     from service.handlers.predicting import Batching
     from service.model import Model
+    from service.watchdog import Watched
+
+
+_CLEARING_UP = 5.0
+"""Seconds beyond those that calls in flight have; only a thread that is stuck takes so long."""
 
 
 class Server:
@@ -51,21 +57,25 @@ class Server:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for every counter, which no dashboard here reads
         self._settings = settings
         self._log = log
-        self._serving = False
+        self._started = False
         self.transport_name, why = parts.chosen_transport(settings)
         if why:
             log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.log_lines_lost.set_function(lambda: Tolerant.lost)
-        self.metrics.serving.set_function(lambda: self._serving)
+        self.metrics.serving.set_function(self._is_serving)
         self._tracing = parts.tracing(settings, self.metrics, log)
         self._execution = parts.execution(settings, log)
         place = ModelPlace(
             settings.model, version=settings.model_version, sha256=settings.model_sha256, execution=self._execution
         )
         self._reloader = Reloader(place, self.metrics, log)
-        self._keeper = Keeper(self.metrics, log, self._say)
+        self._health = asyncio.Lock()
+        self._keeper = Keeper(self.metrics, log, self._health_changed)
+        self._watchdog = Watchdog(
+            settings.stuck_after, self.metrics, log, asyncio.get_running_loop(), self._health_changed
+        )
         if self._execution.name in ON_NVIDIA:
             gpu_metrics.register(self.registry, settings.device_id, log)
         self.batcher: Batcher | NativeBatcher
@@ -105,9 +115,9 @@ class Server:
         )
         return batcher, transport
 
-    def _watched(self, model: Model) -> Model | OnDevice:
+    def _watched(self, model: Model) -> Watched:
         """`model` as callers see it: where it runs on the CPU itself, for a failure there is a fault of ours."""
-        return model if self._execution.name == CPU else self._keeper.keep(model)
+        return self._watchdog.watch(model if self._execution.name == CPU else self._keeper.keep(model))
 
     def _inline(self) -> int | None:
         """None is the transport's own; a device's run would keep the thread that speaks to callers for too long."""
@@ -139,7 +149,7 @@ class Server:
             DigitsHandler(predictor),
             InferenceHandler(
                 predictor,
-                serving=lambda: self._serving,
+                serving=self._is_serving,
                 server_version=__version__,
                 provider=self.model.provider,
                 on_gpu=self._execution.is_on_gpu,
@@ -154,8 +164,8 @@ class Server:
             settings.metrics_host,
             settings.metrics_port,
             self.registry,
-            serving=lambda: self._serving,
-            about=lambda: f"on {self.model.provider}" if self._serving else self._keeper.trouble,
+            serving=self._is_serving,
+            about=lambda: f"on {self.model.provider}" if self._is_serving() else self._trouble,
         )
         self.metrics_port = self._http.port
         try:
@@ -164,14 +174,28 @@ class Server:
             self._http.stop()
             raise
         self.metrics.serves(self.model, self.transport_name)
-        await self._say(True)
+        self._started = True
+        await self._tell_health()
         self._in_background(self._keeper.run())
+        self._watchdog.start()
         if settings.model_poll:
             self._in_background(self._reloader.watch(self._swap, settings.model_poll))
 
-    async def _say(self, serving: bool) -> None:
-        await self.transport.say(serving)
-        self._serving = serving
+    @property
+    def _trouble(self) -> str:
+        """What keeps the server from serving, in a line for the operator; nothing while all is well."""
+        return self._watchdog.trouble or self._keeper.trouble
+
+    def _is_serving(self) -> bool:
+        """What health says, for any thread to ask, also while the event loop stands still."""
+        return self._started and not self._trouble
+
+    def _health_changed(self) -> None:
+        self._in_background(self._tell_health())
+
+    async def _tell_health(self) -> None:
+        async with self._health:  # of two changes the later has the last word
+            await self.transport.say(self._is_serving())
 
     def look_for_model(self) -> None:
         """Look for another version of the model in the background, as SIGHUP asks for."""
@@ -191,7 +215,8 @@ class Server:
 
     async def stop(self) -> None:
         """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends."""
-        self._serving = False
+        self._started = False
+        self._watchdog.stop()
         for task in self._background:
             task.cancel()
         settings = self._settings
@@ -237,5 +262,10 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
     )
     await stop.wait()
     log.info("stopping", signal=received[0], grace=settings.grace)
-    await server.stop()
+    try:
+        await asyncio.wait_for(server.stop(), settings.drain_wait + settings.grace + _CLEARING_UP)
+    except TimeoutError:
+        # A run that never comes back keeps its thread, for which an ordinary exit would wait.
+        log.error("stopped by force", reason="a run of the model has not come back")  # noqa: TRY400 (no traceback)
+        os._exit(1)
     log.info("stopped")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,11 +54,12 @@ OPENVINO_THREADS = (
 )
 ILLEGAL = CALL.format("CUDA failure 700: an illegal memory access was encountered")
 NO_MEMORY = CALL.format("CUDA failure 2: out of memory")
+HANGS = "hangs"
 _Session = ort.InferenceSession
 
 
 class Replayed(_Session):  # type: ignore[misc]
-    """A session as REPLAY says; REPLAY_BROKEN is a file that breaks the device for as long as it is there."""
+    """A session as REPLAY says; REPLAY_BROKEN is a file that breaks the device, or hangs it, as long as it is there."""
 
     def __init__(self, content: bytes, options: ort.SessionOptions, *, providers: list[Any], **more: Any) -> None:
         self.on_cuda = providers != ["CPUExecutionProvider"]
@@ -97,8 +99,11 @@ class Replayed(_Session):  # type: ignore[misc]
 
 
 def _break_if_broken() -> None:
-    if Path(os.environ.get("REPLAY_BROKEN", "/nowhere")).exists():
+    broken = Path(os.environ.get("REPLAY_BROKEN", "/nowhere"))
+    if broken.exists() and broken.read_text() != HANGS:
         raise RuntimeError(ILLEGAL)
+    while broken.exists():
+        time.sleep(0.01)
 
 
 def ask(provider: str, _: bytes, __: dict[str, str]) -> tuple[str, list[str]]:

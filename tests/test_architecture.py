@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service/model.py": {"service.errors", "service.providers", "onnxruntime", "numpy"},
     "service/device.py": {"service.errors", "service.metrics", "service.model", "structlog"},
+    "service/watchdog.py": {"service.batcher", "service.metrics", "service.model", "structlog"},
     "service/gpu_metrics.py": {"prometheus_client", "pynvml", "structlog"},
     "service/explain.py": {"service.model", "numpy"},
     "service/statistics.py": set(),

@@ -55,12 +55,12 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.metrics = Metrics(CollectorRegistry())
         self.said: list[bool] = []
-        self.keeper = Keeper(self.metrics, CapturingLogger(), self.say)  # type: ignore[arg-type]
+        self.keeper = Keeper(self.metrics, CapturingLogger(), self.changed)  # type: ignore[arg-type]
         self.model = Model(path)
         self.kept = self.keeper.keep(self.model)
 
-    async def say(self, serving: bool) -> None:
-        self.said.append(serving)
+    def changed(self) -> None:
+        self.said.append(not self.keeper.trouble)
 
     def fails(self, times: int = 1) -> None:
         for _ in range(times):

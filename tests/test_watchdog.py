@@ -1,0 +1,175 @@
+"""What does not go on is noticed: a run that never comes back, an event loop that stands still; and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import serving, until
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from held import Held
+from prometheus_client import CollectorRegistry
+from replayed import HANGS
+from structlog.testing import CapturingLogger
+from test_device import DEVICE, NOT_SERVING, SERVING, ask, on_device
+
+from service import watchdog
+from service.metrics import Metrics
+from service.model import Model
+from service.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLANK = np.zeros((1, 784), np.uint8)
+
+
+class Dog:
+    """A watchdog that is quick and whose barks are written down; `log` and `told` grow on other threads."""
+
+    def __init__(self, patience: float) -> None:
+        self.registry = CollectorRegistry()
+        self.log = CapturingLogger()
+        self.told: list[str] = []
+        log: Any = self.log
+        self.dog = Watchdog(patience, Metrics(self.registry), log, asyncio.get_running_loop(), self.changed)
+        self.dog.start()
+
+    def changed(self) -> None:
+        self.told.append(self.dog.trouble)
+
+    @property
+    def count(self) -> float | None:
+        return self.registry.get_sample_value("digits_stuck_total")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "TICK", 0.02)
+
+
+async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_its_return(model_path: Path) -> None:
+    held, watched = Held(Model(model_path)), Dog(0.1)
+    run = asyncio.create_task(asyncio.to_thread(watched.dog.watch(held).predict, BLANK))
+    await until(lambda: len(watched.told) == 1)
+    assert watched.told[0].startswith("a run of the model has been under way for ")
+    [bark] = watched.log.calls
+    assert (bark.method_name, bark.args) == ("error", ("stuck",))
+    assert any("held.py" in place and "predict" in place for place in bark.kwargs["at"])
+    assert watched.count == 1
+    held.go.set()
+    assert (await run).digit.shape == (1,)
+    await until(lambda: len(watched.told) == 2)
+    assert watched.told[1] == watched.dog.trouble == ""
+    watched.dog.stop()
+    assert [call.args for call in watched.log.calls] == [("stuck",), ("goes on again",)]
+
+
+async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:
+    held, watched = Held(Model(model_path)), Dog(0.1)
+    held.go.set()
+    held.fail = {1}
+    with pytest.raises(RuntimeError, match="device lost"):
+        watched.dog.watch(held).predict(BLANK)
+    await asyncio.sleep(0.3)
+    watched.dog.stop()
+    assert watched.told == []
+
+
+async def test_an_event_loop_that_stands_still_is_told_to_other_threads_meanwhile() -> None:
+    watched, seen = Dog(0.1), set()
+
+    def look() -> None:
+        for _ in range(25):
+            seen.add(watched.dog.trouble.partition(" for ")[0])
+            time.sleep(0.02)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    time.sleep(0.5)  # noqa: ASYNC251 (that is what is tested)
+    looking.join()
+    await until(lambda: watched.told != [] and not watched.dog.trouble)
+    watched.dog.stop()
+    assert "the event loop has stood still" in seen
+    assert any("test_watchdog.py" in place for place in watched.log.calls[0].kwargs["at"])
+    assert watched.count == 1
+
+
+async def test_zero_is_never(model_path: Path) -> None:
+    held, watched = Held(Model(model_path)), Dog(0)
+    run = asyncio.create_task(asyncio.to_thread(watched.dog.watch(held).predict, BLANK))
+    await asyncio.sleep(0.3)
+    assert watched.dog.trouble == ""
+    held.go.set()
+    await run
+    watched.dog.stop()
+    assert watched.told == []
+
+
+# The whole server, both transports.
+
+
+def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
+    model_path: Path, transport: str, tmp_path: Path
+) -> None:
+    del transport
+    broken = tmp_path / "broken"
+    with (
+        on_device(model_path, broken, "--stuck-after", "1") as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == SERVING
+        broken.write_text(HANGS)
+        caller = threading.Thread(target=ask, args=(channel,))
+        caller.start()
+        assert next(watch).status == NOT_SERVING
+        bark = service.wait_for("stuck")
+        assert bark["reason"].startswith("a run of the model has been under way for ")
+        assert any("replayed.py" in place for place in bark["at"])
+        with pytest.raises(OSError, match="503"):
+            service.get("/healthz")
+        series = service.series()
+        assert series["digits_stuck_total", ()] == 1
+        assert series["digits_serving", ()] == 0
+        broken.unlink()
+        assert next(watch).status == SERVING
+        caller.join()
+        assert ask(channel) == grpc.StatusCode.OK
+        assert service.get("/healthz") == f"SERVING on {DEVICE}\n"
+        assert service.stop() == 0
+
+
+def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
+    model_path: Path, transport: str, tmp_path: Path
+) -> None:
+    del transport
+    broken = tmp_path / "broken"
+    with on_device(model_path, broken, "--grace", "0.5") as service, grpc.insecure_channel(service.address) as channel:
+        broken.write_text(HANGS)
+        caller = threading.Thread(target=ask, args=(channel,))
+        caller.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert service.stop() == 1
+        assert time.monotonic() - began < 9
+        assert service.lines[-1]["event"] == "stopped by force"
+        caller.join()
+
+
+@pytest.mark.usefixtures("transport")
+def test_a_process_that_was_frozen_is_not_thought_stuck(model_path: Path) -> None:
+    with serving(model_path, "--stuck-after", "2") as service:
+        service.process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        service.process.send_signal(signal.SIGCONT)
+        time.sleep(1.5)
+        assert service.get("/healthz").startswith("SERVING")
+        assert service.series()["digits_stuck_total", ()] == 0
