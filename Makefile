@@ -93,6 +93,9 @@ fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each; what b
 	done
 
 native-fuzz: .venv/dev.stamp ## fuzz the native transport's reading of requests, SECONDS=60 each (needs cargo-fuzz and a nightly Rust)
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
+		echo "native-fuzz needs a nightly Rust and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz" >&2; \
+		exit 1; }
 	@$(PY) -m fuzz.seeds requests native/fuzz/corpus/requests
 	@cd native/fuzz && cargo +nightly run --quiet --locked --example seeds
 	@cd native && for target in requests predict infer; do \
@@ -119,6 +122,7 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 
 clean: ## remove what was made: .venv, model.onnx, caches
 	rm -rf .venv .venv-gpu model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
+	rm -rf native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)
