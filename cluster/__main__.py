@@ -20,7 +20,8 @@ def main() -> int:
         return 2
     log = make_logger(settings.log_format, settings.log_level)
     if find_spec("ray") is None:
-        log.error("cannot start", reason="Ray is not installed: pip install 'digitserve[ray]'")
+        how = "pip install -c constraints.txt -c constraints-ray.txt -e '.[ray]'"
+        log.error("cannot start", reason=f"Ray is not installed: {how}")
         return 1
     from cluster.deploying import deploy  # noqa: PLC0415 (--help and a bad option answer at once)
 

@@ -185,7 +185,7 @@ def need(*modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise CommandError(
-            f"{', '.join(missing)} not installed: pip install 'digitserve[train]' brings what this needs"
+            f"{', '.join(missing)} not installed; in the project's folder: pip install -c constraints.txt -e '.[train]'"
         )
 
 

@@ -66,7 +66,7 @@ def score(
     Exit status: 0 all was read; 1 some rows could not be; 2 wrong usage; 5 the run could not start or go on.
     """
     if find_spec("pyarrow") is None:
-        _end("scoring needs pyarrow, which is not installed: pip install 'digitserve[client,score]'")
+        _end("scoring needs pyarrow, which is not installed: pip install -c constraints.txt -e '.[score]'")
     from score import engines  # noqa: PLC0415 (pyarrow and ONNX Runtime take a second, which --help does not need)
     from score.errors import ScoreError  # noqa: PLC0415
     from score.inputs import Columns  # noqa: PLC0415
@@ -74,7 +74,8 @@ def score(
 
     chosen: Literal["local", "ray"] = "ray" if engine == "ray" or (engine == "auto" and ray_address) else "local"
     if chosen == "ray" and not engines.has_ray():
-        _end("--engine ray needs Ray, which is not installed: pip install 'digitserve[client,score,ray]'")
+        how = "pip install -c constraints.txt -c constraints-ray.txt -e '.[ray]'"
+        _end(f"--engine ray needs Ray, which is not installed: {how}")
     options = Options(
         source, output, model, Columns(column, id_column), chosen, workers, shard_rows, overwrite, ray_address
     )

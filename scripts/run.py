@@ -9,31 +9,23 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from service.config import SettingsError, load
+import own_server
 
 if TYPE_CHECKING:
     from types import FrameType
 
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (what one listens on is not what one calls)
 UP_WITHIN = 60  # seconds
 
 
 def main() -> int:
     """The server's exit status, or the demonstration's where that failed."""
-    try:
-        settings = load([])
-    except SettingsError as e:
-        print(e, file=sys.stderr)
-        return 2
-    if settings.port == 0:
-        print("DIGITS_PORT is 0: choose a port, so that the digits can be sent there", file=sys.stderr)
-        return 2
-    host = ANYWHERE.get(settings.host, settings.host)
+    settings = own_server.settings()
+    own_server.end_if_taken(settings)
     server = subprocess.Popen([sys.executable, "-m", "service"])
     _pass_on_signals(server)
     demo = subprocess.Popen(
         [sys.executable, "-m", "client", "demo", "--wait", str(UP_WITHIN)],
-        env={**os.environ, "DIGITS_ADDRESS": f"{host}:{settings.port}"},
+        env={**os.environ, "DIGITS_ADDRESS": own_server.address(settings)},
     )
     threading.Thread(target=_end_with, args=(server, demo), daemon=True).start()
     failed = demo.wait()

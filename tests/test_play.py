@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
     from selenium.webdriver import Chrome
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'digitserve[dev]'")
-axe = pytest.importorskip(
-    "axe_core_python.base", reason="axe-core-python is not installed: pip install 'digitserve[dev]'"
-)
+pytest.importorskip("selenium", reason="selenium is not installed: pip install -e '.[dev]'")
+axe = pytest.importorskip("axe_core_python.base", reason="axe-core-python is not installed: pip install -e '.[dev]'")
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402

@@ -268,7 +268,7 @@ def test_a_column_may_have_a_dot_in_its_name(tmp_path: Path, model_path: Path) -
 def test_what_is_not_installed_is_named(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("score.engines.has_ray", lambda: False)
     refused = score(IMAGES, tmp_path / "out", model_path, "--engine", "ray")
-    assert (refused.exit_code, "pip install 'digitserve[client,score,ray]'" in refused.stderr) == (5, True)
+    assert (refused.exit_code, "-c constraints-ray.txt -e '.[ray]'" in refused.stderr) == (5, True)
     monkeypatch.setattr("score.command.find_spec", lambda _: None)
     refused = score(IMAGES, tmp_path / "out", model_path)
     assert (refused.exit_code, "scoring needs pyarrow, which is not installed" in refused.stderr) == (5, True)

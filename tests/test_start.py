@@ -1,0 +1,127 @@
+"""`make run` and `make play`, by the scripts that make runs: what they show, and what they say of a mistake."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+import pytest
+from conftest import ROOT, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def environment(model_path: Path) -> dict[str, str]:
+    """Ports that nobody else has."""
+    ports = {name: str(free_port()) for name in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "PLAY_PORT")}
+    return {**os.environ, **ports, "DIGITS_MODEL": str(model_path), "DIGITS_GRACE": "1"}
+
+
+@contextmanager
+def started(script: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, ROOT / "scripts" / script]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def refused(script: str, environment: dict[str, str]) -> tuple[int, str, str]:
+    command = [sys.executable, ROOT / "scripts" / script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def lines_until(output: IO[str] | None, text: str) -> list[str]:
+    assert output is not None
+    lines = []
+    for line in output:
+        lines.append(line)
+        if text in line:
+            return lines
+    pytest.fail(f"ended without {text!r}: {lines}")
+
+
+def test_run_shows_ten_digits_and_serves_on_until_it_is_stopped(environment: dict[str, str]) -> None:
+    with started("run.py", environment) as process:
+        shown = "".join(lines_until(process.stdout, "Serving on; Ctrl-C stops it."))
+        assert f"sent to 127.0.0.1:{environment['DIGITS_PORT']} over gRPC" in shown
+        assert shown.count("right") + shown.count(", not ") == 10
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("script", ["run.py", "look.py"])
+@pytest.mark.parametrize("variable", ["DIGITS_PORT", "DIGITS_METRICS_PORT"])
+def test_a_port_that_is_taken_is_told_before_anything_starts(
+    environment: dict[str, str], script: str, variable: str
+) -> None:
+    with socket.create_server(("127.0.0.1", int(environment[variable]))):
+        status, shown, said = refused(script, environment)
+    assert (status, shown) == (1, "")
+    assert f"port {environment[variable]} on 127.0.0.1 is taken" in said
+    assert variable in said
+
+
+@pytest.mark.parametrize("script", ["run.py", "look.py"])
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [("DIGITS_MAX_BATCH", "0", "max-batch"), ("DIGITS_PORT", "0", "DIGITS_PORT is 0"), ("DIGITS_MODEL", "/no", "/no")],
+)
+def test_a_mistake_in_the_environment_is_told_and_no_page_is_announced(
+    environment: dict[str, str], script: str, variable: str, value: str, sentence: str
+) -> None:
+    status, shown, said = refused(script, {**environment, variable: value})
+    assert status > 0
+    assert sentence in said
+    assert "look inside at" not in shown
+    assert "right" not in shown
+
+
+def test_play_serves_model_and_page_until_it_is_stopped(environment: dict[str, str]) -> None:
+    with started("look.py", environment) as process:
+        lines_until(process.stdout, f"look inside at http://127.0.0.1:{environment['PLAY_PORT']}")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
+    environment: dict[str, str], model_path: Path
+) -> None:
+    with serving(model_path) as service:
+        port = service.address.rpartition(":")[2]
+        with started("look.py", {**environment, "DIGITS_PORT": port}) as process:
+            shown = lines_until(process.stdout, "look inside at")
+            assert shown[0] == f"a server is up at 127.0.0.1:{port}: the page asks that one\n"
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+        time.sleep(0.2)
+        assert service.get("/healthz").startswith("SERVING")
+
+
+def test_play_whose_own_port_is_taken_fails_and_takes_its_server_with_it(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(environment["PLAY_PORT"]))):
+        status, shown, said = refused("look.py", environment)
+    assert status == 1
+    assert "look inside at" not in shown
+    assert f"cannot listen on 127.0.0.1 port {environment['PLAY_PORT']}" in said
+    assert '"stopped"' in said
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", int(environment["DIGITS_PORT"])), 1).close()
