@@ -208,13 +208,13 @@ def _plot_curves(results: Results, path: Path) -> None:
     for name, curve in results.curves.items():
         colour = COLOURS.get(name)
         rates = [point["rate"] for point in curve["latency"]]
-        left.plot(rates, [point["p50"] for point in curve["latency"]], color=colour, label=f"{name} p50")
-        left.plot(rates, [point["p99"] for point in curve["latency"]], color=colour, linestyle="--", label="p99")
+        left.plot(rates, [point["p50"] for point in curve["latency"]], color=colour, label=name)
+        left.plot(rates, [point["p99"] for point in curve["latency"]], color=colour, linestyle="--")
         connections = [point["connections"] for point in curve["connections"]]
-        right.plot(connections, [point["cpu_us"] for point in curve["connections"]], color=colour, label=name)
-    left.set(xscale="log", yscale="log", xlabel="calls a second, sent on time whatever happens", ylabel="microseconds")
+        right.plot(connections, [point["cpu_us"] for point in curve["connections"]], color=colour)
+    left.set(xscale="log", yscale="log", xlabel="calls a second, sent on time whatever happens")
+    left.set_ylabel("microseconds: p50, and p99 dashed")
     right.set(xscale="log", yscale="log", xlabel="connections, one call in flight on each", ylabel="CPU us a call")
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+    figure.legend(loc="outside upper center", ncols=len(results.curves), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

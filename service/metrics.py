@@ -102,7 +102,7 @@ class Metrics(Collector):
         )
         self.stuck = Counter(
             "digits_stuck_total",
-            "Times that for --stuck-after seconds a run of the model did not come back or the event loop stood still.",
+            "Times that a run of the model did not come back, the event loop stood still, or a thread ended.",
             registry=registry,
         )
         self.rotations = _counter(

@@ -177,7 +177,7 @@ class Server:
         self._started = True
         await self._tell_health()
         self._in_background(self._keeper.run())
-        self._watchdog.start()
+        self._watchdog.start(self.transport.threads)
         if settings.model_poll:
             self._in_background(self._reloader.watch(self._swap, settings.model_poll))
 

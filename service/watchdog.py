@@ -1,4 +1,4 @@
-"""Whether what must go on does: that each run of the model comes back, and that the event loop turns.
+"""Whether what must go on does: that each run of the model comes back, the event loop turns, and threads live.
 
 A run that never ends, as on a GPU that hangs, raises nothing: callers only wait, and health would say SERVING for ever.
 A thread of its own looks every second. What it finds is for health, the metrics and the log to tell; whether to start
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -30,7 +30,7 @@ _FRAMES = 3
 
 
 class Watchdog:
-    """Looks after the models given to `watch` and after `loop`; `changed` is called, on the loop, when `trouble` has.
+    """Looks after `loop`, models and threads; `changed` is called, on the loop, when `trouble` has.
 
     What takes more than `patience` seconds is stuck; 0 is never. Time is counted in ticks of its own thread, so that a
     process that was frozen as a whole, or a clock that jumped, is no trouble.
@@ -51,6 +51,7 @@ class Watchdog:
         self._changed = changed
         self._tick = self._turned = 0
         self._runs: dict[int, int] = {}
+        self._threads: Sequence[threading.Thread] = ()
         self._loop_thread = threading.get_ident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
@@ -63,11 +64,12 @@ class Watchdog:
     def trouble(self) -> str:
         """What does not go on, in a line for the operator; nothing while all does. For any thread to ask."""
         stuck = self._stuck()
-        return f"{stuck.what} for {stuck.ticks * TICK:.0f} s" if stuck else ""
+        return stuck.what if stuck else ""
 
-    def start(self) -> None:
-        """Look from now on, on the thread of the event loop."""
+    def start(self, threads: Sequence[threading.Thread]) -> None:
+        """Look from now on, on the thread of the event loop; `threads` must live until `stop`."""
         self._loop_thread = threading.get_ident()
+        self._threads = threads
         self._thread.start()
 
     def stop(self) -> None:
@@ -83,13 +85,18 @@ class Watchdog:
         del self._runs[threading.get_ident()]
 
     def _stuck(self) -> _Stuck | None:
+        for ended in self._threads:
+            if not ended.is_alive():
+                return _Stuck(f"the thread {ended.name} has ended", 0)
         tick, runs = self._tick, self._runs.copy()
-        thread, since = min(runs.items(), key=lambda run: run[1], default=(0, tick))
-        found = [  # a run on the event loop holds that up too, and is what should be told
-            _Stuck("a run of the model has been under way", tick - since, thread),
-            _Stuck("the event loop has stood still", tick - self._turned, self._loop_thread),
-        ]
-        return next((one for one in found if 0 < self._patience < one.ticks * TICK), None)
+        running, since = min(runs.items(), key=lambda run: run[1], default=(0, tick))
+        for what, ticks, thread in (  # a run on the event loop holds that up too, and is what should be told
+            ("a run of the model has been under way", tick - since, running),
+            ("the event loop has stood still", tick - self._turned, self._loop_thread),
+        ):
+            if 0 < self._patience < ticks * TICK:
+                return _Stuck(f"{what} for {ticks * TICK:.0f} s", thread)
+        return None
 
     def _look(self) -> None:
         was_stuck = False
@@ -110,12 +117,11 @@ class Watchdog:
             self._log.info("goes on again")
         else:
             self._metrics.stuck.inc()
-            self._log.error("stuck", reason=self.trouble, at=_place(stuck.thread))
+            self._log.error("stuck", reason=stuck.what, at=_place(stuck.thread))
 
 
 class _Stuck(NamedTuple):
     what: str
-    ticks: int
     thread: int
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import serving, until
+from conftest import needs_native, serving, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from held import Held
 from prometheus_client import CollectorRegistry
@@ -20,8 +20,11 @@ from structlog.testing import CapturingLogger
 from test_device import DEVICE, NOT_SERVING, SERVING, ask, on_device
 
 from service import watchdog
+from service.config import load
 from service.metrics import Metrics
 from service.model import Model
+from service.server import Server
+from service.transports.host import Host
 from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -33,13 +36,13 @@ BLANK = np.zeros((1, 784), np.uint8)
 class Dog:
     """A watchdog that is quick and whose barks are written down; `log` and `told` grow on other threads."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, *threads: threading.Thread) -> None:
         self.registry = CollectorRegistry()
         self.log = CapturingLogger()
         self.told: list[str] = []
         log: Any = self.log
         self.dog = Watchdog(patience, Metrics(self.registry), log, asyncio.get_running_loop(), self.changed)
-        self.dog.start()
+        self.dog.start(threads)
 
     def changed(self) -> None:
         self.told.append(self.dog.trouble)
@@ -110,6 +113,38 @@ async def test_zero_is_never(model_path: Path) -> None:
     await run
     watched.dog.stop()
     assert watched.told == []
+
+
+async def test_a_thread_that_ends_is_told_though_nothing_waits() -> None:
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="worker")
+    thread.start()
+    watched = Dog(0, thread)
+    await asyncio.sleep(0.1)
+    assert watched.told == []
+    end.set()
+    await until(lambda: watched.told == ["the thread worker has ended"])
+    watched.dog.stop()
+    assert watched.count == 1
+
+
+@needs_native
+async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def array(host: Host, images: int) -> Any:
+        if threading.current_thread().name == "native-model":
+            raise MemoryError
+        return plenty(host, images)
+
+    plenty = Host.array
+    monkeypatch.setattr(Host, "array", array)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    options = ["--transport=native", f"--model={model_path}", "--port=0", "--metrics-port=0", "--grace=0"]
+    log: Any = CapturingLogger()
+    server = Server(load(options), log)
+    await server.start()
+    await until(lambda: not server._is_serving())
+    assert server._trouble == "the thread native-model has ended"
+    await server.stop()
 
 
 # The whole server, both transports.

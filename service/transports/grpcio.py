@@ -22,6 +22,7 @@ from service.transports.traced import TracedObserver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from threading import Thread
 
     from structlog.typing import FilteringBoundLogger
 
@@ -78,6 +79,8 @@ class GrpcioTransport:
         open_health: bool = True,
         tracing: Tracing | None = None,
     ) -> None:
+        self.threads: tuple[Thread, ...] = ()
+        """None of its own: the library has them."""
         self._tls = tls
         self._line = line
         self._streams = OpenStreams()

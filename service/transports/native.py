@@ -152,7 +152,7 @@ class NativeTransport:
         metrics.waiting_limit.set(max_waiting)
         metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
         self._following: asyncio.Task[None] | None = None
-        self._threads = [
+        self.threads = [
             Thread(target=self._server.run, name="native", daemon=True),
             Thread(target=self._server.run_model, name="native-model", daemon=True),
         ]
@@ -165,7 +165,7 @@ class NativeTransport:
             bound = int(self._server.listen(host, port))
         except OSError as e:
             raise AddressInUse(f"cannot listen on {host} port {port}: {e}") from e
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
         if self._tokens is not None:
             self._following = asyncio.create_task(self._follow(self._tokens))
@@ -183,7 +183,7 @@ class NativeTransport:
         self._server.set_healthy(False)
         await asyncio.sleep(drain_wait)
         self._server.drain(grace)
-        serving, running = self._threads
+        serving, running = self.threads
         await asyncio.to_thread(serving.join)
         self._server.close()
         await asyncio.to_thread(running.join)
