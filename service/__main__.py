@@ -10,10 +10,11 @@ import asyncio  # noqa: E402 (the clock comes first: imports are most of a start
 import ctypes  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
-from service.config import SettingsError, load  # noqa: E402
+from service.config import SettingsError, load, unknown_variables  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,13 @@ def main() -> int:
 
     keep_memory_together()
     log = make_logger(settings.log_format, settings.log_level)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Nobody is owed an answer before it serves; and while the model is loaded the event loop would not hear of it.
+        # Without a word: whoever writes the log may be what is interrupted.
+        signal.signal(number, lambda *_: os._exit(0))
     log.info("starting", **settings.described())
+    for name, meant in unknown_variables(os.environ).items():
+        log.warning("not an option", variable=name, similar=meant)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(settings, log, _BEGAN))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -11,7 +13,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic_core import ErrorDetails
+
+PREFIX = "DIGITS_"
+"""Of the environment variables."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
@@ -27,7 +34,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="DIGITS_",
+        env_prefix=PREFIX,
         cli_prog_name="python -m service",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -206,6 +213,13 @@ def parsed_options(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Names in it that begin as those of options do and are none, each with the option that may be meant."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    unknown = [name for name in environment if name.startswith(PREFIX) and name not in known]
+    return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in unknown}
+
+
 class SettingsError(Exception):
     """An option holds what it must not; one line for each, naming flag, variable, value and what was expected."""
 
@@ -215,6 +229,11 @@ def load(arguments: list[str]) -> Settings:
 
     Raises SettingsError for a bad value. `--help` and unknown flags end the process, as argparse does.
     """
+    for argument, following in pairwise([*arguments, "--"]):
+        # An empty variable is one that is not set; an empty flag is a mistake, such as "$TOKENS" where there is none.
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and (value if equals else following) == "":
+            raise SettingsError(f"{_flag(flag[2:].replace('-', '_'))} is '': give a value, or leave it out")
     try:
         return CliApp.run(Settings, cli_args=arguments)
     except ValidationError as e:

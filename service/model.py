@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -132,6 +133,8 @@ class Model:
 def _read(path: Path, sha256: str) -> bytes:
     """The file's bytes, verified before any parser sees them."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would wait for whoever writes into it
+            raise ModelFileError("is no regular file")
         content = path.read_bytes()
     except FileNotFoundError:
         raise ModelFileError("no such file: write it with `python -m export onnx`") from None

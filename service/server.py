@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 _CLEARING_UP = 5.0
-"""Seconds beyond those that calls in flight have; only a thread that is stuck takes so long."""
+"""Seconds beyond those that calls in flight have; only what is stuck takes so long."""
 
 
 class Server:
@@ -242,9 +243,9 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, on_hangup)  # before there is a server, for it would end the process
+    server = Server(settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    server = Server(settings, log)
     await server.start()
     # What is there by now stays to the end: the collector need not go through it again and again while requests wait.
     gc.freeze()
@@ -258,14 +259,26 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         weights_sha256=server.model.info.weights_sha256,
         provider=server.model.provider,
         transport=server.transport_name,
+        tls=settings.tls_cert is not None,
+        client_certificates=settings.tls_client_ca is not None,
+        tokens=settings.tokens_file is not None,
         seconds=round(time.monotonic() - began, 3),
     )
     await stop.wait()
     log.info("stopping", signal=received[0], grace=settings.grace)
-    try:
-        await asyncio.wait_for(server.stop(), settings.drain_wait + settings.grace + _CLEARING_UP)
-    except TimeoutError:
-        # A run that never comes back keeps its thread, for which an ordinary exit would wait.
-        log.error("stopped by force", reason="a run of the model has not come back")  # noqa: TRY400 (no traceback)
-        os._exit(1)
+    _end_within(settings.drain_wait + settings.grace + _CLEARING_UP, log)
+    await server.stop()
     log.info("stopped")
+
+
+def _end_within(seconds: float, log: FilteringBoundLogger) -> None:
+    """End the process after so long, whatever it waits for: a run or a read that never comes back keeps its thread."""
+
+    def end() -> None:
+        waits_for = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        log.error("stopped by force", reason=f"it had not ended {_CLEARING_UP:g} s after the grace", threads=waits_for)
+        os._exit(1)
+
+    force = threading.Timer(seconds, end)
+    force.daemon = True
+    force.start()

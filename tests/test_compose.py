@@ -332,8 +332,11 @@ def test_the_probe_says_whether_health_says_serving(server: ServiceProcess, capf
     assert "usage: " in err
 
 
-def test_the_probe_of_a_server_with_tls_asks_over_http(server: ServiceProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIGITS_TLS_CERT", "/tls/tls.crt")
+@pytest.mark.parametrize(("variable", "value"), [("DIGITS_TLS_CERT", "/tls/tls.crt"), ("DIGITS_OPEN_HEALTH", "false")])
+def test_the_probe_of_a_server_that_it_may_not_ask_asks_over_http(
+    server: ServiceProcess, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
     monkeypatch.setenv("DIGITS_METRICS_PORT", server.metrics_url.split(":")[2].split("/")[0])
     assert healthcheck(["127.0.0.1:1"]) == 0
     monkeypatch.setenv("DIGITS_METRICS_PORT", "1")

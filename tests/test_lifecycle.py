@@ -17,7 +17,7 @@ from conftest import ROOT, launch, serving
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.config import load
+from service.config import SettingsError, load
 from service.errors import StartError
 from service.parts import chosen_transport
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
@@ -37,6 +37,34 @@ def test_a_signal_stops_it_cleanly(model_path: Path, number: signal.Signals) -> 
         events = [line["event"] for line in service.lines]
         assert events == ["starting", "serving", "stopping", "stopped"]
         assert service.lines[2]["signal"] == number.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.Signals) -> None:
+    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0")
+    try:
+        service.wait_for("starting")
+        assert service.stop(number) == 0
+    finally:
+        service.close()
+
+
+def test_a_variable_that_is_no_option_is_told_with_the_one_that_may_be_meant(model_path: Path) -> None:
+    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env={"DIGITS_TOKEN_FILE": "tokens"})
+    try:
+        told = service.wait_for("not an option")
+        assert (told["variable"], told["similar"]) == ("DIGITS_TOKEN_FILE", "DIGITS_TOKENS_FILE")
+        assert service.wait_for("serving")["tokens"] is False
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("arguments", [["--tokens-file", ""], ["--tls-cert="], ["--port", "1", "--model-sha256="]])
+def test_an_empty_flag_is_refused_by_name(arguments: list[str]) -> None:
+    with pytest.raises(
+        SettingsError, match=r"--(tokens-file|tls-cert|model-sha256) \(or DIGITS_\w+\) is '': give a value"
+    ):
+        load(arguments)
 
 
 def test_the_start_line_shows_every_option(model_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import platform
 import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +25,7 @@ from service import __version__
 from service.distribution import LONGEST_IN_EXEMPLAR
 from service.metrics import CONFIDENCE_BUCKETS, Metrics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.transports.http import HttpEndpoint
 from service.transports.status import code_name
 
 if TYPE_CHECKING:
@@ -246,6 +248,14 @@ def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[
     assert "/metrics" in service.get("/")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         service.get("/admin")
+
+
+def test_a_connection_on_which_nothing_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.transports.http._PATIENCE", 0.2)
+    endpoint = HttpEndpoint("127.0.0.1", 0, CollectorRegistry(), serving=lambda: True)
+    with socket.create_connection(("127.0.0.1", endpoint.port), 5) as silent:
+        assert silent.recv(1) == b""
+    endpoint.stop()
 
 
 def test_every_status_code_has_its_name_in_gos_spelling() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,9 +64,11 @@ def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
         Model(tmp_path / "model.onnx")
 
 
-def test_a_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="cannot be read: Is a directory"):
-        Model(tmp_path)
+def test_a_folder_or_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # whoever opened it would wait for a writer
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ModelFileError, match="is no regular file"):
+            Model(path)
 
 
 def test_a_file_cut_short_is_refused_wherever_it_was_cut(tmp_path: Path, model_path: Path) -> None:

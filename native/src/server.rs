@@ -47,9 +47,12 @@ pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::
     let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(LOOKING).build()?;
     runtime.block_on(async {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
-        tokio::spawn(run_small(core.clone(), runner));
-        serve(core, listeners).await;
-        Ok(())
+        let small = tokio::spawn(run_small(core.clone(), runner));
+        tokio::select! {
+            () = serve(core, listeners) => Ok(()),
+            // It never ends by itself: without it small requests would wait for ever behind a door that is open.
+            ended = small => Err(io::Error::other(format!("small batches are run no more: {ended:?}"))),
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import make_wsgi_app, start_http_server
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     from prometheus_client import CollectorRegistry
+
+_PATIENCE = 10.0
+"""Seconds that one who has connected may take for his request."""
 
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
@@ -39,6 +42,9 @@ class HttpEndpoint:
         except OSError as e:
             raise refused(host, port, e) from e
         self._server.set_app(self._answer)
+        # A connection on which nothing comes would hold its thread for ever.
+        handler: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": _PATIENCE})
         self.port = int(self._server.server_port)
 
     def stop(self) -> None:
