@@ -204,10 +204,12 @@ def test_a_ready_pod_is_left_out_before_it_is_killed() -> None:
 
 def test_the_probes_ask_the_real_server_and_it_says_serving(server: ServiceProcess) -> None:
     parts = (container(deployment()), runtime())
-    probes = [
-        part[kind] for part in parts for kind in ("startupProbe", "readinessProbe", "livenessProbe") if kind in part
-    ]
-    assert len(probes) == 5
+    probes = [part[kind] for part in parts for kind in ("startupProbe", "readinessProbe") if kind in part]
+    assert len(probes) == 3
+    for part in parts:
+        alive = part["livenessProbe"]["httpGet"]
+        assert alive["port"] in ("metrics", int(options("base")["DIGITS_METRICS_PORT"]))
+        assert "SERVING" in server.get(alive["path"])
     with grpc.insecure_channel(server.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for probe in probes:
@@ -215,7 +217,7 @@ def test_the_probes_ask_the_real_server_and_it_says_serving(server: ServiceProce
             reply = stub.Check(health_pb2.HealthCheckRequest(service=probe["grpc"]["service"]), timeout=5)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
     patch = yaml.safe_load((KUBERNETES / "components/tls/deployment.yaml").read_text())
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for kind in ("startupProbe", "readinessProbe"):
         probe = container(patch)[kind]
         assert probe["grpc"] is None, "the kubelet's gRPC probe speaks no TLS"
         assert "SERVING" in server.get(probe["httpGet"]["path"])
