@@ -17,7 +17,8 @@ let network = null; // what serves
 let answer = null; // the last answer
 let chosen = [2, 0], byHand = false; // the neuron looked at: place of its layer, place in it; whether a person chose it
 let step = 3;
-let cells = [], ranks = [], lines = [], picture = null, settled = 0;
+let ranks = []; // of cells, one behind the other: a layer each, or on a phone its two rows
+let cells = [], lines = [], picture = null, settled = 0;
 
 // --- asking -------------------------------------------------------------------------------------------------------
 
@@ -54,7 +55,8 @@ async function fetched(path, options = {}, job = null) {
       return body;
     }
     if (reply.status === 422) { // nothing that could be a digit; whoever draws has only begun, with a first dot
-      if (job.drawing === drawing) $("verdict").textContent = job.content === asPng ? "Go on: too little yet for a digit." : sentence(body.error);
+      const why = job.content === asPng ? "Go on: too little yet for a digit." : sentence(body.error);
+      if (job.drawing === drawing) $("verdict").textContent = why;
       return null;
     }
     complain(reply.status >= 500 || reply.status === 429
