@@ -132,7 +132,7 @@ def start(server: Server, image: npt.NDArray[np.uint8], digit: int) -> Running:
 def _check_answers(running: Running, image: npt.NDArray[np.uint8], digit: int) -> None:
     for found in _asked(running, image):
         if running.server.answers and found != digit:
-            raise NotHere(f"{running.server.name} reads a {digit} as {found}")
+            raise NotHere(f"{running.server.name} reads the digit {digit} as {found}")
 
 
 def _asked(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:

@@ -91,7 +91,7 @@ def bars(
         text.append(_bar(brightness, width, ascii_only=ascii_only), style or "white")
         text.append(f" {brightness:.2f}".replace(" 0.", " .").replace("1.00", "1.0"), style or "dim")
         text.append("\n")
-    text.append("\na ")
+    text.append("\nan " if digit == 8 else "\na ")
     text.append(str(digit), "bold green")
     if label is not None:
         right = label == digit

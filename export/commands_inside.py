@@ -113,7 +113,7 @@ def nonsense(
         table.add_row(kind, f"{found.one_lit:.1%}", f"{found.certain:.1%}", favourite)
         activations = network.forward(pictures).activations
         first = np.argsort(-activations.max(axis=1), kind="stable")[:4]
-        surest += [(pictures[i], f"a {activations[i].argmax()}: {activations[i].max():.3f}") for i in first]
+        surest += [(pictures[i], f"{activations[i].argmax()}: {activations[i].max():.3f}") for i in first]
     Console().print(table)
     if png_file:
         from export import plots  # noqa: PLC0415 (matplotlib is an extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ async def neuron(request: Request) -> Response:
     found = await request.state.client.explain(pixels, [asked])
     why = found.explanations[0][0]
     return JSONResponse(
-        {"bias": why.bias, "contributions": _rounded(why.contributions), "gradient": _rounded(why.gradient)}
+        {"bias": why.bias, "contributions": _rounded(why.contributions), "gradient": _to_four_digits(why.gradient)}
     )
 
 
@@ -163,6 +164,12 @@ def _is_raw(request: Request) -> bool:
 def _rounded(values: Any) -> Any:
     """As a person can tell them apart, in a third of the bytes."""
     return np.round(values.astype(np.float64), 5).tolist()
+
+
+def _to_four_digits(values: Any) -> Any:
+    """Of the largest of them: the slopes of an output that is sure are tiny, and differ all the same."""
+    largest = max(float(np.abs(values).max()), 1e-30)
+    return np.round(values.astype(np.float64), 3 - math.floor(math.log10(largest))).tolist()
 
 
 def _file(name: str) -> Any:

@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from PIL import Image
 
-from client import AsyncDigitsClient, DigitsClient, DigitsError, FieldViolation
+from client import AsyncDigitsClient, DigitsClient, DigitsError, FieldViolation, render
 from export import checkpoint
 from service.pb.digits.v1.digits_pb2 import PredictResponse
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceServicer, add_DigitServiceServicer_to_server
@@ -383,6 +383,11 @@ def test_more_images_than_a_message_may_hold_go_in_several(server: ServiceProces
     assert [a["image"] for a in answers] == list(range(1100))
     digits = [a["digit"] for a in answers]
     assert digits == 11 * digits[:100]
+
+
+def test_the_answer_is_an_8_and_a_3() -> None:
+    answers = {digit: render.bars(np.eye(10, dtype=np.float32)[digit], digit, 10).plain for digit in (3, 8)}
+    assert [text.splitlines()[-1] for text in answers.values()] == ["a 3", "an 8"]
 
 
 def test_a_terminal_without_unicode_gets_bars_of_ascii(server: ServiceProcess) -> None:

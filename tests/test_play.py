@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import shutil
 import signal
 import socket
@@ -92,7 +93,8 @@ def browser(chrome: Chrome, page: str) -> Chrome:
 def size(chrome: Chrome, width: int, height: int, scheme: str = "light") -> None:
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # what moves is hard to press
+    features = [{"name": name, "value": value} for name, value in media.items()]
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
@@ -113,8 +115,18 @@ def said(browser: Chrome) -> str:
     return browser.find_element(By.ID, "verdict").text
 
 
+def one(digit: int) -> str:
+    return f"an {digit}" if digit == 8 else f"a {digit}"
+
+
 def reads(browser: Chrome, digit: int) -> bool:
-    return browser.find_element(By.ID, "digit").text == str(digit) and f"Reads a {digit}" in said(browser)
+    return browser.find_element(By.ID, "digit").text == str(digit) and f"Reads {one(digit)}," in said(browser)
+
+
+def take(browser: Chrome, label: int) -> None:
+    """A sample, answered."""
+    browser.find_elements(By.CSS_SELECTOR, "#samples button")[label].click()
+    until(lambda: said(browser).startswith("Reads"))
 
 
 def draw_seven(browser: Chrome) -> None:
@@ -165,6 +177,12 @@ def test_what_the_gateway_passes_on_adds_up(page: str, digits: np.ndarray) -> No
         assert len(why["contributions"]) == below
         assert why["bias"] == pytest.approx(network["biases"][layer - 1][3], abs=1e-4)
         assert sum(why["contributions"]) + why["bias"] == pytest.approx(found["sums"][layer - 1][3], abs=5e-3)
+
+
+def test_the_slopes_of_a_sure_output_are_told_apart(page: str) -> None:
+    slopes = post(page, "neuron/3/7", read_bytes(drawn_seven())[0].tobytes(), "application/octet-stream")["gradient"]
+    assert max(map(abs, slopes)) < 1e-2
+    assert len(set(slopes)) > 300
 
 
 @pytest.mark.parametrize(
@@ -245,6 +263,9 @@ def test_every_sample_is_answered_as_the_service_answers_it(browser: Chrome, pag
         digit = post(page, "read", bytes(sample["pixels"]), "application/octet-stream")["digit"]
         button.click()
         until(lambda digit=digit: reads(browser, digit))
+        mistake = "" if digit == sample["label"] else f"; it is {one(sample['label'])}"
+        assert said(browser).endswith(f"{mistake}.")
+        assert (";" in said(browser)) == bool(mistake)
         right += digit == sample["label"]
     assert right >= 9
 
@@ -284,18 +305,143 @@ def test_stepping_shows_the_layers_one_after_the_other(browser: Chrome) -> None:
     assert shown == [32, 16, 0, 16]
 
 
+ROWS = """return [...document.querySelectorAll(arguments[0])].map(
+    (row) => [...row.cells].map((cell) => cell.textContent))"""
+
+
+def numbers(browser: Chrome, rows: str) -> np.ndarray:
+    """The columns of the rows after their heads; what is empty is 0."""
+    return np.array([[float(cell or 0) for cell in row[1:]] for row in browser.execute_script(ROWS, rows)])
+
+
 @needs_browser
-def test_the_table_holds_every_number(browser: Chrome, page: str) -> None:
-    browser.find_elements(By.CSS_SELECTOR, "#samples button")[2].click()
-    until(lambda: said(browser).startswith("Reads"))
+def test_the_tables_hold_the_numbers_of_every_layer_and_of_the_neuron_shown(browser: Chrome, page: str) -> None:
+    take(browser, 2)
     browser.find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")) == 42)
-    rows = [row.text.split() for row in browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")]
     with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
         pixels = bytes(json.load(reply)[2]["pixels"])
     found = post(page, "read", pixels, "application/octet-stream")
-    expected = [value for layer in (2, 0, 1) for value in found["layers"][layer]]
-    assert [float(row[1]) for row in rows] == pytest.approx(expected, abs=6e-5)
+    expected = [[v, s] for i in (2, 0, 1) for v, s in zip(found["layers"][i], found["sums"][i], strict=True)]
+    np.testing.assert_allclose(numbers(browser, "#tables tbody tr"), expected, atol=6e-5)
+    for cell, path, below in ((5, "neuron/1/5", 784), (32 + 7, "neuron/3/7", 16)):
+        browser.execute_script("document.querySelectorAll('.cell')[arguments[0]].focus()", cell)
+        adds_up, slopes = "#looked table:first-child", "#looked table:last-child"
+        until(lambda rows=f"{adds_up} tbody tr", n=below: len(browser.find_elements(By.CSS_SELECTOR, rows)) == n)
+        why = post(page, path, pixels, "application/octet-stream")
+        contributions = numbers(browser, f"{adds_up} tbody tr")
+        np.testing.assert_allclose(contributions[:, 2], why["contributions"], atol=6e-5)
+        np.testing.assert_allclose(contributions[:, 0] * contributions[:, 1], contributions[:, 2], atol=2e-3)
+        bias, total = numbers(browser, f"{adds_up} tfoot tr")[:, -1]
+        assert contributions[:, 2].sum() + bias == pytest.approx(total, abs=5e-3)
+        np.testing.assert_allclose(numbers(browser, f"{slopes} tbody tr")[:, 1], why["gradient"], rtol=1e-2)
+
+
+@needs_browser
+def test_weights_and_contributions_stand_in_numbers_beside_their_bars(browser: Chrome, page: str) -> None:
+    take(browser, 7)
+    until(lambda: "contribution" in browser.find_element(By.ID, "below").text)
+    with urllib.request.urlopen(f"{page}/network", timeout=WITHIN) as reply:
+        weights = json.load(reply)["weights"][2][7]
+    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#below td span")) == 32)
+    shown = [span.text for span in browser.find_elements(By.CSS_SELECTOR, "#below td span")]
+    assert [float(text.replace("\u2212", "-")) for text in shown[::2]] == pytest.approx(weights, abs=6e-3)
+
+
+@needs_browser
+def test_each_picture_of_a_neuron_has_its_own_scale(browser: Chrome, page: str) -> None:
+    take(browser, 4)
+    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
+        pixels = bytes(json.load(reply)[4]["pixels"])
+    with urllib.request.urlopen(f"{page}/network", timeout=WITHIN) as reply:
+        weights = json.load(reply)["weights"][0][5]
+    contributions = post(page, "neuron/1/5", pixels, "application/octet-stream")["contributions"]
+    browser.execute_script("document.querySelectorAll('.cell')[5].focus()")
+    expected = [f"+{max(map(abs, values)):.2f}" for values in (weights, contributions)]
+    assert expected[0] != expected[1]
+    ends = "return [...document.querySelectorAll('.pictures .scale span:last-child')].map((end) => end.textContent)"
+    until(lambda: browser.execute_script(ends) == expected)
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1440, 1100])
+def test_the_network_stays_where_it_is_whichever_neuron_is_pointed_at(browser: Chrome, page: str, width: int) -> None:
+    size(browser, width, 900)
+    opened(browser, page)
+    take(browser, 7)
+    until(lambda: browser.find_element(By.ID, "neuron-title").text == "Output 7")
+    cells = browser.find_elements(By.CSS_SELECTOR, ".cell")
+    was = [cell.rect for cell in cells]
+    for i in (0, 15, 20, 35):
+        ActionChains(browser, duration=0).move_to_element(cells[i]).perform()
+        until(lambda i=i: "chosen" in cells[i].get_attribute("class"))
+        until(lambda: browser.find_element(By.ID, "first").is_displayed() == ("First" in titled(browser)))
+        assert [cell.rect for cell in cells] == was
+
+
+def titled(browser: Chrome) -> str:
+    return browser.find_element(By.ID, "neuron-title").text
+
+
+@needs_browser
+def test_the_times_are_of_the_nearest_rank(browser: Chrome) -> None:
+    took = []
+    for n, label in ((1, 7), (2, 4)):
+        take(browser, label)
+        until(lambda n=n: f"last {n}:" in browser.find_element(By.ID, "latency").text)
+        took.append(int(re.findall(r"answer (\d+) ms", browser.find_element(By.ID, "latency").text)[0]))
+    p50, p95 = re.findall(r"p50 (\d+), p95 (\d+)", browser.find_element(By.ID, "latency").text)[0]
+    assert [int(p50), int(p95)] == sorted(took), "of two the lower is the middle, and the higher holds 95 of 100"
+
+
+@needs_browser
+def test_a_bar_is_seen_or_is_not_there(browser: Chrome) -> None:
+    take(browser, 4)
+    widths = [bar.rect["width"] for bar in browser.find_elements(By.CSS_SELECTOR, ".cell .bar")]
+    assert max(widths) > 20
+    assert [width for width in widths if 0 < width < 1] == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [320, 390, 721, 901, 1201])
+def test_whatever_is_pressed_is_24_pixels_wide_and_apart(browser: Chrome, page: str, width: int) -> None:
+    size(browser, width, 800)
+    opened(browser, page)
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('.hit, #samples button, .tools > *, .steps button, summary, a')]"
+        ".map((one) => one.getBoundingClientRect().toJSON()).filter((box) => box.width)"
+    )
+    assert len(boxes) >= 42 + 10 + 2 + 2 + 1
+    assert min(min(box["width"], box["height"]) for box in boxes) >= 24
+    middles = np.array([[box["x"] + box["width"] / 2, box["y"] + box["height"] / 2] for box in boxes])
+    apart = np.hypot(*(middles[:, None] - middles[None]).transpose(2, 0, 1)) + 99 * np.eye(len(boxes))
+    assert apart.min() >= 24
+
+
+@needs_browser
+def test_on_a_phone_the_arrow_keys_reach_every_row(browser: Chrome, page: str) -> None:
+    size(browser, 390, 800)
+    opened(browser, page)
+    browser.execute_script("document.querySelectorAll('.cell')[2].focus()")
+    walked = []
+    for _ in range(4):
+        ActionChains(browser).send_keys(Keys.ARROW_DOWN).perform()
+        walked.append(browser.switch_to.active_element.get_attribute("aria-label"))
+    assert [name.split(",")[0] for name in walked[:3]] == ["First hidden layer"] + ["Second hidden layer"] * 2
+    assert walked[3].startswith("Output ")
+
+
+@needs_browser
+def test_on_a_phone_a_tap_says_where_the_neuron_is_explained(browser: Chrome, page: str) -> None:
+    size(browser, 390, 800)
+    opened(browser, page)
+    take(browser, 7)
+    browser.find_elements(By.CSS_SELECTOR, ".cell")[5].click()
+    link = browser.find_element(By.ID, "further")
+    until(lambda: link.text == "First hidden layer, neuron 5: see below")
+    link.click()
+    title = "return document.getElementById('neuron-title').getBoundingClientRect().toJSON()"
+    until(lambda: 0 <= browser.execute_script(title)["top"] < 800)
 
 
 @needs_browser
@@ -319,7 +465,13 @@ def test_a_photograph_is_read_and_no_picture_is_told(browser: Chrome, tmp_path: 
     browser.find_element(By.ID, "photo").send_keys(str(photograph))
     until(lambda: reads(browser, 7))
     browser.find_element(By.ID, "photo").send_keys(str(text))
-    until(lambda: "No digit: the picture is no picture" in said(browser))
+    until(lambda: said(browser).startswith("The picture is no picture (PNG"))
+
+
+@needs_browser
+def test_a_lowered_pen_is_no_mistake(browser: Chrome) -> None:
+    ActionChains(browser).send_keys(Keys.TAB, Keys.SPACE).perform()
+    until(lambda: said(browser) == "Go on: too little yet for a digit.")
 
 
 def test_the_page_is_had_from_a_server_with_tls_and_tokens(model_path: Path, tmp_path: Path) -> None:

@@ -1,30 +1,32 @@
 // The page: takes a drawing, asks the gateway, shows what the service answered. It computes nothing of the network.
 
-const SIDE = 28, SIZES = [16, 16, 10], PEN = 22, STEP = 10;
+const SIDE = 28, SIZES = [16, 16, 10], ROW = 8, PEN = 22, STEP = 10;
 const NAMES = ["First hidden layer", "Second hidden layer", "Outputs"];
 const STEPS = ["the pixels", "first hidden layer", "second hidden layer", "all layers"];
 const FOR = [88, 166, 255], AGAINST = [255, 96, 82];
 const SVG = "http://www.w3.org/2000/svg";
 const FAINTEST_LINE = 0.05; // of the strongest
+const SHORTEST_BAR = 5; // a bar shorter than it is high would look like a speck beside its digit
 
 const $ = (id) => document.getElementById(id);
 const pad = $("pad"), ink = pad.getContext("2d", { willReadFrequently: true });
-const narrow = matchMedia("(max-width: 720px)");
+const narrow = matchMedia("(max-width: 900px)"); // too narrow for layers side by side: targets would be under 24 px
 const latencies = [];
 
 let network = null; // what serves
 let answer = null; // the last answer
 let chosen = [2, 0], byHand = false; // the neuron looked at: place of its layer, place in it; whether a person chose it
 let step = 3;
+let ranks = []; // of cells, one behind the other: a layer each, or on a phone its two rows
 let cells = [], lines = [], picture = null, settled = 0;
 
 // --- asking -------------------------------------------------------------------------------------------------------
 
 let asking = null, next = null, drawing = 0, retry = 0;
 
-/** Asks for the latest picture; what comes while an answer is under way replaces what waits. */
-function ask(content, began = performance.now()) {
-  next = { content, began, drawing };
+/** Asks for the latest picture, a `label` if it is known; what comes while an answer is under way replaces what waits. */
+function ask(content, began = performance.now(), label = null) {
+  next = { content, began, label, drawing };
   asking ??= answerAll();
 }
 
@@ -37,7 +39,7 @@ async function answerAll() {
     const reply = await fetched("read", { method: "POST", body: content, headers: { "Content-Type": type } }, job);
     if (reply && job.drawing === drawing) {
       show(reply);
-      requestAnimationFrame(() => setTimeout(() => tell(reply, performance.now() - job.began)));
+      requestAnimationFrame(() => setTimeout(() => tell(reply, job.label, performance.now() - job.began)));
     }
   }
   asking = null;
@@ -52,8 +54,9 @@ async function fetched(path, options = {}, job = null) {
       $("trouble").hidden = true;
       return body;
     }
-    if (reply.status === 422) { // nothing that could be a digit, such as a first dot
-      $("verdict").textContent = `No digit: ${body.error}.`;
+    if (reply.status === 422) { // nothing that could be a digit; whoever draws has only begun, with a first dot
+      const why = job.content === asPng ? "Go on: too little yet for a digit." : sentence(body.error);
+      if (job.drawing === drawing) $("verdict").textContent = why;
       return null;
     }
     complain(reply.status >= 500 || reply.status === 429
@@ -66,16 +69,18 @@ async function fetched(path, options = {}, job = null) {
   return null;
 }
 
-function complain(sentence) {
-  if ($("trouble").textContent !== sentence || $("trouble").hidden) $("trouble").textContent = sentence;
+function complain(what) {
+  if ($("trouble").textContent !== what || $("trouble").hidden) $("trouble").textContent = what;
   $("trouble").hidden = false;
 }
+
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 function again(job) {
   clearTimeout(retry);
   retry = setTimeout(async () => {
     await start();
-    if (job && job.drawing === drawing && !next) ask(job.content, performance.now());
+    if (job && job.drawing === drawing && !next) ask(job.content, performance.now(), job.label);
   }, 700);
 }
 
@@ -107,7 +112,7 @@ function blank() {
 function clear() {
   blank();
   drawing += 1;
-  next = answer = null;
+  next = answer = looked = null;
   byHand = false;
   pen.down = false;
   $("pen").classList.remove("down");
@@ -218,7 +223,7 @@ function addSample({ label, pixels }) {
     $("hint").hidden = true;
     ink.imageSmoothingEnabled = false;
     ink.drawImage(canvas, 0, 0, pad.width, pad.height);
-    ask(async () => Uint8Array.from(pixels), event.timeStamp);
+    ask(async () => Uint8Array.from(pixels), event.timeStamp, label);
   });
   $("samples").append(button);
 }
@@ -232,18 +237,22 @@ function show(reply) {
 }
 
 /** Says what was read and how long that took, once it is painted. */
-function tell(reply, milliseconds) {
+function tell(reply, label, milliseconds) {
   if (reply !== answer) return;
   const brightness = reply.layers[2][reply.digit];
   $("digit").textContent = reply.digit;
-  $("verdict").textContent = `Reads a ${reply.digit}, brightness ${brightness.toFixed(2)}` +
-    (brightness < 0.5 ? ": no output is lit, so hardly a digit to it." : ".");
+  $("verdict").textContent = `Reads ${one(reply.digit)}, brightness ${brightness.toFixed(2)}` +
+    (brightness < 0.5 ? ": no output is lit, so hardly a digit to it" : "") +
+    (label === null || label === reply.digit ? "." : `; it is ${one(label)}.`);
   latencies.push(milliseconds);
   if (latencies.length > 200) latencies.shift();
-  const sorted = [...latencies].sort((a, b) => a - b), at = (share) => sorted[Math.floor(share * (sorted.length - 1))].toFixed(0);
+  const sorted = [...latencies].sort((a, b) => a - b);
+  const at = (share) => sorted[Math.ceil(share * sorted.length) - 1].toFixed(0); // the nearest rank
   $("latency").textContent = `Stroke to answer ${milliseconds.toFixed(0)} ms (service ${reply.milliseconds.toFixed(1)} ms); ` +
     `last ${sorted.length}: p50 ${at(0.5)}, p95 ${at(0.95)} ms`;
 }
+
+const one = (digit) => `${digit === 8 ? "an" : "a"} ${digit}`;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, name);
@@ -252,11 +261,12 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** Where each neuron stands: layers from left to right, or on a phone from top to bottom. */
+/** Where each neuron stands: layers from left to right, or on a phone from top to bottom, the hidden ones in two rows. */
 function spot(layer, i) {
   if (narrow.matches) {
-    const gap = layer === 2 ? 38 : 24.4;
-    return { x: 200 + (i - (SIZES[layer] - 1) / 2) * gap, y: [190, 335, 480][layer], r: layer === 2 ? 15 : 10.5 };
+    if (layer === 2) return { x: 200 + (i - 4.5) * 38, y: 546, r: 15 };
+    const row = Math.floor(i / ROW); // the second is shifted, so that lines pass between the neurons of the other
+    return { x: 200 + (i % ROW - 3.5 + (row ? 0.25 : -0.25)) * 45, y: [188, 366][layer] + 42 * row, r: 15 };
   }
   const gap = layer === 2 ? 64 : 41.5;
   return { x: [360, 560, 750][layer], y: 335 + (i - (SIZES[layer] - 1) / 2) * gap, r: layer === 2 ? 21 : 15 };
@@ -264,12 +274,12 @@ function spot(layer, i) {
 
 function build() {
   const svg = $("network"), tall = narrow.matches;
-  svg.setAttribute("viewBox", tall ? "0 0 400 560" : "0 0 860 690");
+  svg.setAttribute("viewBox", tall ? "0 0 400 606" : "0 0 860 690");
   const box = tall ? { x: 138, y: 6, width: 124, height: 124 } : { x: 4, y: 229, width: 212, height: 212 };
   picture = element("image", { ...box, class: "sent" });
   const ends = [spot(0, 0), spot(0, 15)];
   const fan = tall
-    ? `M${box.x} ${box.y + box.height}H${box.x + box.width}L${ends[1].x} ${ends[1].y}H${ends[0].x}Z`
+    ? `M${box.x} ${box.y + box.height}H${box.x + box.width}L${ends[1].x} ${ends[0].y}H${ends[0].x}Z`
     : `M${box.x + box.width} ${box.y}V${box.y + box.height}L${ends[1].x} ${ends[1].y}V${ends[0].y}Z`;
   const wires = element("g", { "aria-hidden": "true" });
   lines = [1, 2].map((layer) => Array.from({ length: SIZES[layer] }, (_, to) => Array.from({ length: 16 }, (_, from) => {
@@ -279,9 +289,10 @@ function build() {
     return line;
   })));
   cells = SIZES.map((size, layer) => Array.from({ length: size }, (_, i) => cell(layer, i)));
+  ranks = cells.flatMap((layer, l) => (tall && l < 2 ? [layer.slice(0, ROW), layer.slice(ROW)] : [layer]));
   const caption = tall
-    ? element("text", { x: 200, y: 148, class: "name" }, "28 x 28 pixels, as sent")
-    : element("text", { x: box.x + box.width / 2, y: box.y + box.height + 22, class: "name" }, "28 x 28 pixels, as sent");
+    ? element("text", { x: 200, y: 150, class: "name" }, "28 x 28 pixels, as sent")
+    : element("text", { x: box.x + box.width / 2, y: box.y + box.height + 24, class: "name" }, "28 x 28 pixels, as sent");
   svg.replaceChildren(
     element("path", { d: fan, class: "fan" }), element("rect", { ...box, class: "frame" }), picture, caption, wires,
     ...cells.map((layer, l) => element("g", { role: "group", "aria-label": NAMES[l] }, ...layer)),
@@ -292,7 +303,7 @@ function build() {
 function cell(layer, i) {
   const { x, y, r } = spot(layer, i);
   const made = element("g", { class: "cell", role: "button", tabindex: -1 },
-    element("circle", { cx: x, cy: y, r: r + 4, class: "hit" }), element("circle", { cx: x, cy: y, r, class: "body" }));
+    element("circle", { cx: x, cy: y, r: layer === 2 ? r + 4 : r + 5.5, class: "hit" }), element("circle", { cx: x, cy: y, r, class: "body" }));
   if (layer === 2) {
     made.append(narrow.matches
       ? element("text", { x, y: y + 34, "text-anchor": "middle" }, String(i))
@@ -308,15 +319,16 @@ function cell(layer, i) {
   return made;
 }
 
-/** Arrow keys: along a layer, and from layer to layer, whichever way the layers lie. */
+/** Arrow keys: along a layer, and from rank to rank, whichever way the layers lie. */
 function walk(event, layer, i) {
   if (!(event.key in ARROWS)) return;
   event.preventDefault();
   let [across, along] = ARROWS[event.key];
   if (narrow.matches) [across, along] = [along, across];
-  const to = Math.min(2, Math.max(0, layer + across));
-  const at = to === layer ? i + along : Math.round(i * (SIZES[to] - 1) / (SIZES[layer] - 1));
-  cells[to][Math.min(SIZES[to] - 1, Math.max(0, at))].focus();
+  if (along) return cells[layer][Math.min(SIZES[layer] - 1, Math.max(0, i + along))].focus();
+  const at = ranks.findIndex((rank) => rank.includes(cells[layer][i]));
+  const from = ranks[at], to = ranks[Math.min(ranks.length - 1, Math.max(0, at + across))];
+  to[Math.round(from.indexOf(cells[layer][i]) * (to.length - 1) / (from.length - 1))].focus();
 }
 
 function render() {
@@ -325,14 +337,15 @@ function render() {
   cells.forEach((layer, l) => {
     const values = answer ? answer.layers[l] : layer.map(() => 0);
     const most = Math.max(1, ...values); // a ReLU may be brighter than 1
-    layer.forEach((one, i) => {
+    layer.forEach((made, i) => {
       const level = Math.round(255 * values[i] / most), won = Boolean(answer) && l === 2 && i === answer.digit;
-      one.querySelector(".body").setAttribute("fill", `rgb(${level} ${level} ${level})`);
-      one.classList.toggle("won", won);
-      one.classList.toggle("later", l >= step);
-      one.setAttribute("aria-label", (l === 2 ? `Output ${i}` : `${NAMES[l]}, neuron ${i}`) +
+      made.querySelector(".body").setAttribute("fill", `rgb(${level} ${level} ${level})`);
+      made.classList.toggle("won", won);
+      made.classList.toggle("later", l >= step);
+      made.setAttribute("aria-label", (l === 2 ? `Output ${i}` : `${NAMES[l]}, neuron ${i}`) +
         (answer ? `, ${values[i].toFixed(2)}${won ? ", the answer" : ""}` : ""));
-      one.querySelector(".bar")?.setAttribute("width", (narrow.matches ? 28 : 60) * values[i] / most);
+      const length = (narrow.matches ? 28 : 60) * values[i] / most;
+      made.querySelector(".bar")?.setAttribute("width", length < SHORTEST_BAR ? 0 : length);
     });
   });
   lines.forEach((layer, l) => {
@@ -355,8 +368,6 @@ function render() {
   highlight();
 }
 
-
-
 /** The lines of the neuron that is looked at stand out. */
 function lineOpacity(strength, l, i, j) {
   const [layer, index] = chosen;
@@ -370,10 +381,10 @@ function highlight() {
     const strength = (Number(line.getAttribute("stroke-width")) - 0.4) / 3.2;
     line.setAttribute("opacity", lineOpacity(strength, l, i, j).toFixed(3));
   })));
-  cells.flat().forEach((one) => { one.classList.remove("chosen"); one.setAttribute("tabindex", -1); });
-  const one = cells[chosen[0]][chosen[1]];
-  one.classList.add("chosen");
-  one.setAttribute("tabindex", 0);
+  cells.flat().forEach((other) => { other.classList.remove("chosen"); other.setAttribute("tabindex", -1); });
+  const mine = cells[chosen[0]][chosen[1]];
+  mine.classList.add("chosen");
+  mine.setAttribute("tabindex", 0);
 }
 
 for (const [id, by] of [["back", -1], ["forth", 1]]) {
@@ -384,33 +395,39 @@ narrow.addEventListener("change", build);
 // --- one neuron ---------------------------------------------------------------------------------------------------
 
 let looks = 0;
+let looked = null; // the neuron that is shown, with what it is to the last answer
 
-/** Shows a neuron: its weights, and what it took from this digit. */
+const nameOf = (layer, i) => (layer === 2 ? `Output ${i}` : `${NAMES[layer]}, neuron ${i}`);
+
+/** Shows a neuron: its weights, and what each contributes on this digit. */
 async function look(layer, i, person = true) {
   chosen = [layer, i];
   byHand = person;
   if (!cells.length) return;
   highlight();
   if (!network) return;
-  const mine = ++looks, of = answer;
-  $("neuron-title").textContent = layer === 2 ? `Output ${i}` : `${NAMES[layer]}, neuron ${i}`;
-  const weights = network.weights[layer][i];
-  if (layer === 0) paint("first", weights, `weights of ${$("neuron-title").textContent} by pixel`);
-  else if (!of) paint("second", null, "nothing yet");
+  const mine = ++looks, of = answer, name = nameOf(layer, i), weights = network.weights[layer][i];
+  $("neuron-title").textContent = name;
+  $("further").textContent = `${name}: see below`;
+  if (layer === 0) paint("first", weights, `weights of ${name} by pixel`);
   $("first-figure").hidden = layer !== 0;
   $("first-caption").textContent = "its weights, a pixel each";
-  $("second-caption").textContent = layer === 0 ? "what it took from this digit: weight times ink"
+  $("second-caption").textContent = layer === 0 ? "contribution of each pixel: weight times ink"
     : "which pixels would brighten it (blue) or dim it (red) with more ink";
   $("neuron-sum").textContent = of
     ? `Sum ${signed(of.sums[layer][i])}, of which its bias ${signed(network.biases[layer][i])}; brightness ${of.layers[layer][i].toFixed(3)}.`
-    : `Bias ${signed(network.biases[layer][i])}. Draw something to see what it takes from it.`;
+    : `Bias ${signed(network.biases[layer][i])}. Draw something to see contributions.`;
   showBelow(layer, weights, of && layer > 0 ? of.contributions[layer - 1][i] : null);
-  if (layer === 0 && !of) paint("second", null, "nothing yet");
-  if (!of) return;
+  if (!of) {
+    paint("second", null, "nothing yet");
+    return renderLooked();
+  }
   const options = { method: "POST", body: Uint8Array.from(of.pixels), headers: { "Content-Type": "application/octet-stream" } };
   const why = await fetched(`neuron/${layer + 1}/${i}`, options);
   if (!why || mine !== looks) return;
   paint("second", layer === 0 ? why.contributions : why.gradient, $("second-caption").textContent);
+  looked = { layer, i, of, why };
+  renderLooked();
 }
 
 const signed = (value) => (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2);
@@ -424,32 +441,35 @@ function paint(id, values, label) {
     image.data.set([...colour.map((c) => c * light), 255], 4 * i);
   }
   $(id).getContext("2d").putImageData(image, 0, 0);
-  $(id).setAttribute("aria-label", label);
-  $("low").textContent = values ? `\u2212${short(most)}` : "";
-  $("high").textContent = values ? `+${short(most)}` : "";
+  const ends = values ? [`\u2212${short(most)}`, `+${short(most)}`] : ["", ""];
+  $(id).setAttribute("aria-label", values ? `${label}, ${ends.join(" to ")}` : label);
+  [$(`${id}-low`).textContent, $(`${id}-high`).textContent] = ends;
 }
 
 const short = (value) => (value >= 0.01 ? value.toFixed(2) : value.toExponential(0));
 
 function showBelow(layer, weights, contributions) {
   if (layer === 0) return $("below").replaceChildren();
-  const table = tableOf(`From the ${NAMES[layer - 1].toLowerCase()}`, ["neuron", "weight", "took"]);
+  const table = tableOf(`${NAMES[layer - 1]}; contribution: weight times activation`,
+    ["neuron", "weight", "contribution"]);
   const scales = [weights, contributions].map((v) => (v ? Math.max(1e-9, ...v.map(Math.abs)) : 1));
-  weights.forEach((weight, j) => {
-    const row = table.tBodies[0].insertRow(), head = document.createElement("th");
-    head.scope = "row";
-    head.textContent = j;
-    row.append(head);
-    for (const [k, value] of [weight, contributions ? contributions[j] : 0].entries()) {
-      row.insertCell().append(bar(value / scales[k], signed(value)));
-    }
-  });
+  weights.forEach((_, j) => addRow(table.tBodies[0], j,
+    [weights, contributions].map((values, k) => (values ? amount(values[j], scales[k]) : ""))));
   $("below").replaceChildren(table);
 }
 
-function bar(share, label) {
+/** A number and its bar, one on each side of the axis. */
+function amount(value, most) {
+  const made = document.createElement("div"), number = document.createElement("span");
+  made.className = `amount ${value > 0 ? "for" : "against"}`;
+  number.textContent = signed(value);
+  made.append(bar(value / most), number);
+  return made;
+}
+
+function bar(share) {
   const width = 49 * Math.abs(share);
-  return element("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": label },
+  return element("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
     element("line", { x1: 50, x2: 50, y1: 0, y2: 10, class: "axis" }),
     element("rect", { x: share > 0 ? 50 : 50 - width, y: 1, width, height: 8, class: share > 0 ? "for" : "against" }));
 }
@@ -469,25 +489,49 @@ function tableOf(caption, headings) {
   return table;
 }
 
+function addRow(section, head, values) {
+  const row = section.insertRow(), first = document.createElement("th");
+  first.scope = "row";
+  first.textContent = head;
+  row.append(first);
+  for (const value of values) row.insertCell().append(value);
+  return row;
+}
+
+const exact = (value) => value.toFixed(4); // with a plain minus, which programs read too
+
 function renderTables() {
   if (!$("details").open) return;
   if (!answer) return $("tables").replaceChildren("Nothing is drawn yet.");
   $("tables").replaceChildren(...[2, 0, 1].map((l) => {
     const table = tableOf(NAMES[l], [l === 2 ? "digit" : "neuron", "activation", "sum"]);
-    answer.layers[l].forEach((value, i) => {
-      const row = table.tBodies[0].insertRow(), head = document.createElement("th");
-      head.scope = "row";
-      head.textContent = i;
-      row.append(head);
-      row.insertCell().textContent = value.toFixed(4);
-      row.insertCell().textContent = signed(answer.sums[l][i]);
-      row.classList.toggle("won", l === 2 && i === answer.digit);
-    });
+    answer.layers[l].forEach((value, i) => addRow(table.tBodies[0], i, [exact(value), exact(answer.sums[l][i])])
+      .classList.toggle("won", l === 2 && i === answer.digit));
     return table;
   }));
 }
 
-$("details").addEventListener("toggle", renderTables);
+/** The neuron that is shown, in numbers: what adds up to its sum, and its slope by each pixel. */
+function renderLooked() {
+  if (!$("details").open) return;
+  if (!looked) return $("looked").replaceChildren();
+  const { layer, i, of, why } = looked, name = nameOf(layer, i), pixels = of.pixels;
+  const below = layer === 0 ? pixels.map((value) => value / 255) : of.layers[layer - 1];
+  const sum = tableOf(`${name}: what adds up to its sum`,
+    [layer === 0 ? "pixel" : "neuron", layer === 0 ? "ink" : "activation", "weight", "contribution"]);
+  below.forEach((value, j) => addRow(sum.tBodies[0], layer === 0 ? pixel(j) : j,
+    [value, network.weights[layer][i][j], why.contributions[j]].map(exact)));
+  const foot = sum.createTFoot();
+  addRow(foot, "bias", ["", "", exact(network.biases[layer][i])]);
+  addRow(foot, "sum", ["", "", exact(of.sums[layer][i])]);
+  const slopes = tableOf(`${name}: slope by ink`, ["pixel", "ink", "slope"]);
+  pixels.forEach((value, j) => addRow(slopes.tBodies[0], pixel(j), [exact(value / 255), why.gradient[j].toExponential(2)]));
+  $("looked").replaceChildren(sum, slopes);
+}
+
+const pixel = (j) => `${Math.floor(j / SIDE)}, ${j % SIDE}`; // row, column
+
+$("details").addEventListener("toggle", () => { renderTables(); renderLooked(); });
 
 function grey(pixels) {
   const image = new ImageData(SIDE, SIDE);
