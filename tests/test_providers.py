@@ -262,7 +262,6 @@ def test_every_wire_type_is_passed_over_and_what_is_none_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("text", "options"),
     [
-        ("", {}),
         ("device_type=CPU", {"device_type": "CPU"}),
         ("a=1, b = x=y ,c=", {"a": "1", "b": "x=y", "c": ""}),
         ('{"a": 1, "b": true, "c": "x,y"}', {"a": "1", "b": "true", "c": "x,y"}),
@@ -298,9 +297,14 @@ def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], re
     assert refused in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "size"), [("", 0), ("4096", 4096), ("512MiB", 2**29), ("2GiB", 2**31)])
+@pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("512MiB", 2**29), ("2GiB", 2**31)])
 def test_a_memory_limit_is_in_bytes_or_a_unit(text: str, size: int) -> None:
     assert load([f"--gpu-memory-limit={text}"]).gpu_memory_bytes == size
+
+
+def test_without_them_there_are_no_provider_options_and_no_memory_limit() -> None:
+    assert load([]).gpu_memory_bytes == 0
+    assert parsed_options(load([]).provider_options) == {}
 
 
 # The process that is asked why.
