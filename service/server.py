@@ -25,6 +25,7 @@ from service.providers import CPU, ON_NVIDIA
 from service.reloading import Reloader
 from service.statistics import Statistics
 from service.traced import TracedBatcher, TracedPredictor
+from service.transports.credentials import follow
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
 from service.transports.native import NativeBatcher, NativeTransport
@@ -81,6 +82,8 @@ class Server:
             gpu_metrics.register(self.registry, settings.device_id, log)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
+        self._tls = parts.tls(settings, self.metrics, log)
+        self._tokens = parts.tokens(settings, self.metrics, log)
         build = self._native if self.transport_name == "native" else self._grpcio
         self.batcher, self.transport = build(Statistics())
         self.port = self.metrics_port = 0
@@ -109,8 +112,8 @@ class Server:
             self._log,
             limits=parts.limits(settings),
             with_reflection=settings.reflection,
-            tls=parts.tls(settings, self.metrics, self._log),
-            tokens=parts.tokens(settings, self.metrics, self._log),
+            tls=self._tls,
+            tokens=self._tokens,
             open_health=settings.open_health,
             tracing=self._tracing,
         )
@@ -136,8 +139,8 @@ class Server:
             max_waiting=settings.max_waiting,
             inline=self._inline(),
             with_reflection=settings.reflection,
-            tls=parts.tls(settings, self.metrics, self._log),
-            tokens=parts.tokens(settings, self.metrics, self._log),
+            tls=self._tls,
+            tokens=self._tokens,
             open_health=settings.open_health,
         )
         return batcher, transport
@@ -178,6 +181,9 @@ class Server:
         self._started = True
         await self._tell_health()
         self._in_background(self._keeper.run())
+        for files in (self._tls, self._tokens):
+            if files is not None:
+                self._in_background(follow(files, self._log))
         self._watchdog.start(self.transport.threads)
         if settings.model_poll:
             self._in_background(self._reloader.watch(self._swap, settings.model_poll))

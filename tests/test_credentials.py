@@ -24,7 +24,7 @@ from client import AsyncDigitsClient, DigitsClient, DigitsError
 from service.config import SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
 from service.metrics import Metrics
-from service.transports.credentials import LOOK_AGAIN, Tls, Tokens
+from service.transports.credentials import Tls, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +124,7 @@ def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
 
         # The CA of the callers rotates: those of before are out, the stranger's are in.
         put(callers.certificate, stranger.certificate.read_bytes())
+        assert service.wait_for("credentials loaded", what="tls")["client_ca"] == ["commonName=stranger"]
         assert answers(service, **shows(stranger.issue("good")))
         assert refused(service, **shows(callers.issue("good"))) in UNREACHABLE
 
@@ -146,6 +147,7 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
         first = pair.certificate.read_bytes()
         assert presented(service) == first
         second = authority.issue("server").certificate.read_bytes()  # by the same names, so in their place
+        service.wait_for("credentials loaded", what="tls")
         assert presented(service) == second != first
         good_key = pair.key.read_bytes()
         for content, sentence in [
@@ -153,16 +155,72 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
             (second[:300], "not a certificate and its key in PEM"),
         ]:
             put(pair.certificate, content)
-            assert presented(service) == second
             assert sentence in service.wait_for("credentials refused", what="tls")["reason"]
+            assert presented(service) == second
         assert pair.key.read_bytes() == good_key
         pair.certificate.unlink()
-        assert presented(service) == second
         assert "no such file" in service.wait_for("credentials refused", what="tls")["reason"]
+        assert presented(service) == second
         assert answers(service, tls_ca=authority.certificate)
         series = service.series()
         assert series["digits_credentials_rotations_total", ("loaded", "tls")] >= 1
         assert series["digits_credentials_rotations_total", ("refused", "tls")] == 3
+
+
+@on_both_transports
+def test_a_rotated_certificate_is_seen_before_anybody_connects(
+    model_path: Path, authority: Authority, pair: Pair
+) -> None:
+    with secured(model_path, pair) as service:
+        before = service.series()["digits_tls_expiry_timestamp_seconds", ()]
+        authority.issue("server", days=8)
+        assert service.wait_for("credentials loaded", what="tls")["subject"] == "commonName=server"
+        after = service.series()["digits_tls_expiry_timestamp_seconds", ()]
+        assert after - before == pytest.approx(3 * 86400, abs=60)
+
+
+def test_a_certificate_whose_key_comes_a_moment_later_is_not_refused(authority: Authority, pair: Pair) -> None:
+    metrics, log = silent()
+    tls = Tls(pair.certificate, pair.key, None, metrics, log)
+    other = authority.issue("other")
+    put(pair.certificate, other.certificate.read_bytes())
+    tls.look()
+    put(pair.key, other.key.read_bytes())
+    tls.look()
+    tls.look()
+    assert [call.method_name for call in log.calls] == ["info", "info"]
+    assert log.calls[-1].args == ("credentials loaded",)
+    assert log.calls[-1].kwargs["subject"] == "commonName=other"
+
+
+def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair: Pair) -> None:
+    metrics, log = silent()
+    tls = Tls(pair.certificate, pair.key, None, metrics, log)
+    before = metrics.tls_expiry._value.get()
+
+    def use(pem: Any) -> None:
+        if pem.key != first:
+            raise ValueError("no such curve")
+
+    first = pair.key.read_bytes()
+    tls.take_up(use)
+    authority.issue("server", days=8)
+    tls.look()
+    tls.look()
+    assert log.calls[-1].kwargs["reason"].endswith("cannot be used: no such curve")
+    assert metrics.tls_expiry._value.get() == before
+
+
+@on_both_transports
+def test_a_pipe_in_the_place_of_the_tokens_stops_nothing(model_path: Path, tmp_path: Path) -> None:
+    tokens, mine = tmp_path / "tokens", tmp_path / "mine"
+    put(tokens, FIRST.encode())
+    put(mine, FIRST.encode())
+    with serving(model_path, "--tokens-file", tokens) as service:
+        tokens.unlink()
+        os.mkfifo(tokens)
+        assert service.wait_for("credentials refused", what="tokens")["reason"].endswith("is no regular file")
+        assert answers(service, token_file=mine)
 
 
 def fails_to_start(*arguments: str | Path) -> str:
@@ -260,15 +318,14 @@ def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_pat
     ):
         assert len(client.predict(BLANK).digits) == 1
         put(tokens, SECOND.encode())
-        time.sleep(LOOK_AGAIN * 1.5)
+        service.wait_for("credentials loaded", what="tokens")
         with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
             client.predict(BLANK)
         put(mine, SECOND.encode())
         assert len(client.predict(BLANK).digits) == 1
         put(tokens, b"")
-        time.sleep(LOOK_AGAIN * 1.5)
-        assert len(client.predict(BLANK).digits) == 1
         assert "holds no token" in service.wait_for("credentials refused", what="tokens")["reason"]
+        assert len(client.predict(BLANK).digits) == 1
 
 
 @pytest.mark.parametrize(

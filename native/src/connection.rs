@@ -87,13 +87,10 @@ pub async fn serve(core: Arc<Core>, socket: TcpStream) {
 async fn secured(core: &Arc<Core>, socket: TcpStream) -> Option<Socket> {
     drop(socket.set_nodelay(true));
     let socket = BufReader::with_capacity(READ, socket);
-    if core.tls.get().is_none() {
-        return Some(Socket::Plain(socket));
+    match core.tls.get().as_ref() {
+        None => Some(Socket::Plain(socket)),
+        Some(acceptor) => Some(Socket::Tls(Box::new(acceptor.accept(socket).await.ok()?))),
     }
-    let looking = core.clone();
-    tokio::task::spawn_blocking(move || looking.host.look_at_tls()).await.ok()?;
-    let acceptor = core.tls.get().as_ref().clone()?;
-    Some(Socket::Tls(Box::new(acceptor.accept(socket).await.ok()?)))
 }
 
 fn builder(limits: &Limits) -> Builder {

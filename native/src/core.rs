@@ -146,15 +146,6 @@ impl Host {
         self.0.bind(py).call_method1(intern!(py, "predict"), (model, array, images))
     }
 
-    /// Looks whether the files of TLS have changed; what they hold then is there when this returns.
-    pub fn look_at_tls(&self) {
-        Python::attach(|py| {
-            if let Err(error) = self.0.call_method0(py, intern!(py, "look_at_tls")) {
-                error.print(py); // those before serve on
-            }
-        });
-    }
-
     /// Hands a message to the Python handler of that path; the answer comes later.
     pub fn ask(&self, path: &str, message: &Bytes, deadline: Option<Instant>) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();

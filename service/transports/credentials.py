@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
 import ssl
-import threading
-import time
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import CredentialsError, Unauthenticated
 
@@ -23,11 +23,21 @@ if TYPE_CHECKING:
 SHORTEST_TOKEN = 16
 """Characters: what is shorter can be guessed."""
 LOOK_AGAIN = 0.25
-"""Seconds between two looks at whether the file of tokens has changed."""
+"""Seconds between two looks at whether files have changed; of two that find them alike the second takes them up."""
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _Stamps = tuple[tuple[int, int, int], ...]
-T = TypeVar("T")
+_Certificate = dict[str, Any]  # as ssl.SSLSocket.getpeercert decodes it
+
+
+async def follow(files: Tls | Tokens, log: FilteringBoundLogger) -> None:
+    """Look after them for ever, on a thread: neither calls nor handshakes wait for a volume that does not answer."""
+    while True:
+        await asyncio.sleep(LOOK_AGAIN)
+        try:
+            await asyncio.to_thread(files.look)
+        except Exception:  # whatever failed, those before are in force and later looks may succeed
+            log.exception("credentials not looked at")
 
 
 def missing() -> Unauthenticated:
@@ -49,14 +59,18 @@ class Tokens:
 
     def __init__(self, path: Path, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._path = path
-        self._changed = _Rotation((path,), "tokens", metrics, log)
+        self._files = _Rotation((path,), "tokens", metrics, log)
+        self._use: Callable[[tuple[bytes, ...]], None] | None = None
         self.digests = _read_tokens(path)
         """SHA-256 of each."""
-        self._looked = time.monotonic()
+
+    def take_up(self, use: Callable[[tuple[bytes, ...]], None]) -> None:
+        """Have `use`, a transport's own, take the digests, now and whenever they are others."""
+        self._use = use
+        use(self.digests)
 
     def check(self, metadata: Iterable[tuple[str, Any]]) -> None:
         """Unauthenticated unless the metadata of a call brings `authorization: Bearer` with one of the tokens."""
-        self._look_again()
         presented = next((str(value) for key, value in metadata if key == "authorization"), None)
         if presented is None:
             raise missing()
@@ -69,14 +83,13 @@ class Tokens:
 
     def look(self) -> None:
         """Take up what the file holds now, where it has changed."""
-        if (digests := self._changed.read(lambda: _read_tokens(self._path))) is not None:
-            self.digests = digests
+        self._files.read(self._read)
 
-    def _look_again(self) -> None:
-        if time.monotonic() - self._looked < LOOK_AGAIN:
-            return
-        self._looked = time.monotonic()
-        self.look()
+    def _read(self) -> dict[str, Any]:
+        self.digests = _read_tokens(self._path)
+        if self._use is not None:
+            self._use(self.digests)
+        return {"tokens": len(self.digests)}
 
 
 class Pem(NamedTuple):
@@ -87,59 +100,73 @@ class Pem(NamedTuple):
     client_ca: bytes | None
 
 
+class _Found(NamedTuple):
+    """Usable files, when the certificate expires in Unix time, and what the log says of them."""
+
+    pem: Pem
+    expires: float
+    about: dict[str, Any]
+
+
 class Tls:
     """A certificate with its key, and the CA of the callers' certificates where callers need one.
 
-    Each new connection gets what the files hold then; files that change to something unusable leave those before in
-    force. Raises CredentialsError, naming the file, for what is missing, unreadable, no PEM, mismatched or expired.
+    Connections that begin get what `look` last found good; files that change to something unusable leave those before
+    in force. Raises CredentialsError, naming the file, for what is missing, unreadable, no PEM, mismatched or expired.
     """
 
     def __init__(
         self, certificate: Path, key: Path, client_ca: Path | None, metrics: Metrics, log: FilteringBoundLogger
     ) -> None:
-        self._files = (certificate, key, client_ca)
+        self._paths = (certificate, key, client_ca)
         self._metrics = metrics
-        self._changed = _Rotation([path for path in self._files if path], "tls", metrics, log)
-        self._handshakes = threading.Lock()
-        self._first, expires = self._read()
-        metrics.tls_expiry.set(expires)
+        self._files = _Rotation([path for path in self._paths if path], "tls", metrics, log)
+        self._use: Callable[[Pem], None] | None = None
+        self._found = self._read()
+        metrics.tls_expiry.set(self._found.expires)
+        log.info("certificate", **self._found.about)
 
     @property
     def needs_client_certificates(self) -> bool:
         """Whether callers have to show one."""
-        return self._files[2] is not None
+        return self._paths[2] is not None
 
-    def first(self, use: Callable[[Pem], T]) -> T:
-        """What `use`, a transport's own, makes of the files as they were at the start.
+    def take_up(self, use: Callable[[Pem], None]) -> None:
+        """Have `use`, a transport's own, take what the files hold, now and whenever that is something else.
 
         It raises ValueError for what the transport cannot use, which becomes CredentialsError.
         """
-        return self._used(self._first, use)
+        self._use = use
+        self._used(self._found.pem)
 
-    def changed(self, use: Callable[[Pem], T]) -> T | None:
-        """The same of the files as they are now, or None where they are not new or no good. From any thread."""
+    def look(self) -> None:
+        """Take up what the files hold now, where they have changed."""
+        self._files.read(self._take_up)
 
-        def read() -> T:
-            pem, expires = self._read()
-            used = self._used(pem, use)
-            self._metrics.tls_expiry.set(expires)
-            return used
+    def _take_up(self) -> dict[str, Any]:
+        found = self._read()
+        self._used(found.pem)
+        self._found = found
+        self._metrics.tls_expiry.set(found.expires)
+        return found.about
 
-        with self._handshakes:
-            found: T | None = self._changed.read(read)
-        return found
-
-    def _read(self) -> tuple[Pem, float]:
-        certificate, key, client_ca = self._files
+    def _read(self) -> _Found:
+        certificate, key, client_ca = self._paths
         chain, private = _content(certificate, "--tls-cert"), _content(key, "--tls-key")
         trusted = None if client_ca is None else _content(client_ca, "--tls-client-ca")
-        return Pem(chain, private, trusted), _rehearse(certificate, key, client_ca)
+        peer, callers = _rehearse(certificate, key, client_ca)
+        expires = ssl.cert_time_to_seconds(str(peer["notAfter"]))
+        about = {"subject": _name(peer), "expires": datetime.fromtimestamp(expires, UTC).isoformat()}
+        return _Found(
+            Pem(chain, private, trusted), expires, about if client_ca is None else {**about, "client_ca": callers}
+        )
 
-    def _used(self, pem: Pem, use: Callable[[Pem], T]) -> T:
+    def _used(self, pem: Pem) -> None:
         try:
-            return use(pem)
+            if self._use is not None:
+                self._use(pem)
         except ValueError as e:
-            certificate, key, client_ca = self._files
+            certificate, key, client_ca = self._paths
             with_ca = "" if client_ca is None else f", --tls-client-ca {client_ca}"
             raise CredentialsError(f"--tls-cert {certificate}, --tls-key {key}{with_ca}: cannot be used: {e}") from None
 
@@ -152,23 +179,26 @@ class _Rotation:
         self._what = what
         self._metrics = metrics
         self._log = log
-        self._seen = self._stamps()
+        self._read = self._looked_at = self._stamps()
 
-    def read(self, content: Callable[[], Any]) -> Any:
-        """What `content` gives where the files are others than before; None where not, or where it refuses them."""
-        stamps = self._stamps()
-        if stamps == self._seen:
-            return None
-        self._seen = stamps
+    def read(self, content: Callable[[], dict[str, Any]]) -> None:
+        """Have `content` read files that are others than before, and as they were at the last look.
+
+        So a certificate whose key comes a moment later is not refused. It gives what the log says of them.
+        """
+        before, stamps = self._looked_at, self._stamps()
+        self._looked_at = stamps
+        if stamps == self._read or stamps != before:
+            return
+        self._read = stamps
         try:
-            found = content()
+            about = content()
         except CredentialsError as e:
             self._metrics.rotations.labels(self._what, "refused").inc()
             self._log.error("credentials refused", what=self._what, reason=str(e), instead="those before serve on")
-            return None
+            return
         self._metrics.rotations.labels(self._what, "loaded").inc()
-        self._log.info("credentials loaded", what=self._what)
-        return found
+        self._log.info("credentials loaded", what=self._what, **about)
 
     def _stamps(self) -> _Stamps:
         return tuple(map(_stamp, self._paths))
@@ -184,6 +214,8 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def _content(path: Path, flag: str) -> bytes:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe might never end
+            raise CredentialsError(f"{flag} {path}: is no regular file")
         return path.read_bytes()
     except FileNotFoundError:
         raise CredentialsError(f"{flag} {path}: no such file") from None
@@ -214,10 +246,11 @@ def _read_tokens(path: Path) -> tuple[bytes, ...]:
     return tuple(digests)
 
 
-def _rehearse(certificate: Path, key: Path, client_ca: Path | None) -> float:
+def _rehearse(certificate: Path, key: Path, client_ca: Path | None) -> tuple[_Certificate, list[str]]:
     """Shake hands with ourselves in memory, so that a pair that no caller could use is never offered to one.
 
-    The certificate stands in for its own CA. Returns when it expires, in Unix time.
+    The certificate stands in for its own CA. Returns the certificate, and the names of those whom the callers' may be
+    signed by.
     """
     server, caller = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
@@ -229,9 +262,10 @@ def _rehearse(certificate: Path, key: Path, client_ca: Path | None) -> float:
             f"--tls-cert {certificate} and --tls-key {key}: "
             + ("the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM")
         ) from None
+    trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if client_ca is not None:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(client_ca)
+            trusted.load_verify_locations(client_ca)
         except ssl.SSLError:
             raise CredentialsError(f"--tls-client-ca {client_ca}: not certificates in PEM") from None
     caller.check_hostname = False
@@ -241,10 +275,10 @@ def _rehearse(certificate: Path, key: Path, client_ca: Path | None) -> float:
         peer = _shaken(caller, server)
     except ssl.SSLCertVerificationError as e:
         raise CredentialsError(f"--tls-cert {certificate}: {e.verify_message}") from None
-    return ssl.cert_time_to_seconds(str(peer["notAfter"]))
+    return peer, [_name(ca) for ca in trusted.get_ca_certs()]
 
 
-def _shaken(caller: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, Any]:
+def _shaken(caller: ssl.SSLContext, server: ssl.SSLContext) -> _Certificate:
     """The server's certificate as the caller sees it after a handshake between the two."""
     to_server, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [caller.wrap_bio(to_caller, to_server), server.wrap_bio(to_server, to_caller, server_side=True)]
@@ -253,5 +287,9 @@ def _shaken(caller: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, Any]:
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-    peer: dict[str, Any] = ends[0].getpeercert() or {}
+    peer: _Certificate = ends[0].getpeercert() or {}
     return peer
+
+
+def _name(certificate: _Certificate) -> str:
+    return ", ".join(f"{key}={value}" for part in certificate["subject"] for key, value in part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -174,13 +176,19 @@ def _methods(service: Service) -> dict[str, Any]:
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    def use(pem: Pem) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
+    latest: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
 
-    # Asked at each handshake, on threads of grpcio; its stubs leave out that None stands for no change.
-    now: Any = lambda: tls.changed(use)  # noqa: E731 (typed)
+    def use(pem: Pem) -> None:
+        latest.append(grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca))
+
+    def changed() -> Any:
+        """Asked at each handshake, on threads of grpcio; its stubs leave out that None stands for no change."""
+        with suppress(IndexError):
+            return latest.pop()
+
+    tls.take_up(use)
     return grpc.dynamic_ssl_server_credentials(
-        tls.first(use), now, require_client_authentication=tls.needs_client_certificates
+        changed(), changed, require_client_authentication=tls.needs_client_certificates
     )
 
 

@@ -28,19 +28,12 @@ class Host:
     """What the wheel calls, on threads of its own; the handlers run on `loop`."""
 
     def __init__(
-        self,
-        answers: Mapping[str, Answer],
-        log: FilteringBoundLogger,
-        *,
-        before_answer: Callable[[], None],
-        look_at_tls: Callable[[], None],
+        self, answers: Mapping[str, Answer], log: FilteringBoundLogger, *, before_answer: Callable[[], None]
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self._answers = answers
         self._log = log
         self._before_answer = before_answer
-        self.look_at_tls = look_at_tls
-        """Takes up what the files of TLS hold now; before each handshake."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def array(self, images: int) -> Pixels:

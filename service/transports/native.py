@@ -21,7 +21,6 @@ from service.errors import AddressInUse
 from service.metrics import BATCH_BUCKETS, CONFIDENCE_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS, Rpc, RpcMetrics
 from service.transports.address import check_free
 from service.transports.counts import Counts, move_statistics
-from service.transports.credentials import LOOK_AGAIN
 from service.transports.host import Host, Waiting
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
-    from service.transports.credentials import Pem, Tls, Tokens
+    from service.transports.credentials import Tls, Tokens
     from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
@@ -128,8 +127,8 @@ class NativeTransport:
             )
             for rpc, one in zip(rpcs, offered, strict=True)
         ]
-        self._batcher, self._tls, self._tokens = batcher, tls, tokens
-        self._host = Host(answers, log, before_answer=self._settle_statistics, look_at_tls=self._look_at_tls)
+        self._batcher = batcher
+        self._host = Host(answers, log, before_answer=self._settle_statistics)
         self._server = batcher.server = import_module(WHEEL).Server(
             self._host,
             routes,
@@ -146,12 +145,11 @@ class NativeTransport:
             health_names=["", *names],
         )
         if tls is not None:
-            tls.first(self._use)
+            tls.take_up(lambda pem: self._server.set_tls(*pem))
         if tokens is not None:
-            self._server.set_tokens(tokens.digests)
+            tokens.take_up(self._server.set_tokens)
         metrics.waiting_limit.set(max_waiting)
         metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
-        self._following: asyncio.Task[None] | None = None
         self.threads = [
             Thread(target=self._server.run, name="native", daemon=True),
             Thread(target=self._server.run_model, name="native-model", daemon=True),
@@ -167,8 +165,6 @@ class NativeTransport:
             raise AddressInUse(f"cannot listen on {host} port {port}: {e}") from e
         for thread in self.threads:
             thread.start()
-        if self._tokens is not None:
-            self._following = asyncio.create_task(self._follow(self._tokens))
         return bound
 
     async def say(self, serving: bool) -> None:
@@ -187,25 +183,6 @@ class NativeTransport:
         await asyncio.to_thread(serving.join)
         self._server.close()
         await asyncio.to_thread(running.join)
-        if self._following is not None:
-            self._following.cancel()
-
-    async def _follow(self, tokens: Tokens) -> None:
-        """Take up the tokens that the file holds, for as long as the server runs."""
-        while True:
-            await asyncio.sleep(LOOK_AGAIN)
-            before = tokens.digests
-            tokens.look()
-            if tokens.digests is not before:
-                self._server.set_tokens(tokens.digests)
-
-    def _look_at_tls(self) -> None:
-        if self._tls is not None:
-            self._tls.changed(self._use)
-
-    def _use(self, pem: Pem) -> bool:
-        self._server.set_tls(*pem)
-        return True
 
     def _settle_statistics(self) -> None:
         move_statistics(self._server.take_statistics(), self._batcher.statistics)
