@@ -111,6 +111,17 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Memory", "bytes", ((f"process_resident_memory_bytes{HERE}", "{{instance}}"),)),
         Panel("CPU", "percentunit", (("job_instance:process_cpu:rate5m", "{{instance}}"),)),
         Panel("Share of file handles", "percentunit", (("job_instance:process_fds:ratio", "{{instance}}"),)),
+        Panel(
+            "Share of connections",
+            "percentunit",
+            (("job_instance:digits_connections:saturation", "{{instance}}"),),
+        ),
+        Panel(
+            "Connections refused",
+            "short",
+            (("job_instance_reason:digits_connections_refused:increase15m", "{{instance}} {{reason}}"),),
+            about="In 15 minutes; the native transport alone tells.",
+        ),
     ),
     "Does Prometheus see it?": (
         Panel("Scrapes that succeed", "short", ((f"up{HERE}", "{{instance}}"),)),

@@ -75,6 +75,8 @@ class Metrics(Collector):
         self.batch_size = Distribution(BATCH_BUCKETS)
         self.confidence = Distribution(CONFIDENCE_BUCKETS)
         self.by_digit = [0] * 10
+        self.connections_refused: dict[str, int] | None = None
+        """By reason; None where the transport does not tell."""
         self.before_collect: Callable[[], None] | None = None
         """Where counts are kept elsewhere: brings the numbers here up to date for a scrape."""
         registry.register(self)
@@ -123,6 +125,10 @@ class Metrics(Collector):
         self.waiting = Gauge("digits_images_waiting", "Images that wait for the model.", registry=registry)
         self.waiting_limit = Gauge(
             "digits_images_waiting_limit", "Images that may wait before calls are refused.", registry=registry
+        )
+        self.connections = Gauge("digits_connections", "Connections open on the gRPC port.", registry=registry)
+        self.connections_limit = Gauge(
+            "digits_connections_limit", "Connections that may be open; one more is closed at once.", registry=registry
         )
         self.tls_expiry = Gauge(
             "digits_tls_expiry_timestamp_seconds",
@@ -196,6 +202,15 @@ class Metrics(Collector):
         for digit, count in enumerate(self.by_digit):
             predictions.add_metric([str(digit)], count)
         yield predictions
+        if self.connections_refused is not None:
+            refused = CounterMetricFamily(
+                "digits_connections_refused",
+                "Connections closed before their first call, by reason.",
+                labels=["reason"],
+            )
+            for reason, count in self.connections_refused.items():
+                refused.add_metric([reason], count)
+            yield refused
 
     def describe(self) -> Iterable[Metric]:
         """What the registry knows this collector by: its names."""

@@ -25,6 +25,7 @@ from service.providers import CPU, ON_NVIDIA
 from service.reloading import Reloader
 from service.statistics import Statistics
 from service.traced import TracedBatcher, TracedPredictor
+from service.transports.connections import established
 from service.transports.credentials import follow
 from service.transports.grpcio import GrpcioTransport
 from service.transports.http import HttpEndpoint
@@ -67,6 +68,7 @@ class Server:
         self.metrics = Metrics(self.registry)
         self.metrics.log_lines_lost.set_function(lambda: Tolerant.lost)
         self.metrics.serving.set_function(self._is_serving)
+        self.metrics.connections_limit.set(settings.max_connections)
         self._tracing = parts.tracing(settings, self.metrics, log)
         self._execution = parts.execution(settings, log)
         place = ModelPlace(
@@ -177,6 +179,7 @@ class Server:
         except BaseException:
             self._http.stop()
             raise
+        self.metrics.connections.set_function(partial(established, self.port))
         self.metrics.serves(self.model, self.transport_name)
         self._started = True
         await self._tell_health()

@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/__init__.py": set(),
     "service/transports/status.py": {"service.errors", "google"},
     "service/transports/address.py": {"service.errors"},
+    "service/transports/connections.py": set(),
     "service/transports/streams.py": {"service.errors"},
     "service/transports/ahead.py": {"grpc"},
     "service/transports/limits.py": {"service.handlers"},

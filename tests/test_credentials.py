@@ -129,6 +129,31 @@ def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
         assert refused(service, **shows(callers.issue("good"))) in UNREACHABLE
 
 
+@needs_native
+def test_a_handshake_that_fails_is_told_with_its_reason_and_a_look_at_the_port_is_not(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    wrong = Authority(tmp_path / "wrong", "wrong").certificate
+    with secured(model_path, pair, "--transport", "native", "--tls-client-ca", wrong) as service:
+        assert [line["client_ca"] for line in service.lines if line["event"] == "certificate"] == [["commonName=wrong"]]
+        host, port = service.address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), 5):
+            pass
+        mine = authority.issue("mine")
+        context = ssl.create_default_context(cafile=authority.certificate)
+        context.load_cert_chain(mine.certificate, mine.key)
+        with (
+            socket.create_connection((host, int(port)), 5) as plain,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+            context.wrap_socket(plain, server_hostname="localhost") as encrypted,
+        ):
+            encrypted.recv(1)  # in TLS 1.3 the refusal comes after the handshake's end as the caller sees it
+        said = service.wait_for("handshake failed")
+        assert said["reason"] == "invalid peer certificate: UnknownIssuer"
+        assert said["peer"].startswith("127.0.0.1:")
+        assert service.series()["digits_connections_refused_total", ("handshake",)] == 1
+
+
 def presented(service: ServiceProcess) -> bytes:
     """The certificate that a new connection is shown."""
     context = ssl.create_default_context()

@@ -188,8 +188,7 @@ def test_small_calls_by_the_thousand_are_bounded(
         )
 
 
-@pytest.mark.usefixtures("transport")
-def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_path: Path) -> None:
+def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_path: Path, transport: str) -> None:
     with serving(model_path, "--max-connections", "5") as service, contextlib.ExitStack() as stack:
         peers = [stack.enter_context(contextlib.closing(connected(service, PREFACE))) for _ in range(5)]
         for peer in peers:
@@ -197,6 +196,10 @@ def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_p
         for _ in range(3):
             with contextlib.closing(connected(service, PREFACE)) as one_more:
                 assert ended_by_server(one_more, within=5)
+        series = service.series()
+        assert (series["digits_connections", ()], series["digits_connections_limit", ()]) == (5, 5)
+        if transport == "native":
+            assert series["digits_connections_refused_total", ("full",)] == 3
         peers[0].close()
         until = time.monotonic() + 5
         while not (has_room := served(service.address)) and time.monotonic() < until:

@@ -1,6 +1,7 @@
 //! One connection, from its handshake to its end, and who ends it: a drain, its age, nothing to do, or its conduct.
 
 use std::hash::{BuildHasher, RandomState};
+use std::io::ErrorKind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,13 +84,23 @@ pub async fn serve(core: Arc<Core>, socket: TcpStream) {
     // The connection is dropped here: each of its calls that still waits sees its stream reset.
 }
 
-/// The socket, under TLS where that is asked for, with what its files hold now.
+/// The socket, under TLS where that is asked for.
 async fn secured(core: &Arc<Core>, socket: TcpStream) -> Option<Socket> {
     drop(socket.set_nodelay(true));
     let socket = BufReader::with_capacity(READ, socket);
-    match core.tls.get().as_ref() {
-        None => Some(Socket::Plain(socket)),
-        Some(acceptor) => Some(Socket::Tls(Box::new(acceptor.accept(socket).await.ok()?))),
+    let tls = core.tls.get();
+    let Some(acceptor) = tls.as_ref() else { return Some(Socket::Plain(socket)) };
+    let peer = socket.get_ref().peer_addr().ok()?;
+    match acceptor.accept(socket).await {
+        Ok(socket) => Some(Socket::Tls(Box::new(socket))),
+        Err(error) => {
+            // Any other kind is a peer that went away, as one does that asks whether the port is open.
+            if error.kind() == ErrorKind::InvalidData {
+                core.refused.handshake.add(1);
+                core.host.handshake_failed(&peer.to_string(), &error.to_string());
+            }
+            None
+        }
     }
 }
 

@@ -115,6 +115,7 @@ pub struct Core {
     pub ordered: Vec<Arc<Route>>,
     pub line: Line,
     pub model: counts::Model,
+    pub refused: counts::Refused,
     pub host: Host,
     pub limits: Limits,
     pub phase: watch::Sender<Phase>,
@@ -144,6 +145,15 @@ impl Host {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = array.py();
         self.0.bind(py).call_method1(intern!(py, "predict"), (model, array, images))
+    }
+
+    /// Tells of a handshake that failed.
+    pub fn handshake_failed(&self, peer: &str, reason: &str) {
+        Python::attach(|py| {
+            if let Err(error) = self.0.call_method1(py, intern!(py, "handshake_failed"), (peer, reason)) {
+                error.print(py); // it is counted all the same
+            }
+        });
     }
 
     /// Hands a message to the Python handler of that path; the answer comes later.

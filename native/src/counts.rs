@@ -128,6 +128,15 @@ impl Total {
     }
 }
 
+/// Connections that ended before there was a call.
+#[derive(Debug, Default)]
+pub struct Refused {
+    /// One too many.
+    pub full: Counter,
+    /// No handshake of TLS that both sides agree on.
+    pub handshake: Counter,
+}
+
 /// The series of the model that are not of one version of it.
 #[derive(Debug)]
 pub struct Model {

@@ -86,6 +86,7 @@ impl Server {
             ordered,
             line: line::Line::new(max_waiting, limits.max_batch, inline),
             model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
+            refused: counts::Refused::default(),
             host: Host::new(host),
             limits,
             phase: watch::channel(Phase::Serving).0,
@@ -211,6 +212,14 @@ impl Server {
         dict.set_item("overloaded", counts.overloaded.get())?;
         dict.set_item("unauthenticated", counts.unauthenticated.get())?;
         dict.set_item("waiting", self.core.line.images())?;
+        Ok(dict)
+    }
+
+    /// Connections that ended before there was a call, by reason.
+    fn connections_refused<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (refused, dict) = (&self.core.refused, PyDict::new(py));
+        dict.set_item("full", refused.full.get())?;
+        dict.set_item("handshake", refused.handshake.get())?;
         Ok(dict)
     }
 

@@ -88,7 +88,9 @@ async fn serve(core: Arc<Core>, listeners: Vec<TcpListener>) {
                 while connections.try_join_next().is_some() {}
                 if connections.len() < core.limits.connections {
                     connections.spawn(connection::serve(core.clone(), socket));
-                } // else it is closed at once
+                } else {
+                    core.refused.full.add(1); // and it is closed at once
+                }
             }
             Some(_) = connections.join_next() => {}
             () = draining(&mut phase) => break,

@@ -27,6 +27,7 @@ class Counts:
         self._metrics = metrics
         self._rpcs = rpcs
         self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded", "unauthenticated"), 0)
+        metrics.connections_refused = server.connections_refused()
         self._lock = Lock()  # two may scrape at a time
 
     def to_metrics(self) -> None:
@@ -35,6 +36,7 @@ class Counts:
             for rpc, counts in zip(self._rpcs, self._server.rpcs(), strict=True):
                 _to_rpc(rpc, counts)
             self._to_model(self._server.model())
+            self._metrics.connections_refused = self._server.connections_refused()
 
     def _to_model(self, counts: dict[str, Any]) -> None:
         metrics = self._metrics

@@ -34,6 +34,7 @@ class Host:
         self._answers = answers
         self._log = log
         self._before_answer = before_answer
+        self._says_again = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def array(self, images: int) -> Pixels:
@@ -88,6 +89,13 @@ class Host:
     def stopping(self) -> Exception:
         """The error of a stream that a drain ends."""
         return ModelUnavailable("the server is stopping: open the stream again elsewhere")
+
+    def handshake_failed(self, peer: str, reason: str) -> None:
+        """Said in the log, at most once a second: whoever reaches the port may try as often as he likes."""
+        now = time.monotonic()
+        if now >= self._says_again:
+            self._says_again = now + 1
+            self._log.warning("handshake failed", peer=peer, reason=reason)
 
     def stranger(self, is_silent: bool) -> Exception:
         """The error of a call without a token, or with another than ours."""
