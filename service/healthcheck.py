@@ -1,7 +1,7 @@
 """python -m service.healthcheck HOST:PORT: exit with 0 where gRPC health says SERVING; the container's own probe.
 
-Where the environment has DIGITS_TLS_CERT, or closes health to those without a token by DIGITS_OPEN_HEALTH, it asks
-/healthz on DIGITS_METRICS_PORT instead: that tells the same, and needs neither certificate nor token.
+Where the environment has DIGITS_TLS_CERT, or the server wants a token for that, it asks /healthz on DIGITS_METRICS_PORT
+instead: that tells the same, and needs neither certificate nor token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 TIMEOUT = 5.0  # seconds
-_CLOSED = {"false", "0", "no", "off", "f", "n"}  # as pydantic reads a boolean
 
 
 def main(arguments: list[str]) -> int:
@@ -24,13 +23,15 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m service.healthcheck HOST:PORT", file=sys.stderr)  # noqa: T201 (what a probe says)
         return 2
-    if os.environ.get("DIGITS_TLS_CERT") or os.environ.get("DIGITS_OPEN_HEALTH", "").lower() in _CLOSED:
+    if os.environ.get("DIGITS_TLS_CERT"):
         return _over_http(arguments[0].rpartition(":")[0])
     with grpc.insecure_channel(arguments[0]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
         except grpc.RpcError as e:
+            if e.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return _over_http(arguments[0].rpartition(":")[0])
             print(f"{arguments[0]}: {e.code().name}: {e.details()}", file=sys.stderr)  # noqa: T201 (as above)
             return 1
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)

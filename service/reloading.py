@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.errors import ModelFileError, ProviderError, ReloadRefused
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import Model
     from service.versions import Candidate, ModelPlace
+
+PATIENCE = 120.0
+"""Seconds that a look at the folder, or loading a model, may take; TensorRT makes its engines in less."""
+
+T = TypeVar("T")
 
 
 class Reloader:
@@ -31,6 +36,7 @@ class Reloader:
         self._one_at_a_time = asyncio.Lock()
         self._refusal = ""
         self._seen: object = None
+        self._hangs: asyncio.Future[Any] | None = None
         self.model = self._first()
 
     async def look(self, swap: Callable[[Model], None], *, asked: bool = True) -> None:
@@ -39,16 +45,12 @@ class Reloader:
         Raises ReloadRefused where it cannot serve; a file that was refused is tried again only when `asked`.
         """
         async with self._one_at_a_time:
-            try:
-                candidate = self._place.candidates()[0]
-                seen: object = candidate.stamp()
-            except ModelFileError as e:
-                seen = str(e)
+            seen = await self._what_lies_there()
             if seen == self._seen and not (asked and self._refusal):
                 return
             self._seen = seen
             try:
-                model = await asyncio.to_thread(self._load_newest)
+                model = await self._on_a_thread(self._load_newest)
             except (ModelFileError, ProviderError) as e:
                 self._refused(e)
                 if isinstance(e, ProviderError):  # no fault of the file, which is to be tried again
@@ -74,6 +76,27 @@ class Reloader:
         except Exception as e:  # noqa: BLE001 (whatever failed, the old model serves on and later looks may succeed)
             self._metrics.reloads.labels("refused").inc()
             self._log.error("model reload failed", exc_info=e)
+
+    async def _what_lies_there(self) -> object:
+        """Changes whenever another file should serve, or none can."""
+        try:
+            return await self._on_a_thread(self._newest_stamp)
+        except ModelFileError as e:
+            return str(e)
+
+    def _newest_stamp(self) -> object:
+        return self._place.candidates()[0].stamp()
+
+    async def _on_a_thread(self, read: Callable[[], T]) -> T:
+        """What `read` gives. ModelFileError where its volume does not answer, at once for as long as that lasts."""
+        if self._hangs is None or self._hangs.done():
+            reading: asyncio.Future[T] = asyncio.ensure_future(asyncio.to_thread(read))
+            done, _ = await asyncio.wait({reading}, timeout=PATIENCE)
+            if done:
+                return reading.result()
+            reading.add_done_callback(_forget)
+            self._hangs = reading
+        raise ModelFileError(f"{self._place.path}: could not be read within {PATIENCE:g} s: its volume does not answer")
 
     def _first(self) -> Model:
         candidates = self._place.candidates()
@@ -107,3 +130,9 @@ class Reloader:
         self._refusal = str(error)
         self._metrics.reloads.labels("refused").inc()
         self._log.error("model refused", reason=str(error))
+
+
+def _forget(read: asyncio.Future[Any]) -> None:
+    """Nobody waits any more for what was read; asyncio would report its error."""
+    if not read.cancelled():
+        read.exception()

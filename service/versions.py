@@ -42,25 +42,25 @@ class ModelPlace:
     """
 
     def __init__(self, path: Path, *, version: str = "", sha256: str = "", execution: Execution | None = None) -> None:
-        self._path = path
+        self.path = path
         self._execution = execution
         self._pinned = version
         self._sha256 = sha256
 
     def candidates(self) -> list[Candidate]:
         """The files that may serve, the newest version first. Raises ModelFileError for a folder of none."""
-        if not self._path.is_dir():
-            return [Candidate(self._path, self._pinned)]
+        if not self.path.is_dir():
+            return [Candidate(self.path, self._pinned)]
         if self._pinned:
-            return [Candidate(self._path / self._pinned / FILE, self._pinned)]
+            return [Candidate(self.path / self._pinned / FILE, self._pinned)]
         try:
-            children = [child for child in self._path.iterdir() if _VERSION.fullmatch(child.name)]
+            children = [child for child in self.path.iterdir() if _VERSION.fullmatch(child.name)]
         except OSError as e:
-            raise ModelFileError(f"{self._path}: cannot be read: {e.strerror}") from None
+            raise ModelFileError(f"{self.path}: cannot be read: {e.strerror}") from None
         versions = [child.name for child in children if (child / FILE).exists()]  # others are still being made
         if not versions:
-            raise ModelFileError(f"{self._path}: has no version; expected {self._path / '1' / FILE}")
-        return [Candidate(self._path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
+            raise ModelFileError(f"{self.path}: has no version; expected {self.path / '1' / FILE}")
+        return [Candidate(self.path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
 
     def load(self, candidate: Candidate) -> Model:
         """The model in a file, verified and warmed up.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from conftest import ROOT, ServiceProcess, launch
+from conftest import ROOT, ServiceProcess, launch, on_both_transports, serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
@@ -332,11 +332,20 @@ def test_the_probe_says_whether_health_says_serving(server: ServiceProcess, capf
     assert "usage: " in err
 
 
-@pytest.mark.parametrize(("variable", "value"), [("DIGITS_TLS_CERT", "/tls/tls.crt"), ("DIGITS_OPEN_HEALTH", "false")])
-def test_the_probe_of_a_server_that_it_may_not_ask_asks_over_http(
-    server: ServiceProcess, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+@on_both_transports
+def test_the_probe_of_a_server_that_wants_a_token_asks_over_http(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, value)
+    (tmp_path / "tokens").write_text("a-token-of-some-length")
+    with serving(model_path, "--tokens-file", tmp_path / "tokens", "--no-open-health") as closed:
+        monkeypatch.setenv("DIGITS_METRICS_PORT", "1")
+        assert healthcheck([closed.address]) == 1
+        monkeypatch.setenv("DIGITS_METRICS_PORT", closed.metrics_url.split(":")[2].split("/")[0])
+        assert healthcheck([closed.address]) == 0
+
+
+def test_the_probe_of_a_server_with_tls_asks_over_http(server: ServiceProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIGITS_TLS_CERT", "/tls/tls.crt")
     monkeypatch.setenv("DIGITS_METRICS_PORT", server.metrics_url.split(":")[2].split("/")[0])
     assert healthcheck(["127.0.0.1:1"]) == 0
     monkeypatch.setenv("DIGITS_METRICS_PORT", "1")

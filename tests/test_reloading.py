@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -318,6 +319,28 @@ def test_no_damage_gets_past_the_reader(folder: Path, whole: bytes, data: st.Dat
     with pytest.raises(ModelFileError) as caught:
         place.load(place.candidates()[0])
     assert "\n" not in str(caught.value)
+
+
+async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, place, answers = CapturingLogger(), ModelPlace(folder), threading.Event()
+    reloader = Reloader(place, Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
+    taken: list[str] = []
+    candidates = place.candidates
+    monkeypatch.setattr("service.reloading.PATIENCE", 0.1)
+    monkeypatch.setattr(place, "candidates", lambda: (answers.wait(10), candidates())[1])
+    add(folder, 2)
+    for _ in range(2):
+        with pytest.raises(ReloadRefused, match=r"could not be read within .* s: its volume does not answer"):
+            await reloader.look(lambda model: taken.append(model.info.version))
+    for _ in range(5):  # told once of what is only looked at again
+        await reloader.look(lambda model: taken.append(model.info.version), asked=False)
+    assert [call.method_name for call in log.calls] == ["error", "error"]
+    answers.set()
+    await asyncio.sleep(0.1)
+    await reloader.look(lambda model: taken.append(model.info.version), asked=False)
+    assert taken == ["2"]
 
 
 async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
