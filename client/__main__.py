@@ -15,7 +15,8 @@ from rich.console import Console
 
 from client import demo as demonstration
 from client import render
-from client.digits import TIMEOUT, DigitsClient
+from client.channel import TIMEOUT
+from client.digits import DigitsClient
 from client.image import ImageError, read
 from client.messages import DigitsError, Predictions
 from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
-UNREADABLE, UNREACHABLE, REFUSED = 1, 3, 4
+UNREADABLE = NOT_SERVING = 1
+UNREACHABLE, REFUSED = 3, 4
 
 IN_ONE_CALL = 256
 """Images: an IDX file of 60,000 goes in many calls, each well within what a server takes."""
@@ -41,7 +43,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""Have handwritten digits read by the service.
 
-    Exit status: 0 all was read; 1 a file could not be read as an image (the others were); 2 wrong usage; 3 the server
+    Exit status: 0 all was read; 1 a file could not be read as an image (the others were), `health` says otherwise than
+    SERVING; 2 wrong usage; 3 the server
     cannot be reached or is not serving; 4 the server refused; 5 `score` could not start or go on.""",
 )
 
@@ -129,11 +132,11 @@ def health(
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Exit with 0 where the server says SERVING, with 1 otherwise."""
+    """Exit with 0 where the server says SERVING, with 1 where it says otherwise; 3 and 4 as ever."""
     with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
-        serving = client.is_serving(service, timeout=timeout)
-    print("SERVING" if serving else "NOT SERVING")
-    raise typer.Exit(0 if serving else 1)
+        status = client.health(service, timeout=timeout)
+    print(status)
+    raise typer.Exit(0 if status == "SERVING" else NOT_SERVING)
 
 
 app.command()(score)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from client.channel import Channel
 from client.messages import (
-    REQUEST_ID,
     SERVICE,
     DigitsError,
     Explained,
     Network,
     Pixels,
     Predictions,
-    channel_options,
-    checked,
-    new_request_id,
     to_error,
     to_explain_request,
     to_explained,
@@ -28,58 +26,34 @@ from client.messages import (
     to_predictions,
     to_request,
 )
-from client.secure import Token, channel_credentials
 from service.pb.digits.v1.digits_pb2 import GetNetworkRequest
-from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 
     from google.protobuf.message import Message
 
     from service.pb.digits.v1.digits_pb2 import PredictRequest
 
-TIMEOUT = 5.0
-"""Seconds that a call may take unless told otherwise."""
-
 STREAM_TIMEOUT = 3600.0
-"""As TIMEOUT, for the whole of a stream."""
+"""Seconds that the whole of a stream may take unless told otherwise."""
 
 _ASK_AGAIN = 0.1
 
 
-class DigitsClient:
-    """A connection to a server at `address`, host:port; a context manager.
+class DigitsClient(Channel):
+    """A connection to a server at `address`, which is host:port or another of gRPC's names; a context manager.
 
-    `timeout` is in seconds and holds for each call unless it brings its own. With `credentials`, or `tls_ca` (PEM
-    file of the CA that vouches for the server), the channel is TLS; `tls_cert` and `tls_key` are shown to a server that
-    asks for them. The token in `token_file` goes with each call and is read again when the file changes; so does what
-    `metadata` gives, which is asked for each call.
-    Calls raise DigitsError where the server does not answer, ValueError where the images are no images.
+    `timeout` is in seconds and holds for each call that does not bring its own, but not for streams. The channel is TLS
+    with `credentials`, or with `tls_ca` (PEM file of the CA that vouches for the server); `tls_cert` and `tls_key` are
+    shown to a server that asks for them. The token in `token_file` goes with each call and is read again when the file
+    changes; so does what `metadata` gives, which is asked for each call, and may bring an `x-request-id` to find it by.
+
+    Raises ValueError, naming the parameter, for what cannot be used. Calls raise DigitsError where the server does not
+    answer, ValueError where the images are no images, and RuntimeError after `close`.
     """
 
-    def __init__(
-        self,
-        address: str = "localhost:50051",
-        *,
-        timeout: float = TIMEOUT,
-        credentials: grpc.ChannelCredentials | None = None,
-        tls_ca: str | Path | None = None,
-        tls_cert: str | Path | None = None,
-        tls_key: str | Path | None = None,
-        token_file: str | Path | None = None,
-        metadata: Callable[[], Iterable[tuple[str, str]]] = tuple,
-    ) -> None:
-        credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
-        self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(checked(address), channel_options(address))
-        else:
-            self._channel = grpc.secure_channel(checked(address), credentials, channel_options(address))
-        self._stub: Any = DigitServiceStub(self._channel)
-        self._timeout = timeout
-        self._more = metadata
+    _api: ClassVar[Any] = grpc
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +63,7 @@ class DigitsClient:
 
     def close(self) -> None:
         """Hang up."""
+        self._is_closed = True
         self._channel.close()
 
     def predict(
@@ -135,7 +110,7 @@ class DigitsClient:
 
         What `batches` raises is raised here, after the answers to what came before.
         """
-        request_id = new_request_id()
+        request_id, metadata = self._begin()
         failed: list[Exception] = []
 
         def requests() -> Iterator[PredictRequest]:
@@ -146,7 +121,7 @@ class DigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=self._metadata(request_id))
+        replies = self._stub.PredictStream(requests(), timeout=self._within(timeout), metadata=metadata)
         try:
             for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -159,14 +134,29 @@ class DigitsClient:
 
     def is_serving(self, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
         """Whether grpc.health.v1 says SERVING; False too where nobody answers."""
-        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        self._check_open()
+        request = health_pb2.HealthCheckRequest(service=service)
         try:
-            reply = stub.Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=self._token.metadata()
-            )
+            reply = self._health.Check(request, timeout=self._within(timeout), metadata=self._token.metadata())
         except grpc.RpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def health(self, service: str = "", *, timeout: float = 1.0) -> str:
+        """What grpc.health.v1 says of a service, or with none of the whole server: SERVING or NOT_SERVING.
+
+        Raises DigitsError where nobody answers, or the service is not known.
+        """
+        self._check_open()
+        request, within = health_pb2.HealthCheckRequest(service=service), self._within(timeout)
+        # A server that says NOT_SERVING is left out by the channel of all other calls.
+        with self._open(("grpc.inhibit_health_checking", 1)) as channel:
+            stub: Any = HealthStub(channel)
+            try:
+                reply = stub.Check(request, timeout=within, metadata=self._token.metadata())
+            except grpc.RpcError as e:
+                raise to_error(e) from None
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     def wait_until_serving(self, timeout: float) -> None:
         """Return when health says SERVING; DigitsError, UNAVAILABLE, where it does not within `timeout` seconds."""
@@ -178,41 +168,17 @@ class DigitsClient:
 
     def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
         """The reply, and the request id that it was asked with; DigitsError where there is none."""
-        request_id = new_request_id()
-        within = self._timeout if timeout is None else timeout
+        request_id, metadata = self._begin()
         try:
-            return rpc(request, timeout=within, metadata=self._metadata(request_id)), request_id
+            return rpc(request, timeout=self._within(timeout), metadata=metadata), request_id
         except grpc.RpcError as e:
             raise to_error(e, request_id) from None
 
-    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        return ((REQUEST_ID, request_id), *self._token.metadata(), *self._more())
 
-
-class AsyncDigitsClient:
+class AsyncDigitsClient(Channel):
     """As DigitsClient, for asyncio; an async context manager."""
 
-    def __init__(
-        self,
-        address: str = "localhost:50051",
-        *,
-        timeout: float = TIMEOUT,
-        credentials: grpc.ChannelCredentials | None = None,
-        tls_ca: str | Path | None = None,
-        tls_cert: str | Path | None = None,
-        tls_key: str | Path | None = None,
-        token_file: str | Path | None = None,
-        metadata: Callable[[], Iterable[tuple[str, str]]] = tuple,
-    ) -> None:
-        credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
-        self._token = Token(token_file, address=checked(address), encrypted=credentials is not None)
-        if credentials is None:
-            self._channel = aio.insecure_channel(checked(address), channel_options(address))
-        else:
-            self._channel = aio.secure_channel(checked(address), credentials, channel_options(address))
-        self._stub: Any = DigitServiceStub(self._channel)
-        self._timeout = timeout
-        self._more = metadata
+    _api: ClassVar[Any] = aio
 
     async def __aenter__(self) -> Self:
         return self
@@ -222,6 +188,7 @@ class AsyncDigitsClient:
 
     async def close(self) -> None:
         """Hang up."""
+        self._is_closed = True
         await self._channel.close()
 
     async def predict(
@@ -262,7 +229,7 @@ class AsyncDigitsClient:
         timeout: float = STREAM_TIMEOUT,
     ) -> AsyncIterator[Predictions]:
         """As DigitsClient.predict_stream."""
-        request_id = new_request_id()
+        request_id, metadata = self._begin()
         failed: list[Exception] = []
 
         async def requests() -> AsyncIterator[PredictRequest]:
@@ -273,7 +240,7 @@ class AsyncDigitsClient:
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=timeout, metadata=self._metadata(request_id))
+        replies = self._stub.PredictStream(requests(), timeout=self._within(timeout), metadata=metadata)
         try:
             async for reply in replies:
                 yield to_predictions(reply, request_id)
@@ -284,21 +251,27 @@ class AsyncDigitsClient:
         if failed:
             raise failed[0]
 
-    async def is_serving(
-        self,
-        service: str = SERVICE,
-        *,
-        timeout: float = 1.0,
-    ) -> bool:
+    async def is_serving(self, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
         """As DigitsClient.is_serving."""
-        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        self._check_open()
+        request = health_pb2.HealthCheckRequest(service=service)
         try:
-            reply = await stub.Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=self._token.metadata()
-            )
+            reply = await self._health.Check(request, timeout=self._within(timeout), metadata=self._token.metadata())
         except aio.AioRpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def health(self, service: str = "", *, timeout: float = 1.0) -> str:
+        """As DigitsClient.health."""
+        self._check_open()
+        request, within = health_pb2.HealthCheckRequest(service=service), self._within(timeout)
+        async with self._open(("grpc.inhibit_health_checking", 1)) as channel:
+            stub: Any = HealthStub(channel)
+            try:
+                reply = await stub.Check(request, timeout=within, metadata=self._token.metadata())
+            except aio.AioRpcError as e:
+                raise to_error(e) from None
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     async def wait_until_serving(self, timeout: float) -> None:
         """As DigitsClient.wait_until_serving."""
@@ -310,15 +283,11 @@ class AsyncDigitsClient:
 
     async def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
         """The reply, and the request id that it was asked with; DigitsError where there is none."""
-        request_id = new_request_id()
-        within = self._timeout if timeout is None else timeout
+        request_id, metadata = self._begin()
         try:
-            return await rpc(request, timeout=within, metadata=self._metadata(request_id)), request_id
+            return await rpc(request, timeout=self._within(timeout), metadata=metadata), request_id
         except aio.AioRpcError as e:
             raise to_error(e, request_id) from None
-
-    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        return ((REQUEST_ID, request_id), *self._token.metadata(), *self._more())
 
 
 def _not_serving(seconds: float) -> DigitsError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from grpc_status import rpc_status
 from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import grpc
 
@@ -30,54 +29,13 @@ SERVICE = "digits.v1.DigitService"
 Pixels = npt.NDArray[np.uint8] | bytes
 Floats = npt.NDArray[np.float32]
 
-CHANNEL_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # A server that comes up is found within seconds; gRPC's own pause grows to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # The server permits a ping every 10 s; a vanished server is noticed within 40.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                # All addresses of a name are used, those that say NOT_SERVING left out.
-                "loadBalancingConfig": [{"round_robin": {}}],
-                "healthCheckConfig": {"serviceName": SERVICE},
-                "methodConfig": [
-                    {
-                        "name": [{"service": SERVICE}],
-                        # Predicting twice does no harm, so what met no server is asked again. An overloaded server
-                        # is not asked again at once: its RetryInfo is handed to the caller instead.
-                        "retryPolicy": {
-                            "maxAttempts": 4,
-                            "initialBackoff": "0.05s",
-                            "maxBackoff": "1s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
-                        },
-                    }
-                ],
-            }
-        ),
-    ),
-]
-
-
-def channel_options(address: str) -> list[tuple[str, Any]]:
-    """GRPC's options for a channel to `address`.
-
-    Of a list, as ipv4:HOST:1,HOST:2, the first names the server in each call: HTTP knows no :authority of several.
-    """
-    first = address.split(",", 1)[0].removeprefix("ipv4:").removeprefix("ipv6:")
-    return [*CHANNEL_OPTIONS, *([("grpc.default_authority", first)] if "," in address else [])]
-
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The answers for n images: digits (n,), activations (n, 10) in 0..1; the hidden layers (n, 16) if asked for."""
+    """The answers for n images: digits (n,), activations (n, 10) in 0..1; the hidden layers (n, 16) if asked for.
+
+    A sequence of the answers for each image, which are Predictions of n = 1.
+    """
 
     digits: npt.NDArray[np.int64]
     activations: Floats
@@ -86,16 +44,25 @@ class Predictions:
     model_version: str
     request_id: str
 
-    def __getitem__(self, row: int) -> Predictions:
-        """The answer for that image alone, n = 1."""
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, rows: int | slice) -> Predictions:
+        """The answer for one image, n = 1, or for those of a slice."""
+        if not isinstance(rows, slice):
+            row = range(len(self))[rows]  # IndexError, and TypeError, as of any sequence
+            rows = slice(row, row + 1)
         return Predictions(
-            digits=self.digits[row, None],
-            activations=self.activations[row, None],
-            layer1=None if self.layer1 is None else self.layer1[row, None],
-            layer2=None if self.layer2 is None else self.layer2[row, None],
+            digits=self.digits[rows],
+            activations=self.activations[rows],
+            layer1=None if self.layer1 is None else self.layer1[rows],
+            layer2=None if self.layer2 is None else self.layer2[rows],
             model_version=self.model_version,
             request_id=self.request_id,
         )
+
+    def __iter__(self) -> Iterator[Predictions]:
+        return (self[row] for row in range(len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +139,6 @@ class DigitsError(Exception):
         self.request_id = request_id
         self.violations = violations
         self.retry_after = retry_after
-
-
-def checked(address: str) -> str:
-    """The address; ValueError where gRPC would log a fault of its own instead."""
-    if not address.strip():
-        raise ValueError(f"address is {address!r}; expected host:port")
-    return address
 
 
 def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_version: str = "") -> PredictRequest:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.messages import checked
+from client.address import checked
 
 
 def _address(value: str) -> str:

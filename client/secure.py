@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import grpc
 
-_LOOPBACK = ("localhost", "127.", "[::1]", "unix:")
+from client.address import is_this_machine
 
 
 def channel_credentials(
@@ -15,16 +16,33 @@ def channel_credentials(
     """Credentials from PEM files; None for plain text, where none is named.
 
     A server is trusted that one of `tls_ca` vouches for; `tls_cert` and `tls_key` are shown to one that asks for them.
-    Raises ValueError, naming the parameter, where a file cannot be read or a pair is not whole.
+    Raises ValueError, naming the parameter, where a file cannot be read or is no PEM, or a pair is not whole.
     """
     if tls_ca is None and tls_cert is None and tls_key is None:
         return None
     if (tls_cert is None) != (tls_key is None):
         given, missing = ("tls_cert", "tls_key") if tls_key is None else ("tls_key", "tls_cert")
         raise ValueError(f"{given} is given without {missing}: give both")
-    return grpc.ssl_channel_credentials(
-        _content("tls_ca", tls_ca), _content("tls_key", tls_key), _content("tls_cert", tls_cert)
-    )
+    files = _content("tls_ca", tls_ca), _content("tls_key", tls_key), _content("tls_cert", tls_cert)
+    _check_pem(tls_ca, tls_cert, tls_key)
+    return grpc.ssl_channel_credentials(*files)
+
+
+def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> None:
+    """ValueError where gRPC would find out at the first call, and say so in its own log alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if tls_ca is not None:
+            context.load_verify_locations(tls_ca)
+    except ssl.SSLError:
+        raise ValueError(f"tls_ca {tls_ca}: not certificates in PEM") from None
+    try:
+        if tls_cert is not None:
+            context.load_cert_chain(tls_cert, tls_key, password="")
+    except ssl.SSLError as e:
+        mismatched = "MISMATCH" in str(e.reason)
+        found = "the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM"
+        raise ValueError(f"tls_cert {tls_cert} and tls_key {tls_key}: {found}") from None
 
 
 class Token:
@@ -38,7 +56,7 @@ class Token:
         self._path = None if path is None else Path(path)
         self._seen: tuple[int, int, int] | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
-        if self._path is not None and not encrypted and not address.startswith(_LOOPBACK):
+        if self._path is not None and not encrypted and not is_this_machine(address):
             raise ValueError(f"token_file is given without TLS for {address}: anyone on the way could read it")
         self.metadata()
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLES, launch, serving
+from conftest import ROOT, SAMPLES, launch, on_both_transports, serving
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import RetryInfo
@@ -261,7 +262,7 @@ def test_unavailable_is_not_asked_for_ever() -> None:
     with unreliable(grpc.StatusCode.UNAVAILABLE, 99) as (servicer, address), DigitsClient(address) as client:
         with pytest.raises(DigitsError, match="UNAVAILABLE: not now"):
             client.predict(bytes(784))
-        assert servicer.calls == 4
+        assert servicer.calls == 5
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT])
@@ -358,7 +359,10 @@ def test_predict_goes_on_after_a_file_that_is_no_image(server: ServiceProcess, t
         (["predict", str(IMAGES), "--limit", "0"], 2),
         (["predict", str(IMAGES), "--address", ""], 2),
         (["demo", "--address", "127.0.0.1:1", "--wait", "nan"], 2),
-        (["health", "--address", "127.0.0.1:1"], 1),
+        (["health", "--address", "127.0.0.1:1"], 3),
+        (["health", "--address", "127.0.0.1:70000"], 2),
+        (["health", "--address", "http://127.0.0.1:1"], 2),
+        (["health", "--tls-ca", str(IMAGES)], 2),
     ],
 )
 def test_exit_statuses_are_those_of_the_help(arguments: list[str], status: int) -> None:
@@ -399,7 +403,45 @@ def test_a_terminal_without_unicode_gets_bars_of_ascii(server: ServiceProcess) -
 def test_health_exits_with_zero_where_it_serves(server: ServiceProcess) -> None:
     done = run("health", "--address", server.address)
     assert (done.returncode, done.stdout) == (0, "SERVING\n")
-    assert run("health", "--address", server.address, "--service", "nobody").returncode == 1
+    done = run("health", "--address", server.address, "--service", "nobody")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("NOT_FOUND: ")
+    done = run("health", "--address", "127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Connection refused" in done.stderr
+
+
+@on_both_transports
+def test_health_of_a_server_that_drains_is_told_from_one_that_is_gone(model_path: Path) -> None:
+    with serving(model_path, "--drain-wait", "5") as service:
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for("stopping")
+        done = run("health", "--address", service.address)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "NOT_SERVING\n", "")
+
+
+async def test_the_async_client_tells_health_too(server: ServiceProcess) -> None:
+    async with AsyncDigitsClient(server.address) as client:
+        assert await client.health() == "SERVING"
+        with pytest.raises(DigitsError, match="NOT_FOUND"):
+            await client.health("nobody")
+
+
+def test_answers_are_a_sequence(client: DigitsClient, digits: np.ndarray) -> None:
+    found = client.predict(digits[:5], include_hidden_layers=True)
+    assert len(found) == 5
+    assert [one.digits.item() for one in found] == found.digits.tolist()
+    np.testing.assert_array_equal(found[-1].activations, found.activations[4:])
+    part = found[1:4:2]
+    assert len(part) == 2
+    assert part.layer1 is not None
+    assert (part.digits.shape, part.activations.shape, part.layer1.shape) == ((2,), (2, 10), (2, 16))
+    np.testing.assert_array_equal(part.activations, found.activations[[1, 3]])
+    assert len(found[9:]) == 0
+    with pytest.raises(IndexError):
+        found[5]
+    with pytest.raises(TypeError):
+        found["1"]  # type: ignore[index]
 
 
 def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServiceProcess) -> None:

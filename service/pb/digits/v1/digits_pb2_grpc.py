@@ -31,13 +31,14 @@ class DigitServiceStub:
     Errors of every method:
     INVALID_ARGUMENT    the message is malformed; a google.rpc.BadRequest detail names the field
     NOT_FOUND           there is no such model version
-    RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again
+    RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again. Without that detail
+    the message is far larger than the largest batch and will be refused again
     DEADLINE_EXCEEDED   the answer could not have been in time
     UNAVAILABLE         the server is loading or stopping
     INTERNAL            a fault of the server's own; its log says more under the same request id
 
     Metadata: `x-request-id`, if the caller sends one (1 to 128 visible ASCII characters), stands in the server's log
-    lines and comes back in the reply's initial metadata; otherwise the server makes one up.
+    lines and comes back in the trailing metadata; a refused call without one is given one there.
     """
 
     def __init__(self, channel):
@@ -74,13 +75,14 @@ class DigitServiceServicer:
     Errors of every method:
     INVALID_ARGUMENT    the message is malformed; a google.rpc.BadRequest detail names the field
     NOT_FOUND           there is no such model version
-    RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again
+    RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again. Without that detail
+    the message is far larger than the largest batch and will be refused again
     DEADLINE_EXCEEDED   the answer could not have been in time
     UNAVAILABLE         the server is loading or stopping
     INTERNAL            a fault of the server's own; its log says more under the same request id
 
     Metadata: `x-request-id`, if the caller sends one (1 to 128 visible ASCII characters), stands in the server's log
-    lines and comes back in the reply's initial metadata; otherwise the server makes one up.
+    lines and comes back in the trailing metadata; a refused call without one is given one there.
     """
 
     def Predict(self, request, context):
@@ -150,13 +152,14 @@ class DigitService:
     Errors of every method:
     INVALID_ARGUMENT    the message is malformed; a google.rpc.BadRequest detail names the field
     NOT_FOUND           there is no such model version
-    RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again
+    RESOURCE_EXHAUSTED  too much is waiting; a google.rpc.RetryInfo detail says when to try again. Without that detail
+    the message is far larger than the largest batch and will be refused again
     DEADLINE_EXCEEDED   the answer could not have been in time
     UNAVAILABLE         the server is loading or stopping
     INTERNAL            a fault of the server's own; its log says more under the same request id
 
     Metadata: `x-request-id`, if the caller sends one (1 to 128 visible ASCII characters), stands in the server's log
-    lines and comes back in the reply's initial metadata; otherwise the server makes one up.
+    lines and comes back in the trailing metadata; a refused call without one is given one there.
     """
 
     @staticmethod

@@ -1,0 +1,219 @@
+"""What a client is given and when it ends: addresses, times, metadata, and a server that is started anew."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import ROOT, launch, on_both_transports, serving
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client import AsyncDigitsClient, DigitsClient, DigitsError
+from client.address import authority, checked, is_this_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+
+BLANK = np.zeros((1, 784), np.uint8)
+HERE = (
+    *("localhost:50051", "LocalHost:1", "127.0.0.1:1", "127.8.9.1:65535", "[::1]:1", "dns:localhost:1"),
+    *("dns:///localhost:1", "ipv4:127.0.0.1:1", "ipv4:127.0.0.1:1,127.0.0.2:1", "ipv6:[::1]:1"),
+    *("unix:/tmp/socket", "unix:///tmp/socket", "unix-abstract:name"),
+)
+ELSEWHERE = (
+    *("localhost.evil.example:1", "127.evil.example:1", "127.0.0.1.evil.example:1", "far.example:1", "10.0.0.1:1"),
+    *("[2001:db8::1]:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "dns://9.9.9.9/localhost:1", "dns:///far.example:1"),
+    *("xds:///digits", "unixes:1"),
+)
+
+
+@pytest.mark.parametrize("address", HERE)
+def test_a_token_may_go_in_plain_text_within_this_machine(address: str, tmp_path: Path) -> None:
+    assert is_this_machine(checked(address))
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    DigitsClient(address, token_file=tmp_path / "token").close()
+
+
+@pytest.mark.parametrize("address", ELSEWHERE)
+def test_a_token_does_not_leave_this_machine_in_plain_text(address: str, tmp_path: Path) -> None:
+    assert not is_this_machine(checked(address))
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    with pytest.raises(ValueError, match=r"token_file is given without TLS for .*: anyone on the way could read it"):
+        DigitsClient(address, token_file=tmp_path / "token")
+
+
+def test_a_token_does_not_go_to_a_proxy_in_plain_text(
+    server: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    with DigitsClient(server.address, token_file=tmp_path / "token") as client:
+        assert len(client.predict(BLANK)) == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("", " ", "localhost", "localhost:", ":50051", "localhost:0", "localhost:65536", "localhost:70000"),
+        *("localhost:http", "http://localhost:50051", "https://localhost:50051", "grpc://localhost:50051"),
+        *("localhost:50051/", "me@localhost:50051", "::1:50051", "[]:50051", "one:1,two:2", "localhost:50051\n"),
+        *("ipv4:127.0.0.1", "ipv4:127.0.0.1:1,", "dns:///localhost", "dns:///"),
+    ],
+)
+@pytest.mark.parametrize("make", [DigitsClient, AsyncDigitsClient])
+def test_what_is_no_address_is_refused_by_name(address: str, make: Callable[[str], Any]) -> None:
+    with pytest.raises(ValueError, match=r"^address is ") as caught:
+        make(address)
+    assert str(caught.value).startswith(
+        f"address is {address!r}; expected host:port, as localhost:50051, the port from"
+    )
+
+
+@given(st.text(max_size=40))
+def test_no_text_that_is_no_address_ends_otherwise(address: str) -> None:
+    try:
+        checked(address)
+    except ValueError:
+        return
+    assert is_this_machine(address) in (True, False)
+    assert authority(address) is None or "," in address
+
+
+CLOSED = """
+import asyncio, sys
+import numpy as np
+from client import AsyncDigitsClient, DigitsClient
+
+def said(ask):
+    try:
+        ask()
+    except RuntimeError as e:
+        print(e)
+
+calls = {
+    "predict": lambda c: c.predict(np.zeros((1, 784), np.uint8)),
+    "network": lambda c: c.network(),
+    "is_serving": lambda c: c.is_serving(),
+    "health": lambda c: c.health(),
+    "wait_until_serving": lambda c: c.wait_until_serving(0.1),
+}
+name, address = sys.argv[1:]
+client = DigitsClient(address)
+client.close()
+client.close()
+said(lambda: calls[name](client))
+said(lambda: list(client.predict_stream([])))
+
+async def run():
+    client = AsyncDigitsClient(address)
+    await client.close()
+    await client.close()
+    await calls[name](client)
+
+said(lambda: asyncio.run(run()))
+"""
+
+
+@pytest.mark.parametrize("name", ["predict", "network", "is_serving", "health", "wait_until_serving"])
+def test_a_client_that_is_closed_says_so(server: ServiceProcess, name: str) -> None:
+    """In a process of its own: grpcio could end it."""
+    command = [sys.executable, "-c", CLOSED, name, server.address]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"the client of {server.address} is closed\n" * 3
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), 0.0, -1.0, float("-inf")])
+def test_a_time_that_is_none_is_refused(server: ServiceProcess, timeout: float) -> None:
+    sentence = rf"^timeout is {timeout}; expected seconds, more than 0$"
+    with pytest.raises(ValueError, match=sentence):
+        DigitsClient(server.address, timeout=timeout)
+    with DigitsClient(server.address) as client:
+        for ask in (
+            lambda: client.predict(BLANK, timeout=timeout),
+            lambda: client.is_serving(timeout=timeout),
+            lambda: list(client.predict_stream([BLANK], timeout=timeout)),
+        ):
+            with pytest.raises(ValueError, match=sentence):
+                ask()
+
+
+@on_both_transports
+def test_a_time_may_be_as_long_as_one_likes(model_path: Path) -> None:
+    with serving(model_path) as service:
+        for timeout in (1e8, 1e10, float("inf")):
+            with DigitsClient(service.address, timeout=timeout) as client:
+                assert len(client.predict(BLANK)) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("Trace", "1", "metadata 'Trace': expected a key of lower-case letters"),
+        ("", "1", "metadata '': expected a key"),
+        (
+            "trace",
+            "caf\u00e9",
+            "metadata 'trace': expected printable ASCII; other text goes as bytes under `trace-bin`",
+        ),
+        ("trace", "a\nb", "metadata 'trace': expected printable ASCII"),
+        ("trace", b"1", "metadata 'trace': is bytes; expected bytes under `-bin`, else str"),
+        ("trace-bin", "1", "metadata 'trace-bin': is str; expected bytes under `-bin`, else str"),
+    ],
+)
+async def test_metadata_that_cannot_be_sent_is_refused_by_its_key(
+    server: ServiceProcess, key: str, value: Any, sentence: str
+) -> None:
+    with DigitsClient(server.address, metadata=lambda: [(key, value)]) as client:
+        for ask in (lambda: client.predict(BLANK), lambda: list(client.predict_stream([BLANK]))):
+            with pytest.raises(ValueError, match=f"^{sentence}"):
+                ask()
+    async with AsyncDigitsClient(server.address, metadata=lambda: [(key, value)]) as asynchronous:
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            await asynchronous.predict(BLANK)
+
+
+@on_both_transports
+def test_a_caller_may_bring_the_request_id(model_path: Path) -> None:
+    with (
+        serving(model_path) as service,
+        DigitsClient(service.address, metadata=lambda: [("x-request-id", "mine-7"), ("more-bin", b"\x00")]) as client,
+    ):
+        assert client.predict(BLANK).request_id == "mine-7"
+        with pytest.raises(DigitsError) as caught:
+            client.predict(BLANK, model_version="9")
+        assert caught.value.request_id == "mine-7"
+        assert service.wait_for("refused")["request_id"] == "mine-7"
+
+
+@on_both_transports
+def test_a_call_outlasts_a_restart_of_the_only_server(model_path: Path) -> None:
+    with serving(model_path) as first, DigitsClient(first.address) as client:
+        assert len(client.predict(BLANK)) == 1
+        first.process.kill()
+        first.process.wait()
+        port = first.address.rpartition(":")[2]
+        again = launch("--model", model_path, "--port", port, "--metrics-port", "0")
+        try:
+            assert len(client.predict(BLANK)) == 1
+        finally:
+            again.close()
+
+
+def test_without_a_server_a_call_fails_before_its_time_is_up() -> None:
+    with DigitsClient("127.0.0.1:1", timeout=20) as client:
+        began = time.monotonic()
+        with pytest.raises(DigitsError) as caught:
+            client.predict(BLANK)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert 0.8 < time.monotonic() - began < 5
