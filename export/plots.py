@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +38,9 @@ def learning_curve(history: Sequence[Epoch], title: str, path: Path) -> None:
         axes.plot(epochs, values.mean(axis=1), linewidth=1)
         axes.fill_between(epochs, values.min(axis=1), values.max(axis=1), alpha=0.3, linewidth=0)
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
-        for level in ("major", "minor"):
-            getattr(axes.yaxis, f"set_{level}_formatter")("{x:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # each tenth would run into the next
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.grid(visible=True, which="both", alpha=0.3)
     figure.suptitle(title)
     _write(figure, path)
