@@ -182,7 +182,16 @@ REFUSED = [
     (edited(wrong_field), INVALID, "pixels: has values in fp32_contents; expected uint_contents for UINT8"),
     (edited(too_few), INVALID, "pixels: has 5 values in uint_contents; expected 1568 for shape [2, 784]"),
     (edited(too_bright), INVALID, "pixels: has the value 256; expected UINT8, 0 to 255"),
-    (with_raw(floats(255.0), datatype="FP32"), INVALID, "pixels: has the value 255; expected FP32 pixels from 0 to 1"),
+    (
+        with_raw(floats(255.0), datatype="FP32"),
+        INVALID,
+        "pixels: has the value 255.0; expected FP32 pixels from 0 to 1",
+    ),
+    (
+        with_raw(floats(1.0000001), datatype="FP32"),
+        INVALID,
+        "pixels: has the value 1.0000001; expected FP32 pixels from",
+    ),
     (with_raw(floats(-0.5), datatype="FP32"), INVALID, "pixels: has the value -0.5; expected FP32 pixels from 0 to 1"),
     (with_raw(floats(np.nan), datatype="FP32"), INVALID, "pixels: has the value nan; expected FP32 pixels from 0 to 1"),
     (edited(shared_memory), INVALID, "pixels: asks for shared memory (shared_memory_region), which this server does"),
@@ -253,7 +262,15 @@ async def test_metadata_says_what_is_offered(stub: Any) -> None:
     assert not config.model_transaction_policy.decoupled
 
 
-@pytest.mark.parametrize("rpc", ["ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"])
+@pytest.mark.parametrize(
+    ("name", "version", "ready"),
+    [("digits", "", True), ("digits", "1", True), ("digits", "9", False), ("x", "", False)],
+)
+async def test_a_model_that_is_not_there_is_not_ready(stub: Any, name: str, version: str, ready: bool) -> None:
+    assert (await stub.ModelReady(pb.ModelReadyRequest(name=name, version=version))).ready is ready
+
+
+@pytest.mark.parametrize("rpc", ["ModelMetadata", "ModelConfig", "ModelStatistics"])
 async def test_another_model_is_not_found(stub: Any, rpc: str) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await getattr(stub, rpc)(getattr(pb, f"{rpc}Request")(name="resnet"))

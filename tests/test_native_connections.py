@@ -178,9 +178,17 @@ async def test_more_calls_than_one_connection_may_have_wait_at_the_caller() -> N
 
 async def test_headers_over_the_limit_are_refused_and_others_go_on() -> None:
     async with running() as server:
-        with pytest.raises(aio.AioRpcError):
+        with pytest.raises(aio.AioRpcError, match="RESOURCE_EXHAUSTED") as caught:
             await server.predict(1, metadata=[("x-long", "y" * 40_000)])
+        assert "bytes; at most 16384 are allowed" in str(caught.value.details())
         assert await server.predict(2, metadata=[("x-long", "y" * 4_000)]) == [2]
+
+
+async def test_a_call_that_ends_without_its_message_is_told_so() -> None:
+    async with running() as server:
+        with pytest.raises(aio.AioRpcError, match="UNIMPLEMENTED") as caught:
+            await server.channel.stream_unary("/digits.v1.DigitService/Predict")(iter(()), timeout=10)
+        assert caught.value.details() == "the call holds no message; expected one"
 
 
 async def test_whoever_came_under_a_model_is_answered_by_it_and_no_batch_spans_a_swap() -> None:

@@ -169,13 +169,14 @@ def test_any_stream_is_answered_alike(
         "/inference.GRPCInferenceService/RepositoryIndex",
         "/inference.GRPCInferenceService/TraceSetting",
         "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
         "/digits.v1.DigitService/Guess",
     ],
 )
 def test_every_other_rpc_is_answered_alike(channels: list[grpc.Channel], path: str) -> None:
     for message in (b"", b"\x0a\x06digits", b"\x0a\x01x", b"\x0a\x16digits.v1.DigitService", b"\x10\x01"):
         first, second = (ask(channel, path, message) for channel in channels)
-        if path.endswith("Metadata"):  # protobuf writes a map in an order of the process's own
+        if path.endswith(("Metadata", "List")):  # protobuf writes a map in an order of the process's own
             first, second = (
                 heard._replace(replies=tuple(bytes(sorted(reply)) for reply in heard.replies))
                 for heard in (first, second)
@@ -195,6 +196,14 @@ def test_a_message_over_the_limit_has_the_same_status(channels: list[grpc.Channe
     message = PredictRequest(pixels=bytes(784 * 5000)).SerializeToString()
     first, second = (ask(channel, PREDICT, message) for channel in channels)
     assert (first.code, first.sentence) == (second.code, second.sentence)
+
+
+@pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000])
+def test_metadata_is_taken_up_to_the_same_limit(channels: list[grpc.Channel], size: int) -> None:
+    message = PredictRequest(pixels=bytes(784)).SerializeToString()
+    first, second = (ask(channel, PREDICT, message, metadata=[("x-large", "y" * size)]) for channel in channels)
+    assert first.code is second.code
+    assert first.code is (grpc.StatusCode.OK if size < 16_000 else grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 HOSTILE = [

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
@@ -21,7 +22,7 @@ use crate::line::Item;
 use crate::messages::{Broken, Messages};
 use crate::reply::{head, send, send_end, Call, Outcome, Reply, Trouble};
 use crate::served::Served;
-use crate::status::{Refusal, INTERNAL, REQUEST_ID, UNIMPLEMENTED};
+use crate::status::{Refusal, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
 use crate::wire::{field_len, put_field, Message};
 
 /// So many of the largest batches' worth of images of one stream may wait for their answers at a time.
@@ -39,6 +40,11 @@ pub async fn serve(core: Arc<Core>, request: Request<RecvStream>, mut respond: S
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         drop(respond.send_response(response, true));
         return;
+    }
+    let size = header_list_size(&parts);
+    if size > core.limits.headers {
+        let sentence = format!("metadata: {size} bytes; at most {} are allowed", core.limits.headers);
+        return send_end(respond, Refusal::bare(RESOURCE_EXHAUSTED, sentence).trailers());
     }
     let Some(route) = core.routes.get(parts.uri.path()).cloned() else {
         send_end(respond, Refusal::bare(UNIMPLEMENTED, "Method not found!").trailers());
@@ -74,6 +80,12 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .get(http::header::CONTENT_TYPE)
         .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// As HTTP/2 counts it, with 32 bytes for each field on top; without the pseudo-headers but the path.
+fn header_list_size(parts: &Parts) -> usize {
+    let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+    fields + parts.uri.path().len()
 }
 
 /// `grpc-timeout`: up to eight digits and a unit.
@@ -118,7 +130,9 @@ async fn unary(call: Call, mut respond: SendResponse<Bytes>, mut messages: Messa
     };
     let message = match first {
         Ok(Some(message)) => message,
-        Ok(None) => return send_end(respond, call.end(Refusal::bare(INTERNAL, "the call holds no message"))),
+        Ok(None) => {
+            return send_end(respond, call.end(Refusal::bare(UNIMPLEMENTED, "the call holds no message; expected one")))
+        }
         Err(Broken::Refused(refusal)) => return send_end(respond, call.end(refusal)),
         Err(Broken::Gone) => return,
     };

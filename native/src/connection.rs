@@ -26,6 +26,8 @@ const FRAME: u32 = 64 << 10;
 const READ: usize = 32 << 10;
 /// Callers that set deadlines reset streams in good faith, as many as they have.
 const RESETS: usize = 4096;
+/// Headers over the limit are read up to so many times of it, so that their call ends and not its connection.
+const HEADERS_READ: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(20);
 /// What one who is told to go has to take the last word.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -110,7 +112,7 @@ fn builder(limits: &Limits) -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
-        .max_header_list_size(limits.headers)
+        .max_header_list_size(u32::try_from(limits.headers.saturating_mul(HEADERS_READ)).unwrap_or(u32::MAX))
         .max_concurrent_streams(limits.streams)
         .max_concurrent_reset_streams(RESETS)
         .max_pending_accept_reset_streams(RESETS);

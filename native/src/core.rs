@@ -71,7 +71,7 @@ pub struct Limits {
     pub streams: u32,
     pub connection_age: Seconds,
     pub connection_idle: Seconds,
-    pub headers: u32,
+    pub headers: usize,
     pub stall: Seconds,
     pub keepalive: Seconds,
     pub keepalive_timeout: Seconds,

@@ -151,7 +151,11 @@ class InferenceHandler:
         return pb.ServerMetadataResponse(name="digitserve", version=self._server_version, extensions=EXTENSIONS)
 
     def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        self._check_model(request.name, request.version)
+        """As in Triton a model that nobody knows is one that is not ready."""
+        try:
+            self._check_model(request.name, request.version)
+        except UnknownModel:
+            return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._serving())
 
     def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:

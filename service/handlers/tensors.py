@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -125,11 +124,11 @@ def _typed(tensor: ModelInferRequest.InferInputTensor, images: int) -> bytes:
 
 def _from_floats(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
     """Brightness 0..1 -> the nearest 1/255: a file of pixels as floats comes back exactly."""
-    least, most = float(values.min()), float(values.max())
+    least, most = values.min(), values.max()
     if not (least >= 0.0 and most <= 1.0):  # a NaN is neither
         wrong = least if not least >= 0.0 else most
         expected = "FP32 pixels from 0 to 1; divide by 255, or send UINT8"
-        raise InvalidInput(INPUT, f"has the value {wrong if math.isnan(wrong) else f'{wrong:g}'}; expected {expected}")
+        raise InvalidInput(INPUT, f"has the value {wrong!s}; expected {expected}")  # as short as tells it from others
     nearest: Pixels = np.rint(values * np.float32(255)).astype(np.uint8)
     return nearest.tobytes()
 

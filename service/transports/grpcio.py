@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -86,8 +86,9 @@ class GrpcioTransport:
         self._tls = tls
         self._line = line
         self._streams = OpenStreams()
-        self._health = health.aio.HealthServicer()
-        self._names = [service.name for service in services]
+        names = [service.name for service in services]
+        self._health_names = ["", *names]
+        self._health = _Health(self._health_names)
         open_services = [health.SERVICE_NAME] if open_health else []
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
         self._observer = observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
@@ -98,8 +99,8 @@ class GrpcioTransport:
         standard: Any = self
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         if with_reflection:
-            names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            servicer = reflection.aio.ReflectionServicer(names)
+            reflected = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            servicer = reflection.aio.ReflectionServicer(reflected)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, standard)
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
@@ -134,7 +135,7 @@ class GrpcioTransport:
     async def say(self, serving: bool) -> None:
         """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
         status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
-        for name in ("", *self._names):
+        for name in self._health_names:
             await self._health.set(name, status)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
@@ -148,6 +149,20 @@ class GrpcioTransport:
         await asyncio.sleep(0)  # so that GOAWAY goes out first and no ended stream is opened here again
         self._streams.drain()
         await stopped
+
+
+class _Health(health.aio.HealthServicer):
+    """The standard servicer with List, which it leaves out, of these services."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    async def List(self, _: Any, context: Any) -> Any:  # noqa: N802 (the contract's name)
+        """What Check says of each."""
+        pb: Any = health_pb2  # whose stubs leave List out too
+        statuses = {name: await self.Check(pb.HealthCheckRequest(service=name), context) for name in self._names}
+        return pb.HealthListResponse(statuses=statuses)
 
 
 class _Door(grpc.GenericRpcHandler):
