@@ -38,7 +38,7 @@ from hostile import (
 )
 from prometheus_client import CollectorRegistry
 
-from client import DigitsClient
+from client import AsyncDigitsClient, DigitsClient, DigitsError
 from service.batcher import Batcher
 from service.handlers.digits import DigitsHandler
 from service.handlers.predicting import Predictor
@@ -156,6 +156,38 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
             await begin(timeout=0.3)
     await transport.stop(0, 5)
+
+
+async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: str) -> None:
+    """That they are late Python tells them, whose own requests for a run wait in the same line: two locks."""
+    del transport
+    many, one = np.zeros((600, 784), np.uint8), np.zeros((1, 784), np.uint8)
+    done = asyncio.Event()
+    late = explained = 0
+
+    async def hurry(client: AsyncDigitsClient, i: int) -> None:
+        nonlocal late
+        while not done.is_set():
+            try:
+                await client.predict(many if i % 2 else one, timeout=0.001 + 0.0005 * (i % 8))
+            except DigitsError:
+                late += 1
+
+    async def explain(client: AsyncDigitsClient) -> None:
+        nonlocal explained
+        while not done.is_set():
+            await client.explain(one, timeout=10)
+            explained += 1
+
+    with serving(model_path) as service:
+        async with AsyncDigitsClient(service.address) as client:
+            tasks = [asyncio.create_task(hurry(client, i)) for i in range(24)]
+            tasks += [asyncio.create_task(explain(client)) for _ in range(6)]
+            await asyncio.sleep(2)
+            done.set()
+            await asyncio.gather(*tasks)
+        still_serves(service)
+    assert late > 100 < explained
 
 
 def test_small_calls_by_the_thousand_are_bounded(

@@ -74,7 +74,7 @@ pub struct Rpc {
 }
 
 /// Which request was the last of its code and of its bucket, by id: where there is one, for most have none.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Exemplars {
     /// Id and Unix time by code.
     pub by_code: BTreeMap<usize, (String, f64)>,

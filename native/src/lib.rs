@@ -187,7 +187,8 @@ impl Server {
                 dict.set_item("received", counts.received.get())?;
                 dict.set_item("sent", counts.sent.get())?;
                 dict.set_item("handled", counts.handled.each_ref().map(counts::Counter::get).to_vec())?;
-                let exemplars = counts.exemplars.lock().unwrap_or_else(PoisonError::into_inner);
+                // A copy: Python must not be asked for anything with the lock held.
+                let exemplars = counts.exemplars.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let by_code: Vec<_> = exemplars.by_code.iter().map(|(code, (id, now))| (*code, id, *now)).collect();
                 dict.set_item("exemplars_by_code", by_code)?;
                 let by_bucket: Vec<_> =

@@ -131,8 +131,8 @@ impl Line {
 
     /// The next batch of small requests; empty where nobody waits.
     pub fn small_batch(&self, model: &counts::Model) -> Vec<Item> {
-        let mut lane = lock(&self.small);
-        self.batch(&mut lane, self.max_batch, model)
+        let taken = self.take(&mut lock(&self.small), self.max_batch);
+        taken.batch(model)
     }
 
     /// Large requests that the reading thread runs itself, which saves a hand-over; the rest is handed over.
@@ -143,11 +143,12 @@ impl Line {
         let Some(first) = lane.front() else { return Vec::new() };
         let most = self.spare_images();
         let is_spare = first.images <= most && self.is_quiet(Instant::now());
-        let batch = if is_spare { self.batch(&mut lane, most, model) } else { Vec::new() };
+        let taken = if is_spare { self.take(&mut lane, most) } else { Taken::default() };
         if !lane.is_empty() {
             self.large_waits.notify_one();
         }
-        batch
+        drop(lane);
+        taken.batch(model)
     }
 
     /// How many images are expected to be done within SPARE; none before the first run.
@@ -165,7 +166,9 @@ impl Line {
             }
             lane = self.large_waits.wait(lane).unwrap_or_else(PoisonError::into_inner);
         }
-        Some(self.batch(&mut lane, self.max_batch, model))
+        let taken = self.take(&mut lane, self.max_batch);
+        drop(lane);
+        Some(taken.batch(model))
     }
 
     /// Let the threads of the large lane end when it is empty.
@@ -176,33 +179,59 @@ impl Line {
     }
 
     /// The longest run of waiting requests that fits and has one model; those that left or are late cost nothing.
-    fn batch(&self, lane: &mut VecDeque<Item>, most: usize, model: &counts::Model) -> Vec<Item> {
-        let mut batch: Vec<Item> = Vec::with_capacity(lane.len().min(most));
+    fn take(&self, lane: &mut VecDeque<Item>, most: usize) -> Taken {
+        let mut taken = Taken { batch: Vec::with_capacity(lane.len().min(most)), ..Taken::default() };
         let (mut size, now) = (0, Instant::now());
         while let Some(next) = lane.front() {
             let fits = |first: &Item| size + next.images <= most && Arc::ptr_eq(&first.served, &next.served);
-            if !batch.first().is_none_or(fits) {
+            if !taken.batch.first().is_none_or(fits) {
                 break;
             }
             let Some(mut item) = lane.pop_front() else { break };
             self.images.fetch_sub(item.images, Relaxed);
             if item.reply.is_gone() {
-                model.cancelled.add(1);
+                taken.gone.push(item);
             } else if item.deadline.is_some_and(|deadline| now >= deadline) {
-                model.late.add(1);
-                item.fail(Trouble::Late);
+                taken.late.push(item);
             } else {
-                let waited = nanos(now - item.since);
-                model.queue.observe(waited);
-                item.served.statistics.queued.add(waited, 1);
                 size += item.images;
-                batch.push(item);
+                taken.batch.push(item);
             }
         }
-        batch
+        taken
     }
 }
 
+/// What was taken out of a lane: to be run, or left out because its caller has gone or its time is over.
+#[derive(Default)]
+struct Taken {
+    batch: Vec<Item>,
+    gone: Vec<Item>,
+    late: Vec<Item>,
+}
+
+impl Taken {
+    /// Counts all, tells those who are late, and gives what is to be run.
+    ///
+    /// With the lane unlocked again, for to tell and to let go of an item may ask Python: a thread that waits for the
+    /// interpreter with a lane locked, and one of Python's that waits for that lane, would wait for ever.
+    fn batch(self, model: &counts::Model) -> Vec<Item> {
+        let now = Instant::now();
+        for item in &self.batch {
+            let waited = nanos(now - item.since);
+            model.queue.observe(waited);
+            item.served.statistics.queued.add(waited, 1);
+        }
+        model.cancelled.add(self.gone.len() as u64);
+        model.late.add(self.late.len() as u64);
+        for item in self.late {
+            item.fail(Trouble::Late);
+        }
+        self.batch
+    }
+}
+
+/// Never hold it while Python is asked for anything: see `Taken::batch`.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
