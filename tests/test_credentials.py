@@ -25,6 +25,7 @@ from service.config import SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
 from service.metrics import Metrics
 from service.transports.credentials import Tls, Tokens
+from service.transports.reports import INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -316,6 +317,29 @@ def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Pa
         assert service.stop() == 0
         logged = str(service.lines)
         assert not any(token in logged for token in (FIRST, SECOND, STRANGE))
+
+
+@on_both_transports
+def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None:
+    tokens, mine = tmp_path / "tokens", tmp_path / "mine"
+    tokens.write_text(FIRST)
+    mine.write_text(FIRST)
+    with serving(model_path, "--tokens-file", tokens) as service:
+        with DigitsClient(service.address) as stranger, DigitsClient(service.address, token_file=mine) as known:
+            for _ in range(50):
+                for client, sentence in ((stranger, "UNAUTHENTICATED"), (known, "NOT_FOUND")):
+                    with pytest.raises(DigitsError, match=sentence):
+                        client.predict(BLANK, model_version="9")
+            time.sleep(INTERVAL)
+            with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
+                stranger.predict(BLANK)
+        assert service.series()["digits_dropped_total", ("unauthenticated",)] == 51
+        assert service.stop() == 0
+        refused = [line for line in service.lines if line["event"] == "refused"]
+        assert sum(line["code"] == "NotFound" for line in refused) == 50
+        others = [line["others"] for line in refused if line["code"] == "Unauthenticated"]
+        assert len(others) + sum(others) == 51
+        assert len(others) <= 6
 
 
 @on_both_transports

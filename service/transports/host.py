@@ -12,6 +12,7 @@ import numpy as np
 from service.errors import ModelUnavailable, ServiceError, late, overloaded
 from service.handlers.predicting import PIXELS
 from service.transports import credentials
+from service.transports.reports import Reports
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
@@ -32,9 +33,8 @@ class Host:
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self._answers = answers
-        self._log = log
+        self._reports = Reports(log)
         self._before_answer = before_answer
-        self._says_again = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def array(self, images: int) -> Pixels:
@@ -67,11 +67,7 @@ class Host:
     def refuse(self, path: str, request_id: str | None, error: Exception) -> tuple[int, str, bytes, str]:
         """What the caller of `path` hears of an error: code, sentence, details and request id; the log hears too."""
         status, request_id = to_status(error), request_id or uuid.uuid4().hex
-        about = {"method": path, "code": code_name(status.code), "request_id": request_id}
-        if isinstance(error, ServiceError):
-            self._log.warning("refused", reason=str(error), **about)
-        else:
-            self._log.error("failed", exc_info=error, **about)
+        self._reports.call(error, method=path, code=code_name(status.code), request_id=request_id)
         return status.code, status.message, status.SerializeToString(), request_id
 
     def sentence(self, error: Exception) -> str | None:
@@ -91,11 +87,8 @@ class Host:
         return ModelUnavailable("the server is stopping: open the stream again elsewhere")
 
     def handshake_failed(self, peer: str, reason: str) -> None:
-        """Said in the log, at most once a second: whoever reaches the port may try as often as he likes."""
-        now = time.monotonic()
-        if now >= self._says_again:
-            self._says_again = now + 1
-            self._log.warning("handshake failed", peer=peer, reason=reason)
+        """A connection has come to no TLS."""
+        self._reports.handshake(peer, reason)
 
     def stranger(self, is_silent: bool) -> Exception:
         """The error of a call without a token, or with another than ours."""

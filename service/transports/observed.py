@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +11,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.errors import InvalidInput, Overloaded, ServiceError, Unauthenticated
+from service.errors import InvalidInput, Unauthenticated
 from service.metrics import Metrics, Rpc, RpcMetrics
+from service.transports.reports import Reports
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
     from structlog.typing import FilteringBoundLogger
 
+    from service.errors import ServiceError
     from service.transports.credentials import Tokens
     from service.transports.streams import OpenStreams
 
@@ -81,10 +82,8 @@ class Observer:
         self._open = open_services
         self._closed: set[str] = set()
         self._rpcs: dict[str, RpcMetrics] = {}
-        self._silent_until = 0.0
-        self._untold = 0
         self._streams = streams
-        self._log = log
+        self._reports = Reports(log)
 
     def wrap(self, service: str, name: str, handler: Any) -> Handler:
         """The handler of RPC `name` of `service`, observed; its series exist from now on."""
@@ -184,26 +183,9 @@ class Observer:
             raise
 
     async def _refuse(self, error: Exception, status: Status, method: str, context: Any, request_id: str) -> None:
-        self._report(error, method, code_name(status.code), self._names(request_id))
+        self._reports.call(error, method=method, code=code_name(status.code), **self._names(request_id))
         trailing = ((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString()))
         await context.abort(_STATUS_CODES[status.code], status.message, trailing)
-
-    def _report(self, error: Exception, method: str, code: str, names: dict[str, str]) -> None:
-        if isinstance(error, Overloaded):
-            self._report_overload(error, method, code, names)
-        elif isinstance(error, ServiceError):
-            self._log.warning("refused", method=method, code=code, reason=str(error), **names)
-        else:
-            self._log.error("failed", method=method, code=code, exc_info=error, **names)
-
-    def _report_overload(self, error: Overloaded, method: str, code: str, names: dict[str, str]) -> None:
-        """At most once a second: who has too much to do has no time to write a line for each call that it refuses."""
-        now = time.monotonic()
-        if now < self._silent_until:
-            self._untold += 1
-            return
-        others, self._untold, self._silent_until = self._untold, 0, now + 1.0
-        self._log.warning("refused", method=method, code=code, reason=str(error), others=others, **names)
 
     def _names(self, request_id: str) -> dict[str, str]:
         """What the log calls a call, so that it is found from elsewhere."""
