@@ -171,9 +171,8 @@ def to_predictions(reply: PredictResponse | ExplainResponse, request_id: str) ->
 def to_explain_request(
     pixels: Pixels, neurons: Iterable[tuple[int, int]] = (), *, model_version: str = ""
 ) -> ExplainRequest:
-    """The message for images as in `to_request` and neurons as (layer 1 to 3, place in it)."""
-    asked = [Neuron(layer=layer, index=index) for layer, index in neurons]
-    return ExplainRequest(pixels=_image_bytes(pixels), neurons=asked, model_version=model_version)
+    """The message for images as in `to_request` and neurons as (layer 1 to 3, place in it); ValueError for others."""
+    return ExplainRequest(pixels=_image_bytes(pixels), neurons=map(_neuron, neurons), model_version=model_version)
 
 
 def to_explained(reply: ExplainResponse, request_id: str) -> Explained:
@@ -243,6 +242,14 @@ def _details(error: Any) -> Any:
 def new_request_id() -> str:
     """An id to find a call by, in the server's log too."""
     return uuid.uuid4().hex
+
+
+def _neuron(asked: tuple[int, int]) -> Neuron:
+    try:
+        layer, index = asked
+        return Neuron(layer=layer, index=index)
+    except (TypeError, ValueError):  # which is all that protobuf says of a number too large
+        raise ValueError(f"neurons holds {asked!r}; expected (layer 1 to 3, place in it)") from None
 
 
 def _image_bytes(pixels: Pixels) -> bytes:

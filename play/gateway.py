@@ -105,7 +105,7 @@ async def read_picture(request: Request) -> Response:
     `milliseconds` is what the service took as seen from here, and `preparing` what made the picture 28x28.
     """
     body, began = await _body(request), time.perf_counter()
-    pixels = np.frombuffer(body, np.uint8) if _is_raw(request) else await asyncio.to_thread(_to_pixels, body)
+    pixels = _pixels(body) if _is_raw(request) else await asyncio.to_thread(_to_pixels, body)
     prepared = time.perf_counter()
     found = await request.state.client.explain(pixels, ABOVE_THE_FIRST)
     answered = time.perf_counter()
@@ -128,9 +128,12 @@ async def read_picture(request: Request) -> Response:
 
 async def neuron(request: Request) -> Response:
     """784 pixels -> why that neuron is as bright as it is on them."""
-    pixels = np.frombuffer(await _body(request), np.uint8)
+    pixels = _pixels(await _body(request))
     asked = (request.path_params["layer"], request.path_params["index"])
-    found = await request.state.client.explain(pixels, [asked])
+    try:
+        found = await request.state.client.explain(pixels, [asked])
+    except ValueError as e:
+        raise HTTPException(400, str(e)) from None
     why = found.explanations[0][0]
     return JSONResponse(
         {"bias": why.bias, "contributions": _rounded(why.contributions), "gradient": _to_four_digits(why.gradient)}
@@ -152,9 +155,13 @@ async def _body(request: Request) -> bytes:
         content += chunk
         if len(content) > LARGEST_PICTURE:
             raise HTTPException(413, f"the picture has more than {LARGEST_PICTURE:,} bytes")
-    if _is_raw(request) and len(content) != PIXELS:
-        raise HTTPException(400, f"the body holds {len(content)} bytes; expected 784 pixels")
     return bytes(content)
+
+
+def _pixels(body: bytes) -> Pixels:
+    if len(body) != PIXELS:
+        raise HTTPException(400, f"the body holds {len(body)} bytes; expected 784 pixels")
+    return np.frombuffer(body, np.uint8)
 
 
 def _is_raw(request: Request) -> bool:

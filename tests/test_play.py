@@ -193,6 +193,8 @@ def test_the_slopes_of_a_sure_output_are_told_apart(page: str) -> None:
         ("read", bytes(783), "application/octet-stream", 400, "the body holds 783 bytes; expected 784 pixels"),
         ("neuron/4/0", bytes(784), "application/octet-stream", 400, "neurons[0].layer: is 4; expected 1, 2 or 3"),
         ("neuron/3/10", bytes(784), "application/octet-stream", 400, "neurons[0].index: is 10"),
+        ("neuron/3/1", bytes(783), "image/png", 400, "the body holds 783 bytes; expected 784 pixels"),
+        (f"neuron/3/{10**12}", bytes(784), "application/octet-stream", 400, f"neurons holds (3, {10**12}); expected"),
         ("other", b"", "image/png", 404, "Not Found"),
     ],
 )
