@@ -13,23 +13,29 @@ from grpc import StatusCode
 from hostile import (
     HEADERS,
     LONG,
+    PING,
     PREDICT,
     PREFACE,
+    SETTINGS,
     connected,
     ended_by_server,
     frame,
+    frames,
     handles,
     literal,
     resident,
     still_serves,
 )
 
+from bench.messages import framed
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+# `grpc-status: 8` as HPACK spells it, plain and in its Huffman code.
+RESOURCE_EXHAUSTED = (b"\x0bgrpc-status\x018", b"\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f\x81\x7b")
 SLOW = {
     "says nothing": b"",
     "half a preface": PREFACE[:10],
@@ -80,6 +86,25 @@ def test_a_flood_of_pings_or_headers_harms_nobody_else(model_path: Path) -> None
             ended_by_server(peer, within=1)  # ended, or read and thrown away: what counts is below
             still_serves(service)
         assert resident(service) < before + 40
+
+
+@pytest.mark.usefixtures("transport")
+@pytest.mark.parametrize("size", [20_000, 100_000, 200_000, 300_000])
+def test_metadata_over_the_limit_ends_its_call_alone_however_small_its_frames(model_path: Path, size: int) -> None:
+    field = literal(b"x-large", b"y" * 100)
+    block = HEADERS + field * (size // len(field))
+    first, *more = [block[i : i + 16384] for i in range(0, len(block), 16384)]  # the most that is always allowed
+    sent = frame(1, 0, 1, first) + b"".join(frame(9, 0, 1, part) for part in more) + frame(9, 4, 1, b"")
+    with serving(model_path) as service, contextlib.closing(connected(service, PREFACE)) as peer:
+        frames(peer, SETTINGS, within=10)
+        # Acknowledged first: until then grpcio allows what HTTP/2 does by default.
+        peer.sendall(frame(SETTINGS, 1, 0, b"") + sent + frame(0, 1, 1, framed(b"")))
+        kind, answer = frames(peer, 1, within=10)[-1]
+        assert kind == 1
+        assert any(status in answer for status in RESOURCE_EXHAUSTED)
+        peer.sendall(frame(PING, 0, 0, b"are you?"))
+        assert frames(peer, PING, within=10)[-1] == (PING, b"are you?")
+        still_serves(service)
 
 
 def test_a_message_over_the_limit_is_refused_compressed_or_not_in_bounded_memory(

@@ -198,7 +198,7 @@ def test_a_message_over_the_limit_has_the_same_status(channels: list[grpc.Channe
     assert (first.code, first.sentence) == (second.code, second.sentence)
 
 
-@pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000])
+@pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000, 900_000])
 def test_metadata_is_taken_up_to_the_same_limit(channels: list[grpc.Channel], size: int) -> None:
     message = PredictRequest(pixels=bytes(784)).SerializeToString()
     first, second = (ask(channel, PREDICT, message, metadata=[("x-large", "y" * size)]) for channel in channels)

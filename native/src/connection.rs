@@ -27,7 +27,10 @@ const READ: usize = 32 << 10;
 /// Callers that set deadlines reset streams in good faith, as many as they have.
 const RESETS: usize = 4096;
 /// Headers over the limit are read up to so many times of it, so that their call ends and not its connection.
-const HEADERS_READ: usize = 8;
+///
+/// h2 ends a connection by the number of frames, which it reckons from this in frames of FRAME; many callers send a quarter
+/// of that each, so it must be ample.
+const HEADERS_READ: usize = 64;
 const HANDSHAKE: Duration = Duration::from_secs(20);
 /// What one who is told to go has to take the last word.
 const LAST_WORD: Duration = Duration::from_secs(1);
