@@ -36,6 +36,11 @@ class InvalidInput(ServiceError):
         self.sentence = sentence
 
 
+def malformed() -> InvalidInput:
+    """For bytes that are no message of the kind that the RPC takes."""
+    return InvalidInput("message", "is not what this RPC takes")
+
+
 class UnknownModel(ServiceError):
     """There is no model of that name or version here."""
 

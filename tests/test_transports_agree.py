@@ -113,6 +113,13 @@ def infer_request(rng: random.Random) -> bytes:
     return request.SerializeToString()
 
 
+def oip_request(images: int, told: int) -> bytes:
+    """So many images, whatever its shape tells."""
+    request = pb.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784 * images)])
+    request.inputs.add(name="pixels", datatype="UINT8", shape=[told, 784])
+    return request.SerializeToString()
+
+
 def damaged(rng: random.Random, message: bytes) -> bytes:
     """Some bytes changed near the front, where the fields are, or cut, doubled, put in pieces together anew."""
     data, kind = bytearray(message), rng.randrange(8)
@@ -174,7 +181,7 @@ def test_any_stream_is_answered_alike(
     ],
 )
 def test_every_other_rpc_is_answered_alike(channels: list[grpc.Channel], path: str) -> None:
-    for message in (b"", b"\x0a\x06digits", b"\x0a\x01x", b"\x0a\x16digits.v1.DigitService", b"\x10\x01"):
+    for message in (b"", b"\x0a\x06digits", b"\x0a\x01x", b"\x0a\x16digits.v1.DigitService", b"\x10\x01", b"\xff"):
         first, second = (ask(channel, path, message) for channel in channels)
         if path.endswith(("Metadata", "List")):  # protobuf writes a map in an order of the process's own
             first, second = (
@@ -195,7 +202,18 @@ def test_a_compressed_message_is_read(channels: list[grpc.Channel]) -> None:
 def test_a_message_over_the_limit_has_the_same_status(channels: list[grpc.Channel]) -> None:
     message = PredictRequest(pixels=bytes(784 * 5000)).SerializeToString()
     first, second = (ask(channel, PREDICT, message) for channel in channels)
-    assert (first.code, first.sentence) == (second.code, second.sentence)
+    assert first == second
+    # An overload has RetryInfo in its details: without any, to send it again is of no use.
+    assert (first.code, first.details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, b"")
+
+
+def test_a_stream_goes_on_after_a_bad_message_and_ends_with_one_over_the_limit(channels: list[grpc.Channel]) -> None:
+    good, bad, large = (oip_request(*sizes) for sizes in ((1, 1), (1, 2), (5000, 5000)))
+    first, second = (converse(channel, STREAMS[1], [good, bad, good, large, good]) for channel in channels)
+    assert first == second
+    errors = [pb.ModelStreamInferResponse.FromString(reply).error_message for reply in first.replies]
+    assert [error.partition(":")[0] for error in errors] == ["", "pixels", ""]
+    assert (first.code, first.details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, b"")
 
 
 @pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000, 900_000])

@@ -203,6 +203,7 @@ impl Host {
         match trouble {
             Trouble::Late => self.0.call_method0(py, intern!(py, "late")),
             Trouble::Stopping => self.0.call_method0(py, intern!(py, "stopping")),
+            Trouble::Malformed => self.0.call_method0(py, intern!(py, "malformed")),
             Trouble::Stranger(who) => self.0.call_method1(py, intern!(py, "stranger"), (*who == Stranger::Silent,)),
             Trouble::Overloaded { waiting, max_waiting, retry_after } => {
                 self.0.call_method1(py, intern!(py, "overloaded"), (*waiting, *max_waiting, *retry_after))

@@ -9,7 +9,7 @@ use h2::server::SendResponse;
 use crate::call::framed;
 use crate::core::{draining, Core, Kind};
 use crate::reply::{head, send, send_end, Call, Trouble};
-use crate::status::{Refusal, INVALID_ARGUMENT, NOT_FOUND};
+use crate::status::{Refusal, NOT_FOUND};
 use crate::wire::{field_len, open_field, put_field, tag, Message, VARINT};
 
 const SERVING: u8 = 1;
@@ -20,9 +20,12 @@ const LONGEST_NAME: usize = 1024;
 /// Answers Check and List.
 pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Bytes>, message: &Message) {
     let reply = if call.route.kind == Kind::HealthList {
+        if !is_whole(message) {
+            return send_end(respond, call.refuse(&Trouble::Malformed));
+        }
         framed(&listed(core))
     } else {
-        let Some(service) = service(message) else { return send_end(respond, call.end(malformed())) };
+        let Some(service) = service(message) else { return send_end(respond, call.refuse(&Trouble::Malformed)) };
         match status(core, &service) {
             Some(status) => framed(&health(status)),
             None => return send_end(respond, call.end(Refusal::bare(NOT_FOUND, ""))),
@@ -34,7 +37,7 @@ pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Bytes>, message
 
 /// Sends the status now and at each change, until the caller leaves or the server drains.
 pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes>, message: &Message) {
-    let Some(service) = service(message) else { return send_end(respond, call.end(malformed())) };
+    let Some(service) = service(message) else { return send_end(respond, call.refuse(&Trouble::Malformed)) };
     let (mut healthy, mut phase) = (core.healthy.subscribe(), core.phase.subscribe());
     let Ok(mut stream) = respond.send_response(head(), false) else { return };
     let mut last = None;
@@ -58,10 +61,6 @@ pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes
     }
 }
 
-fn malformed() -> Refusal {
-    Refusal::bare(INVALID_ARGUMENT, "message: is not what this RPC takes")
-}
-
 /// `HealthCheckRequest`: the service's name, the last one where there are several; other fields are passed over.
 fn service(message: &Message) -> Option<String> {
     let (mut name, mut reader) = (String::new(), message.reader());
@@ -72,6 +71,17 @@ fn service(message: &Message) -> Option<String> {
         }
     }
     Some(name)
+}
+
+/// `HealthListRequest`, which has no fields: whatever there is is passed over.
+fn is_whole(message: &Message) -> bool {
+    let mut reader = message.reader();
+    while !reader.is_done() {
+        if reader.varint().and_then(|tag| reader.pass_over(tag & 7)).is_none() {
+            return false;
+        }
+    }
+    true
 }
 
 fn status(core: &Core, service: &str) -> Option<u8> {
@@ -108,6 +118,17 @@ mod tests {
         assert_eq!(read(b"\x10\x80\x80\x01\x0a\x01a\x1a\x02xy\x25abcd\x29abcdefgh").as_deref(), Some("a"));
         for wrong in [&b"\x0a\x05a"[..], b"\x0a\x01\xff", b"\x10\x80", b"\x0b", b"\x25abc"] {
             assert_eq!(read(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_asked_for_by_any_whole_message() {
+        let read = |bytes: &'static [u8]| is_whole(&Message::from(Bytes::from_static(bytes)));
+        for whole in [&b""[..], b"\x0a\x01a", b"\x0a\x01\xff", b"\x10\x01"] {
+            assert!(read(whole), "{whole:?}");
+        }
+        for cut in [&b"\xff"[..], b"\x0a\x05a", b"\x10", b"\x0b"] {
+            assert!(!read(cut), "{cut:?}");
         }
     }
 }

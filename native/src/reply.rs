@@ -23,6 +23,7 @@ pub enum Trouble {
     Late,
     Overloaded { waiting: usize, max_waiting: usize, retry_after: f64 },
     Stopping,
+    Malformed,
     Stranger(Stranger),
     Failed(Py<PyAny>),
 }
@@ -32,6 +33,7 @@ impl Trouble {
         match self {
             Self::Late => Self::Late,
             Self::Stopping => Self::Stopping,
+            Self::Malformed => Self::Malformed,
             Self::Stranger(who) => Self::Stranger(*who),
             Self::Overloaded { waiting, max_waiting, retry_after } => {
                 Self::Overloaded { waiting: *waiting, max_waiting: *max_waiting, retry_after: *retry_after }
@@ -177,7 +179,7 @@ impl Reply {
                     Trouble::Overloaded { waiting, max_waiting, retry_after } => {
                         report(py, callback.call_method1(py, "overloaded", (waiting, max_waiting, retry_after)));
                     }
-                    Trouble::Late | Trouble::Stopping | Trouble::Stranger(_) => {
+                    Trouble::Late | Trouble::Stopping | Trouble::Malformed | Trouble::Stranger(_) => {
                         report(py, callback.call_method0(py, "late"));
                     }
                 }

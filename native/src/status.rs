@@ -13,7 +13,6 @@ const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 pub const OK: usize = 0;
 pub const CANCELLED: usize = 1;
-pub const INVALID_ARGUMENT: usize = 3;
 pub const DEADLINE_EXCEEDED: usize = 4;
 pub const NOT_FOUND: usize = 5;
 pub const RESOURCE_EXHAUSTED: usize = 8;

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.errors import ModelUnavailable, ServiceError, late, overloaded
+from service.errors import ModelUnavailable, ServiceError, late, malformed, overloaded
 from service.handlers.predicting import PIXELS
 from service.transports import credentials
 from service.transports.reports import Reports
@@ -89,6 +89,10 @@ class Host:
     def handshake_failed(self, peer: str, reason: str) -> None:
         """A connection has come to no TLS."""
         self._reports.handshake(peer, reason)
+
+    def malformed(self) -> Exception:
+        """The error of a health check whose bytes are no message."""
+        return malformed()
 
     def stranger(self, is_silent: bool) -> Exception:
         """The error of a call without a token, or with another than ours."""

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.errors import InvalidInput, Unauthenticated
+from service.errors import Unauthenticated, malformed
 from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.reports import Reports
 from service.transports.status import code_name, to_status
@@ -234,7 +234,7 @@ def _decoder(handler: Any) -> Decode:
         try:
             return from_bytes(data)
         except DecodeError:
-            raise InvalidInput("message", "is not what this RPC takes") from None
+            raise malformed() from None
 
     return decode
 
