@@ -209,7 +209,7 @@ def test_a_message_over_the_limit_has_the_same_status(channels: list[grpc.Channe
 
 def test_a_stream_goes_on_after_a_bad_message_and_ends_with_one_over_the_limit(channels: list[grpc.Channel]) -> None:
     good, bad, large = (oip_request(*sizes) for sizes in ((1, 1), (1, 2), (5000, 5000)))
-    first, second = (converse(channel, STREAMS[1], [good, bad, good, large, good]) for channel in channels)
+    first, second = (converse(channel, STREAMS[1], [good, bad, good, large]) for channel in channels)
     assert first == second
     errors = [pb.ModelStreamInferResponse.FromString(reply).error_message for reply in first.replies]
     assert [error.partition(":")[0] for error in errors] == ["", "pixels", ""]
