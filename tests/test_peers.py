@@ -89,8 +89,8 @@ def test_a_flood_of_pings_or_headers_harms_nobody_else(model_path: Path) -> None
 
 
 @pytest.mark.usefixtures("transport")
-@pytest.mark.parametrize("size", [20_000, 100_000, 200_000, 300_000])
-def test_metadata_over_the_limit_ends_its_call_alone_however_small_its_frames(model_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [20_000, 60_000, 90_000])
+def test_metadata_over_the_limit_ends_its_call_alone_in_small_frames_too(model_path: Path, size: int) -> None:
     field = literal(b"x-large", b"y" * 100)
     block = HEADERS + field * (size // len(field))
     first, *more = [block[i : i + 16384] for i in range(0, len(block), 16384)]  # the most that is always allowed

@@ -216,7 +216,7 @@ def test_a_stream_goes_on_after_a_bad_message_and_ends_with_one_over_the_limit(c
     assert (first.code, first.details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, b"")
 
 
-@pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000, 900_000])
+@pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000])
 def test_metadata_is_taken_up_to_the_same_limit(channels: list[grpc.Channel], size: int) -> None:
     message = PredictRequest(pixels=bytes(784)).SerializeToString()
     first, second = (ask(channel, PREDICT, message, metadata=[("x-large", "y" * size)]) for channel in channels)

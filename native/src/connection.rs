@@ -28,9 +28,8 @@ const READ: usize = 32 << 10;
 const RESETS: usize = 4096;
 /// Headers over the limit are read up to so many times of it, so that their call ends and not its connection.
 ///
-/// h2 ends a connection by the number of frames, which it reckons from this in frames of FRAME; many callers send a quarter
-/// of that each, so it must be ample.
-const HEADERS_READ: usize = 64;
+/// A peer of whom nothing is known may have us hold as much on each of its connections, so it is no more than that.
+const HEADERS_READ: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(20);
 /// What one who is told to go has to take the last word.
 const LAST_WORD: Duration = Duration::from_secs(1);
