@@ -110,11 +110,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "What does it use?": (
         Panel("Memory", "bytes", ((f"process_resident_memory_bytes{HERE}", "{{instance}}"),)),
         Panel("CPU", "percentunit", (("job_instance:process_cpu:rate5m", "{{instance}}"),)),
-        Panel("Share of file handles", "percentunit", (("job_instance:process_fds:ratio", "{{instance}}"),)),
         Panel(
-            "Share of connections",
+            "Share of file handles and of connections",
             "percentunit",
-            (("job_instance:digits_connections:saturation", "{{instance}}"),),
+            (
+                ("job_instance:process_fds:ratio", "{{instance}} handles"),
+                ("job_instance:digits_connections:saturation", "{{instance}} connections"),
+            ),
         ),
         Panel(
             "Connections refused",

@@ -6,6 +6,7 @@ python scripts/draw_dashboard.py http://localhost:9090 MINUTES OUT.png
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import urllib.parse
@@ -57,7 +58,8 @@ def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> N
         for name, series in found:
             x, y = zip(*((float(at) / 60, float(value)) for at, value in series["values"]), strict=True)
             axes.plot([time.time() / 60 - at for at in x], y, label=name, linewidth=1.3)
-        highest = max((float(value) for _, series in found for _, value in series["values"]), default=0)
+        values = [float(value) for _, series in found for _, value in series["values"]]
+        highest = max(filter(math.isfinite, values), default=0)  # a ratio of nothing to nothing is NaN
         axes.invert_xaxis()
         axes.set_ylim(0, highest * 1.4 or 1)  # with room for the legend
         axes.set_xlabel("minutes ago", fontsize=7, loc="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import socket
@@ -15,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from authority import Authority, Pair, put
-from conftest import ROOT, launch, needs_native, on_both_transports, serving
+from conftest import ROOT, launch, needs_native, on_both_transports, serving, until
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
@@ -375,6 +376,46 @@ def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_pat
         put(tokens, b"")
         assert "holds no token" in service.wait_for("credentials refused", what="tokens")["reason"]
         assert len(client.predict(BLANK).digits) == 1
+
+
+def loaded(service: ServiceProcess) -> tuple[float, float]:
+    """How often tokens and certificates have been taken up."""
+    series = service.series()
+    return tuple(series["digits_credentials_rotations_total", ("loaded", what)] for what in ("tokens", "tls"))  # type: ignore[return-value]
+
+
+@on_both_transports
+async def test_rotations_under_load_lose_no_call(
+    model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
+    tokens, mine = tmp_path / "tokens", tmp_path / "mine"
+    put(tokens, FIRST.encode())
+    put(mine, FIRST.encode())
+    files = {"tls_ca": authority.certificate, "token_file": mine}
+    done, answered = asyncio.Event(), [0, 0]
+
+    async def ask(service: ServiceProcess) -> None:
+        async with AsyncDigitsClient(service.address, **files) as client:
+            while not done.is_set():
+                await client.predict(BLANK)
+                answered[0] += 1
+
+    async def connect(service: ServiceProcess) -> None:
+        while not done.is_set():
+            async with AsyncDigitsClient(service.address, **files) as client:
+                await client.predict(BLANK)
+                answered[1] += 1
+
+    with secured(model_path, pair, "--tokens-file", tokens) as service:
+        tasks = [asyncio.create_task(ask(service)), asyncio.create_task(connect(service))]
+        for rotation in range(4):
+            put(tokens, f"{FIRST}\nanother-token-of-rotation-{rotation}\n".encode())
+            await asyncio.to_thread(authority.issue, "server")
+            await until(lambda so_often=rotation + 1: loaded(service) == (so_often, so_often))
+        done.set()
+        await asyncio.gather(*tasks)
+        assert service.series()["digits_credentials_rotations_total", ("refused", "tls")] == 0
+    assert min(answered) > 20
 
 
 @pytest.mark.parametrize(
