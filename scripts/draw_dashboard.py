@@ -21,6 +21,7 @@ from matplotlib.ticker import EngFormatter
 DASHBOARD = Path(__file__).parent.parent / "deploy" / "grafana" / "dashboards" / "digitserve.json"
 POINTS = 120
 INCHES = (18, 2.7)  # of a line of panels
+LONG = 18  # characters of a name that has a line of the legend to itself
 UNITS = {"s": "s", "percentunit": "share", "reqps": "calls/s", "bytes": "bytes", "short": ""}
 LABELS = ("version", "activation", "provider", "content_sha256", "grpcio", "onnxruntime", "python", "transport")
 
@@ -68,7 +69,8 @@ def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> N
         axes.yaxis.set_major_formatter(EngFormatter(unit if unit == "s" else ""))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="upper left", ncols=5)
+        columns = 1 if any(len(name) > LONG for name, _ in found) else 3
+        axes.legend(fontsize=6.5, loc="upper left", ncols=columns).set_in_layout(False)  # or it would press the panel
         return
     axes.axis("off")
     if panel["type"] == "stat":
