@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conftest import ServiceProcess
     from selenium.webdriver import Chrome
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install -e '.[dev]'")
@@ -66,8 +65,9 @@ def page_of(address: str, *arguments: str | Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(server: ServiceProcess) -> Iterator[str]:
-    with page_of(server.address) as address:
+def page(model_path: Path) -> Iterator[str]:
+    """Over one server, whichever transport that has: to the page they are one."""
+    with serving(model_path) as service, page_of(service.address) as address:
         yield address
 
 
