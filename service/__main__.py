@@ -40,11 +40,12 @@ def main() -> int:
         return 2
     # Imported late: --help and a bad option answer at once.
     from service.errors import StartError  # noqa: PLC0415
-    from service.logs import make_logger  # noqa: PLC0415
+    from service.logs import capture_libraries, make_logger  # noqa: PLC0415
     from service.server import serve  # noqa: PLC0415
 
     keep_memory_together()
     log = make_logger(settings.log_format, settings.log_level)
+    capture_libraries(log)
     for number in (signal.SIGTERM, signal.SIGINT):
         # Nobody is owed an answer before it serves; and while the model is loaded the event loop would not hear of it.
         # Without a word: whoever writes the log may be what is interrupted.

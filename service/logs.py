@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
@@ -44,6 +46,67 @@ class Tolerant:
     def isatty(self) -> bool:
         """Whether people read it on a terminal."""
         return self._stream is not None and self._stream.isatty()
+
+
+LOG_INTERVAL = 1.0
+"""Seconds between two lines of one kind, of those that a peer can cause by the thousand."""
+
+
+class RateLimiter:
+    """Lets one line an interval through; the next one carries the number of those that it held back.
+
+    Threads may ask at once: at worst that is a line too many, or a count that is off by one.
+    """
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+        self._suppressed = 0
+
+    def suppressed(self) -> int | None:
+        """How many lines were held back since the last one; None while it is too early for another."""
+        now = time.monotonic()
+        if now < self._silent_until:
+            self._suppressed += 1
+            return None
+        suppressed, self._suppressed, self._silent_until = self._suppressed, 0, now + LOG_INTERVAL
+        return suppressed
+
+
+class LibraryHandler(logging.Handler):
+    """Writes what libraries log as events of this log, a line a second for each of their loggers."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+        self._limiters: dict[str, RateLimiter] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, its traceback as a field."""
+        suppressed = self._limiters.setdefault(record.name, RateLimiter()).suppressed()
+        if suppressed is None:
+            return
+        with contextlib.suppress(Exception):  # a log call never fails its caller
+            self._log.log(
+                record.levelno,
+                "library",
+                logger=record.name,
+                message=record.getMessage(),
+                exc_info=record.exc_info or False,
+                others=suppressed,
+            )
+
+
+def capture_libraries(log: FilteringBoundLogger) -> None:
+    """Send the standard library's logging, warnings and the ends of threads into `log`, for the whole process.
+
+    A traceback in plain text between lines of JSON is lost to whatever reads them.
+    """
+    logging.basicConfig(handlers=[LibraryHandler(log)], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    threading.excepthook = lambda end: log.error(
+        "thread ended", thread=end.thread.name if end.thread else "", exc_info=end.exc_value
+    )
+    sys.unraisablehook = lambda failed: log.error("unraisable", where=repr(failed.object), exc_info=failed.exc_value)
 
 
 def make_logger(log_format: str, level: str) -> FilteringBoundLogger:

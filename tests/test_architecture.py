@@ -60,11 +60,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/address.py": {"service.errors"},
     "service/transports/connections.py": set(),
     "service/transports/streams.py": {"service.errors"},
-    "service/transports/reports.py": {"service.errors", "structlog"},
+    "service/transports/reports.py": {"service.errors", "service.logs", "structlog"},
     "service/transports/ahead.py": {"grpc"},
     "service/transports/limits.py": {"service.handlers"},
     "service/transports/credentials.py": {"service.errors", "service.metrics", "structlog"},
-    "service/transports/http.py": {"service.transports", "prometheus_client"},
+    "service/transports/http.py": {"service.transports", "prometheus_client", "waitress"},
     "service/transports/observed.py": {
         *("service.errors", "service.metrics", "service.transports"),
         *("grpc", "google", "structlog"),

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import serving
+from conftest import ANSWERS_WITHIN, serving
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -251,9 +251,9 @@ def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[
 
 
 def test_a_connection_on_which_nothing_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.transports.http._PATIENCE", 0.2)
+    monkeypatch.setattr("service.transports.http._IDLE_TIMEOUT", 1)
     endpoint = HttpEndpoint("127.0.0.1", 0, CollectorRegistry(), serving=lambda: True)
-    with socket.create_connection(("127.0.0.1", endpoint.port), 5) as silent:
+    with socket.create_connection(("127.0.0.1", endpoint.port), ANSWERS_WITHIN) as silent:
         assert silent.recv(1) == b""
     endpoint.stop()
 

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import make_wsgi_app, start_http_server
+from prometheus_client import make_wsgi_app
+from waitress import create_server
+from waitress.wasyncore import close_all
 
 from service.transports.address import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from wsgiref.types import StartResponse, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from prometheus_client import CollectorRegistry
 
-_PATIENCE = 10.0
-"""Seconds that one who has connected may take for his request."""
+_IDLE_TIMEOUT = 10
+"""Seconds without a byte after which a connection is closed."""
 
+_LIMITS: dict[str, Any] = {
+    "threads": 4,
+    "connection_limit": 128,
+    "backlog": 128,
+    # Header and body of a request, in bytes. Nothing here takes a body, and nothing is spooled to a file.
+    "max_request_header_size": 16 * 1024,
+    "max_request_body_size": 1024,
+    "inbuf_overflow": 2**30,
+    "outbuf_overflow": 2**30,
+}
+_METHODS = ("GET", "HEAD")
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
 class HttpEndpoint:
     """Listens from construction to `stop`; each /healthz asks `serving`, and `about` for a word on either answer.
 
-    Raises AddressInUse.
+    Threads of its own answer, so that health is known while the event loop stands still. Raises AddressInUse.
     """
 
     def __init__(
@@ -34,35 +50,71 @@ class HttpEndpoint:
         serving: Callable[[], bool],
         about: Callable[[], str] = lambda: "",
     ) -> None:
-        self._metrics = make_wsgi_app(registry)
+        self._metrics: WSGIApplication = make_wsgi_app(registry)
         self._serving = serving
         self._about = about
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as e:
-            raise refused(host, port, e) from e
-        self._server.set_app(self._answer)
-        # A connection on which nothing comes would hold its thread for ever.
-        handler: Any = self._server.RequestHandlerClass
-        self._server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": _PATIENCE})
-        self.port = int(self._server.server_port)
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a request that waits its turn is no news either
+        listener = _listen(host, port)
+        self.port = int(listener.getsockname()[1])
+        self._sockets: dict[int, Any] = {}
+        self._server = create_server(
+            self._answer,
+            map=self._sockets,
+            sockets=[listener],
+            ident="",  # a version told to strangers is of use to them alone
+            channel_timeout=_IDLE_TIMEOUT,
+            cleanup_interval=1,
+            asyncore_use_poll=True,  # select() knows no descriptor over 1,023, of which gRPC may have more
+            clear_untrusted_proxy_headers=True,
+            log_socket_errors=False,  # a peer that hangs up is no news
+            **_LIMITS,
+        )
+        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Answer no more."""
-        self._server.shutdown()
-        self._server.server_close()
+        # The loop of the library ends when no socket is left to it; they are closed by the thread that reads them.
+        self._server.trigger.pull_trigger(lambda: close_all(self._sockets))
         self._thread.join()
+        self._server.task_dispatcher.shutdown()
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if method not in _METHODS:
+            return _reply(start_response, "405 Method Not Allowed", "expected GET or HEAD", ("Allow", "GET, HEAD"))
         if path == "/metrics":
-            return cast("Iterable[bytes]", self._metrics(environ, start_response))
+            body = self._metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)  # it knows no HEAD
+            return body if method == "GET" else []
         if path == "/healthz":
             status, health = ("200 OK", "SERVING") if self._serving() else ("503 Service Unavailable", "NOT_SERVING")
-            text = f"{health} {self._about()}".strip().encode() + b"\n"
+            text = f"{health} {self._about()}".strip()
         elif path == "/":
-            status, text = "200 OK", b"digitserve: /metrics for Prometheus, /healthz for health checks\n"
+            status, text = "200 OK", "digitserve: /metrics for Prometheus, /healthz for health checks"
         else:
-            status, text = "404 Not Found", b"here are /metrics and /healthz\n"
-        start_response(status, [_TEXT, ("Content-Length", str(len(text)))])
-        return [text]
+            status, text = "404 Not Found", "here are /metrics and /healthz"
+        whole = _reply(start_response, status, text)
+        return whole if method == "GET" else []
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket of the first address that the name has; AddressInUse with a sentence where that fails."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except OSError as e:
+        raise refused(host, port, e) from e
+    return listener
+
+
+def _reply(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
+    body = text.encode() + b"\n"
+    start_response(status, [_TEXT, ("Content-Length", str(len(body))), *headers])
+    return [body]
