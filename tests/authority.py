@@ -41,21 +41,25 @@ class Authority:
         self.certificate = folder / "ca.crt"
         put(self.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
 
-    def issue(self, name: str, *, days: float = 5, curve: ec.EllipticCurve | None = None) -> Pair:
-        """A pair for localhost and 127.0.0.1; expired where `days` is below zero."""
+    def issue(
+        self, name: str, *, days: float = 5, curve: ec.EllipticCurve | None = None, begins: dt.datetime | None = None
+    ) -> Pair:
+        """A pair for localhost and 127.0.0.1; expired where `days` is below zero, not yet valid before `begins`."""
         key = ec.generate_private_key(curve or ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
-        certificate = self._builder(subject, key, days=days).add_extension(names, critical=False)
+        certificate = self._builder(subject, key, days=days, begins=begins).add_extension(names, critical=False)
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         plain = serialization.NoEncryption()
         put(pair.key, key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
         put(pair.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
         return pair
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float, begins: dt.datetime | None = None
+    ) -> x509.CertificateBuilder:
         ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
         return (
             x509.CertificateBuilder()
@@ -63,13 +67,14 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(ends - dt.timedelta(days=20))
+            .not_valid_before(begins or ends - dt.timedelta(days=20))
             .not_valid_after(ends)
         )
 
 
 def put(path: Path, content: bytes) -> None:
-    """Put a file in place as one should: whole, by renaming."""
+    """Put a file in place as one should: whole, by renaming, readable by its owner alone."""
     beside = path.with_name(f"{path.name}.new")
     beside.write_bytes(content)
+    beside.chmod(0o600)
     os.replace(beside, path)  # noqa: PTH105 (says what it does)

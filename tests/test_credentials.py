@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import errno
 import hashlib
 import os
 import socket
@@ -10,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,13 +27,12 @@ from structlog.testing import CapturingLogger
 from client import AsyncDigitsClient, DigitsClient, DigitsError
 from service.config import SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
+from service.logs import LOG_INTERVAL
 from service.metrics import Metrics
 from service.transports.credentials import Tls, Tokens
-from service.transports.reports import INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from conftest import ServiceProcess
 
@@ -220,6 +222,62 @@ def test_a_certificate_whose_key_comes_a_moment_later_is_not_refused(authority: 
     assert log.calls[-1].kwargs["subject"] == "commonName=other"
 
 
+@on_both_transports
+def test_a_certificate_that_becomes_valid_is_taken_up_without_another_change(
+    model_path: Path, authority: Authority, pair: Pair
+) -> None:
+    with secured(model_path, pair) as service:
+        authority.issue("server", begins=dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5))
+        assert "not yet valid" in service.wait_for("credentials refused", what="tls")["reason"]
+        service.wait_for("credentials loaded", what="tls")
+        assert presented(service) == pair.certificate.read_bytes()
+        assert service.series()["digits_credentials_rotations_total", ("refused", "tls")] == 1
+        assert [line["event"] for line in service.lines].count("credentials refused") == 1
+
+
+def test_a_file_that_becomes_readable_is_taken_up_without_another_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
+    monkeypatch.setattr("service.transports.credentials._RETRY_INTERVAL", 0.0)
+    metrics, log = silent()
+    path, denied = tmp_path / "tokens", [False]
+    put(path, FIRST.encode())
+    tokens = Tokens(path, metrics, log)
+    put(path, SECOND.encode())
+    read = Path.read_bytes
+
+    def deny(self: Path) -> bytes:
+        if denied[0]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    for denied[0] in (True, True, True, False):
+        tokens.look()
+        tokens.look()
+    assert tokens.digests == (hashlib.sha256(SECOND.encode()).digest(),)
+    assert [call.args[0] for call in log.calls] == ["credentials refused", "credentials loaded"]
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [(0o600, 0), (0o640, 0), (0o644, 1), (0o604, 1)])
+def test_a_secret_that_every_user_may_read_is_warned_of(
+    authority: Authority, pair: Pair, tmp_path: Path, mode: int, warnings: int
+) -> None:
+    tokens = tmp_path / "tokens"
+    put(tokens, FIRST.encode())
+    for secret, load_secret in (
+        (pair.key, lambda *seen: Tls(pair.certificate, pair.key, authority.certificate, *seen)),
+        (tokens, lambda *seen: Tokens(tokens, *seen)),
+    ):
+        secret.chmod(mode)
+        metrics, log = silent()
+        load_secret(metrics, log)
+        exposed = [call.kwargs for call in log.calls if call.method_name == "warning"]
+        assert len(exposed) == warnings
+        assert all(str(secret) in fields["file"] for fields in exposed)
+
+
 def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair: Pair) -> None:
     metrics, log = silent()
     tls = Tls(pair.certificate, pair.key, None, metrics, log)
@@ -331,7 +389,7 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
                 for client, sentence in ((stranger, "UNAUTHENTICATED"), (known, "NOT_FOUND")):
                     with pytest.raises(DigitsError, match=sentence):
                         client.predict(BLANK, model_version="9")
-            time.sleep(INTERVAL)
+            time.sleep(LOG_INTERVAL)
             with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
                 stranger.predict(BLANK)
         assert service.series()["digits_dropped_total", ("unauthenticated",)] == 51

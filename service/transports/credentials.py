@@ -7,6 +7,9 @@ import hashlib
 import hmac
 import re
 import ssl
+import stat
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +28,11 @@ SHORTEST_TOKEN = 16
 LOOK_AGAIN = 0.25
 """Seconds between two looks at whether files have changed; of two that find them alike the second takes them up."""
 
+_RETRY_INTERVAL = 1.0
+"""Seconds between two attempts at files that were refused and have not changed since."""
+
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
-_Stamps = tuple[tuple[int, int, int], ...]
+_Stamps = tuple[tuple[int, ...], ...]
 _Certificate = dict[str, Any]  # as ssl.SSLSocket.getpeercert decodes it
 
 
@@ -59,10 +65,12 @@ class Tokens:
 
     def __init__(self, path: Path, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._path = path
+        self._log = log
         self._files = _Rotation((path,), "tokens", metrics, log)
         self._use: Callable[[tuple[bytes, ...]], None] | None = None
         self.digests = _read_tokens(path)
         """SHA-256 of each."""
+        _warn_if_exposed(path, "--tokens-file", log)
 
     def take_up(self, use: Callable[[tuple[bytes, ...]], None]) -> None:
         """Have `use`, a transport's own, take the digests, now and whenever they are others."""
@@ -87,6 +95,7 @@ class Tokens:
 
     def _read(self) -> dict[str, Any]:
         self.digests = _read_tokens(self._path)
+        _warn_if_exposed(self._path, "--tokens-file", self._log)
         if self._use is not None:
             self._use(self.digests)
         return {"tokens": len(self.digests)}
@@ -120,6 +129,7 @@ class Tls:
     ) -> None:
         self._paths = (certificate, key, client_ca)
         self._metrics = metrics
+        self._log = log
         self._files = _Rotation([path for path in self._paths if path], "tls", metrics, log)
         self._use: Callable[[Pem], None] | None = None
         self._found = self._read()
@@ -155,6 +165,7 @@ class Tls:
         chain, private = _content(certificate, "--tls-cert"), _content(key, "--tls-key")
         trusted = None if client_ca is None else _content(client_ca, "--tls-client-ca")
         peer, callers = _rehearse(certificate, key, client_ca)
+        _warn_if_exposed(key, "--tls-key", self._log)
         expires = ssl.cert_time_to_seconds(str(peer["notAfter"]))
         about = {"subject": _name(peer), "expires": datetime.fromtimestamp(expires, UTC).isoformat()}
         return _Found(
@@ -180,36 +191,60 @@ class _Rotation:
         self._metrics = metrics
         self._log = log
         self._read = self._looked_at = self._stamps()
+        self._refusal = ""
+        self._retry_at = 0.0
 
     def read(self, content: Callable[[], dict[str, Any]]) -> None:
         """Have `content` read files that are others than before, and as they were at the last look.
 
-        So a certificate whose key comes a moment later is not refused. It gives what the log says of them.
+        So a certificate whose key comes a moment later is not refused. It gives what the log says of them. Files that
+        were refused are tried again while they stand: a certificate may become valid, a folder readable, without any
+        change of theirs. A refusal for the reason of the last one is neither logged nor counted again.
         """
         before, stamps = self._looked_at, self._stamps()
         self._looked_at = stamps
-        if stamps == self._read or stamps != before:
+        if stamps != before or (stamps == self._read and not self._is_due()):
             return
-        self._read = stamps
+        if stamps != self._read:
+            self._refusal = ""
+        self._read, self._retry_at = stamps, time.monotonic() + _RETRY_INTERVAL
         try:
             about = content()
         except CredentialsError as e:
-            self._metrics.rotations.labels(self._what, "refused").inc()
-            self._log.error("credentials refused", what=self._what, reason=str(e), instead="those before serve on")
+            self._refuse(str(e))
             return
+        self._refusal = ""
         self._metrics.rotations.labels(self._what, "loaded").inc()
         self._log.info("credentials loaded", what=self._what, **about)
+
+    def _is_due(self) -> bool:
+        return bool(self._refusal) and time.monotonic() >= self._retry_at
+
+    def _refuse(self, reason: str) -> None:
+        if reason == self._refusal:
+            return
+        self._refusal = reason
+        self._metrics.rotations.labels(self._what, "refused").inc()
+        self._log.error("credentials refused", what=self._what, reason=reason, instead="those before serve on")
 
     def _stamps(self) -> _Stamps:
         return tuple(map(_stamp, self._paths))
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Changes with what the file holds, and with who may read it."""
     try:
         found = path.stat()
     except OSError:
-        return (0, 0, 0)
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
+        return ()
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode, found.st_uid, found.st_gid)
+
+
+def _warn_if_exposed(path: Path, flag: str, log: FilteringBoundLogger) -> None:
+    """A secret that every user of the machine may read is one no more."""
+    with suppress(OSError):
+        if path.stat().st_mode & stat.S_IROTH:
+            log.warning("secret readable by every user", file=f"{flag} {path}", expected="mode 0600 or 0640")
 
 
 def _content(path: Path, flag: str) -> bytes:
