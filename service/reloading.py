@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.errors import ModelFileError, ProviderError, ReloadRefused
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 120.0
 """Seconds that a look at the folder, or loading a model, may take; TensorRT makes its engines in less."""
+
+RETRY_INTERVAL = 10.0
+"""Seconds between two attempts at a refused file that has not changed since: its volume or its device may have."""
 
 T = TypeVar("T")
 
@@ -35,6 +39,7 @@ class Reloader:
         self._log = log
         self._one_at_a_time = asyncio.Lock()
         self._refusal = ""
+        self._retry_at = 0.0
         self._seen: object = None
         self._hangs: asyncio.Future[Any] | None = None
         self.model = self._first()
@@ -42,19 +47,21 @@ class Reloader:
     async def look(self, swap: Callable[[Model], None], *, asked: bool = True) -> None:
         """Load what should serve now, where that is another file than before, and give it to `swap`.
 
-        Raises ReloadRefused where it cannot serve; a file that was refused is tried again only when `asked`.
+        Raises ReloadRefused where it cannot serve. A refused file is tried again when `asked`, and by itself every
+        RETRY_INTERVAL; the same refusal is logged and counted again only when `asked`.
         """
         async with self._one_at_a_time:
             seen = await self._what_lies_there()
-            if seen == self._seen and not (asked and self._refusal):
+            is_due = bool(self._refusal) and (asked or time.monotonic() >= self._retry_at)
+            if seen == self._seen and not is_due:
                 return
-            self._seen = seen
+            is_new, self._seen = seen != self._seen, seen
             try:
                 model = await self._on_a_thread(self._load_newest)
             except (ModelFileError, ProviderError) as e:
-                self._refused(e)
-                if isinstance(e, ProviderError):  # no fault of the file, which is to be tried again
-                    self._seen = None
+                self._retry_at = time.monotonic() + RETRY_INTERVAL
+                if asked or is_new or str(e) != self._refusal:
+                    self._refused(e)
                 raise ReloadRefused(f"version {self.model.info.version} serves on: {self._refusal}") from None
             self._refusal = ""
             if model.info != self.model.info:

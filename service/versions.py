@@ -26,13 +26,21 @@ class Candidate:
     path: Path
     version: str
 
-    def stamp(self) -> tuple[str, int, int, int]:
-        """Changes whenever another file lies there, or the file itself changes."""
+    def stamp(self) -> tuple[str | int, ...]:
+        """Changes whenever another file lies there, the file itself changes, or who may read it."""
         try:
             found = self.path.stat()
         except OSError:
-            return (str(self.path), 0, 0, 0)
-        return (str(self.path), found.st_ino, found.st_size, found.st_mtime_ns)
+            return (str(self.path),)
+        return (
+            str(self.path),
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+        )
 
 
 class ModelPlace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import threading
 import time
@@ -341,6 +342,29 @@ async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
     await asyncio.sleep(0.1)
     await reloader.look(lambda model: taken.append(model.info.version), asked=False)
     assert taken == ["2"]
+
+
+async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
+    monkeypatch.setattr("service.reloading.RETRY_INTERVAL", 0.0)
+    log = CapturingLogger()
+    reloader = Reloader(ModelPlace(folder), Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
+    taken: list[str] = []
+    add(folder, 2)
+
+    def deny(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", deny)
+        for _ in range(3):
+            await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
+    assert taken == []
+    await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
+    assert taken == ["2"]
+    assert [call.args[0] for call in log.calls] == ["model refused", "model loaded"]
 
 
 async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
