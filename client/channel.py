@@ -30,12 +30,11 @@ _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 
 _OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     # A server that comes up is found within half a second; gRPC's own pause grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
-    # The server permits a ping every 10 s; a vanished server is noticed within 40.
+    # The server permits a ping every 5 s; a vanished server is noticed within 40.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     (

@@ -8,7 +8,7 @@ import re
 import socket
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from bench.messages import framed
 from client import DigitsClient
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import ServiceProcess
 
 LONG = bool(os.environ.get("CHAOS"))
@@ -24,6 +26,13 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with empty SETTINGS
 SETTINGS, PING, GOAWAY = 4, 6, 7
 BLANK = np.zeros((1, 784), np.uint8)
+
+
+class Addressed(Protocol):
+    """A server, in a process of its own or in the test's."""
+
+    @property
+    def address(self) -> str: ...
 
 
 def resident(service: ServiceProcess) -> float:
@@ -49,7 +58,7 @@ def still_tells(service: ServiceProcess) -> None:
     assert service.get("/healthz").startswith("SERVING")
 
 
-def connected(service: ServiceProcess, sent: bytes) -> socket.socket:
+def connected(service: Addressed, sent: bytes) -> socket.socket:
     host, port = service.address.rsplit(":", 1)
     peer = socket.create_connection((host, int(port)), 10)
     peer.settimeout(10)
@@ -92,6 +101,17 @@ def frames(peer: socket.socket, until: int, within: float) -> list[tuple[int, by
     return found
 
 
+def each_frame(peer: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
+    """Kind, flags, stream and payload."""
+    peer.settimeout(30)
+    data = b""
+    while True:
+        data += peer.recv(2**20)
+        while len(data) >= 9 and len(data) >= (whole := 9 + int.from_bytes(data[:3])):
+            yield data[3], data[4], int.from_bytes(data[5:9]), data[9:whole]
+            data = data[whole:]
+
+
 def ended_by_server(peer: socket.socket, within: float = 10) -> bool:
     """Whether the connection ends in so many seconds."""
     peer.settimeout(within)
@@ -103,6 +123,15 @@ def ended_by_server(peer: socket.socket, within: float = 10) -> bool:
     except ConnectionError:
         pass
     return True
+
+
+def kernel_waits(port: int) -> int:
+    """Milliseconds; of the connection of this process whose other end is at `port`."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as end:
+            if end.family != socket.AF_UNIX and end.getpeername()[1] == port:
+                return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    raise LookupError(port)
 
 
 class Loaded(NamedTuple):

@@ -49,7 +49,7 @@ enum End {
 pub async fn serve(core: Arc<Core>, socket: TcpStream) {
     let conduct = Arc::new(Conduct::default());
     let handshake = async {
-        let peer = Peer::new(secured(&core, socket).await?, conduct.clone());
+        let peer = Peer::new(secured(&core, socket).await?, conduct.clone(), core.limits.ping_interval);
         builder(&core.limits).handshake::<_, Bytes>(peer).await.ok()
     };
     let Ok(Some(mut connection)) = timeout(HANDSHAKE, handshake).await else { return };

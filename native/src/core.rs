@@ -75,6 +75,7 @@ pub struct Limits {
     pub stall: Seconds,
     pub keepalive: Seconds,
     pub keepalive_timeout: Seconds,
+    pub ping_interval: Seconds,
 }
 
 /// A time that has a bound, unless it is 0.

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
-/// Pings that come sooner than this after the one before, with nothing sent to the peer between, are held against it.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+use crate::core::Seconds;
+
 const MOST_STRIKES: u32 = 2;
 
 const PREFACE: usize = 24;
@@ -50,9 +50,9 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn new(socket: Socket, conduct: Arc<Conduct>) -> Self {
+    pub fn new(socket: Socket, conduct: Arc<Conduct>, ping_interval: Seconds) -> Self {
         let received = Frames { skip: PREFACE, ..Frames::default() };
-        Self { socket, received, sent: Frames::default(), pings: Pings::default(), conduct }
+        Self { socket, received, sent: Frames::default(), pings: Pings::new(ping_interval.bound().unwrap_or_default()), conduct }
     }
 
     fn receive(&mut self, bytes: &[u8]) {
@@ -78,22 +78,28 @@ impl Peer {
 }
 
 /// Pings of one peer that came too soon; the intervals and their forgiveness are those of gRPC's C core.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pings {
+    /// Between two pings, with nothing sent to the peer in between.
+    interval: Duration,
     last: Option<Instant>,
     strikes: u32,
 }
 
 impl Pings {
+    fn new(interval: Duration) -> Self {
+        Self { interval, last: None, strikes: 0 }
+    }
+
     /// Whether it is one too many.
     fn one_more(&mut self, now: Instant) -> bool {
-        let is_early = self.last.replace(now).is_some_and(|last| now - last < PING_INTERVAL);
+        let is_early = self.last.replace(now).is_some_and(|last| now - last < self.interval);
         self.strikes += u32::from(is_early);
         is_early && self.strikes > MOST_STRIKES
     }
 
     fn forgive(&mut self) {
-        *self = Self::default();
+        (self.last, self.strikes) = (None, 0);
     }
 }
 
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn pings_are_held_against_a_peer_where_they_come_too_often_and_nothing_is_sent_between() {
-        let (mut pings, start) = (Pings::default(), Instant::now());
+        let (mut pings, start) = (Pings::new(Duration::from_secs(10)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!([0, 10, 20, 30, 40].iter().all(|seconds| !pings.one_more(at(*seconds))));
         assert_eq!([41, 42, 43].map(|seconds| pings.one_more(at(seconds))), [false, false, true]);

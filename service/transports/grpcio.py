@@ -213,7 +213,6 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         # Two servers started by mistake must not share a port in silence.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.message),
-        ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.headers),
         ("grpc.absolute_max_metadata_size", limits.headers),
         ("grpc.max_allowed_incoming_connections", limits.connections),
@@ -226,7 +225,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_connection_age_ms", _milliseconds(limits.connection_age)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.connection_idle)),
         # Clients and balancers ping idle connections; the default answers the third ping in 5 minutes with GOAWAY.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(limits.ping_interval * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _milliseconds(limits.keepalive)),
         ("grpc.keepalive_timeout_ms", _milliseconds(limits.keepalive_timeout)),

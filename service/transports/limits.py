@@ -33,6 +33,11 @@ class Limits:
     """Between two pings that ask whether a silent peer is still there."""
     keepalive_timeout: float = 20.0
     """In which it has to answer."""
+    ping_interval: float = 5.0
+    """Shortest interval between two pings of a client, calls or none; the third ping in excess ends the connection.
+
+    gRPC clients send one every 10 seconds at most. Half of that leaves room for jitter.
+    """
 
     @property
     def message(self) -> int:

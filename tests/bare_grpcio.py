@@ -1,0 +1,49 @@
+"""The grpcio transport alone in the process of a test: health, and what a test adds; no model and no queue."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+
+from service.logs import make_logger
+from service.metrics import Metrics
+from service.transports.grpcio import GrpcioTransport
+from service.transports.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from service.handlers import Service
+
+
+class Bare(SimpleNamespace):
+    address: str
+    transport: GrpcioTransport
+    registry: CollectorRegistry
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def listening(services: Sequence[Service] = (), *, grace: float = 5, **limits: Any) -> AsyncIterator[Bare]:
+    """A server that says SERVING, within these limits; `limits` are the fields of `Limits`."""
+    registry = CollectorRegistry()
+    queue: Any = SimpleNamespace(is_full=False)
+    transport = GrpcioTransport(
+        services,
+        queue,
+        Metrics(registry),
+        make_logger("json", "error"),
+        limits=Limits(**{"max_batch": 8, **limits}),
+        with_reflection=True,
+    )
+    port = await transport.start("127.0.0.1", 0)
+    await transport.say(True)
+    try:
+        yield Bare(address=f"127.0.0.1:{port}", transport=transport, registry=registry)
+    finally:
+        await transport.stop(0, grace)
