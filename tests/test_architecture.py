@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.errors", "service.handlers", "service.metrics", "service.tracing", "service.transports"),
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
+    "service/transports/grpcio_health.py": {"grpc", "grpc_health"},
     "service/transports/counts.py": {
         *("service.distribution", "service.metrics", "service.statistics", "service.transports"),
         "prometheus_client",

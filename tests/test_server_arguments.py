@@ -104,7 +104,7 @@ async def messages_are_as_large_as_a_batch() -> None:
 
 async def metadata_has_one_bound() -> None:
     """Between two bounds gRPC refuses by chance, so each is tried often."""
-    for limit, allowed, refused in ((16_384, 12_000, 17_000), (4_096, 3_000, 5_000)):
+    for limit, allowed, refused in ((16_384, 15_000, 17_000), (4_096, 3_000, 5_000)):
         async with listening(headers=limit) as server:
             for size, code in ((allowed, StatusCode.OK), (refused, StatusCode.RESOURCE_EXHAUSTED)):
                 tries = [check(server, metadata=[("x-long", "y" * size)]) for _ in range(20)]
@@ -152,6 +152,7 @@ async def calls_that_nobody_takes_are_bounded() -> None:
             with ThreadPoolExecutor(1) as thread:
                 refused = thread.submit(lambda: list(islice(reset(peer), 1000))).result()  # the loop waits here
             assert min(refused) > 2 * 4000
+            assert max(refused) > 2 * 6000  # some that came between were let in
 
 
 def reset(peer: socket.socket) -> Iterator[int]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.errors import AddressInUse
 from service.transports.address import check_free
 from service.transports.ahead import ReadAhead
+from service.transports.grpcio_health import HealthServicer
 from service.transports.observed import Observer
 from service.transports.streams import OpenStreams
 from service.transports.traced import TracedObserver
@@ -87,8 +87,7 @@ class GrpcioTransport:
         self._line = line
         self._streams = OpenStreams()
         names = [service.name for service in services]
-        self._health_names = ["", *names]
-        self._health = _Health(self._health_names)
+        self._health = HealthServicer(["", *names])
         open_services = [health.SERVICE_NAME] if open_health else []
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
         self._observer = observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
@@ -134,35 +133,19 @@ class GrpcioTransport:
 
     async def say(self, serving: bool) -> None:
         """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
-        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
-        for name in self._health_names:
-            await self._health.set(name, status)
+        self._health.set_serving(serving)
 
     async def stop(self, drain_wait: float, grace: float) -> None:
         """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
 
         After `grace` seconds what still runs is cancelled.
         """
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         await asyncio.sleep(drain_wait)
         stopped = asyncio.ensure_future(self._server.stop(grace))
         await asyncio.sleep(0)  # so that GOAWAY goes out first and no ended stream is opened here again
         self._streams.drain()
         await stopped
-
-
-class _Health(health.aio.HealthServicer):
-    """The standard servicer with List, which it leaves out, of these services."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self._names = names
-
-    async def List(self, _: Any, context: Any) -> Any:  # noqa: N802 (the contract's name)
-        """What Check says of each."""
-        pb: Any = health_pb2  # whose stubs leave List out too
-        statuses = {name: await self.Check(pb.HealthCheckRequest(service=name), context) for name in self._names}
-        return pb.HealthListResponse(statuses=statuses)
 
 
 class _Door(grpc.GenericRpcHandler):

@@ -1,0 +1,102 @@
+"""grpc.health.v1 beside clients that read nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bare_grpcio import listening
+from conftest import serving
+from grpc import StatusCode, aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hostile import BLANK, HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal, still_tells
+
+from client import AsyncDigitsClient
+from service.transports.grpcio_health import HealthServicer
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+SERVICE = b"digits.v1.DigitService"
+SERVING, NOT_SERVING, UNKNOWN = (
+    health_pb2.HealthCheckResponse.SERVING,
+    health_pb2.HealthCheckResponse.NOT_SERVING,
+    health_pb2.HealthCheckResponse.SERVICE_UNKNOWN,
+)
+NO_WINDOW = frame(SETTINGS, 0, 0, b"\0\4\0\0\0\0")  # SETTINGS_INITIAL_WINDOW_SIZE is 0
+WATCH = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", b"/grpc.health.v1.Health/Watch"))
+
+
+def watch(peer: socket.socket, stream: int, service: bytes) -> None:
+    """Open a Watch, and return when the server has answered its headers."""
+    request = b"\x0a" + bytes([len(service)]) + service
+    peer.sendall(frame(1, 4, stream, WATCH) + frame(0, 1, stream, bytes(4) + bytes([len(request)]) + request))
+    assert next(kind for kind, _, of, _ in each_frame(peer) if of == stream) == 1
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_server_from_stopping(
+    model_path: Path,
+) -> None:
+    with (
+        serving(model_path, "--grace", "3") as service,
+        contextlib.closing(connected(service, PREFACE + NO_WINDOW)) as peer,
+    ):
+        await asyncio.to_thread(watch, peer, 1, SERVICE)
+        await asyncio.to_thread(watch, peer, 3, b"")
+        async with AsyncDigitsClient(service.address, timeout=20) as client:
+            assert len(await client.predict(BLANK)) == 1
+        async with aio.insecure_channel(service.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for name in (SERVICE.decode(), ""):
+                other = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=20)
+                assert (await other.read()).status == SERVING
+            await asyncio.to_thread(still_tells, service)
+            service.process.send_signal(signal.SIGTERM)
+            assert (await other.read()).status == NOT_SERVING
+        assert await asyncio.to_thread(service.ended) == 0
+        assert service.lines[-1]["event"] == "stopped"
+
+
+async def test_a_watcher_has_the_latest_status_once_it_reads_and_none_twice() -> None:
+    async with listening() as server, aio.insecure_channel(server.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        calls = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(2)]
+        assert [(await call.read()).status for call in calls] == [SERVING] * 2
+        for serving_ in (False, True, True, False):
+            await server.transport.say(serving_)
+        assert [(await call.read()).status for call in calls] == [NOT_SERVING] * 2
+        await server.transport.say(True)
+        assert [(await call.read()).status for call in calls] == [SERVING] * 2
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_service_that_is_unknown_is_watched_and_is_not_found_by_check(model_path: Path) -> None:
+    with serving(model_path) as service:
+        async with aio.insecure_channel(service.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            call = stub.Watch(health_pb2.HealthCheckRequest(service="other"), timeout=60)
+            assert (await call.read()).status == UNKNOWN
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stub.Check(health_pb2.HealthCheckRequest(service="other"), timeout=20)
+            assert caught.value.code() is StatusCode.NOT_FOUND
+            stopping = asyncio.create_task(asyncio.to_thread(service.stop))
+            with pytest.raises(aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is StatusCode.UNAVAILABLE
+            assert await stopping == 0
+
+
+async def test_nothing_is_said_to_serve_once_it_stops() -> None:
+    servicer = HealthServicer(["", "one"])
+    request = health_pb2.HealthCheckRequest(service="one")
+    assert (await servicer.Check(request, None)).status == NOT_SERVING
+    servicer.set_serving(True)
+    assert (await servicer.Check(request, None)).status == SERVING
+    servicer.stop()
+    servicer.set_serving(True)
+    assert {status.status for status in (await servicer.List(None, None)).statuses.values()} == {NOT_SERVING}
