@@ -1,9 +1,11 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
+# One worker a core, eight at most; `.venv/bin/python -m pytest FILE` runs a file by itself, without workers.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
 EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 
@@ -16,8 +18,11 @@ run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, show the
 play: .venv/play.stamp model.onnx ## look inside: draw digits in a browser and see every layer of the network
 	@$(PY) scripts/look.py
 
-test: .venv/dev.stamp ## run the tests
-	@$(PY) -m pytest
+test: .venv/dev.stamp ## run the quick tests, in a minute or three; `make check` runs all of them
+	@$(PYTEST) -m "not slow"
+
+test-all: .venv/dev.stamp ## run every test
+	@$(PYTEST)
 
 gpu: .venv-gpu/stamp ## ONNX Runtime for CUDA and all else in an environment of its own, .venv-gpu (3 GB)
 	@echo "gpu: .venv-gpu/bin/python -m service --provider cuda"
@@ -28,7 +33,7 @@ test-gpu: .venv-gpu/stamp ## the tests that need an NVIDIA GPU, on the GPU of th
 bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on, and for how many callers, the GPU is faster
 	@.venv-gpu/bin/python -m bench.providers
 
-check: lint types stubs-check native-check test ## everything that CI runs
+check: lint types stubs-check native-check test-all ## everything that CI runs
 
 lint: .venv/dev.stamp ## check format and style
 	@$(PY) -m ruff format --check .

@@ -47,6 +47,9 @@ CODES = (
 )
 """Every gRPC status code, in the order of its number, spelled as in Go."""
 
+NATIVE_SERIES = frozenset({"digits_connections_refused_total"})
+"""The series that only the native transport makes: grpcio does not report what they count."""
+
 WATCHED = frozenset({"Predict", "PredictStream", "ModelInfer", "ModelStreamInfer"})
 """The RPCs whose series all exist from the start: a rate over a first error is lost where the series begins with it.
 
@@ -76,7 +79,7 @@ class Metrics(Collector):
         self.confidence = Distribution(CONFIDENCE_BUCKETS)
         self.by_digit = [0] * 10
         self.connections_refused: dict[str, int] | None = None
-        """By reason; None where the transport does not tell."""
+        """By reason; None with a transport that does not report it: see `NATIVE_SERIES`."""
         self.before_collect: Callable[[], None] | None = None
         """Where counts are kept elsewhere: brings the numbers here up to date for a scrape."""
         registry.register(self)

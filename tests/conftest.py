@@ -7,17 +7,23 @@ import contextlib
 import json
 import os
 import queue
+import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from export import checkpoint, graph, mnist
@@ -28,9 +34,52 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+Test = TypeVar("Test", bound="Callable[..., object]")
+
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
-ANSWERS_WITHIN = 20  # seconds that a process has to say something
+ANSWERS_WITHIN = 120  # seconds before a test gives up waiting; no measure of speed, so that a busy machine passes too
+
+# On a busy machine an example may take any time, and so may its making.
+settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any pace")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a fixture of their module on one worker of pytest-xdist, so that it is made once."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        scopes = {made.scope for found in item._fixtureinfo.name2fixturedefs.values() for made in found[-1:]}
+        if "module" in scopes and item.get_closest_marker("xdist_group") is None:
+            transport = item.callspec.params.get("transport", "") if hasattr(item, "callspec") else ""
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {transport}".strip()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason to skip, with its number of tests: most of them are the same test over and over."""
+    skipped = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
+    for reason, count in sorted(skipped.items()):
+        terminalreporter.write_line(f"SKIPPED [{count}] {reason}")
+
+
+def _ports_beyond_the_kernels_choice() -> Iterator[int]:
+    """Ports below those that the kernel gives away for 0, each once, and to each worker its own."""
+    name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    worker, workers = int(name.removeprefix("gw")), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = range(10_000 + worker, 32_000, workers)
+    begin = random.randrange(len(ports))  # another run of the tests may be under way
+    yield from (*ports[begin:], *ports[:begin])
+
+
+_ports = _ports_beyond_the_kernels_choice()
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on, for a server that must know it before it starts."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("every port is taken")
 
 
 @dataclass
@@ -152,6 +201,16 @@ needs_native = pytest.mark.skipif(
 )
 
 
+_has_h2load = pytest.mark.skipif(
+    not shutil.which("h2load"), reason="no h2load: install nghttp2-client (Debian's package)"
+)
+
+
+def needs_h2load(test: Test) -> Test:
+    """For tests under a load of h2load, which are slow."""
+    return pytest.mark.slow(_has_h2load(test))
+
+
 @pytest.fixture(scope="session", params=["grpcio", pytest.param("native", marks=needs_native)])
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each transport in turn, for every server that a test starts: what holds for one holds for the other."""
@@ -177,11 +236,23 @@ on_both_transports = pytest.mark.usefixtures("transport")
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until it holds."""
-    for _ in range(1000):
-        if condition():
-            return
+    ends = time.monotonic() + ANSWERS_WITHIN
+    while not condition():
+        if time.monotonic() > ends:
+            pytest.fail("waited in vain")
         await asyncio.sleep(0.01)
-    pytest.fail("waited in vain")
+
+
+def wait_until(condition: Callable[[], object], *passing: type[Exception]) -> None:
+    """As `until`, outside an event loop; an exception of one of these types is no answer yet."""
+    ends = time.monotonic() + ANSWERS_WITHIN
+    while True:
+        with contextlib.suppress(*passing):
+            if condition():
+                return
+        if time.monotonic() > ends:
+            pytest.fail("waited in vain")
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

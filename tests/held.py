@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from conftest import ANSWERS_WITHIN
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -24,7 +26,7 @@ class Held:
 
     def predict(self, pixels: np.ndarray) -> Predictions:
         self.sizes.append(len(pixels))
-        self.go.wait(10)
+        self.go.wait(ANSWERS_WITHIN)
         if len(pixels) in self.fail:
             raise RuntimeError("device lost")
         return self.model.predict(pixels)

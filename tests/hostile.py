@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+from conftest import ANSWERS_WITHIN
 
 from bench.messages import framed
 from client import DigitsClient
@@ -45,7 +46,7 @@ def handles(service: ServiceProcess) -> float:
 
 def still_serves(service: ServiceProcess) -> None:
     """A call, a health check and a scrape, each answered."""
-    with DigitsClient(service.address, timeout=10) as client:
+    with DigitsClient(service.address, timeout=ANSWERS_WITHIN) as client:
         assert len(client.predict(BLANK).digits) == 1
     still_tells(service)
 
@@ -53,15 +54,15 @@ def still_serves(service: ServiceProcess) -> None:
 def still_tells(service: ServiceProcess) -> None:
     """Health and metrics answer."""
     with DigitsClient(service.address) as client:
-        assert client.is_serving(timeout=10)
+        assert client.is_serving(timeout=ANSWERS_WITHIN)
     assert service.series()["digits_serving", ()] == 1
     assert service.get("/healthz").startswith("SERVING")
 
 
 def connected(service: Addressed, sent: bytes) -> socket.socket:
     host, port = service.address.rsplit(":", 1)
-    peer = socket.create_connection((host, int(port)), 10)
-    peer.settimeout(10)
+    peer = socket.create_connection((host, int(port)), ANSWERS_WITHIN)
+    peer.settimeout(ANSWERS_WITHIN)
     with contextlib.suppress(ConnectionError):
         peer.sendall(sent)
     return peer
@@ -86,7 +87,7 @@ HEADERS = (
 )
 
 
-def frames(peer: socket.socket, until: int, within: float) -> list[tuple[int, bytes]]:
+def frames(peer: socket.socket, until: int, within: float = ANSWERS_WITHIN) -> list[tuple[int, bytes]]:
     """Frames as they come, kind and payload, up to one of kind `until`, the end of the connection or of the time."""
     peer.settimeout(within)
     found, data = list[tuple[int, bytes]](), b""
@@ -103,7 +104,7 @@ def frames(peer: socket.socket, until: int, within: float) -> list[tuple[int, by
 
 def each_frame(peer: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
     """Kind, flags, stream and payload."""
-    peer.settimeout(30)
+    peer.settimeout(ANSWERS_WITHIN)
     data = b""
     while True:
         data += peer.recv(2**20)
@@ -112,7 +113,7 @@ def each_frame(peer: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
             data = data[whole:]
 
 
-def ended_by_server(peer: socket.socket, within: float = 10) -> bool:
+def ended_by_server(peer: socket.socket, within: float = ANSWERS_WITHIN) -> bool:
     """Whether the connection ends in so many seconds."""
     peer.settimeout(within)
     try:

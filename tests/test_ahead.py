@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from conftest import until
 from grpc import aio
 
 from service.transports.ahead import AHEAD, PATIENCE, ReadAhead
@@ -57,11 +58,11 @@ async def test_what_is_read_ahead_is_bounded() -> None:
     caller = Caller()
     caller.send(*numbered(0, 100, AHEAD // 4))
     with ReadAhead(caller.read) as ahead:
-        await asyncio.sleep(0.01)
-        assert caller.read_so_far == 4
-        assert len(await ahead.take()) == 4
-        await asyncio.sleep(0.01)
-        assert caller.read_so_far == 8
+        for read in (4, 8):
+            await until(lambda read=read: caller.read_so_far >= read)
+            await asyncio.sleep(0.01)
+            assert caller.read_so_far == read
+            assert len(await ahead.take()) == 4
 
 
 async def test_one_large_message_is_given_although_it_is_more_than_may_wait() -> None:
@@ -75,6 +76,7 @@ async def test_what_ended_the_reading_comes_after_all_that_was_read() -> None:
     caller = Caller()
     caller.send(b"1", b"2", OSError("gone"))
     with ReadAhead(caller.read) as ahead:
+        await until(lambda: caller.read_so_far == 2)
         await asyncio.sleep(0.01)
         assert await ahead.take() == [b"1", b"2"]
         with pytest.raises(OSError, match="gone"):

@@ -163,6 +163,7 @@ def test_a_new_replica_has_its_share_once_connections_have_grown_old_and_not_bef
     assert share("round_robin", 63, 300, resolves=1.0) == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_docs_are_what_the_simulation_gives() -> None:
     done = subprocess.run(
         [sys.executable, "bench/balancing_report.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
-from conftest import ROOT, launch, on_both_transports, serving
+from conftest import ANSWERS_WITHIN, ROOT, free_port, on_both_transports, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from relay import Relay
 
 from client import AsyncDigitsClient, DigitsClient, DigitsError
 from client.address import authority, checked, is_this_machine
@@ -198,16 +201,27 @@ def test_a_caller_may_bring_the_request_id(model_path: Path) -> None:
 
 @on_both_transports
 def test_a_call_outlasts_a_restart_of_the_only_server(model_path: Path) -> None:
-    with serving(model_path) as first, DigitsClient(first.address) as client:
-        assert len(client.predict(BLANK)) == 1
-        first.process.kill()
-        first.process.wait()
-        port = first.address.rpartition(":")[2]
-        again = launch("--model", model_path, "--port", port, "--metrics-port", "0")
-        try:
+    """The one that comes after is up at once: how long a server takes to start is not what is tested."""
+    relay, is_gone = Relay(free_port()), threading.Event()
+
+    def begin() -> list[tuple[str, str]]:
+        if is_gone.is_set():
+            relay.open(second.address)
+        return []
+
+    def see(state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            is_gone.set()
+
+    with serving(model_path) as first, serving(model_path) as second, contextlib.closing(relay):
+        relay.open(first.address)
+        with DigitsClient(relay.address, timeout=ANSWERS_WITHIN, metadata=begin) as client:
             assert len(client.predict(BLANK)) == 1
-        finally:
-            again.close()
+            client._channel.subscribe(see)
+            first.process.kill()
+            relay.close()
+            assert is_gone.wait(ANSWERS_WITHIN)
+            assert len(client.predict(BLANK)) == 1
 
 
 def test_without_a_server_a_call_fails_before_its_time_is_up() -> None:

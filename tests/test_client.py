@@ -288,6 +288,7 @@ def test_details_that_contradict_the_status_are_left_out() -> None:
         assert caught.value.violations == ()
 
 
+@pytest.mark.slow
 def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.ndarray) -> None:
     with serving(model_path) as first:
         port = first.address.rsplit(":", 1)[1]

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 import pytest
 from authority import Authority, Pair, put
-from conftest import ROOT, launch, needs_native, on_both_transports, serving, until
+from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, on_both_transports, serving, until
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
@@ -54,13 +54,13 @@ def secured(model: Path, pair: Pair, *arguments: str | Path) -> Any:
     return serving(model, "--tls-cert", pair.certificate, "--tls-key", pair.key, *arguments)
 
 
-def answers(service: ServiceProcess, timeout: float = 5, **files: Any) -> bool:
+def answers(service: ServiceProcess, timeout: float = ANSWERS_WITHIN, **files: Any) -> bool:
     with DigitsClient(service.address, timeout=timeout, **files) as client:
         return len(client.predict(BLANK).digits) == 1
 
 
-def refused(service: ServiceProcess, **files: Any) -> grpc.StatusCode:
-    with DigitsClient(service.address, timeout=0.5, **files) as client, pytest.raises(DigitsError) as caught:
+def refused(service: ServiceProcess, timeout: float = 0.5, **files: Any) -> grpc.StatusCode:
+    with DigitsClient(service.address, timeout=timeout, **files) as client, pytest.raises(DigitsError) as caught:
         client.predict(BLANK)
     return caught.value.code
 
@@ -111,6 +111,7 @@ async def test_every_call_of_the_clients_brings_the_token(
             assert client.is_serving()
 
 
+@pytest.mark.slow
 @on_both_transports
 def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
@@ -366,8 +367,8 @@ def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Pa
             put(mine, f"{token}\n".encode())
             assert answers(service, token_file=mine)
         put(mine, STRANGE.encode())
-        assert refused(service, token_file=mine) is grpc.StatusCode.UNAUTHENTICATED
-        assert refused(service) is grpc.StatusCode.UNAUTHENTICATED
+        assert refused(service, ANSWERS_WITHIN, token_file=mine) is grpc.StatusCode.UNAUTHENTICATED
+        assert refused(service, ANSWERS_WITHIN) is grpc.StatusCode.UNAUTHENTICATED
         with DigitsClient(service.address) as client:
             assert client.is_serving()
             with pytest.raises(DigitsError, match="UNAUTHENTICATED: authorization: missing"):
@@ -384,6 +385,7 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
     tokens.write_text(FIRST)
     mine.write_text(FIRST)
     with serving(model_path, "--tokens-file", tokens) as service:
+        began = time.monotonic()
         with DigitsClient(service.address) as stranger, DigitsClient(service.address, token_file=mine) as known:
             for _ in range(50):
                 for client, sentence in ((stranger, "UNAUTHENTICATED"), (known, "NOT_FOUND")):
@@ -393,12 +395,13 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
             with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
                 stranger.predict(BLANK)
         assert service.series()["digits_dropped_total", ("unauthenticated",)] == 51
+        intervals = (time.monotonic() - began) / INTERVAL
         assert service.stop() == 0
         refused = [line for line in service.lines if line["event"] == "refused"]
         assert sum(line["code"] == "NotFound" for line in refused) == 50
         others = [line["others"] for line in refused if line["code"] == "Unauthenticated"]
         assert len(others) + sum(others) == 51
-        assert len(others) <= 6
+        assert len(others) <= intervals + 2
 
 
 @on_both_transports
@@ -442,6 +445,7 @@ def loaded(service: ServiceProcess) -> tuple[float, float]:
     return tuple(series["digits_credentials_rotations_total", ("loaded", what)] for what in ("tokens", "tls"))  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @on_both_transports
 async def test_rotations_under_load_lose_no_call(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
@@ -470,10 +474,10 @@ async def test_rotations_under_load_lose_no_call(
             put(tokens, f"{FIRST}\nanother-token-of-rotation-{rotation}\n".encode())
             await asyncio.to_thread(authority.issue, "server")
             await until(lambda so_often=rotation + 1: loaded(service) == (so_often, so_often))
+        await until(lambda: min(answered) > 20 or any(task.done() for task in tasks))
         done.set()
         await asyncio.gather(*tasks)
         assert service.series()["digits_credentials_rotations_total", ("refused", "tls")] == 0
-    assert min(answered) > 20
 
 
 @pytest.mark.parametrize(

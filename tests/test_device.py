@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from authority import put
-from conftest import ROOT, ServiceProcess
+from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, until
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
@@ -77,12 +77,6 @@ async def kept(model_path: Path, tmp_path: Path) -> Any:
     running = asyncio.create_task(kept.keeper.run())
     yield kept
     running.cancel()
-
-
-async def until(true: Any) -> None:
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110 (what is waited for are counts and lists)
-            await asyncio.sleep(0.001)
 
 
 async def test_a_failed_run_is_unavailable_to_its_callers_and_counted(kept: Kept) -> None:
@@ -202,7 +196,7 @@ def on_device(model: Path, broken: Path, *arguments: str) -> Iterator[ServicePro
 
 def ask(channel: grpc.Channel) -> grpc.StatusCode:
     try:
-        DigitServiceStub(channel).Predict(PredictRequest(pixels=BLANK.tobytes()), timeout=10)  # type: ignore[no-untyped-call]
+        DigitServiceStub(channel).Predict(PredictRequest(pixels=BLANK.tobytes()), timeout=ANSWERS_WITHIN)  # type: ignore[no-untyped-call]
     except grpc.RpcError as e:
         assert "CUDA failure" not in e.details()
         return e.code()
@@ -214,7 +208,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
 ) -> None:
     broken = tmp_path / "broken"
     with on_device(model_path, broken) as service, grpc.insecure_channel(service.address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=ANSWERS_WITHIN)
         assert next(watch).status == SERVING
         assert service.get("/healthz") == f"SERVING on {DEVICE}\n"
         assert ask(channel) == grpc.StatusCode.OK

@@ -58,6 +58,7 @@ def test_a_neuron_without_a_say_loses_nothing(examples: Examples) -> None:
     assert not found[4].lost_by_digit.any()
 
 
+@pytest.mark.slow
 def test_an_edge_is_found_to_be_one_and_noise_is_not() -> None:
     whole = network("sigmoid")
     y, x = np.mgrid[:28, :28] - np.array([12, 15])[:, None, None]
@@ -103,6 +104,7 @@ def export(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_weights_are_drawn_the_same_every_time(tmp_path: Path) -> None:
     for name in ("first.png", "second.png"):
         done = export("draw", "--out", str(tmp_path / name))

@@ -6,18 +6,17 @@ import copy
 import re
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import yaml
 from authority import put
-from conftest import ROOT, serving
+from conftest import ANSWERS_WITHIN, ROOT, serving, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from manifests import KUBERNETES, NEWEST, OLDEST, container, kustomization, mistakes, one, options, resources
 
-from client import DigitsClient
+from client import DigitsClient, DigitsError
 from service.config import Settings, load
 
 if TYPE_CHECKING:
@@ -303,10 +302,9 @@ def test_a_changed_secret_is_taken_up_as_the_kubelet_changes_it(
     put(tmp_path / "mine", second.encode())
     with (
         serving(model_path, "--tokens-file", tmp_path / "secret" / "tokens") as service,
-        DigitsClient(service.address, token_file=tmp_path / "mine", timeout=2) as client,
+        DigitsClient(service.address, token_file=tmp_path / "mine", timeout=ANSWERS_WITHIN) as client,
     ):
         with pytest.raises(Exception, match="token"):
             client.predict(digits[:1])
         laid(tmp_path / "secret", "..2026_02", second)
-        time.sleep(0.6)
-        assert len(client.predict(digits[:1]).digits) == 1
+        wait_until(lambda: len(client.predict(digits[:1]).digits) == 1, DigitsError)

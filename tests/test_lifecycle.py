@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from conftest import ROOT, launch, serving
+from conftest import ANSWERS_WITHIN, ROOT, launch, serving
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -75,40 +74,32 @@ def test_the_start_line_shows_every_option(model_path: Path) -> None:
         assert {"port", "metrics_port", "grace", "reflection", "log_level"} <= set(starting)
 
 
-async def watched(stub: Any, wanted: int) -> None:
-    async for reply in stub.Watch(health_pb2.HealthCheckRequest()):
-        if reply.status == wanted:
-            return
-
-
 async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_path: Path) -> None:
-    with serving(model_path, "--drain-wait", "0.5") as service:
+    with serving(model_path, "--drain-wait", "600") as service:
         async with aio.insecure_channel(service.address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            await asyncio.wait_for(watched(stub, SERVING), 10)
-            watching = asyncio.create_task(watched(stub, NOT_SERVING))
-            await asyncio.sleep(0.1)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
             service.process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(watching, 5)
+            assert (await watch.read()).status == NOT_SERVING
             # It still answers: a balancer that has not noticed yet loses nothing.
-            reply = await channel.unary_unary("/digits.v1.DigitService/Predict")(IMAGE, timeout=5)
+            reply = await channel.unary_unary("/digits.v1.DigitService/Predict")(IMAGE, timeout=ANSWERS_WITHIN)
             assert len(PredictResponse.FromString(reply).digits) == 1
             assert await asyncio.to_thread(service.get, "/metrics")
-        assert await asyncio.to_thread(service.ended) == 0
+            assert service.process.poll() is None
 
 
 async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None:
-    with serving(model_path, "--grace", "15") as service:
+    with serving(model_path, "--grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
             began = time.monotonic()
             assert await asyncio.to_thread(service.stop) == 0
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 50
 
 
 async def test_an_idle_stream_is_ended_with_unavailable_when_the_server_stops(model_path: Path) -> None:
-    with serving(model_path, "--grace", "15") as service:
+    with serving(model_path, "--grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:
             stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")()
             await stream.write(IMAGE)
@@ -120,14 +111,14 @@ async def test_an_idle_stream_is_ended_with_unavailable_when_the_server_stops(mo
             assert caught.value.code() is StatusCode.UNAVAILABLE
             assert "the server is stopping" in caught.value.details()
             assert await stopping == 0
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 50
 
 
 async def test_every_call_that_was_sent_before_the_stop_is_answered(model_path: Path) -> None:
     with serving(model_path, "--drain-wait", "0.2") as service:
         async with aio.insecure_channel(service.address) as channel:
             predict = channel.unary_unary("/digits.v1.DigitService/Predict")
-            calls = [asyncio.ensure_future(predict(IMAGE, timeout=10)) for _ in range(200)]
+            calls = [asyncio.ensure_future(predict(IMAGE, timeout=ANSWERS_WITHIN)) for _ in range(200)]
             await calls[0]
             service.process.send_signal(signal.SIGTERM)
             assert len(await asyncio.gather(*calls)) == 200
@@ -143,7 +134,7 @@ async def test_a_caller_that_vanishes_in_a_stream_is_counted_as_canceled_and_log
         stream.cancel()
         await channel.close()
         labels = ("Canceled", "PredictStream", "digits.v1.DigitService", "bidi_stream")
-        for _ in range(100):
+        for _ in range(2000):
             series = await asyncio.to_thread(service.series)
             if series["grpc_server_handled_total", labels]:
                 break
@@ -194,7 +185,9 @@ def test_an_address_that_is_not_ours_is_one_sentence(model_path: Path) -> None:
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=ANSWERS_WITHIN
+    )
 
 
 @pytest.mark.parametrize(

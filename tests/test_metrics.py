@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ANSWERS_WITHIN, serving
+from conftest import ANSWERS_WITHIN, serving, wait_until
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -155,7 +155,7 @@ def test_the_time_of_the_last_success_moves_with_answers_and_not_with_refusals(m
         assert last() == 0
         call(PredictRequest(pixels=bytes(784)).SerializeToString(), timeout=10)
         first = last()
-        assert first == pytest.approx(time.time(), abs=5)
+        assert first == pytest.approx(time.time(), abs=60)
         time.sleep(0.01)
         with pytest.raises(grpc.RpcError):
             call(b"", timeout=10)
@@ -170,12 +170,11 @@ def test_the_limit_of_the_line_stands_beside_what_waits(model_path: Path) -> Non
 
 
 def test_serving_says_what_health_says(model_path: Path) -> None:
-    with serving(model_path, "--drain-wait", "2") as service:
+    with serving(model_path, "--drain-wait", "600") as service:
         assert service.series()["digits_serving", ()] == 1
         service.process.terminate()
         service.wait_for("stopping")
-        time.sleep(0.2)
-        assert service.series()["digits_serving", ()] == 0
+        wait_until(lambda: service.series()["digits_serving", ()] == 0)
 
 
 def test_the_program_in_service_is_named(after_traffic: tuple[ServiceProcess, list[int]]) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import pytest
 import yaml
-from conftest import ROOT, serving
+from conftest import ANSWERS_WITHIN, ROOT, free_port, serving, wait_until
 
+from service.metrics import NATIVE_SERIES
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 from service.pb.inference.open_inference_pb2 import ModelInferRequest
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from conftest import ServiceProcess
+    from conftest import ServiceProcess, Test
 
     Ask = Callable[[str], list[dict[str, Any]]]
 
@@ -37,12 +37,18 @@ GRAFANA = ROOT / "deploy" / "grafana"
 GUIDE = (ROOT / "docs" / "operating.md").read_text()
 
 IMAGES, INFERS, REFUSED = 400, 20, 5
+INTERVAL = 2  # seconds between scrapes, and between evaluations of the rules
 POD = {"namespace": "digitserve", "pod": "digitserve-0"}  # as the Prometheus operator labels what it scrapes
 
-needs_prometheus = pytest.mark.skipif(
+_has_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="needs prometheus and promtool on the PATH: apt-get install prometheus, or prometheus.io/download",
 )
+
+
+def needs_prometheus(test: Test) -> Test:
+    """For tests of what Prometheus says, which are slow."""
+    return pytest.mark.slow(_has_prometheus(test))
 
 
 class Query(NamedTuple):
@@ -109,37 +115,63 @@ def send_traffic(address: str, digits: np.ndarray) -> None:
         predict = channel.unary_unary("/digits.v1.DigitService/Predict")
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for i in range(IMAGES):
-            predict(PredictRequest(pixels=digits[i % 100].tobytes()).SerializeToString(), timeout=10)
+            predict(PredictRequest(pixels=digits[i % 100].tobytes()).SerializeToString(), timeout=ANSWERS_WITHIN)
         for i in range(INFERS):
             request = ModelInferRequest(model_name="digits", raw_input_contents=[digits[i].tobytes()])
             request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
-            infer(request.SerializeToString(), timeout=10)
+            infer(request.SerializeToString(), timeout=ANSWERS_WITHIN)
         for _ in range(REFUSED):
             with pytest.raises(grpc.RpcError):
-                predict(b"", timeout=10)
+                predict(b"", timeout=ANSWERS_WITHIN)
         stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")
-        list(stream((PredictRequest(pixels=row.tobytes()).SerializeToString() for row in digits), timeout=10))
+        messages = [PredictRequest(pixels=row.tobytes()).SerializeToString() for row in digits]
+        list(stream(iter(messages), timeout=ANSWERS_WITHIN))
 
 
 @pytest.fixture(scope="module")
-def service(model_path: Path) -> Iterator[ServiceProcess]:
+def service(model_path: Path, transport: str) -> Iterator[ServiceProcess]:
+    del transport  # it is in the environment
     with serving(model_path) as service:
         yield service
+
+
+def absent(transport: str) -> set[str]:
+    """The series, scraped and recorded, that a server on that transport does not make."""
+    if transport == "native":
+        return set()
+    of_native = {rule["record"] for rule in RECORDS if NATIVE_SERIES & names(rule["expr"])}
+    return of_native | NATIVE_SERIES
+
+
+def names(expr: str) -> set[str]:
+    """The series that an expression reads, without their matchers."""
+    return {selector.split("{")[0] for selector in selectors(filled(expr))}
 
 
 # Names, without Prometheus.
 
 
 def test_every_name_in_a_query_is_a_series_of_the_server_or_of_a_rule(service: ServiceProcess) -> None:
-    there = {name for name, _ in service.series()} | {rule["record"] for rule in RECORDS} | OF_PROMETHEUS
+    served = {name for name, _ in service.series()} | NATIVE_SERIES
+    there = served | {rule["record"] for rule in RECORDS} | OF_PROMETHEUS
     for query in QUERIES:
-        names = {selector.split("{")[0] for selector in selectors(filled(query.expr))}
-        assert names or query.expr.startswith("vector("), query
-        assert names <= there, query
+        assert names(query.expr) or query.expr.startswith("vector("), query
+        assert names(query.expr) <= there, query
+
+
+def test_the_series_of_the_native_transport_are_of_no_other(service: ServiceProcess, transport: str) -> None:
+    made = NATIVE_SERIES & {name for name, _ in service.series()}
+    assert made == (NATIVE_SERIES if transport == "native" else set())
+
+
+def test_the_guide_says_which_series_are_of_the_native_transport() -> None:
+    rows = [line for line in GUIDE.splitlines() if line.startswith("| `digits_")]
+    marked = {re.findall(r"`(\w+)", row)[0] for row in rows if row.endswith("; the native transport alone tells |")}
+    assert marked == NATIVE_SERIES
 
 
 def test_every_recorded_series_is_read_by_a_panel_or_a_rule() -> None:
-    read = {selector.split("{")[0] for query in QUERIES for selector in selectors(filled(query.expr))}
+    read = {name for query in QUERIES for name in names(query.expr)}
     assert {rule["record"] for rule in RECORDS} <= read
 
 
@@ -209,14 +241,13 @@ def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("prometheus")
     target = urllib.parse.urlsplit(service.metrics_url).netloc
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{INTERVAL}s"),
         "rule_files": [str(path) for path in RULES],
         "scrape_configs": [{"job_name": "digitserve", "static_configs": [{"targets": [target], "labels": POD}]}],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     subprocess.run(["promtool", "check", "config", folder / "prometheus.yml"], check=True)  # noqa: S607
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         *("prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"),
         *(f"--web.listen-address={address}", "--log.level=error"),
@@ -224,46 +255,43 @@ def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.Te
 
     def query(expr: str) -> list[dict[str, Any]]:
         url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        with urllib.request.urlopen(url, timeout=ANSWERS_WITHIN) as reply:
             return list(json.load(reply)["data"]["result"])
 
     with subprocess.Popen(command) as process:
         try:
-            wait_until(lambda: bool(query("digits_serving")))
+            wait_until(lambda: query("digits_serving"), OSError)
             send_traffic(service.address, digits)
-            time.sleep(3)  # two scrapes and two evaluations
-            wait_until(lambda: bool(query("job:digits_predictions:drift1h")))
+            wait_until(lambda: query(f"sum(digits_predictions_total) == {IMAGES + INFERS + 100}"))
+            [scrape] = query("max(timestamp(digits_predictions_total))")
+            # Then two evaluations of every rule, for there are rules that read what others record.
+            wait_until(lambda: evaluated(address) > float(scrape["value"][1]) + 2 * INTERVAL)
             yield query
         finally:
             process.terminate()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if true():
-                return
-        except (urllib.error.URLError, ConnectionError):
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"not within {seconds} s")
+def evaluated(address: str) -> float:
+    """Unix time since when every group of rules has been evaluated."""
+    with urllib.request.urlopen(f"http://{address}/api/v1/rules", timeout=ANSWERS_WITHIN) as reply:
+        groups = json.load(reply)["data"]["groups"]
+    return min(datetime.fromisoformat(group["lastEvaluation"]).timestamp() for group in groups)
 
 
 @needs_prometheus
-def test_every_query_of_a_panel_and_every_rule_has_an_answer(ask: Ask) -> None:
+def test_every_query_of_a_panel_and_every_rule_has_an_answer(ask: Ask, transport: str) -> None:
     queries = [*PANELS, *(Query(rule["record"], rule["record"]) for rule in RECORDS)]
     answers = [(query.where, ask(filled(query.expr))) for query in queries]
-    assert [where for where, answer in answers if not answer] == []
+    without = [query.where for query in queries if names(query.expr) & absent(transport)]
+    assert [where for where, answer in answers if not answer] == without
     assert [where for where, answer in answers if any(series["value"][1] == "NaN" for series in answer)] == []
 
 
 @needs_prometheus
-def test_every_series_that_an_alert_reads_is_there_and_no_alert_fires(ask: Ask) -> None:
-    missing = [
-        (alert["alert"], selector) for alert in ALERTS for selector in selectors(alert["expr"]) if not ask(selector)
-    ]
-    assert missing == []
+def test_every_series_that_an_alert_reads_is_there_and_no_alert_fires(ask: Ask, transport: str) -> None:
+    read = {selector for alert in ALERTS for selector in selectors(alert["expr"])}
+    missing = {selector for selector in read if not ask(selector)}
+    assert missing == {selector for selector in read if names(selector) & absent(transport)}
     for alert in ALERTS:
         ask(alert["expr"])  # an error would be raised
     assert ask('ALERTS{alertstate="firing"}') == []

@@ -208,10 +208,10 @@ async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
         first = asyncio.ensure_future(server.predict(1, 1, 1))
         await until(lambda: server.model.runs)
         gone = server.channel.unary_unary(PREDICT)(request(2, 2, 2))
-        late = asyncio.ensure_future(server.batcher.predict(images(3, 3, 3), time.monotonic() + 0.05))
+        late = asyncio.ensure_future(server.batcher.predict(images(3, 3, 3), time.monotonic() + 0.5))
         await until(lambda: server.value("digits_images_waiting") == 6)
         gone.cancel()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.7)
         server.model.gate.set()
         await first
         with pytest.raises(DeadlinePassed):

@@ -85,7 +85,7 @@ async def test_one_connection_too_many_is_closed_at_once_and_its_place_is_free_a
                 return bool(peer.recv(1))
             return False
 
-        for _ in range(100):
+        for _ in range(1000):
             if await asyncio.to_thread(again):
                 return
             await asyncio.sleep(0.05)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import serving, until
+from conftest import ANSWERS_WITHIN, needs_h2load, serving, until, wait_until
 from held import Held
 from hostile import (
     BLANK,
@@ -53,6 +53,8 @@ from service.transports.limits import Limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 LIGHT_CALLER = """
 import json, sys, time, grpc
 from service.pb.digits.v1.digits_pb2 import PredictRequest
@@ -63,7 +65,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
     while time.monotonic() < until:
         began, details = time.perf_counter(), []
         try:
-            call(message, timeout=20)
+            call(message, timeout=60)
             code = "OK"
         except grpc.RpcError as e:
             code, details = e.code().name, [key for key, _ in e.trailing_metadata()]
@@ -92,6 +94,7 @@ def ms(seconds: list[float], quantile: float) -> str:
     return f"{np.quantile(seconds, quantile) * 1e3:.1f}" if seconds else "-"
 
 
+@needs_h2load
 def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_answered(
     model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
@@ -150,7 +153,7 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
         with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
             await predict(message)
         with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
-            await begin(timeout=10)
+            await begin(timeout=ANSWERS_WITHIN)
         held.go.set()
         assert [len(PredictResponse.FromString(reply).digits) for reply in await asyncio.gather(*admitted)] == [500] * 2
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
@@ -176,7 +179,7 @@ async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: st
     async def explain(client: AsyncDigitsClient) -> None:
         nonlocal explained
         while not done.is_set():
-            await client.explain(one, timeout=10)
+            await client.explain(one, timeout=ANSWERS_WITHIN)
             explained += 1
 
     with serving(model_path) as service:
@@ -184,12 +187,13 @@ async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: st
             tasks = [asyncio.create_task(hurry(client, i)) for i in range(24)]
             tasks += [asyncio.create_task(explain(client)) for _ in range(6)]
             await asyncio.sleep(2)
+            await until(lambda: late > 100 < explained or any(task.done() for task in tasks))
             done.set()
             await asyncio.gather(*tasks)
         still_serves(service)
-    assert late > 100 < explained
 
 
+@needs_h2load
 def test_small_calls_by_the_thousand_are_bounded(
     model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
@@ -223,19 +227,16 @@ def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_p
     with serving(model_path, "--max-connections", "5") as service, contextlib.ExitStack() as stack:
         peers = [stack.enter_context(contextlib.closing(connected(service, PREFACE))) for _ in range(5)]
         for peer in peers:
-            assert frames(peer, until=SETTINGS, within=5)
+            assert frames(peer, until=SETTINGS)
         for _ in range(3):
             with contextlib.closing(connected(service, PREFACE)) as one_more:
-                assert ended_by_server(one_more, within=5)
+                assert ended_by_server(one_more)
         series = service.series()
         assert (series["digits_connections", ()], series["digits_connections_limit", ()]) == (5, 5)
         if transport == "native":
             assert series["digits_connections_refused_total", ("full",)] == 3
         peers[0].close()
-        until = time.monotonic() + 5
-        while not (has_room := served(service.address)) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert has_room
+        wait_until(lambda: served(service.address))
         assert service.get("/healthz").startswith("SERVING")
 
 
@@ -255,17 +256,17 @@ def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: P
     with serving(model_path, "--max-streams", "2") as service, grpc.insecure_channel(service.address) as channel:
         stream: Any = channel.stream_stream("/digits.v1.DigitService/PredictStream")
         gates = [Gate(), Gate()]
-        open_ = [stream(gate.messages(), timeout=20) for gate in gates]
+        open_ = [stream(gate.messages(), timeout=ANSWERS_WITHIN) for gate in gates]
         for replies in open_:
             next(replies)  # it is open
         call: Any = channel.unary_unary(PREDICT)
-        waiting = call.future(gates[0].message, timeout=10)
+        waiting = call.future(gates[0].message, timeout=ANSWERS_WITHIN)
         time.sleep(0.3)
         assert not waiting.done()
         gates[0].open()
         assert waiting.result()
         gates[1].open()
-        many = [call.future(gates[0].message, timeout=20) for _ in range(300)]
+        many = [call.future(gates[0].message, timeout=ANSWERS_WITHIN) for _ in range(300)]
         assert all(one.result() for one in many)
 
 
@@ -280,7 +281,7 @@ class Gate:
 
     def messages(self) -> Iterator[bytes]:
         yield self.message
-        self._opened.wait(20)
+        self._opened.wait(ANSWERS_WITHIN)
 
 
 @pytest.mark.usefixtures("transport")
@@ -290,10 +291,10 @@ def test_an_old_connection_is_asked_to_end_and_loses_no_call(
     seconds, answered, addresses = (30 if LONG else 2.5), 0, set()
     with serving(model_path, "--max-connection-age", "1") as service:
         with contextlib.closing(connected(service, PREFACE)) as peer:
-            assert frames(peer, until=GOAWAY, within=5)[-1][0] == GOAWAY
+            assert frames(peer, until=GOAWAY)[-1][0] == GOAWAY
         until = time.monotonic() + seconds
-        with DigitsClient(service.address, timeout=10) as client:
-            while time.monotonic() < until:
+        with DigitsClient(service.address, timeout=ANSWERS_WITHIN) as client:
+            while time.monotonic() < until or (len(addresses) < 2 and time.monotonic() < until + ANSWERS_WITHIN):
                 client.predict(BLANK)  # raises where a call is lost
                 answered += 1
                 addresses.update(peers_of(service))
@@ -318,12 +319,9 @@ def test_an_idle_connection_is_ended_and_one_with_a_call_is_not(model_path: Path
         level = handles(service)
         held = connected(service, PREFACE + frame(1, 4, 1, HEADERS))
         with contextlib.closing(held), contextlib.closing(connected(service, PREFACE)) as idle:
-            assert any(kind == GOAWAY for kind, _ in frames(idle, until=GOAWAY, within=5))
+            assert any(kind == GOAWAY for kind, _ in frames(idle, until=GOAWAY))
             assert not any(kind == GOAWAY for kind, _ in frames(held, until=GOAWAY, within=1))
-        until = time.monotonic() + 5
-        while handles(service) > level and time.monotonic() < until:
-            time.sleep(0.05)
-        assert handles(service) <= level
+        wait_until(lambda: handles(service) <= level)
 
 
 def test_headers_that_are_too_large_are_refused_and_the_rest_go_on(model_path: Path, transport: str) -> None:
@@ -331,11 +329,11 @@ def test_headers_that_are_too_large_are_refused_and_the_rest_go_on(model_path: P
     with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
         call: Any = channel.unary_unary(PREDICT)
         watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
-        beside = watch(b"", timeout=20)
+        beside = watch(b"", timeout=ANSWERS_WITHIN)
         next(beside)
         for size, is_taken in ((8_000, True), (20_000, False), (100_000, False)):
             try:
-                call(Gate.message, timeout=5, metadata=(("x-large", "y" * size),))
+                call(Gate.message, timeout=ANSWERS_WITHIN, metadata=(("x-large", "y" * size),))
             except grpc.RpcError as e:
                 assert not is_taken, e
                 assert e.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

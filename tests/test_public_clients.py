@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ANSWERS_WITHIN, ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 CLIENTS = ROOT / ".venv" / "clients"
 PROGRAMS = ROOT / "tests" / "public_clients"
+
+# They share environments, which are made on first use.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("public clients")]
 
 
 def python_with(name: str, *requirements: str) -> Path:
@@ -35,7 +38,7 @@ def python_with(name: str, *requirements: str) -> Path:
         return python
     subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    installed = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=300)
+    installed = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=1200)
     if installed.returncode:
         pytest.skip(f"{', '.join(requirements)} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
     done.write_text("\n".join(requirements))
@@ -51,7 +54,7 @@ def go_program(module: str) -> Path:
     if not program.exists():
         environment = {**os.environ, "GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"}
         built = subprocess.run(
-            [go, "install", module], env=environment, capture_output=True, text=True, check=False, timeout=400
+            [go, "install", module], env=environment, capture_output=True, text=True, check=False, timeout=1200
         )
         if built.returncode:
             pytest.skip(f"{module} cannot be built: {built.stderr.strip().splitlines()[-1]}")
@@ -76,7 +79,7 @@ def answers(digits: np.ndarray, server: ServiceProcess) -> list[int]:
 
 
 def run(*command: str | Path, status: int = 0, **options: Any) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWERS_WITHIN, **options)
     assert done.returncode == status, done.stderr
     return done.stdout + (done.stderr if status else "")
 
@@ -178,6 +181,6 @@ def test_grpcurl_without_a_proto_lists_both_services_and_predicts(
 def test_grpc_health_probe_finds_each_service_healthy(server: ServiceProcess, service: str) -> None:
     probe = go_program("github.com/grpc-ecosystem/grpc-health-probe@v0.4.61")
     command = [probe, f"-addr={server.address}", f"-service={service}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWERS_WITHIN)
     assert done.returncode == 0, done.stderr
     assert "SERVING" in done.stdout + done.stderr

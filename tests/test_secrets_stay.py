@@ -115,6 +115,7 @@ def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_pa
         assert str(ROOT) not in one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [783, 784 * 2 + 1])
 @pytest.mark.usefixtures("transport")
 def test_pixels_are_in_no_log_however_they_are_refused(model_path: Path, size: int) -> None:

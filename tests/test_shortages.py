@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, ServiceProcess
+from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, free_port, wait_until
 from hostile import PREFACE, connected, handles, still_serves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-pytestmark = pytest.mark.usefixtures("transport")
+pytestmark = [pytest.mark.usefixtures("transport"), pytest.mark.slow]
 
 
 def command(model: Path, *arguments: str) -> list[str]:
@@ -69,10 +69,7 @@ def test_it_writes_nothing_and_so_serves_where_nothing_can_be_written(model_path
 
 @pytest.mark.parametrize("way", ["a full disk", "nobody who reads", "no standard error"])
 def test_a_log_that_cannot_be_written_ends_nothing(model_path: Path, way: str) -> None:
-    with socket.socket() as probe, socket.socket() as other:
-        probe.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        port, metrics_port = (one.getsockname()[1] for one in (probe, other))
+    port, metrics_port = free_port(), free_port()
     words = [*command(model_path), "--port", str(port), "--metrics-port", str(metrics_port)]
     reader, writer = os.pipe()
     os.close(reader)
@@ -85,7 +82,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(model_path: Path, way: str) -
         still_serves(service)  # type: ignore[arg-type] # an address and its metrics is all it needs
         assert service.series()["digits_log_lines_lost", ()] > 0
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(ANSWERS_WITHIN) == 0
     finally:
         process.kill()
         process.wait()
@@ -104,13 +101,7 @@ class Quiet(ServiceProcess):
         ]
 
     def wait(self) -> None:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                if self.get("/healthz").startswith("SERVING"):
-                    return
-            time.sleep(0.05)
-        pytest.fail("it does not serve")
+        wait_until(lambda: self.get("/healthz").startswith("SERVING"), OSError)
 
 
 def test_with_64_file_handles_it_serves_those_it_has_and_the_others_later(model_path: Path) -> None:
@@ -123,12 +114,7 @@ def test_with_64_file_handles_it_serves_those_it_has_and_the_others_later(model_
         assert service.process.poll() is None
         for peer in peers:
             peer.close()
-        until = time.monotonic() + 15
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError):
-                if handles(service) <= level + 5:
-                    break
-            time.sleep(0.1)
+        wait_until(lambda: handles(service) <= level + 5, OSError)
         still_serves(service)
         assert service.stop() == 0
 
@@ -160,7 +146,7 @@ def test_a_port_that_is_taken_ends_the_start_with_a_sentence(model_path: Path, o
         taken.listen()
         port = str(taken.getsockname()[1])
         words = [*command(model_path), option, port]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=False)
     assert done.returncode == 1
     assert f"port {port} on 127.0.0.1 is taken" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

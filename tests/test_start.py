@@ -12,16 +12,11 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, serving
+from conftest import ANSWERS_WITHIN, ROOT, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -39,12 +34,14 @@ def started(script: str, environment: dict[str, str]) -> Iterator[subprocess.Pop
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=ANSWERS_WITHIN)
 
 
 def refused(script: str, environment: dict[str, str]) -> tuple[int, str, str]:
     command = [sys.executable, ROOT / "scripts" / script]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=False
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -65,7 +62,7 @@ def test_run_shows_ten_digits_and_serves_on_until_it_is_stopped(environment: dic
         assert shown.count("right") + shown.count(", not ") == 10
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(ANSWERS_WITHIN) == 0
 
 
 @pytest.mark.parametrize("script", ["run.py", "look.py"])
@@ -99,7 +96,7 @@ def test_play_serves_model_and_page_until_it_is_stopped(environment: dict[str, s
     with started("look.py", environment) as process:
         lines_until(process.stdout, f"look inside at http://127.0.0.1:{environment['PLAY_PORT']}")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(ANSWERS_WITHIN) == 0
 
 
 def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
@@ -111,11 +108,12 @@ def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
             shown = lines_until(process.stdout, "look inside at")
             assert shown[0] == f"a server is up at 127.0.0.1:{port}: the page asks that one\n"
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(ANSWERS_WITHIN)
         time.sleep(0.2)
         assert service.get("/healthz").startswith("SERVING")
 
 
+@pytest.mark.slow
 def test_play_whose_own_port_is_taken_fails_and_takes_its_server_with_it(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", int(environment["PLAY_PORT"]))):
         status, shown, said = refused("look.py", environment)

@@ -53,6 +53,7 @@ def short(request: pytest.FixtureRequest, examples: Examples) -> Run:
     return run(replace(SHORT, activation=request.param), examples)
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights_to_the_last_bit(short: Run, examples: Examples) -> None:
     again = run(short.recipe, examples)
     weights = [network.sha256() for network in short.networks]

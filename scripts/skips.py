@@ -1,0 +1,97 @@
+"""List the tests that no run executed, from pytest's JUnit files; status 1 where one is not accepted.
+
+    python scripts/skips.py build/ci/*.xml
+
+A test that one run skips and another executes is not in the list. tests/accepted_skips.toml says which may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tomllib
+from collections import defaultdict
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+ACCEPTED = Path(__file__).parent.parent / "tests" / "accepted_skips.toml"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Tests that may be skipped for one reason."""
+
+    tests: str
+    """A pattern of module or module::test."""
+    reason: str
+    """A pattern of the reason of the skip."""
+    why: str
+    without: tuple[str, ...] = ()
+    """Commands; where one of them is on the PATH the skip is not accepted."""
+
+    def covers(self, test: str, reason: str) -> bool:
+        """Whether that test may be skipped for that reason on this machine."""
+        if any(map(shutil.which, self.without)):
+            return False
+        return fnmatchcase(reason, self.reason) and fnmatchcase(test, self.tests)
+
+
+def read_accepted(path: Path) -> list[Accepted]:
+    """The entries of the file; TypeError for a key that is unknown or missing."""
+    entries = tomllib.loads(path.read_text())["skip"]
+    return [Accepted(**{**entry, "without": tuple(entry.get("without", ()))}) for entry in entries]
+
+
+def skipped(reports: list[Path]) -> dict[str, str]:
+    """Test -> reason, of those that no report has as executed."""
+    reasons, executed = dict[str, str](), set[str]()
+    for report in reports:
+        for case in ET.parse(report).iter("testcase"):  # noqa: S314 (pytest wrote it here)
+            name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
+            skip = case.find("skipped")
+            if skip is None or skip.get("type") == "pytest.xfail":
+                executed.add(name)
+            else:
+                reasons[name] = " ".join(_reason(skip).split())
+    return {name: reason for name, reason in reasons.items() if name not in executed}
+
+
+def _reason(skip: ET.Element) -> str:
+    """The text of the skip; of a whole module pytest has it after its place, as a tuple's last element."""
+    if skip.get("message") != "collection skipped":
+        return skip.get("message", "")
+    return (skip.text or "").rpartition("Skipped: ")[2].rstrip("')\"")
+
+
+def main(reports: list[Path], accepted: list[Accepted]) -> int:
+    """Print one line for each reason; the exit status."""
+    counts, refused = defaultdict[str, int](int), dict[str, str]()
+    for test, reason in skipped(reports).items():
+        found = next((entry for entry in accepted if entry.covers(test, reason)), None)
+        if found is None:
+            refused[test] = reason
+        else:
+            counts[f"{found.tests}: {reason} ({found.why})"] += 1
+    for line, count in sorted(counts.items()):
+        print(f"skipped {count:4} of {line}")
+    for test, reason in refused.items():
+        print(f"skipped and not accepted: {test}: {reason}; run it, or add it to {ACCEPTED.name} with a reason")
+    return 1 if refused else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("reports", nargs="+", type=Path, help="files that pytest wrote with --junitxml")
+    parser.add_argument("--accepted", type=Path, default=ACCEPTED, help="the table of skips that are accepted")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = _arguments()
+    for path in given.reports:
+        if not path.exists():
+            sys.exit(f"skips: {path}: no such file; expected what pytest wrote")
+    sys.exit(main(given.reports, read_accepted(given.accepted)))
