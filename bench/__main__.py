@@ -15,30 +15,63 @@ from bench import bare, curves, load, report, servers
 from bench.messages import sample_images
 from bench.rows import ROWS, Row
 from bench.servers import NotHere, Running, Server
+from commandline import streams
+from commandline.options import Version, output_folder
 
 ALL = ",".join(servers.SERVERS)
+_ABOUT = "\n".join(f"- `{name}`: {about}" for name, about in servers.ABOUT.items())
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+def _known_names(value: str) -> str:
+    """Take a server as `--names` or the tables name it: `nothing-tuned` or `nothing tuned`."""
+    names = [name.strip().removeprefix("digitserve ").replace(" ", "-") for name in value.split(",")]
+    if unknown := [name for name in names if name not in servers.SERVERS]:
+        listed = "\n".join(f"  {name}: {about}" for name, about in servers.ABOUT.items())
+        raise typer.BadParameter(f"no server named {', '.join(map(repr, unknown))}; expected some of\n{listed}")
+    return ",".join(names)
+
+
+def _some_rows(value: str) -> str:
+    if not any(value in row.name for row in ROWS):
+        listed = "\n".join(f"  {row.name}" for row in ROWS)
+        raise typer.BadParameter(f"no row's name contains {value!r}; expected a part of one of\n{listed}")
+    return value
+
 
 Starts = Annotated[int, typer.Option(min=1, help="how often every server is started anew: one start can be slow")]
 Rounds = Annotated[int, typer.Option(min=1, help="rounds a start; in each round every server takes its turn")]
-Names = Annotated[str, typer.Option(help="the servers, separated by commas")]
-Only = Annotated[str, typer.Option(help="only rows whose name contains this")]
-Out = Annotated[Path | None, typer.Option(help="folder for results.json, results.md and the plots")]
+Names = Annotated[str, typer.Option(help="the servers, separated by commas", show_default="all", callback=_known_names)]
+Only = Annotated[str, typer.Option(help="only rows whose name contains this", callback=_some_rows)]
+Out = Annotated[
+    Path | None,
+    output_folder(
+        "--out",
+        help="folder for results.json, results.md and the plots; it is made",
+        show_default=str(report.FOLDER),
+    ),
+]
 Curves = Annotated[bool, typer.Option(help="throughput against latency, and cost as connections grow, too")]
 
 
-def main(
+@app.command(
+    help="Measure this server beside one that does nothing, bare ONNX Runtime, and its peers.\n\n"
+    f"The servers that --names takes:\n\n{_ABOUT}\n\n"
+    "Exit status: 0 measured; 1 something that it needs is missing; 2 wrong usage."
+)
+def measure(
     starts: Starts = 3,
     rounds: Rounds = 2,
     names: Names = ALL,
     only: Only = "",
     out: Out = None,
     with_curves: Curves = True,
+    version: Version = False,  # noqa: ARG001 (its callback answers)
 ) -> None:
-    """Measure this server beside one that does nothing, bare ONNX Runtime, and its peers."""
+    """Measure every row of every server, start by start and round by round, and write what there is."""
     if not load.have_h2load():
         sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
-    if unknown := set(names.split(",")) - set(servers.SERVERS):
-        sys.exit(f"bench: no server named {', '.join(sorted(unknown))}; there are {', '.join(servers.SERVERS)}")
     if not servers.MODEL.exists():
         sys.exit(f"bench: {servers.MODEL.name} is missing: `make model.onnx` writes it")
     chosen, missing = servers.available(names.split(","))
@@ -95,5 +128,10 @@ def _measure(row: Row, running: list[Running], counts: dict[tuple[str, str], int
             results.add_load(one.server, row, row.measure(one, counts[one.server.name, row.name]))
 
 
+def main() -> int:
+    """Run the command; the exit status as `--help` tells it."""
+    return streams.run(app)
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import onnxruntime as ort
 import typer
@@ -24,6 +24,7 @@ import typer
 from bench import load, servers
 from bench.messages import PREDICT, predict_request, sample_images
 from bench.servers import LARGEST_BATCH, MODEL, ROOT, Server
+from commandline.options import output_folder
 from service.errors import StartError
 from service.logs import make_logger
 from service.model import Model
@@ -49,8 +50,8 @@ Largest = Annotated[int, typer.Option(min=1, max=65536, help="most images in a r
 MostCallers = Annotated[int, typer.Option(min=1, max=512, help="most callers at a time")]
 Rounds = Annotated[int, typer.Option(min=1, help="rounds; in each every provider takes its turn")]
 Seconds = Annotated[float, typer.Option(min=0.01, help="how long one measurement takes")]
-Transport = Annotated[str, typer.Option(help="of the servers: auto, native or grpcio")]
-Out = Annotated[Path, typer.Option(help="folder for results.json, results.md and the plot")]
+Transport = Annotated[Literal["auto", "native", "grpcio"], typer.Option(help="of the servers")]
+Out = Annotated[Path, output_folder("--out", help="folder for results.json, results.md and the plot; it is made")]
 
 
 def main(

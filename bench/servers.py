@@ -34,6 +34,19 @@ UP_WITHIN = 60.0  # seconds
 _LOG = ROOT / "build" / "bench"
 
 
+ABOUT = {
+    "nothing": "a server of grpcio as it comes that answers every message with the same bytes",
+    "nothing-tuned": "the same with connections read as this server has them read",
+    "grpcio": "this server, --transport grpcio",
+    "nothing-native": "the native transport with a model that answers zeros",
+    "native": "this server, --transport native",
+    "mlserver": "MLServer with a runtime of our own around ONNX Runtime, no worker processes",
+    "kserve": "KServe's Python server with a model of our own around ONNX Runtime",
+    "triton": "Triton, the server binary of the nvidia-pytriton wheel, with a model for its Python backend",
+}
+"""What can be asked for by name, and what it is."""
+
+
 class NotHere(Exception):
     """A server cannot be had on this machine; the text says why."""
 
@@ -170,7 +183,7 @@ def _digitserve(transport: str) -> Server:
             *("--transport", transport, "--max-batch", str(LARGEST_BATCH), "--log-level", "warning"),
         ]
 
-    return Server(f"digitserve {transport}", f"this server, --transport {transport}", command, (PREDICT, INFER))
+    return Server(f"digitserve {transport}", ABOUT[transport], command, (PREDICT, INFER))
 
 
 def _grpcio() -> Server:
@@ -184,13 +197,11 @@ def _native() -> Server:
 
 
 def _nothing() -> Server:
-    about = "a server of grpcio as it comes that answers every message with the same bytes"
-    return _does_nothing("nothing", about, {"GRPC_EXPERIMENTS": ""})
+    return _does_nothing("nothing", ABOUT["nothing"], {"GRPC_EXPERIMENTS": ""})
 
 
 def _nothing_tuned() -> Server:
-    about = "the same with connections read as this server has them read"
-    return _does_nothing("nothing tuned", about, {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
+    return _does_nothing("nothing tuned", ABOUT["nothing-tuned"], {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
 
 
 def _does_nothing(name: str, about: str, environment: dict[str, str]) -> Server:
@@ -207,8 +218,7 @@ def _nothing_native() -> Server:
     def command(port: int, _: int) -> list[str]:
         return [sys.executable, "-m", "bench.nothing_native", str(port)]
 
-    about = "the native transport with a model that answers zeros"
-    return Server("nothing native", about, command, (PREDICT, INFER), answers=False)
+    return Server("nothing native", ABOUT["nothing-native"], command, (PREDICT, INFER), answers=False)
 
 
 def _mlserver() -> Server:
@@ -233,7 +243,7 @@ def _mlserver() -> Server:
         (folder / "settings.json").write_text(json.dumps(options))
         return [str(python.with_name("mlserver")), "start", str(folder)]
 
-    return Server("mlserver", "MLServer with a runtime of our own around ONNX Runtime, no worker processes", command)
+    return Server("mlserver", ABOUT["mlserver"], command)
 
 
 def _kserve() -> Server:
@@ -242,7 +252,7 @@ def _kserve() -> Server:
     def command(port: int, http: int) -> list[str]:
         return [str(python), str(PEERS / "kserve" / "server.py"), str(port), str(http)]
 
-    return Server("kserve", "KServe's Python server with a model of our own around ONNX Runtime", command)
+    return Server("kserve", ABOUT["kserve"], command)
 
 
 def _triton() -> Server:
@@ -269,8 +279,7 @@ def _triton() -> Server:
         "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
     }
-    about = "Triton, the server binary of the nvidia-pytriton wheel, with a model for its Python backend"
-    return Server("triton", about, command, environment=environment)
+    return Server("triton", ABOUT["triton"], command, environment=environment)
 
 
 def _environment(peer: str) -> Path:
@@ -297,4 +306,4 @@ SERVERS: dict[str, Callable[[], Server]] = {
     "kserve": _kserve,
     "triton": _triton,
 }
-"""What can be asked for by name."""
+"""How each of ABOUT is had."""

@@ -35,7 +35,7 @@ def run(client: DigitsClient, address: str, images: Path, labels: Path, console:
         raise ImageError(f"{images} holds {len(pixels)} images and {labels} {len(truth)} labels")
     rows = [int(np.flatnonzero(truth == digit)[0]) for digit in range(10) if digit in truth]
     shown = [_shown(pixels[row], client.predict(pixels[row]), row, int(truth[row]), console) for row in rows]
-    console.print(f"Ten handwritten digits, sent to {address} over gRPC:\n", highlight=False)
+    console.print(f"Ten handwritten digits, sent to {address} over gRPC:\n", highlight=False, markup=False)
     console.print(render.side_by_side(shown, console))
     console.print(latency(client, pixels))
     console.print(next_steps(address, images), soft_wrap=True)

@@ -11,7 +11,7 @@ import io
 import math
 import warnings
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +50,17 @@ class ImageError(Exception):
 def read(path: Path) -> Pixels:
     """The images of a PNG, JPEG or other picture (1), or of an IDX file, plain or gzipped (n): uint8 (n, 784)."""
     try:
-        return read_bytes(_content(path))
+        with path.open("rb") as file:
+            return read_open(file)
     except ImageError as e:
         raise ImageError(f"{path}: {e}") from None
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the path
+        raise ImageError(f"{path}: cannot be read: {getattr(e, 'strerror', e)}") from None
+
+
+def read_open(file: BinaryIO) -> Pixels:
+    """As `read`, for a file that is open; the text of an ImageError names none."""
+    return read_bytes(_content(file))
 
 
 def read_bytes(content: bytes) -> Pixels:
@@ -77,10 +85,9 @@ def to_mnist(picture: Image.Image) -> Pixels:
     return _placed(_cropped(found)).reshape(-1)
 
 
-def _content(path: Path) -> bytes:
+def _content(file: BinaryIO) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
+        content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
         if len(content) > LARGEST_FILE:
             raise ImageError(f"is larger than the {LARGEST_FILE:,} bytes that are read")
         if content.startswith(b"\x1f\x8b"):

@@ -17,10 +17,24 @@ def _address(value: str) -> str:
         raise typer.BadParameter(str(e)) from None
 
 
-Address = Annotated[str, typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address)]
-TlsCa = Annotated[Path | None, typer.Option(envvar="DIGITS_TLS_CA", help="TLS, to a server that this CA vouches for")]
-TlsCert = Annotated[Path | None, typer.Option(help="certificate to show to the server, PEM; with --tls-key")]
-TlsKey = Annotated[Path | None, typer.Option(help="its key")]
+GRPC, SECURITY = "gRPC", "TLS and tokens"
+"""Where `--help` shows them: under the same headings as the server's own."""
+
+Address = Annotated[
+    str,
+    typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address, rich_help_panel=GRPC),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(envvar="DIGITS_TLS_CA", help="TLS, to a server that this CA vouches for", rich_help_panel=SECURITY),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option(help="certificate to show to the server, PEM; with --tls-key", rich_help_panel=SECURITY)
+]
+TlsKey = Annotated[Path | None, typer.Option(help="its key", rich_help_panel=SECURITY)]
 TokenFile = Annotated[
-    Path | None, typer.Option(envvar="DIGITS_TOKEN_FILE", help="file with the bearer token that goes with each call")
+    Path | None,
+    typer.Option(
+        envvar="DIGITS_TOKEN_FILE", help="file with the bearer token that goes with each call", rich_help_panel=SECURITY
+    ),
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path  # noqa: TC003 (pydantic reads the annotations)
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings
 
-from service.config import Seconds, Settings, SettingsError, sentence
+from service.config import Seconds, Settings, parsed
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -29,9 +29,21 @@ class ClusterSettings(BaseSettings):
     Run it again with another model or other options and Ray Serve changes the replicas one after the other. `serve
     status` tells how it goes, `serve shutdown` ends it. Each option can also be set by an environment variable:
     --max-replicas is DIGITS_MAX_REPLICAS.
+
+    Exit status: 0 it serves; 1 it cannot; 2 wrong usage.
     """
 
-    model_config = Settings.model_config | SettingsConfigDict(cli_prog_name="python -m cluster")
+    model_config = Settings.model_config
+
+    headings: ClassVar[dict[str, str]] = {
+        "Ray": "ray_address",
+        "Model": "model",
+        "gRPC": "port",
+        "Replicas": "min_replicas",
+        "Limits": "max_batch",
+        "Observability": "metrics_host",
+    }
+    """Of `--help`, each with the first field under it."""
 
     ray_address: str = Field("auto", min_length=1, description="the cluster: auto is the one of this machine")
     model: Path = _of_service("model")
@@ -40,10 +52,7 @@ class ClusterSettings(BaseSettings):
     port: int = Field(
         50051, ge=1, le=65535, description="port of gRPC on every node; Ray Serve listens on all addresses"
     )
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics on every node")
-    metrics_port: int = Field(
-        9464, ge=1, le=65535, description="port of /metrics over HTTP on every node, all replicas at once"
-    )
+    reflection: bool = _of_service("reflection")
 
     min_replicas: Count = Field(1, description="replicas that are there without load")
     max_replicas: Count = Field(4, description="replicas that there may be under load")
@@ -62,7 +71,11 @@ class ClusterSettings(BaseSettings):
     max_waiting: int = _of_service("max_waiting")
     inline_images: int | None = _of_service("inline_images")
     grace: Seconds = _of_service("grace")
-    reflection: bool = _of_service("reflection")
+
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics on every node")
+    metrics_port: int = Field(
+        9464, ge=1, le=65535, description="port of /metrics over HTTP on every node, all replicas at once"
+    )
     log_format: Literal["auto", "console", "json"] = _of_service("log_format")
     log_level: Literal["debug", "info", "warning", "error"] = _of_service("log_level")
 
@@ -75,7 +88,4 @@ class ClusterSettings(BaseSettings):
 
 def load(arguments: list[str]) -> ClusterSettings:
     """The settings that a command line and the environment give. Raises SettingsError for a bad value."""
-    try:
-        return CliApp.run(ClusterSettings, cli_args=arguments)
-    except ValidationError as e:
-        raise SettingsError("\n".join(sentence(error) for error in e.errors())) from None
+    return parsed(ClusterSettings, arguments, module="cluster", name="digitserve-cluster")

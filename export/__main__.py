@@ -8,18 +8,28 @@ from typing import Annotated
 
 import typer
 
+from commandline import streams
+from commandline.options import Version, installed_by_name, output_file
 from export import checkpoint, commands_inside, commands_train, evaluate, graph, mnist
 from export.network import Activation  # noqa: TC001 (typer reads it)
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyte"
 """A hundred real digits, on which every written file is compared with the reference."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=installed_by_name(),
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Train the network, write it as ONNX, measure it.
+
+    Exit status: 0 done; 1 it failed, and one sentence says why; 2 wrong usage.""",
+)
 
 
 @app.callback()
-def _commands() -> None:
-    """Keep the commands by name, however few there are."""
+def _whole(version: Version = False) -> None:
+    """Take what stands before the command."""
 
 
 app.command()(commands_train.data)
@@ -34,13 +44,20 @@ app.command()(commands_inside.nonsense)
 @app.command()
 def onnx(
     activation: Annotated[Activation, typer.Option(help="which committed network: its hidden units")] = "sigmoid",
-    weights: Annotated[Path | None, typer.Option(help="another network, as `train` wrote it", exists=True)] = None,
-    out: Annotated[Path, typer.Option(help="the file to write")] = Path("model.onnx"),
+    weights: commands_inside.Weights = None,
+    out: Annotated[Path, output_file("--out", help="the file to write")] = Path("model.onnx"),
     input_form: Annotated[
         graph.InputForm, typer.Option("--input", help="uint8 pixels 0..255, which the service runs; or float32 0..1")
     ] = "uint8",
     version: Annotated[int, typer.Option(min=1, help="the model version that replies will name")] = 1,
-    sample: Annotated[Path, typer.Option(help="IDX images to compare ONNX Runtime and numpy on")] = SAMPLE,
+    sample: Annotated[
+        Path,
+        typer.Option(
+            help="IDX images to compare ONNX Runtime and numpy on",
+            dir_okay=False,
+            show_default="samples/digits-100-images-idx3-ubyte",
+        ),
+    ] = SAMPLE,
 ) -> None:
     """Write a trained network as an ONNX graph and check it against the numpy reference on real digits."""
     trained = checkpoint.load(weights or checkpoint.committed(activation))
@@ -55,6 +72,10 @@ def onnx(
 
 def main() -> int:
     """Run a command; 1 and one sentence where it fails, 2 where it was called wrongly."""
+    return streams.run(_main)
+
+
+def _main() -> int:
     try:
         app()
     except (

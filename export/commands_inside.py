@@ -10,21 +10,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from commandline.options import output_file
 from export import checkpoint, inside, mnist
-from export.commands_train import need, write_file
+from export.commands_train import in_build, need, write_file
 from export.network import Activation
 
 if TYPE_CHECKING:
     from export.network import Network
 
 Which = Annotated[Activation, typer.Option(help="which committed network: its hidden units")]
-Weights = Annotated[Path | None, typer.Option(help="another network, as `train` wrote it", exists=True)]
+Weights = Annotated[Path | None, typer.Option(help="another network, as `train` wrote it", exists=True, dir_okay=False)]
 Folder = Annotated[Path, typer.Option("--data", help="the folder with MNIST's four files, plain or .gz")]
-Picture = Annotated[Path | None, typer.Option("--png", help="draw it here")]
+Picture = Annotated[Path | None, output_file("--png", help="draw it here")]
+DRAWING = Path("build/weights.png")
 
 
 def draw(
-    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("build/weights.png"),
+    out: Annotated[Path | None, output_file("--out", help="the PNG to write", show_default=str(DRAWING))] = None,
     weights: Weights = None,
 ) -> None:
     """Draw the first layer's weights, a picture of 28x28 a neuron: of both committed networks, or of another."""
@@ -32,6 +34,7 @@ def draw(
     networks = [_network("sigmoid", weights)] if weights else [_network(one, None) for one in get_args(Activation)]
     from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
+    out = out or in_build(DRAWING)
     write_file(out, lambda path: plots.first_layer(networks, path))
     print(f"wrote {out}")
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from commandline.options import output_file, output_folder
 from export import checkpoint, mnist, provenance, weaknesses
 from export import evaluate as evaluation
 from export.network import Activation
@@ -28,25 +29,49 @@ if TYPE_CHECKING:
     from export.train import Epoch
 
 DEFAULT = Recipe()
+RECIPE = "Recipe"
+"""A heading of `--help`."""
 
 Folder = Annotated[Path, typer.Option("--data", help="the folder with MNIST's four files, plain or .gz")]
 Hidden = Annotated[Activation, typer.Option(help="hidden units: the film's sigmoids, or the ReLUs of later years")]
-Seeds = Annotated[int, typer.Option(min=1, max=64, help="networks trained at once, each from other first weights")]
-Epochs = Annotated[int, typer.Option(min=1, help="passes over the training digits; 5 give a first idea")]
-Batch = Annotated[int, typer.Option(min=1, max=50_000, help="digits whose slopes make one step downhill")]
-Rate = Annotated[float, typer.Option(min=0, help="the longest step; it shrinks to 0 on a cosine")]
-Decay = Annotated[float, typer.Option(min=0, help="how hard each step pulls the weights towards 0")]
-Brightness = Annotated[float, typer.Option(min=0, help="how much it counts that one output alone is bright; 0: not")]
-Strength = Annotated[float, typer.Option(min=0, max=5, help="how far training digits are bent; 1: as usual, 0: not")]
+Seeds = Annotated[
+    int,
+    typer.Option(min=1, max=64, help="networks trained at once, each from other first weights", rich_help_panel=RECIPE),
+]
+Epochs = Annotated[
+    int, typer.Option(min=1, help="passes over the training digits; 5 give a first idea", rich_help_panel=RECIPE)
+]
+Batch = Annotated[
+    int,
+    typer.Option(min=1, max=50_000, help="digits whose slopes make one step downhill", rich_help_panel=RECIPE),
+]
+Rate = Annotated[
+    float, typer.Option(min=0, help="the longest step; it shrinks to 0 on a cosine", rich_help_panel=RECIPE)
+]
+Decay = Annotated[
+    float, typer.Option(min=0, help="how hard each step pulls the weights towards 0", rich_help_panel=RECIPE)
+]
+Brightness = Annotated[
+    float,
+    typer.Option(min=0, help="how much it counts that one output alone is bright; 0: not", rich_help_panel=RECIPE),
+]
+Strength = Annotated[
+    float,
+    typer.Option(min=0, max=5, help="how far training digits are bent; 1: as usual, 0: not", rich_help_panel=RECIPE),
+]
 Trial = Annotated[bool, typer.Option("--trial", help="stop after measuring on the held-out digits: to compare recipes")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="the file to write, the learning curve beside it; build/ACTIVATION.safetensors unless told"),
+    output_file(
+        "--out",
+        help="the file to write, the learning curve beside it",
+        show_default="build/ACTIVATION.safetensors",
+    ),
 ]
 Model = Annotated[Path, typer.Argument(help="the file that `python -m export onnx` wrote")]
-Figures = Annotated[Path | None, typer.Option("--json", help="write the figures here too")]
+Figures = Annotated[Path | None, output_file("--json", help="write the figures here too")]
 Weaknesses = Annotated[bool, typer.Option("--weaknesses", help="shifted, turned, noisy, inverted and blank ones too")]
-Picture = Annotated[Path | None, typer.Option("--png", help="draw here which digit was read as which")]
+Picture = Annotated[Path | None, output_file("--png", help="draw here which digit was read as which")]
 
 
 class CommandError(Exception):
@@ -54,7 +79,9 @@ class CommandError(Exception):
 
 
 def data(
-    folder: Annotated[Path, typer.Option(help="the folder to put MNIST's four files into")] = mnist.FOLDER,
+    folder: Annotated[
+        Path, output_folder("--folder", help="the folder to put MNIST's four files into; it is made")
+    ] = mnist.FOLDER,
 ) -> None:
     """Fetch MNIST, 60,000 training and 10,000 test digits, and check every file's sha256."""
     mnist.fetch(folder)
@@ -84,7 +111,7 @@ def train(
     digits = mnist.load(folder)
     limits = Distortion().times(distortion)
     recipe = Recipe(activation, seeds, epochs, batch, learning_rate, weight_decay, brightness, limits)
-    out = out or Path("build") / f"{activation}.safetensors"
+    out = out or in_build(Path("build") / f"{activation}.safetensors")
     _prepare(out)
     validation = _tried(recipe, digits, out.with_suffix(".png"))
     if not trial:
@@ -199,10 +226,18 @@ def _touch(probe: Path) -> None:
     probe.unlink()
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have it written, in a folder made for it; CommandError where that is refused."""
+def in_build(path: Path) -> Path:
+    """Return the path of a file that goes into build/ where no other is named, and make that folder."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+    except OSError as e:
+        raise CommandError(f"{path.parent}: cannot be made: {e.strerror}") from e
+    return path
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have it written; CommandError where that is refused."""
+    try:
         write(path)
     except OSError as e:
         raise CommandError(f"{path}: cannot be written: {e.strerror}") from e

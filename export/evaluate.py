@@ -114,7 +114,7 @@ def _session(model: Path) -> ort.InferenceSession:
     if not model.is_file():
         raise ModelError(f"{model}: there is no such file; `python -m export onnx` writes it")
     try:
-        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model.read_bytes(), providers=["CPUExecutionProvider"])
     except Exception as e:  # ONNX Runtime's exceptions share no base but Exception
         raise ModelError(f"{model}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from e
     found = {node.name: node.shape[-1] for node in (*session.get_inputs(), *session.get_outputs()) if node.shape}

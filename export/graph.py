@@ -70,9 +70,11 @@ def build(checkpoint: Checkpoint, *, version: str, input_form: InputForm = "uint
 
 
 def write(content: bytes, path: Path) -> None:
-    """Put the bytes at `path` in one step: whoever reads it meets the old file or the new one, never a part."""
+    """Put the bytes at `path` in one step: whoever reads it meets the old file or the new one, never a part.
+
+    Raises ExportError where it cannot be written; its folder must exist.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)
@@ -89,7 +91,7 @@ def verify(path: Path, network: Network, pixels: npt.NDArray[np.uint8]) -> float
 
     Raises ExportError where it exceeds TOLERANCE or a digit differs.
     """
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     form = session.get_inputs()[0].type
     given = pixels if form == "tensor(uint8)" else (pixels / np.float32(255)).astype(np.float32)
     outputs = ("layer1", "layer2", "activations", "digit")

@@ -13,27 +13,40 @@ import uvicorn
 from client.digits import AsyncDigitsClient
 from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
 from client.secure import Token, channel_credentials
+from commandline import streams
+from commandline.options import Version, installed_by_name
 from play.gateway import application
 
 TIMEOUT = 2.0
 """Seconds that the service may take for one answer: a person is waiting."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=installed_by_name(), pretty_exceptions_enable=False, rich_markup_mode="markdown")
+PAGE = "Page"
+"""A heading of `--help`."""
 
 
 @app.command()
 def play(
-    address: Address = "localhost:50051",
     host: Annotated[
-        str, typer.Option(envvar="PLAY_HOST", help="where to listen; 0.0.0.0 for everywhere")
+        str, typer.Option(envvar="PLAY_HOST", help="address to listen on; 0.0.0.0 for all", rich_help_panel=PAGE)
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="PLAY_PORT", min=0, max=65535, help="0 for any that is free")] = 8080,
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="PLAY_PORT", min=0, max=65535, help="port of the page; 0 takes a free one", rich_help_panel=PAGE
+        ),
+    ] = 8080,
+    address: Address = "localhost:50051",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
+    version: Version = False,  # noqa: ARG001 (its callback answers)
 ) -> None:
-    """Serve the page; Ctrl-C stops it."""
+    """Serve the page that looks inside, over a digitserve server; Ctrl-C stops it.
+
+    Exit status: 0 stopped; 1 the port cannot be listened on; 2 wrong usage.
+    """
     try:
         credentials = channel_credentials(tls_ca, tls_cert, tls_key)
         Token(token_file, address=address, encrypted=credentials is not None)
@@ -55,7 +68,12 @@ def play(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the command; the exit status as `--help` tells it."""
     # gRPC's C core writes to standard error in a format of its own; what matters of it reaches the page.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    app()
+    return streams.run(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

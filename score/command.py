@@ -13,28 +13,49 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from commandline.options import Version, output_folder
+
 if TYPE_CHECKING:
     from score.run import Plan
     from score.writing import Scored
 
 SOME_BAD, STOPPED = 1, 5
 CORES = os.cpu_count() or 1
-
+PARQUET, ENGINE = "Parquet", "Engine"
+"""Headings of `--help`."""
 
 Source = Annotated[
     Path, typer.Argument(metavar="INPUT", help="Parquet, IDX (plain or gzipped) or picture, or a folder of any of them")
 ]
-Output = Annotated[Path, typer.Option(help="folder for the answers; it is made, or a run that stopped is taken up")]
+Output = Annotated[
+    Path, output_folder("--output", help="folder for the answers; it is made, or a run that stopped is taken up")
+]
 Model = Annotated[Path, typer.Option(help="the file that `python -m export onnx` wrote")]
-Column = Annotated[str, typer.Option(help="Parquet column of the pixels")]
-IdColumn = Annotated[str, typer.Option(help="Parquet column of ids; without one a row is FILE#ROW, counted from 0")]
-Workers = Annotated[int, typer.Option(min=1, max=4096, help="processes, or with Ray actors", show_default="one a core")]
+Column = Annotated[str, typer.Option(help="Parquet column of the pixels", rich_help_panel=PARQUET)]
+IdColumn = Annotated[
+    str,
+    typer.Option(help="Parquet column of ids; without one a row is FILE#ROW, counted from 0", rich_help_panel=PARQUET),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, max=4096, help="processes, or with Ray actors", show_default="one a core", rich_help_panel=ENGINE
+    ),
+]
 Engine = Annotated[
     Literal["auto", "local", "ray"],
-    typer.Option(help="local: processes of this machine; ray: Ray Data; auto: ray with --ray-address, else local"),
+    typer.Option(
+        help="local: processes of this machine; ray: Ray Data; auto: ray with --ray-address, else local",
+        rich_help_panel=ENGINE,
+    ),
 ]
 RayAddress = Annotated[
-    str, typer.Option(envvar="RAY_ADDRESS", help="a Ray cluster; all its nodes must see INPUT, --output and --model")
+    str,
+    typer.Option(
+        envvar="RAY_ADDRESS",
+        help="a Ray cluster; all its nodes must see INPUT, --output and --model",
+        rich_help_panel=ENGINE,
+    ),
 ]
 ShardRows = Annotated[
     int, typer.Option(min=1, max=100_000_000, help="images in one file of the output, and between two savings")
@@ -53,6 +74,7 @@ def score(
     ray_address: RayAddress = "",
     shard_rows: ShardRows = 262_144,
     overwrite: Overwrite = False,
+    version: Version = False,  # noqa: ARG001 (its callback answers)
 ) -> None:
     """Read millions of digits from files into Parquet: id, digit, activations, model version. No server is needed.
 
@@ -107,7 +129,7 @@ class _Report:
     def begin(self, plan: Plan) -> None:
         """Say what there is to do, and what an earlier run did of it."""
         if plan.shards_done:
-            self.console.print(f"going on: {plan.shards_done:,} of {plan.shards:,} files are done", highlight=False)
+            self._print(f"going on: {plan.shards_done:,} of {plan.shards:,} files are done")
         self._began = time.monotonic()
         self.bar.update(self._task, total=plan.images, completed=plan.images_done, visible=plan.images > 0)
 
@@ -124,13 +146,12 @@ class _Report:
             now = f", {self._scored:,} now in {seconds:.1f} s: {self._scored / seconds:,.0f} a second"
         else:
             now = "; all was done before, and --overwrite would do it anew"
-        self.console.print(f"{rows:,} images scored into {self._output}{now}", highlight=False, soft_wrap=True)
+        self._print(f"{rows:,} images scored into {self._output}{now}")
         if bad:
-            self.console.print(
-                f"{bad:,} rows could not be read: {self._output / '_errors.jsonl'} says why",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._print(f"{bad:,} rows could not be read: {self._output / '_errors.jsonl'} says why")
+
+    def _print(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _end(sentence: str) -> None:

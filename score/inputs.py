@@ -207,7 +207,7 @@ def _row_groups(source: Source, rows: int) -> Iterator[tuple[int, int, tuple[int
 
 def _parquet(source: Source) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(source.path)
+        return pq.ParquetFile(pa.OSFile(os.fsencode(source.path)))  # Arrow takes a path only where it is UTF-8
     except (pa.ArrowException, OSError) as e:
         reason = str(e).strip().split("\n", 1)[0]
         raise ScoreError(f"{source.path}: is a damaged Parquet file: {reason}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,7 +76,7 @@ def _parquet(shard: Shard, columns: Columns) -> Iterator[Batch]:
     wanted = [columns.pixels, *([columns.ids] if columns.ids else [])]
     at = shard.first
     # Read page by page: a row group of a million images would be 784 MB at once.
-    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+    with pa.OSFile(os.fsencode(path)) as opened, pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False) as file:
         for rows in file.iter_batches(BATCH, row_groups=list(shard.groups), columns=wanted, use_threads=False):
             found = of_columns.images(rows.column(columns.pixels))
             ids = _places(name, at, len(rows))

@@ -77,7 +77,11 @@ class Scorer:
         unfinished = self._job.output / WORK / f"{part.name}.{os.getpid()}"
         bad: list[tuple[str, str]] = []
         rows = 0
-        with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", use_dictionary=["digit", "model_version"]) as out:
+        dictionaries = ["digit", "model_version"]
+        with (
+            pa.OSFile(os.fsencode(unfinished), "wb") as file,  # Arrow takes a path only where it is UTF-8
+            pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=dictionaries) as out,
+        ):
             waiting: list[pa.RecordBatch] = []
             for batch in batches(shard, self._job.columns):
                 bad += batch.bad

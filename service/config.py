@@ -7,10 +7,12 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+
+from service.usage import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,8 @@ PREFIX = "DIGITS_"
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 
+Kind = TypeVar("Kind", bound=BaseSettings)
+
 _RECEIVER = re.compile(r"https?://([^\s/@?#:\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}/?")
 
 
@@ -31,17 +35,29 @@ class Settings(BaseSettings):
 
     Each option can also be set by an environment variable: --metrics-port is DIGITS_METRICS_PORT. A flag wins over
     the environment.
+
+    Exit status: 0 after a clean stop; 1 the server cannot start; 2 wrong usage.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        cli_prog_name="python -m service",
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         env_ignore_empty=True,
         extra="forbid",
     )
+
+    headings: ClassVar[dict[str, str]] = {
+        "Model": "model",
+        "gRPC": "host",
+        "TLS and tokens": "tls_cert",
+        "Execution": "provider",
+        "Limits": "max_batch",
+        "Faults and stopping": "stuck_after",
+        "Observability": "metrics_host",
+    }
+    """Of `--help`, each with the first field under it."""
 
     model: Path = Field(
         Path("model.onnx"),
@@ -63,6 +79,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 or :: for all")
     port: Port = Field(50051, description="port of gRPC; 0 takes a free one")
+    transport: Literal["auto", "native", "grpcio"] = Field(
+        "auto", description="what speaks gRPC; auto takes the fast native one where its wheel is installed"
+    )
+    reflection: bool = Field(True, description="serve gRPC reflection, so that grpcurl and its like need no .proto")
+
     tls_cert: Path | None = Field(
         None, description="certificate chain in PEM for the gRPC port; files put in place by renaming are taken up"
     )
@@ -74,12 +95,6 @@ class Settings(BaseSettings):
         None, description="bearer tokens, one a line: only calls that bring one are answered; changes are taken up"
     )
     open_health: bool = Field(True, description="with tokens, answer gRPC health checks without one")
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
-    metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
-
-    transport: Literal["auto", "native", "grpcio"] = Field(
-        "auto", description="what speaks gRPC; auto takes the fast native one where its wheel is installed"
-    )
 
     provider: str = Field(
         "auto",
@@ -131,8 +146,9 @@ class Settings(BaseSettings):
         0.0, description="seconds between saying NOT_SERVING and refusing new calls, for load balancers to notice"
     )
     grace: Seconds = Field(10.0, description="seconds that calls in flight have to finish when the server stops")
-    reflection: bool = Field(True, description="serve gRPC reflection, so that grpcurl and its like need no .proto")
 
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
+    metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
     trace_endpoint: str = Field(
         "", description="OTLP receiver over gRPC that traces go to, as http://localhost:4317; without it there are none"
     )
@@ -213,11 +229,27 @@ def parsed_options(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+OF_OTHERS = frozenset(
+    PREFIX + name
+    for name in (
+        *("ADDRESS", "TLS_CA", "TOKEN_FILE"),  # the client's and the page's
+        *("RAY_ADDRESS", "MIN_REPLICAS", "MAX_REPLICAS", "TARGET_ONGOING", "SCALE_UP_AFTER", "SCALE_DOWN_AFTER"),
+        *("REPLICA_CPUS", "MAX_ONGOING", "MAX_QUEUED"),  # the cluster's
+        "MNIST",  # the tests'
+    )
+)
+"""Variables of the same prefix that other programs of this project read; an environment may hold them all."""
+
+SIMILAR = 0.7
+"""How alike a name must be to one that is suggested: PROT is like PORT, and ADDRESS like none."""
+
+
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Names in it that begin as those of options do and are none, each with the option that may be meant."""
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
-    unknown = [name for name in environment if name.startswith(PREFIX) and name not in known]
-    return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in unknown}
+    """Names in it that begin as those of options do and are none, each with the option that may be meant, or ""."""
+    known = [name.upper() for name in Settings.model_fields]
+    unknown = [name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX) and name not in OF_OTHERS]
+    matches = {name: difflib.get_close_matches(name, known, 1, SIMILAR) for name in unknown if name not in known}
+    return {PREFIX + name: PREFIX + found[0] if found else "" for name, found in matches.items()}
 
 
 class SettingsError(Exception):
@@ -229,13 +261,21 @@ def load(arguments: list[str]) -> Settings:
 
     Raises SettingsError for a bad value. `--help` and unknown flags end the process, as argparse does.
     """
+    return parsed(Settings, arguments, module="service", name="digitserve")
+
+
+def parsed(kind: type[Kind], arguments: list[str], *, module: str, name: str) -> Kind:
+    """As `load`, for the settings of the program that `python -m MODULE` or its installed NAME starts."""
     for argument, following in pairwise([*arguments, "--"]):
         # An empty variable is one that is not set; an empty flag is a mistake, such as "$TOKENS" where there is none.
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and (value if equals else following) == "":
             raise SettingsError(f"{_flag(flag[2:].replace('-', '_'))} is '': give a value, or leave it out")
+    headings: dict[str, str] = getattr(kind, "headings", {})
+    parser = Parser(kind.model_fields, headings, about=kind.__doc__ or "", module=module, name=name)
+    source: CliSettingsSource[Any] = CliSettingsSource(kind, root_parser=parser)
     try:
-        return CliApp.run(Settings, cli_args=arguments)
+        return CliApp.run(kind, cli_args=arguments, cli_settings_source=source)
     except ValidationError as e:
         raise SettingsError("\n".join(sentence(error) for error in e.errors())) from None
 

@@ -20,7 +20,8 @@ PB = "service.pb"
 MAY_IMPORT: dict[str, set[str]] = {
     "service/__init__.py": set(),
     "service/errors.py": set(),
-    "service/config.py": {"pydantic", "pydantic_core", "pydantic_settings"},
+    "service/config.py": {"service.usage", "pydantic", "pydantic_core", "pydantic_settings"},
+    "service/usage.py": {"service.__version__", "pydantic"},
     "service/healthcheck.py": {"grpc", "grpc_health"},
     "service/logs.py": {"structlog"},
     "service/distribution.py": {"prometheus_client", "numpy"},
@@ -93,13 +94,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/parts.py": {"service", "structlog"},
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
+    "commandline": {"service.__version__", "typer", "_typeshed"},
     "export": {
-        *("export", "numpy", "onnx", "onnxruntime", "safetensors", "typer", "rich"),
+        *("commandline", "export", "numpy", "onnx", "onnxruntime", "safetensors", "typer", "rich"),
         *("jax", "optax", "matplotlib", "jaxlib"),
     },
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
-    "play/__main__.py": {*("play.gateway", "client.digits", "client.options", "client.secure"), *("typer", "uvicorn")},
+    "play/__main__.py": {
+        *("play.gateway", "client.digits", "client.options", "client.secure", "commandline"),
+        *("typer", "uvicorn"),
+    },
     # Scoring loads the model as the server does, and reads pictures as the client does.
     "score/__init__.py": set(),
     "score/errors.py": set(),
@@ -113,7 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score/output.py": {"score.errors", "score.writing", "pyarrow"},
     "score/engines.py": {"score.errors", "score.inputs", "score.writing", "cluster.reaching", "ray"},
     "score/run.py": {"score", "service.errors", "service.model"},
-    "score/command.py": {"score", "typer", "rich"},
+    "score/command.py": {"commandline", "score", "typer", "rich"},
     # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
     "cluster/__init__.py": set(),
     "cluster/__main__.py": {"cluster", "service.config", "service.errors", "service.logs"},
@@ -135,7 +140,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster/reaching.py": set(),
     "cluster/exposition.py": {"prometheus_client"},
     # The command line alone takes up the command of scoring, whose module is light until it runs.
-    "client/__main__.py": {"client", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
+    "client/__main__.py": {"client", "commandline", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
     "client": {
         *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
         *("grpc", "grpc_health", "grpc_status", "google"),
@@ -159,7 +164,8 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             # `from service.handlers import digits` imports a module, `from service.errors import X` a name.
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules |= {n for n in names if (ROOT / f"{n.replace('.', '/')}.py").exists()} or {node.module or ""}
+            found = {n for n in names if (ROOT / f"{n.replace('.', '/')}.py").exists() or n.endswith(".__version__")}
+            modules |= found or {node.module or ""}
     return {m for m in modules if m.split(".")[0] not in sys.stdlib_module_names}
 
 
@@ -169,7 +175,7 @@ def allowed(module: str, rules: set[str]) -> bool:
 
 SOURCES = [
     path
-    for package in ("service", "export", "client", "play", "score", "cluster")
+    for package in ("service", "export", "client", "play", "score", "cluster", "commandline")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "pb" not in path.parts
 ]

@@ -113,10 +113,10 @@ def test_the_weights_are_drawn_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_nonsense_is_told_and_drawn(tmp_path: Path) -> None:
-    done = export("nonsense", "--activation", "relu", "--images", "50", "--png", str(tmp_path / "out" / "nonsense.png"))
+    done = export("nonsense", "--activation", "relu", "--images", "50", "--png", str(tmp_path / "nonsense.png"))
     assert done.returncode == 0, done.stderr
     assert all(kind in done.stdout for kind in inside.nonsense(1))
-    assert (tmp_path / "out" / "nonsense.png").stat().st_size > 1000
+    assert (tmp_path / "nonsense.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("command", ["ablate", "mistakes"])

@@ -49,10 +49,10 @@ def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.
 
 
 def test_a_variable_that_is_no_option_is_told_with_the_one_that_may_be_meant(model_path: Path) -> None:
-    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env={"DIGITS_TOKEN_FILE": "tokens"})
+    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env={"DIGITS_TOKENS_FIL": "tokens"})
     try:
         told = service.wait_for("not an option")
-        assert (told["variable"], told["similar"]) == ("DIGITS_TOKEN_FILE", "DIGITS_TOKENS_FILE")
+        assert (told["variable"], told["similar"]) == ("DIGITS_TOKENS_FIL", "DIGITS_TOKENS_FILE")
         assert service.wait_for("serving")["tokens"] is False
     finally:
         service.close()

@@ -230,7 +230,6 @@ REFUSED = [
     ("x.idx", idx(0), (), "x.idx: holds no image"),
     ("x.parquet", parquet(pixels=pa.array(["a"])), (), "x.parquet: column 'pixels' is string; expected binary of 784"),
     ("x.idx", idx(1), ("--model", "no.onnx"), "no.onnx: no such file: write it with `python -m export onnx`"),
-    ("x.idx", idx(1), ("--output", "pyproject.toml"), "pyproject.toml: is a file; --output takes a folder"),
     ("x.idx", idx(1), ("--output", "docs"), "docs: holds files that are of no run of this command"),
     ("x.idx", idx(1), ("--output", "docs", "--overwrite"), "docs: holds files that are of no run of this command"),
     ("x.idx", idx(1), ("--output", "/proc/nowhere"), "/proc/nowhere: cannot be written"),

@@ -1,0 +1,395 @@
+"""Every command line: one style of help, its version, files and folders that it writes, streams that a shell breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import ROOT, SAMPLES, serving
+
+from bench import servers
+from cluster.config import ClusterSettings
+from service import __version__
+from service.config import OF_OTHERS, PREFIX, Settings, unknown_variables
+
+if TYPE_CHECKING:
+    from conftest import ServiceProcess
+
+IMAGES = SAMPLES / "digits-100-images-idx3-ubyte"
+PROGRAMS = ("service", "cluster", "client", "export", "play", "bench")
+COMMANDS = (
+    *((program,) for program in PROGRAMS),
+    *(("client", name) for name in ("predict", "demo", "health", "score")),
+    *(("export", name) for name in ("onnx", "data", "train", "evaluate", "draw", "ablate", "mistakes", "nonsense")),
+)
+WITHIN = 120  # seconds, for a machine that is busy
+
+
+def run(*arguments: str | bytes | Path, env: dict[str, str] | None = None, **how: Any) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DIGITS_", "PLAY_"))}
+    environment = {**environment, "COLUMNS": "80", **(env or {})}
+    command = [sys.executable, "-m", *arguments]
+    how = {"cwd": ROOT, "capture_output": True, **how}
+    return subprocess.run(command, env=environment, check=False, timeout=WITHIN, **how)
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash, in which $PYTHON is the interpreter."""
+    environment = {**os.environ, "COLUMNS": "80", "PYTHON": sys.executable, **env}
+    command = ["/bin/bash", "-o", "pipefail", "-c", line]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=WITHIN
+    )
+
+
+def unboxed(said: str) -> str:
+    """What typer draws a box around, in one line."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
+
+
+@pytest.mark.parametrize("width", [80, 40])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_has_the_same_panels_and_fits_the_terminal(command: tuple[str, ...], width: int) -> None:
+    done = run(*command, "--help", env={"COLUMNS": str(width)}, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= width
+    usage, *panels = re.split(r"^╭─ ", done.stdout, flags=re.MULTILINE)
+    assert usage.lstrip().startswith(f"Usage: python -m {command[0]}")
+    titles = [panel.split(" ─")[0] for panel in panels]
+    assert "Options" in titles
+    assert len(titles) == len(set(titles))
+    assert "--help" in panels[titles.index("Options")]
+
+
+def test_help_shows_default_and_variable_of_every_option_of_the_server() -> None:
+    said = unboxed(run("service", "--help", env={"COLUMNS": "200"}, text=True).stdout)
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in said
+        assert f"[env var: DIGITS_{name.upper()}]" in said
+        if field.default not in (None, "") and not isinstance(field.default, bool):
+            assert f"[env var: DIGITS_{name.upper()}] [default: {field.default}]" in said
+
+
+@pytest.mark.parametrize("kind", [Settings, ClusterSettings])
+def test_every_heading_of_the_help_begins_with_an_option(kind: type[Settings]) -> None:
+    first = list(kind.headings.values())
+    assert first[0] == next(iter(kind.model_fields)), "no option stands above the first heading"
+    assert first == [name for name in kind.model_fields if name in first], "in their order"
+
+
+def test_help_of_the_server_imports_neither_typer_nor_rich() -> None:
+    look = "import sys, service.config; print([m for m in ('typer', 'rich', 'grpc', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_help_is_ascii_where_the_terminal_is() -> None:
+    done = run("service", "--help", env={"PYTHONIOENCODING": "ascii"}, text=True)
+    assert done.returncode == 0
+    assert "+- Model --" in done.stdout
+
+
+@pytest.mark.parametrize("command", [*((program,) for program in PROGRAMS), ("client", "score")], ids=" ".join)
+def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
+    done = run(*command, "--version", text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"digitserve {__version__}\n", "")
+
+
+@pytest.mark.parametrize("program", ["client", "export", "play"])
+def test_an_installed_command_completes_itself(program: str) -> None:
+    installed = Path(sys.executable).with_name(f"digitserve-{program}")
+    words = {"COMP_WORDS": f"{installed.name} --ver", "COMP_CWORD": "1"}
+    variable = f"_DIGITSERVE_{program.upper()}_COMPLETE"
+    environment = {**os.environ, **words, variable: "complete_bash"}
+    done = subprocess.run([installed], env=environment, capture_output=True, text=True, check=False, timeout=WITHIN)
+    assert done.stdout.split() == ["--version"], done.stderr
+
+
+@pytest.mark.parametrize(("module", "name"), [("service", "digitserve"), ("cluster", "digitserve-cluster")])
+def test_the_server_completes_in_bash(module: str, name: str) -> None:
+    line = f'source <("$PYTHON" -m {module} --show-completion bash); complete -p {name}; compgen -W "$WORDS" -- --por'
+    flags = run(module, "--show-completion", "bash", text=True).stdout.split("'")[1]
+    done = shell(line, WORDS=flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n--port\n")
+    assert name in done.stdout
+
+
+# What a user may type wrongly, and the words that answer; each is wrong usage, status 2.
+MISTAKES: list[tuple[tuple[str, ...], str]] = [
+    *(((program, "--nonsense"), "--nonsense") for program in PROGRAMS),
+    (("service", "--port"), "--port: expected one argument"),
+    (("service", "--prot", "1"), "did you mean --port?"),
+    (("service", "--log-level", "loud"), "--log-level"),
+    (("cluster", "--port", "x"), "--port (or DIGITS_PORT) is 'x'"),
+    (("cluster", "--model", ""), "--model (or DIGITS_MODEL) is ''"),
+    (("client", "nonsense"), "No such command 'nonsense'"),
+    (("export", "nonsens"), "No such command 'nonsens'"),
+    (("client", "predict", str(IMAGES), "--limit"), "--limit"),
+    (("client", "predict", str(IMAGES), "--limit", "many"), "'--limit': Input should be a valid integer"),
+    (("client", "health", "--tls-ca", "docs"), "tls_ca docs: cannot be read: Is a directory"),
+    (("client", "health", "--tls-ca", "EMPTY"), "not certificates in PEM"),
+    (("client", "health", "--tls-ca", "GARBAGE"), "not certificates in PEM"),
+    (("client", "health", "--token-file", "EMPTY"), "holds no token"),
+    (("client", "health", "--token-file", "GARBAGE"), "holds no token"),
+    (("client", "score", "EMPTY", "--output", "out", "--engine", "fast"), "'fast' is not one of"),
+    (("export", "onnx", "--activation", "gelu"), "'gelu' is not one of"),
+    (("export", "onnx", "--weights", "docs"), "is a directory"),
+    (("export", "onnx", "--weights", "no-such-file"), "does not exist"),
+    (("play", "--port", "70000"), "Input should be less than or equal to 65535"),
+    (("bench", "--names", "grpcio,tritn"), "no server named 'tritn'; expected some of nothing: a server of grpcio"),
+    (("bench", "--only", "nothing like it"), "no row's name contains 'nothing like it'; expected a part of one of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
+def test_wrong_usage_is_a_sentence_and_status_two(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    (tmp_path / "EMPTY").touch()
+    (tmp_path / "GARBAGE").write_bytes(bytes(range(256)))
+    done = run(*(str(tmp_path / one) if one.isupper() else one for one in arguments), text=True)
+    assert done.returncode == 2, done.stderr
+    assert sentence in unboxed(done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+FILES: list[tuple[str, ...]] = [
+    ("client", "predict", str(IMAGES), "--explain-png"),
+    ("export", "onnx", "--out"),
+    ("export", "train", "--out"),
+    ("export", "evaluate", "--json"),
+    ("export", "evaluate", "--png"),
+    ("export", "draw", "--out"),
+    ("export", "ablate", "--png"),
+    ("export", "mistakes", "--png"),
+    ("export", "nonsense", "--png"),
+]
+FOLDERS: list[tuple[str, ...]] = [
+    ("client", "score", str(IMAGES), "--output"),
+    ("export", "data", "--folder"),
+    ("bench", "--out"),
+    ("bench.providers", "--out"),
+]
+
+
+@pytest.mark.parametrize("command", FILES, ids=" ".join)
+def test_a_file_to_write_needs_a_folder_that_exists(tmp_path: Path, command: tuple[str, ...]) -> None:
+    missing = run(*command, tmp_path / "none" / "file", text=True)
+    assert missing.returncode == 2
+    said = unboxed(missing.stderr).replace(" ", "")
+    expected = f"Invalid value for '{command[-1]}': folder {tmp_path / 'none'} does not exist; expected a file"
+    assert expected.replace(" ", "") in said
+    assert not (tmp_path / "none").exists()
+
+    folder = run(*command, tmp_path, text=True)
+    assert folder.returncode == 2
+    assert "is a folder; expected a file" in unboxed(folder.stderr)
+
+
+@pytest.mark.parametrize("command", FOLDERS, ids=" ".join)
+def test_a_folder_to_write_into_is_no_file(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "folder"):
+        done = run(*command, path, text=True)
+        assert done.returncode == 2
+        assert "is a file; expected a folder" in unboxed(done.stderr)
+
+
+def test_the_two_tables_hold_every_option_that_names_something_to_write() -> None:
+    sources = [path for name in ("bench", "client", "export", "play", "score") for path in (ROOT / name).glob("*.py")]
+    found = [match for path in sources for match in re.findall(r"output_(file|folder)\(", path.read_text())]
+    shared = 1  # --png of ablate, mistakes and nonsense is one option
+    assert (found.count("file") + 3 - shared, found.count("folder")) == (len(FILES), len(FOLDERS))
+    writing = r"typer\.Option\([^)]*\b(write|draw|put|folder for)\b"
+    assert not [path.name for path in sources if re.search(writing, path.read_text())]
+
+
+def test_bench_knows_each_server_by_one_line_and_by_the_name_in_its_tables() -> None:
+    assert list(servers.ABOUT) == list(servers.SERVERS)
+    said = unboxed(run("bench", "--help", text=True).stdout)
+    assert all(f"{name}: " in said for name in servers.SERVERS)
+    done = run("bench", "--names", "digitserve grpcio,nothing tuned", "--only", "no such row", text=True)
+    assert "no server named" not in done.stderr
+    assert "no row's name contains" in done.stderr
+
+
+def test_every_variable_that_the_tree_names_is_known_to_the_server() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()  # noqa: S607
+    found = set()
+    for name in listed:
+        if not name.startswith(("tests/", "service/pb/", "docs/images/")) and (ROOT / name).is_file():
+            found |= set(re.findall(rb"\bDIGITS_[A-Z][A-Z0-9_]*[A-Z0-9]\b", (ROOT / name).read_bytes()))
+    assert {"DIGITS_ADDRESS", "DIGITS_TLS_CA", "DIGITS_TOKEN_FILE"} <= {name.decode() for name in found}
+    of_cluster = {PREFIX + name.upper() for name in ClusterSettings.model_fields}
+    assert unknown_variables({name.decode(): "" for name in found} | dict.fromkeys(of_cluster, "")) == {}
+    assert not OF_OTHERS & {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DIGITS_PROT", "DIGITS_PORT"),
+        ("DIGITS_TOKENFILE", "DIGITS_TOKENS_FILE"),
+        ("DIGITS_MAX_BATCH_SIZE", "DIGITS_MAX_BATCH"),
+        ("DIGITS_ADDR", ""),
+        ("DIGITS_WEIGHTS", ""),
+        ("DIGITS_", ""),
+    ],
+)
+def test_a_name_is_suggested_only_where_it_is_alike(name: str, meant: str) -> None:
+    assert unknown_variables({name: "1"}) == {name: meant}
+
+
+def test_the_server_does_not_warn_of_what_the_client_reads(model_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIGITS_ADDRESS", "localhost:50051")
+        patch.setenv("DIGITS_NONSENSE", "1")
+        with serving(model_path) as service:
+            told = [line for line in service.lines if line["event"] == "not an option"]
+    assert [(line["variable"], "similar" in line) for line in told] == [("DIGITS_NONSENSE", False)]
+
+
+@pytest.mark.parametrize("content", ["idx", "gzip", "png"])
+def test_predict_reads_standard_input(server: ServiceProcess, content: str) -> None:
+    how = {"idx": "cat", "gzip": "gzip -c", "png": '"$PYTHON" -c "$PICTURE"'}[content]
+    picture = (
+        "import sys; from PIL import Image; from client.image import read_open;"
+        "Image.frombytes('L', (28, 28), read_open(sys.stdin.buffer)[0].tobytes()).save(sys.stdout.buffer, 'PNG')"
+    )
+    predict = '"$PYTHON" -m client predict - --json --limit 1'
+    done = shell(f"{how} < {IMAGES} | {predict}", DIGITS_ADDRESS=server.address, PICTURE=picture)
+    assert done.returncode == 0, done.stderr
+    [answer] = json.loads(done.stdout)
+    assert (answer["file"], answer["digit"]) == ("-", 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("< /dev/null", "is empty"),
+        ("<&-", "is closed; expected a picture or an IDX file"),
+        ("< README.md", "is no picture (PNG, JPEG, GIF, BMP, WEBP, TIFF, PPM) and no IDX file of images"),
+    ],
+)
+def test_standard_input_that_is_no_picture_is_a_sentence(server: ServiceProcess, source: str, reason: str) -> None:
+    done = shell(f'"$PYTHON" -m client predict - --json {source}', DIGITS_ADDRESS=server.address)
+    assert (done.returncode, done.stderr) == (1, f"standard input: {reason}\n")
+    assert json.loads(done.stdout) == [{"file": "-", "error": reason}]
+
+
+def test_json_is_whole_where_the_server_goes_away_midway(model_path: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "later"
+    os.mkfifo(fifo)
+    with serving(model_path) as service:
+        arguments = ["predict", IMAGES, fifo, IMAGES, "--json", "--limit", "1", "--timeout", "2"]
+        command = [sys.executable, "-m", "client", *arguments, "--address", service.address]
+        with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
+            with fifo.open("wb") as writing:  # which waits for the reader: the first file has been answered
+                service.stop()
+                writing.write(IMAGES.read_bytes())
+            told, said = process.communicate(timeout=WITHIN)
+    assert process.returncode == 3, said
+    first, second, third = json.loads(told)
+    assert first["digit"] == 0
+    assert second["file"] == str(fifo)
+    assert second["error"] == said.strip()
+    assert third == {"file": str(IMAGES), "error": "not sent: the call for an earlier file failed"}
+
+
+def test_json_is_a_document_where_no_server_answers() -> None:
+    done = run("client", "predict", IMAGES, "--json", "--address", "127.0.0.1:1", "--timeout", "1", text=True)
+    assert done.returncode == 3
+    assert [sorted(one) for one in json.loads(done.stdout)] == [["error", "file"]]
+
+
+STRANGE = ["[red]x.idx", "a[b] 12.5 :smile:.idx", "[bold]1.idx", "umlaut ü 3.idx"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_name_is_shown_as_it_is(server: ServiceProcess, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(IMAGES.read_bytes())
+    env = {"DIGITS_ADDRESS": server.address, "FORCE_COLOR": "1"}
+    done = run("client", "predict", name, "--limit", "1", cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}, image 0" in done.stdout
+    assert f"99 more images in {name}; --limit 100 reads them all" in done.stdout
+
+
+def test_the_folder_of_a_score_is_shown_as_it_is(model_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "[bold]out 12"
+    done = run("client", "score", IMAGES, "--output", output, "--model", model_path, "--workers", "1", text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"100 images scored into {output}" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}], ids=str)
+def test_a_name_that_is_no_utf8_is_no_traceback(
+    server: ServiceProcess, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    good, bad = (os.fsencode(tmp_path) + name for name in (b"/\xff\xfe.idx", b"/\xfdno"))
+    Path(os.fsdecode(good)).write_bytes(IMAGES.read_bytes())
+    env = {**environment, "DIGITS_ADDRESS": server.address}
+    shown = run("client", "predict", good, bad, "--limit", "1", env=env)
+    assert shown.returncode == 1, shown.stderr
+    assert b"Traceback" not in shown.stderr
+    told = json.loads(run("client", "predict", good, bad, "--limit", "1", "--json", env=env).stdout)
+    assert [os.fsencode(one["file"]) for one in told] == [good, bad]
+    model = os.fsencode(tmp_path) + b"/\xff.onnx"
+    assert run("export", "onnx", "--out", model, env=env).returncode == 0
+    output = os.fsencode(tmp_path) + b"/\xff"
+    for source in (good, output):  # the answers of the first are a folder of Parquet, which has no pixels
+        scored = run("client", "score", source, "--output", output + b"out", "--model", model, env=env)
+        assert scored.returncode == (0 if source is good else 5), scored.stderr
+        assert b"Traceback" not in scored.stderr
+    for command in (("service", "--model", bad), ("client", "predict", bad), ("export", "evaluate", bad)):
+        refused = run(*command, env=env)
+        assert refused.returncode == 1, refused.stderr
+        assert b"Traceback" not in refused.stderr
+
+
+PRINTING = [
+    ("service", "--help"),
+    ("service", "--version"),
+    ("cluster", "--help"),
+    ("client", "--help"),
+    ("client", "predict", str(IMAGES)),
+    ("client", "predict", str(IMAGES), "--json"),
+    ("client", "demo"),
+    ("client", "health"),
+    ("export", "--help"),
+    ("export", "onnx", "--out", "OUT"),
+    ("play", "--help"),
+    ("bench", "--help"),
+]
+
+
+@pytest.mark.parametrize("command", PRINTING, ids=" ".join)
+def test_output_that_cannot_be_written_is_no_traceback(
+    server: ServiceProcess, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    words = " ".join(str(tmp_path / "model.onnx") if word == "OUT" else word for word in command)
+    line = f'"$PYTHON" -m {words}'
+    ours = {"DIGITS_ADDRESS": server.address}
+
+    full = shell(f"{line} > /dev/full", **ours)
+    assert (full.returncode, full.stderr) == (1, "standard output: cannot be written: No space left on device\n")
+
+    reader_gone = shell(f'{{ {line}; echo "status $?" >&2; }} | true', **ours)
+    assert reader_gone.stderr in ("status 0\n", "status 1\n"), "which depends on who is faster"
+
+    for closed in (">&-", "<&-", ">&- 2>&-", "<&- >&-"):
+        done = shell(f"{line} {closed}", **ours)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_sentence_for_a_closed_standard_error_does_not_go_into_the_answer(server: ServiceProcess) -> None:
+    done = shell(f'"$PYTHON" -m client predict no-such-file {IMAGES} --json 2>&-', DIGITS_ADDRESS=server.address)
+    assert done.returncode == 1
+    assert "error" in json.loads(done.stdout)[0]
