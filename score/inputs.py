@@ -75,7 +75,7 @@ def find(place: Path) -> list[Source]:
     if not place.exists():
         raise ScoreError(f"{place}: there is no such file or folder")
     if not place.is_dir():
-        source = Source(place.name, place, *_kind(place))
+        source = Source(_name(place, place.parent), place, *_kind(place))
         if source.kind == "picture":
             _check_picture(place)
         return [source]
