@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from score.errors import ScoreError
@@ -84,7 +86,10 @@ class Output:
         """Gather the rows that could not be read, in order, count all, and write into the manifest that it is done."""
         errors = sorted(self.work.glob("errors-*.jsonl"))
         write_whole(self.folder / ERRORS, (line for path in errors for line in _lines(path)), self.work)
-        rows = sum(pq.read_metadata(self.folder / part_name(number)).num_rows for number in range(shards))
+        rows = sum(
+            pq.read_metadata(pa.OSFile(os.fsencode(self.folder / part_name(number)))).num_rows
+            for number in range(shards)
+        )
         totals = Totals(rows, sum(1 for _ in _lines(self.folder / ERRORS)))
         self._write({**self._asked, "finished": totals._asdict()})
         return totals
