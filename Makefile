@@ -12,10 +12,10 @@ EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, show the answers, go on serving
+run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on until Ctrl-C
 	@$(PY) scripts/run.py
 
-play: .venv/play.stamp model.onnx ## look inside: draw digits in a browser and see every layer of the network
+play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
 	@$(PY) scripts/look.py
 
 test: .venv/dev.stamp ## run the quick tests, in a minute or three; `make check` runs all of them
@@ -24,13 +24,13 @@ test: .venv/dev.stamp ## run the quick tests, in a minute or three; `make check`
 test-all: .venv/dev.stamp ## run every test
 	@$(PYTEST)
 
-gpu: .venv-gpu/stamp ## ONNX Runtime for CUDA and all else in an environment of its own, .venv-gpu (3 GB)
+gpu: .venv-gpu/stamp ## make .venv-gpu: ONNX Runtime for CUDA and all else (3 GB)
 	@echo "gpu: .venv-gpu/bin/python -m service --provider cuda"
 
-test-gpu: .venv-gpu/stamp ## the tests that need an NVIDIA GPU, on the GPU of this machine
+test-gpu: .venv-gpu/stamp ## the tests that need an NVIDIA GPU, on that of this machine
 	@.venv-gpu/bin/python -m pytest -m gpu
 
-bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on, and for how many callers, the GPU is faster
+bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on the GPU is faster
 	@.venv-gpu/bin/python -m bench.providers
 
 check: lint types stubs-check native-check test-all ## everything that CI runs
@@ -52,7 +52,7 @@ stubs: .venv/dev.stamp ## generate service/pb from proto/
 stubs-check: .venv/dev.stamp
 	@$(PY) scripts/stubs.py --check
 
-native: .venv/run.stamp ## build the fast transport with cargo and install it into .venv; optional
+native: .venv/run.stamp ## build the fast transport into .venv; optional, needs cargo
 	@command -v cargo >/dev/null || { echo "native: cargo is needed and was not found: install Rust from https://rustup.rs"; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./native
 
@@ -65,39 +65,39 @@ native-check: .venv/dev.stamp
 		else echo "native-check: the crates' licences and sources not looked at: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
-up: ## bring the stack up in containers: export, service, Prometheus; .env and COMPOSE_FILE choose what
+up: ## bring the stack up in containers; .env chooses what
 	docker compose up --build --detach --wait
 
-down: ## take the stack down; models and measurements stay in their volumes
+down: ## take it down; models and measurements stay in volumes
 	docker compose down --remove-orphans
 
-smoke: .venv/run.stamp ## send a hundred digits to the stack that is up, and see that Prometheus counted them
+smoke: .venv/run.stamp ## send digits to the stack, see that Prometheus counts them
 	@$(PY) scripts/smoke.py
 
-roll: ## take the settings of .env, a new model or image, to every replica behind Envoy, losing no call
+roll: ## take new settings, model or image to every replica in turn
 	scripts/roll
 
-certificate: ## make tls/tls.crt and tls.key for localhost, to try compose.tls.yml with
+certificate: ## make tls/tls.crt and tls.key for localhost
 	scripts/certificate tls
 
-e2e: .venv/dev.stamp ## run every claim of the compose files on the Docker engine of this machine
+e2e: .venv/dev.stamp ## every claim of the compose files, on a Docker engine
 	@$(PY) -m pytest tests/e2e/stack.py --capture=no --verbosity=1
 
 data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluation
 	@$(PY) -m export data
 
-chaos: .venv/dev.stamp ## the faults of docs/faults.md at full length, with figures; about half an hour (needs h2load)
+chaos: .venv/dev.stamp ## the faults of docs/faults.md, half an hour; needs h2load
 	@CHAOS=1 $(PY) -m pytest tests/test_overload.py tests/test_peers.py tests/test_restarts.py tests/test_shortages.py \
 		tests/test_fuzz.py tests/test_soak.py --verbosity=1
 	@$(PY) scripts/draw_soak.py
 
-fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each; what breaks one is left in build/fuzz
+fuzz: .venv/dev.stamp ## fuzz every reader with atheris, SECONDS=60 each
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
 	@for target in messages model image idx options tokens; do \
 		$(PY) -m fuzz $$target -max_total_time=$(or $(SECONDS),60) || exit 1; \
 	done
 
-native-fuzz: .venv/dev.stamp ## fuzz the native transport's reading of requests, SECONDS=60 each (needs cargo-fuzz and a nightly Rust)
+native-fuzz: .venv/dev.stamp ## fuzz the native transport, SECONDS=60 each; cargo-fuzz
 	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
 		echo "native-fuzz needs a nightly Rust and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz" >&2; \
 		exit 1; }
@@ -107,7 +107,7 @@ native-fuzz: .venv/dev.stamp ## fuzz the native transport's reading of requests,
 		cargo +nightly fuzz run $$target -- -max_total_time=$(or $(SECONDS),60) -max_len=20000 || exit 1; \
 	done
 
-licences: .venv/dev.stamp ## write docs/licences.md: what serving installs, and under which licences
+licences: .venv/dev.stamp ## write docs/licences.md: those of what serving installs
 	@scripts/audit licences
 
 sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in CycloneDX
@@ -116,17 +116,17 @@ sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in Cyclon
 audit: .venv/dev.stamp ## ask PyPI for known vulnerabilities of what serving installs
 	@scripts/audit vulnerabilities
 
-test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes on this machine; some minutes
+test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes; some minutes
 	@$(PY) -m pytest tests/test_ray.py tests/test_cluster.py --verbosity=1
 
-bench: .venv/dev.stamp model.onnx ## measure this server beside its peers, in about ten minutes (needs h2load)
+bench: .venv/dev.stamp model.onnx ## this server beside its peers, ten minutes; needs h2load
 	@$(PY) -m bench
 
-lock: ## write constraints.txt anew from the newest versions that pyproject.toml allows
+lock: ## write constraints.txt anew from the newest versions
 	@scripts/lock
 
 clean: ## remove what was made: .venv, model.onnx, caches
-	rm -rf .venv .venv-gpu model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
+	rm -rf .venv .venv-gpu .venv*.new .venv*.old model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	rm -rf native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -135,23 +135,19 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 
 # A larger set of packages serves the smaller's needs too, so either target can come first.
 .venv/run.stamp: pyproject.toml constraints.txt scripts/setup
-	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client
+	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client $@
 	@touch $@
 
 .venv/play.stamp: pyproject.toml constraints.txt scripts/setup
-	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play
+	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play $@
 	@touch $@
 
 # Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
 .venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --constraint constraints-ray.txt \
-		--editable ".[ray]"
-	@touch $@
+	@scripts/setup dev,ray $@
 
 .venv-gpu/stamp: pyproject.toml constraints.txt constraints-gpu.txt scripts/setup scripts/requirements.py
-	@VENV=.venv-gpu scripts/setup dev,gpu
-	@touch $@
+	@VENV=.venv-gpu scripts/setup dev,gpu $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt scripts/setup
-	@scripts/setup dev
-	@touch $@
+	@scripts/setup dev $@

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import sys
 import time
 from pathlib import Path
@@ -74,6 +81,7 @@ def measure(
         sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
     if not servers.MODEL.exists():
         sys.exit(f"bench: {servers.MODEL.name} is missing: `make model.onnx` writes it")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever is started is stopped
     chosen, missing = servers.available(names.split(","))
     rows = [row for row in ROWS if only in row.name]
     results = report.Results(missing=missing)

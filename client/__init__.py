@@ -1,7 +1,11 @@
 """The client: send handwritten digits to the service and get its answers."""
 
-from client.digits import AsyncDigitsClient, DigitsClient
-from client.messages import DigitsError, Explained, Explanation, FieldViolation, Network, Predictions
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from client.digits import AsyncDigitsClient, DigitsClient
+    from client.messages import DigitsError, Explained, Explanation, FieldViolation, Network, Predictions
 
 __all__ = [
     "AsyncDigitsClient",
@@ -13,3 +17,15 @@ __all__ = [
     "Network",
     "Predictions",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is named at its first use: gRPC takes most of a start, and Ctrl-C is to be dealt with before it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module("client.digits" if name.endswith("DigitsClient") else "client.messages")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import json
 import sys
 from pathlib import Path
@@ -11,7 +18,6 @@ import grpc
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.text import Text
 
 from client import demo as demonstration
 from client.channel import TIMEOUT
@@ -110,7 +116,8 @@ def demo(
     """Send ten real digits, one of each, show the answers, and measure what a call takes."""
     console = Console()
     with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
-        with Console(stderr=True).status(Text(f"waiting for {address} to say SERVING")):
+        if not client.is_serving():
+            _complain(f"waiting for {address} to say SERVING ...")
             client.wait_until_serving(wait)
         try:
             shown = images.relative_to(Path.cwd())

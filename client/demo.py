@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def run(client: DigitsClient, address: str, images: Path, labels: Path, console:
     console.print(f"Ten handwritten digits, sent to {address} over gRPC:\n", highlight=False, markup=False)
     console.print(render.side_by_side(shown, console))
     console.print(latency(client, pixels))
-    console.print(next_steps(address, images), soft_wrap=True)
+    console.print(next_steps(address, images, console.width), soft_wrap=True)
 
 
 def _shown(
@@ -71,9 +72,9 @@ def latency(client: DigitsClient, pixels: npt.NDArray[np.uint8]) -> Text:
     return text
 
 
-def next_steps(address: str, images: Path) -> Text:
-    """Three commands that work as they stand, from where the demonstration was started."""
-    at = "" if address in ("localhost:50051", "127.0.0.1:50051") else f" --address {address}"
+def next_steps(address: str, images: Path, width: int) -> Text:
+    """Three commands that work as they stand, from where the demonstration was started, in lines of `width`."""
+    at = "" if address in ("localhost:50051", "127.0.0.1:50051") else f" --address\N{NO-BREAK SPACE}{address}"
     python = Path(sys.executable)
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
@@ -83,6 +84,19 @@ def next_steps(address: str, images: Path) -> Text:
         f"{python} -m client predict YOUR-OWN-DIGIT.jpg --json{at}",
         f"curl -s localhost:{os.environ.get('DIGITS_METRICS_PORT', '9464')}/metrics | grep digits_",
     ):
-        text.append(f"  {command}\n", "cyan")
+        text.append(f"{_folded(command, width)}\n", "cyan")
     text.right_crop(1)
     return text
+
+
+def _folded(command: str, width: int) -> str:
+    """A command in lines as a shell takes them: all but the last end with a backslash; a no-break space stays whole."""
+    lines = textwrap.wrap(
+        command,
+        width - len(" \\"),
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from client.messages import Explanation, Predictions
 
 SIDE = 28
-NARROWEST = SIDE + 1 + 10  # characters of a card: a picture, a space, and bars of four
-WIDEST = SIDE + 2 + 18
+SHORTEST, LONGEST = 8, 30
+"""Characters of a bar."""
 FOR, AGAINST = (88, 166, 255), (255, 96, 82)
 """Red, green and blue of what speaks for a neuron, and against it: the film's colours of weights."""
 
-_GAP = 2
+_GAP = 2  # between two cards
+_BARE = 2
+_WITH_NUMBER = 6
+"""Characters of a row of the bars beside the bar itself: "7 ", and " .98" where there is room for that."""
+NARROW = SIDE + 1 + _BARE + SHORTEST
+WIDE = SIDE + 1 + _WITH_NUMBER + SHORTEST
+"""Characters of the narrowest card, without numbers and with them."""
 _SHADES = " .:-=+*#%@"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -38,30 +44,47 @@ def card(
     *,
     title: str,
     console: Console,
-    width: int = WIDEST,
+    width: int | None = None,
     label: int | None = None,
 ) -> RenderableType:
-    """One image (784,) beside its answer: the picture left, the ten brightnesses as bars right.
+    """One image (784,) and its answer within `width` characters, the console's unless told.
 
-    With `label`, what the digit really is, the answer is marked right or wrong.
+    The picture left, the ten brightnesses as bars right, or below it where there is no room beside. With `label`, what
+    the digit really is, the answer is marked right or wrong. A card that shares its row may go without the numbers.
     """
-    table = Table.grid(padding=(0, 1))
-    bar = min(width, WIDEST) - SIDE - 7
+    width = console.width if width is None else width
+    numbers = width == console.width or width >= WIDE
+    beside = width >= WIDE or not numbers
     ascii_only = console.options.ascii_only
-    table.add_row(
-        picture(pixels, colour=console.color_system is not None and not console.no_color and not ascii_only),
-        bars(answers.activations[row], int(answers.digits[row]), bar, label, ascii_only=ascii_only),
-    )
-    return Group(Text(title, style="dim"), table)
+    activations, digit = answers.activations[row], int(answers.digits[row])
+    shown = picture(pixels, colour=console.color_system is not None and not console.no_color and not ascii_only)
+    room = width - SIDE - 1 if beside else width
+    right = bars(activations, digit, room, numbers=numbers, ascii_only=ascii_only)
+    heading, said = Text(title, style="dim"), answer(activations, digit, label, numbers=not numbers)
+    if numbers:
+        right.append("\n\n").append_text(said)
+    else:
+        heading = Text.assemble((f"{title}: ", "dim"), said)
+    return Group(heading, _in_a_row(shown, right, gap=1) if beside else Group(shown, right))
 
 
 def side_by_side(cards: list[Callable[[int], RenderableType]], console: Console) -> RenderableType:
-    """Cards, each made for a width, two in a row where the terminal has room for that."""
-    columns = 2 if console.width >= 2 * NARROWEST + _GAP else 1
+    """Cards, each made for a width, as many in a row as the terminal has room for.
+
+    Two without the numbers rather than one with them; three where each has all.
+    """
+    columns = max(1, (console.width + _GAP) // (WIDE + _GAP))
+    if columns == 1 and console.width >= 2 * NARROW + _GAP:
+        columns = 2
     width = (console.width - _GAP * (columns - 1)) // columns
-    table = Table.grid(padding=(0, _GAP, 1, 0))
-    for i in range(0, len(cards), columns):
-        table.add_row(*(make(width) for make in cards[i : i + columns]))
+    rows = (cards[i : i + columns] for i in range(0, len(cards), columns))
+    return Group(*(Group(_in_a_row(*(make(width) for make in row), gap=_GAP), "") for row in rows))
+
+
+def _in_a_row(*parts: RenderableType, gap: int) -> Table:
+    """One beside the other; nothing to the right of the last, for which there is no room."""
+    table = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+    table.add_row(*parts)
     return table
 
 
@@ -81,18 +104,28 @@ def picture(pixels: npt.NDArray[np.uint8], *, colour: bool) -> Text:
 
 
 def bars(
-    activations: npt.NDArray[np.float32], digit: int, width: int, label: int | None = None, *, ascii_only: bool = False
+    activations: npt.NDArray[np.float32], digit: int, width: int, *, numbers: bool = True, ascii_only: bool = False
 ) -> Text:
-    """The ten outputs, 0..1, as bars of `width` characters, and the answer."""
+    """The ten outputs, 0..1, as bars within `width` characters."""
     text = Text(no_wrap=True)
+    bar = min(width - (_WITH_NUMBER if numbers else _BARE), LONGEST)
     for i, brightness in enumerate(activations.tolist()):
         style = "bold green" if i == digit else ""
         text.append(f"{i} ", style or "dim")
-        text.append(_bar(brightness, width, ascii_only=ascii_only), style or "white")
-        text.append(f" {brightness:.2f}".replace(" 0.", " .").replace("1.00", "1.0"), style or "dim")
+        text.append(_bar(brightness, bar, ascii_only=ascii_only), style or "white")
+        if numbers:
+            text.append(f" {_number(brightness)}", style or "dim")
         text.append("\n")
-    text.append("\nan " if digit == 8 else "\na ")
+    text.right_crop(1)
+    return text
+
+
+def answer(activations: npt.NDArray[np.float32], digit: int, label: int | None = None, *, numbers: bool) -> Text:
+    """Which digit it was read as, with `numbers` how brightly, and with `label` whether that is right."""
+    text = Text("an " if digit == 8 else "a ")
     text.append(str(digit), "bold green")
+    if numbers:
+        text.append(f" ({_number(float(activations[digit]))})", "dim")
     if label is not None:
         right = label == digit
         text.append(", right" if right else f", not {label}", "green" if right else "bold red")
@@ -106,6 +139,11 @@ def _bar(brightness: float, width: int, *, ascii_only: bool) -> str:
     return ("█" * full + (_EIGHTHS[eighth] if eighth else "")).ljust(width)
 
 
+def _number(brightness: float) -> str:
+    """Three characters: .98, or 1.0."""
+    return f"{brightness:.2f}"[1:] if brightness < 0.995 else f"{brightness:.1f}"
+
+
 def layers(answers: Predictions, row: int) -> Text:
     """The two hidden layers as sixteen brightnesses each."""
     text = Text()
@@ -113,8 +151,7 @@ def layers(answers: Predictions, row: int) -> Text:
         if layer is not None:
             text.append(f"{name} ", "dim")
             # 0.98 as .98 and the ReLU network's 12.34 as 12.3, so that sixteen fit into a line.
-            shown = (f"{v:.2f}"[1:] if v < 0.995 else f"{v:.1f}" for v in layer[row].tolist())
-            text.append(" ".join(shown) + "\n")
+            text.append(" ".join(map(_number, layer[row].tolist())) + "\n")
     text.right_crop(1)
     return text
 
@@ -125,7 +162,6 @@ def explained(pixels: npt.NDArray[np.uint8], why: Explanation, console: Console)
         signs = _strengths(pixels, why).reshape(SIDE, SIDE)
         rows = ("".join("+" if v > 0.2 else "-" if v < -0.2 else " " for v in row) for row in signs[::2].tolist())
         return Group(Text(_title(why), style="dim"), Text("\n".join(rows), no_wrap=True))
-    table = Table.grid(padding=(0, 2))
     rgb = [[Color.from_rgb(*pixel) for pixel in row] for row in signed(_strengths(pixels, why)).tolist()]
     text = Text(no_wrap=True)
     for upper, lower in zip(rgb[::2], rgb[1::2], strict=True):
@@ -133,8 +169,9 @@ def explained(pixels: npt.NDArray[np.uint8], why: Explanation, console: Console)
             text.append("▀", Style(color=above, bgcolor=below))
         text.append("\n")
     text.right_crop(1)
-    table.add_row(picture(pixels, colour=True), text)
-    return Group(Text(_title(why), style="dim"), table)
+    both = (picture(pixels, colour=True), text)
+    shown = _in_a_row(*both, gap=_GAP) if console.width >= 2 * SIDE + _GAP else Group(*both)
+    return Group(Text(_title(why), style="dim"), shown)
 
 
 def explained_png(pixels: npt.NDArray[np.uint8], why: Explanation) -> Image.Image:

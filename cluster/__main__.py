@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import sys
 from importlib.util import find_spec
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +67,7 @@ def onnx(
     ] = SAMPLE,
 ) -> None:
     """Write a trained network as an ONNX graph and check it against the numpy reference on real digits."""
+    commands_train.end_in_order_at_ctrl_c()
     trained = checkpoint.load(weights or checkpoint.committed(activation))
     digits = mnist.read_idx(sample).reshape(-1, 784)
     graph.write(graph.build(trained, version=str(version), input_form=input_form), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +85,7 @@ def data(
     ] = mnist.FOLDER,
 ) -> None:
     """Fetch MNIST, 60,000 training and 10,000 test digits, and check every file's sha256."""
+    end_in_order_at_ctrl_c()
     mnist.fetch(folder)
     digits = mnist.load(folder)
     print(f"{folder}: {len(digits.train):,} training and {len(digits.test):,} test digits")
@@ -178,6 +180,7 @@ def _fit(
 ) -> list[Network]:
     from export import train as training  # noqa: PLC0415 (jax is an extra, and takes a second to import)
 
+    end_in_order_at_ctrl_c()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(task, total=recipe.epochs)
@@ -205,6 +208,11 @@ def _show(title: str, measurements: Sequence[Measurement]) -> None:
     for name in ("mean", "min", "max"):
         table.add_row(name, f"{accuracy[name]:.2%}", f"{bright[name]:.2%}")
     Console().print(title, table, sep="\n")
+
+
+def end_in_order_at_ctrl_c() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt: there is something to clear up, and what takes long is imported."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(*modules: str) -> None:

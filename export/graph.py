@@ -74,6 +74,7 @@ def write(content: bytes, path: Path) -> None:
 
     Raises ExportError where it cannot be written; its folder must exist.
     """
+    temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
@@ -84,6 +85,9 @@ def write(content: bytes, path: Path) -> None:
         temporary.replace(path)
     except OSError as e:
         raise ExportError(f"{path}: cannot be written: {e.strerror}") from e
+    finally:
+        if temporary is not None:  # of a full disk, or of Ctrl-C
+            temporary.unlink(missing_ok=True)
 
 
 def verify(path: Path, network: Network, pixels: npt.NDArray[np.uint8]) -> float:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
+
+# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import contextlib
 import sys
 from typing import Annotated
 
@@ -64,6 +70,7 @@ def play(
         raise typer.Exit(1) from None
     listening.listen()  # before it is announced
     print(f"look inside at http://{host}:{listening.getsockname()[1]}", flush=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
 

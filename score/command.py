@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from score.run import Plan
     from score.writing import Scored
 
-SOME_BAD, STOPPED = 1, 5
+SOME_BAD, STOPPED, INTERRUPTED = 1, 5, 130
 CORES = os.cpu_count() or 1
 PARQUET, ENGINE = "Parquet", "Engine"
 """Headings of `--help`."""
@@ -85,7 +86,8 @@ def score(
     a picture. Pictures are brought into MNIST's form first. Read the output as one table:
     `pyarrow.dataset.dataset(DIR)`, `pandas.read_parquet(DIR)`.
 
-    Exit status: 0 all was read; 1 some rows could not be; 2 wrong usage; 5 the run could not start or go on.
+    Exit status: 0 all was read; 1 some rows could not be; 2 wrong usage; 5 the run could not start or go on;
+    130 Ctrl-C stopped it.
     """
     if find_spec("pyarrow") is None:
         _end("scoring needs pyarrow, which is not installed: pip install -c constraints.txt -e '.[score]'")
@@ -103,12 +105,13 @@ def score(
     )
     report = _Report(output)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is under way is cleared up
         with report.bar:
             totals = run(options, report.begin, report.tell)
     except ScoreError as e:
         _end(str(e))
     except KeyboardInterrupt:
-        _end(f"stopped: the same command goes on with it; {output} keeps what is done")
+        _end(f"stopped: the same command goes on with it; {output} keeps what is done", INTERRUPTED)
     report.end(totals.rows, totals.bad)
     if totals.bad:
         raise typer.Exit(SOME_BAD)
@@ -154,6 +157,6 @@ class _Report:
         self.console.print(sentence, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _end(sentence: str) -> None:
+def _end(sentence: str, status: int = STOPPED) -> None:
     print(sentence, file=sys.stderr)  # noqa: T201 (command line output)
-    raise typer.Exit(STOPPED)
+    raise typer.Exit(status)

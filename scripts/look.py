@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # imports are not prepared for KeyboardInterrupt
+
 import sys
 
 import own_server
 
 
 def main() -> int:
-    """The exit status of whichever of the two ended first."""
+    """The exit status of whichever of the two ended first; 130 where Ctrl-C came before there was a page."""
     settings = own_server.settings()
     address = own_server.address(settings)
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def stop(*_: object) -> None:
-        for process in processes:
-            process.terminate()
-
-    # Ctrl-C reaches the two by themselves, as it does every process of a terminal; SIGTERM does not.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, stop)
+    processes = own_server.Processes()
     if own_server.answers(address):
         print(f"a server is up at {address}: the page asks that one", flush=True)
     else:
         own_server.end_if_taken(settings)
-        processes.append(subprocess.Popen([sys.executable, "-m", "service"]))
-        if not own_server.comes_up(processes[0], address):
-            return max(0, processes[0].wait())
-    environment = {**os.environ, "DIGITS_ADDRESS": address}
-    processes.append(subprocess.Popen([sys.executable, "-m", "play"], env=environment))
+        server = processes.start_service()
+        if not own_server.comes_up(server, address):
+            return processes.stopped_status if processes.stopped_by else max(0, server.wait())
+    processes.start("play", DIGITS_ADDRESS=address)
     _, status = os.wait()
-    stop()
-    for process in processes:
-        process.wait()
+    processes.stop()
     return max(0, os.waitstatus_to_exitcode(status))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -12,11 +15,62 @@ from service.errors import AddressInUse
 from service.transports.address import check_free
 
 if TYPE_CHECKING:
-    import subprocess
-
     from service.config import Settings
 
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (what one listens on is not what one calls)
+
+
+class Processes:
+    """What one command starts, and ends at SIGINT, SIGTERM or SIGHUP.
+
+    They start with SIGINT ignored: a terminal's Ctrl-C reaches them too, and makes a Python that is starting print a
+    traceback.
+    """
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+        self.stopped_by = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    @property
+    def stopped_status(self) -> int:
+        """The exit status of a command that a signal ended before it had done what it was for."""
+        return 128 + self.stopped_by
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start `python -m` with these arguments, and these variables beside those of this process."""
+        command, variables = [sys.executable, "-m", *arguments], {**os.environ, **environment}
+        process = subprocess.Popen(command, env=variables, preexec_fn=_ignore_ctrl_c)  # noqa: PLW1509 (no thread yet)
+        self._started.append(process)
+        if self.stopped_by:  # while it was being started
+            process.terminate()
+        return process
+
+    def start_service(self) -> subprocess.Popen[bytes]:
+        """Start the server: it logs warnings alone, unless DIGITS_LOG_LEVEL says otherwise."""
+        return self.start("service", DIGITS_LOG_LEVEL=log_level() or "warning")
+
+    def stop(self) -> None:
+        """Ask all of them to end, and wait until they have."""
+        for process in self._started:
+            process.terminate()
+        for process in self._started:
+            process.wait()
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self.stopped_by = self.stopped_by or number
+        for process in self._started:
+            process.terminate()
+
+
+def _ignore_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def log_level() -> str:
+    """What the environment says of the server's log."""
+    return os.environ.get("DIGITS_LOG_LEVEL", "")
 
 
 def settings() -> Settings:

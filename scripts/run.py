@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # imports are not prepared for KeyboardInterrupt
+
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -12,38 +14,35 @@ from typing import TYPE_CHECKING
 import own_server
 
 if TYPE_CHECKING:
-    from types import FrameType
+    import subprocess
 
 UP_WITHIN = 60  # seconds
 
 
 def main() -> int:
-    """The server's exit status, or the demonstration's where that failed."""
+    """The server's exit status, or the demonstration's where that failed; 130 where Ctrl-C came before its end."""
     settings = own_server.settings()
     own_server.end_if_taken(settings)
-    server = subprocess.Popen([sys.executable, "-m", "service"])
-    _pass_on_signals(server)
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "client", "demo", "--wait", str(UP_WITHIN)],
-        env={**os.environ, "DIGITS_ADDRESS": own_server.address(settings)},
-    )
+    address = own_server.address(settings)
+    processes = own_server.Processes()
+    server = processes.start_service()
+    demo = processes.start("client", "demo", "--wait", str(UP_WITHIN), DIGITS_ADDRESS=address)
     threading.Thread(target=_end_with, args=(server, demo), daemon=True).start()
     failed = demo.wait()
-    if failed and server.poll() is None:
+    if processes.stopped_by:
+        processes.stop()
+        return processes.stopped_status
+    if failed:
         server.terminate()
     elif server.poll() is None:
-        print("\nServing on; Ctrl-C stops it.", flush=True)
+        _announce(address)
     return server.wait() or max(failed, 0)
 
 
-def _pass_on_signals(server: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C reaches the server by itself, as it does every process of a terminal; SIGTERM does not."""
-
-    def on_terminate(_: int, __: FrameType | None) -> None:
-        server.terminate()
-
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, on_terminate)
+def _announce(address: str) -> None:
+    print(f"\nServing on at {address}; Ctrl-C stops it.", flush=True)
+    if not own_server.log_level():
+        print("Its log shows warnings alone; DIGITS_LOG_LEVEL=info shows all of it.", flush=True)
 
 
 def _end_with(server: subprocess.Popen[bytes], demo: subprocess.Popen[bytes]) -> None:

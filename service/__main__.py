@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 _BEGAN = time.monotonic()
 
-import asyncio  # noqa: E402 (the clock comes first: imports are most of a start)
-import ctypes  # noqa: E402
-import os  # noqa: E402
-import platform  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+# Imports are not prepared for KeyboardInterrupt, and while the model is loaded the event loop hears of no signal.
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-from service.config import SettingsError, load, unknown_variables  # noqa: E402
+import asyncio
+import ctypes
+import platform
+import sys
+from typing import TYPE_CHECKING
+
+from service.config import SettingsError, load, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,10 +49,8 @@ def main() -> int:
     keep_memory_together()
     log = make_logger(settings.log_format, settings.log_level)
     capture_libraries(log)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Nobody is owed an answer before it serves; and while the model is loaded the event loop would not hear of it.
-        # Without a word: whoever writes the log may be what is interrupted.
-        signal.signal(number, lambda *_: os._exit(0))
+    # As SIGINT: nobody is owed an answer before it serves. Without a word: the log's writer may be what is interrupted.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     log.info("starting", **settings.described())
     for name, meant in unknown_variables(os.environ).items():
         log.warning("not an option", variable=name, **({"similar": meant} if meant else {}))

@@ -395,7 +395,7 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
             with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
                 stranger.predict(BLANK)
         assert service.series()["digits_dropped_total", ("unauthenticated",)] == 51
-        intervals = (time.monotonic() - began) / INTERVAL
+        intervals = (time.monotonic() - began) / LOG_INTERVAL
         assert service.stop() == 0
         refused = [line for line in service.lines if line["event"] == "refused"]
         assert sum(line["code"] == "NotFound" for line in refused) == 50
