@@ -112,6 +112,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         graph.write(b"", tmp_path / "file" / "model.onnx")
 
 
+def test_what_could_not_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(graph.ExportError, match=r"model\.onnx: cannot be written"):
+        graph.write(b"", tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [

@@ -38,12 +38,12 @@ def test_a_signal_stops_it_cleanly(model_path: Path, number: signal.Signals) -> 
         assert service.lines[2]["signal"] == number.name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.Signals, status: int) -> None:
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0")
     try:
         service.wait_for("starting")
-        assert service.stop(number) == 0
+        assert service.stop(number) == status
     finally:
         service.close()
 

@@ -448,7 +448,7 @@ def interrupted(source: Path, output: Path, model: Path, when: Callable[[int], b
         os.killpg(run.pid, signal.SIGINT)
         assert run.stderr is not None
         said = run.stderr.read()
-    assert run.returncode == 5, said
+    assert run.returncode == 130, said
     assert f"stopped: the same command goes on with it; {output} keeps what is done" in said
     return said
 

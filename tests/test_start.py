@@ -28,8 +28,11 @@ def environment(model_path: Path) -> dict[str, str]:
 
 @contextmanager
 def started(script: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, ROOT / "scripts" / script]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    """A command in a process group of its own, as a terminal starts it."""
+    command, pipe = [sys.executable, ROOT / "scripts" / script], subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -57,12 +60,34 @@ def lines_until(output: IO[str] | None, text: str) -> list[str]:
 
 def test_run_shows_ten_digits_and_serves_on_until_it_is_stopped(environment: dict[str, str]) -> None:
     with started("run.py", environment) as process:
-        shown = "".join(lines_until(process.stdout, "Serving on; Ctrl-C stops it."))
+        shown = "".join(lines_until(process.stdout, f"Serving on at 127.0.0.1:{environment['DIGITS_PORT']}; Ctrl-C"))
         assert f"sent to 127.0.0.1:{environment['DIGITS_PORT']} over gRPC" in shown
         assert shown.count("right") + shown.count(", not ") == 10
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(ANSWERS_WITHIN) == 0
+
+
+def test_run_is_quiet_and_fits_eighty_columns_when_it_is_piped(environment: dict[str, str]) -> None:
+    with started("run.py", environment) as process:
+        shown = lines_until(process.stdout, "DIGITS_LOG_LEVEL=info")
+        assert max(len(line.rstrip("\n")) for line in shown) <= 80
+        assert not [line for line in shown if "…" in line or "\x1b" in line]
+        os.killpg(process.pid, signal.SIGINT)
+        more, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert more == ""
+    assert said in {"", f"waiting for 127.0.0.1:{environment['DIGITS_PORT']} to say SERVING ...\n"}
+
+
+def test_run_shows_the_whole_log_where_a_level_is_given(environment: dict[str, str]) -> None:
+    with started("run.py", {**environment, "DIGITS_LOG_LEVEL": "info"}) as process:
+        shown = lines_until(process.stdout, "Serving on at")
+        process.send_signal(signal.SIGTERM)
+        more, said = process.communicate(timeout=20)
+    assert more == "", "it says how to see what is to be seen already"
+    assert not [line for line in shown if "DIGITS_LOG_LEVEL" in line]
+    assert [event for event in ("starting", "serving", "stopping", "stopped") if f'"{event}"' not in said] == []
 
 
 @pytest.mark.parametrize("script", ["run.py", "look.py"])
@@ -120,6 +145,5 @@ def test_play_whose_own_port_is_taken_fails_and_takes_its_server_with_it(environ
     assert status == 1
     assert "look inside at" not in shown
     assert f"cannot listen on 127.0.0.1 port {environment['PLAY_PORT']}" in said
-    assert '"stopped"' in said
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", int(environment["DIGITS_PORT"])), 1).close()

@@ -1,0 +1,145 @@
+"""Ctrl-C in the first seconds of every command: one line at most, status 130, never a traceback.
+
+Python itself prints a traceback where the signal comes before the first line of a command is run, while it imports its
+own `site`. So each command tells here when it has dealt with SIGINT, and what it had imported by then.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT, SAMPLES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WITHIN = 120  # seconds, on the busiest machine
+SLOW = {"PIL", "google", "grpc", "numpy", "onnx", "onnxruntime", "pydantic", "ray", "rich", "typer", "uvicorn"}
+
+# Python imports it at its start. The one line that it writes is of what is slow to import and there already.
+SITECUSTOMIZE = f"""
+import os, signal, sys
+deal, told = signal.signal, os.environ.pop("TELL_OF_SIGNALS", "")
+def noted(number, handler):
+    global told
+    found = deal(number, handler)
+    if number == signal.SIGINT and told:
+        os.write(int(told), " ".join({SLOW!r} & set(sys.modules)).encode() + b"\\n")
+        told = ""
+    return found
+signal.signal = noted
+"""
+
+DIGITS = SAMPLES / "digits-100-images-idx3-ubyte"
+NOBODY = "127.0.0.1:1"
+
+# What each is started with, and its exit statuses where the signal came too late.
+COMMANDS = {
+    "service": (["-m", "service"], {0}),
+    "client": (["-m", "client", "demo", "--wait", "60", "--address", NOBODY], set[int]()),
+    "predict": (["-m", "client", "predict", DIGITS, "--address", NOBODY], {3}),
+    "score": (["-m", "client", "score", DIGITS, "--output", "scored", "--workers", "1"], {0}),
+    "export": (["-m", "export", "onnx", "--out", "exported/model.onnx"], {0}),
+    "play": (["-m", "play"], {0}),
+    "cluster": (["-m", "cluster", "--ray-address", NOBODY], {1}),
+    "bench": (["-m", "bench", "--names", "no server"], {1}),
+    "run": ([ROOT / "scripts" / "run.py"], {0}),
+    "look": ([ROOT / "scripts" / "look.py"], {0}),
+}
+
+
+@dataclass
+class Command:
+    """One that has been started in a process group of its own, as a terminal starts it."""
+
+    process: subprocess.Popen[str]
+    imported: set[str]
+
+    def interrupted(self, seconds: float) -> tuple[int, list[str]]:
+        """Press Ctrl-C after so long; the status as a shell has it, and the lines of standard error but for answers."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGINT)
+        _, complaint = self.process.communicate(timeout=WITHIN)
+        status = self.process.returncode  # negative where the interpreter had ended but for its last steps
+        return 128 - status if status < 0 else status, [
+            line for line in complaint.splitlines() if " images " not in line
+        ]
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
+def start(arguments: list[str | Path], folder: Path, model: Path) -> Command:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    reading, writing = os.pipe()
+    environment = {
+        **os.environ,
+        **{name: free_port() for name in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "PLAY_PORT")},
+        "DIGITS_MODEL": str(model),
+        "DIGITS_LOG_LEVEL": "error",
+        "DIGITS_GRACE": "1",
+        "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))),
+        "TELL_OF_SIGNALS": str(writing),
+    }
+    with os.fdopen(reading) as told:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            pass_fds=(writing,),
+        )
+        os.close(writing)
+        assert select.select([told], [], [], WITHIN)[0]
+        imported = told.readline()
+    if not imported:
+        process.kill()
+        process.communicate()
+        pytest.fail("it never deals with Ctrl-C")
+    return Command(process, set(imported.split()))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_at_whatever_moment_ends_it_with_130_and_one_line_at_most(
+    name: str, tmp_path: Path, model_path: Path
+) -> None:
+    arguments, otherwise = COMMANDS[name]
+    if name == "score":
+        arguments = [*arguments, "--model", str(model_path)]
+    for seconds in (0.0, random.uniform(0.02, 0.3), random.uniform(0.3, 1.5)):
+        command = start(list(arguments), tmp_path, model_path)
+        status, said = command.interrupted(seconds)
+        assert status in {130, *otherwise}, (seconds, said)
+        assert len(said) <= 1, (seconds, said)
+        assert not command.imported, "a Ctrl-C at that time would have printed a traceback"
+    if name == "export":
+        assert {path.name for path in tmp_path.glob("exported/*")} <= {"model.onnx"}
+
+
+def test_a_job_in_the_background_of_a_shell_ignores_it_as_shells_have_it(tmp_path: Path) -> None:
+    arguments = ["-m", "export", "onnx", "--out", str(tmp_path / "model.onnx")]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=WITHIN)
+    assert (process.returncode, said) == (0, "")
