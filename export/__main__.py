@@ -73,7 +73,7 @@ def onnx(
     graph.write(graph.build(trained, version=str(version), input_form=input_form), out)
     worst = graph.verify(out, trained.network, digits)
     print(
-        f"wrote {out}: {trained.network.activation}, {out.stat().st_size:,} bytes, version {version}; "
+        f"wrote {out}: {trained.network.activation}, {out.stat().st_size:,} bytes, version {version};\n"
         f"within {worst:.1e} of numpy on {len(digits)} digits"
     )
 

@@ -6,6 +6,8 @@ python scripts/smoke.py [HOST:PORT [PROMETHEUS_URL]]
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 import urllib.error
@@ -15,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # imports are not prepared for KeyboardInterrupt
 
 from client import DigitsClient, DigitsError  # noqa: E402
 from client.demo import read_labels  # noqa: E402

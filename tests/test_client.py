@@ -458,7 +458,8 @@ def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServicePro
     assert done.stdout.count("right") + done.stdout.count(", not ") == 10
     assert "p50" in done.stdout
     assert "p99" in done.stdout
-    assert f"client predict {IMAGES.relative_to(ROOT)} --limit 3 --address {server.address}" in done.stdout
+    unfolded = done.stdout.replace(" \\\n      ", " ")
+    assert f"client predict {IMAGES.relative_to(ROOT)} --limit 3 --address {server.address}" in unfolded
     assert all(len(line) <= 80 or "-m client" in line for line in done.stdout.splitlines())
 
 
