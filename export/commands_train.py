@@ -212,7 +212,8 @@ def _show(title: str, measurements: Sequence[Measurement]) -> None:
 
 def end_in_order_at_ctrl_c() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt: there is something to clear up, and what takes long is imported."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's job in the background has it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(*modules: str) -> None:

@@ -105,7 +105,8 @@ def score(
     )
     report = _Report(output)
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is under way is cleared up
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's job in the background has it
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what is under way is cleared up
         with report.bar:
             totals = run(options, report.begin, report.tell)
     except ScoreError as e:

@@ -31,7 +31,8 @@ class Processes:
         self._started: list[subprocess.Popen[bytes]] = []
         self.stopped_by = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+                signal.signal(number, self._on_signal)
 
     @property
     def stopped_status(self) -> int:

@@ -9,7 +9,8 @@ import time
 _BEGAN = time.monotonic()
 
 # Imports are not prepared for KeyboardInterrupt, and while the model is loaded the event loop hears of no signal.
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import asyncio
 import ctypes
