@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WITHIN = 120  # seconds, on the busiest machine
 
@@ -61,8 +61,8 @@ def build_editable(folder, *_):
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A clone to be, in a folder whose name wants quoting."""
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A clone to be, in a folder whose name wants quoting; no build waits after the test."""
     folder = tmp_path / "a clone"
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "setup", folder / "scripts")
@@ -71,7 +71,8 @@ def project(tmp_path: Path) -> Path:
     (folder / "small.py").write_text("import sys\ndef main():\n    print(sys.prefix)\n")
     for name in ("constraints.txt", "constraints-ray.txt"):
         (folder / name).touch()
-    return folder
+    yield folder
+    (folder / "hold").unlink(missing_ok=True)
 
 
 def setup(project: Path) -> subprocess.Popen[str]:
