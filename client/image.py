@@ -31,6 +31,9 @@ LARGEST_FILE = 64 * 2**20
 LARGEST_IMAGE = 100_000_000  # pixels: more than any camera, less than a decompression bomb
 MOST_IMAGES = 100_000
 
+SMALLEST_DRAWING = 1 / 7
+"""Of a drawing's side: whatever is smaller than this is the first dot of a stroke."""
+
 THINNEST_STROKE = 2.0
 """Pixels in the 20x20 box: MNIST's pens are this broad, and a hairline would vanish when it is scaled down."""
 
@@ -45,6 +48,10 @@ Grey = npt.NDArray[np.float64]
 
 class ImageError(Exception):
     """The file holds no digit that can be read; the text says which file and why."""
+
+
+class NoDigitError(ImageError):
+    """The picture is a sound one, but blank, or nearly so."""
 
 
 def read(path: Path) -> Pixels:
@@ -63,26 +70,56 @@ def read_open(file: BinaryIO) -> Pixels:
     return read_bytes(_content(file))
 
 
-def read_bytes(content: bytes) -> Pixels:
-    """As `read`, for the content of such a file, unpacked."""
+def read_bytes(content: bytes, *, light_on_black: bool = False) -> Pixels:
+    """As `read`, for the content of such a file, unpacked; `light_on_black` as for `to_mnist`."""
     if content.startswith(_IDX_IMAGES):
         return _idx_images(content)
-    return to_mnist(_picture(content))[None]
+    return to_mnist(_picture(content), light_on_black=light_on_black)[None]
 
 
-def to_mnist(picture: Image.Image) -> Pixels:
+def to_mnist(picture: Image.Image, *, light_on_black: bool = False) -> Pixels:
     """One digit, dark on light or light on dark, as uint8 (784,): 0 background, 255 ink.
 
     A 28x28 picture with light ink on black is taken to be in MNIST's form already and comes back unchanged.
+    With `light_on_black` the picture is known to be a drawing: the brightness of each pixel is its ink, however much
+    of the picture is inked. So is the opacity of a drawing on a transparent ground.
     """
-    grey = _grey(picture)
-    if grey.size == (SIDE, SIDE) and np.median(np.asarray(grey)) == 0:
+    upright = _upright(picture)
+    grey = _grey(upright)
+    if grey.size == (SIDE, SIDE) and (light_on_black or np.median(np.asarray(grey)) == 0):
         return np.asarray(grey).reshape(-1)
-    grey.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
-    found = ink.find(np.asarray(grey, dtype=np.float64))
+    drawing = grey if light_on_black else _cut_out(upright)
+    if drawing is not None:
+        found = _drawn(drawing, SMALLEST_DRAWING if light_on_black else 0)
+    else:
+        found = ink.find(_working(grey))
     if found is None:
-        raise ImageError("shows no digit: nothing on it is darker or lighter than the rest")
+        raise NoDigitError("shows no digit: nothing on it is darker or lighter than the rest")
     return _placed(_cropped(found)).reshape(-1)
+
+
+def _working(grey: Image.Image) -> Grey:
+    grey.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(grey, dtype=np.float64)
+
+
+def _drawn(grey: Image.Image, smallest: float) -> Grey | None:
+    """The ink of a drawing, 0..1; None where it is all blank or smaller than that share of the side."""
+    levels = _working(grey)
+    inked = np.argwhere(levels >= ink.FAINTEST_INK)
+    if not inked.size or np.ptp(inked, axis=0).max() + 1 < smallest * max(levels.shape):
+        return None
+    return np.where(levels >= ink.FAINTEST_INK, levels / 255, 0.0)
+
+
+def _cut_out(upright: Image.Image) -> Image.Image | None:
+    """The opacity of a picture whose opaque part is all of one brightness, so that only its shape can be the digit."""
+    if not upright.has_transparency_data:
+        return None
+    light, alpha = upright.convert("LA").split()
+    opaque = np.asarray(light)[np.asarray(alpha) > 127]
+    flat = opaque.size and int(opaque.max()) - int(opaque.min()) < ink.FAINTEST_INK
+    return alpha if flat and opaque.size < np.asarray(alpha).size else None
 
 
 def _content(file: BinaryIO) -> bytes:
@@ -137,12 +174,15 @@ def _picture(content: bytes) -> Image.Image:
     return picture
 
 
-def _grey(picture: Image.Image) -> Image.Image:
-    """Upright and grey; what is transparent takes the opposite of the drawing's own brightness."""
+def _upright(picture: Image.Image) -> Image.Image:
     try:
-        upright = ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(picture)
     except Exception:  # noqa: BLE001 (as above; what is damaged is its EXIF, which says how the camera was held)
-        upright = picture
+        return picture
+
+
+def _grey(upright: Image.Image) -> Image.Image:
+    """Grey; what is transparent takes the opposite of the drawing's own brightness."""
     if upright.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
         return Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if not upright.has_transparency_data:

@@ -13,9 +13,9 @@ import pytest
 from conftest import SAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from client.image import ImageError, read, to_mnist
+from client.image import ImageError, NoDigitError, read, to_mnist
 from export import checkpoint
 
 if TYPE_CHECKING:
@@ -281,3 +281,64 @@ def test_any_picture_is_784_pixels_or_a_refusal(seed: int, height: int, width: i
     picture = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
     with contextlib.suppress(ImageError):
         assert to_mnist(Image.fromarray(picture)).shape == (784,)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    most=st.integers(1, 255),
+    side=st.integers(1, 300),
+    channels=st.sampled_from(["L", "LA"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_drawing_is_784_pixels_or_no_digit(seed: int, most: int, side: int, channels: str) -> None:
+    levels = np.random.default_rng(seed).integers(0, most + 1, (side, side, 2)).astype(np.uint8)
+    levels[..., 0] *= channels == "L"
+    levels *= np.random.default_rng(seed).random((side, side, 1)) < 0.02
+    picture = Image.fromarray(levels[..., 0]) if channels == "L" else Image.fromarray(levels, "LA")
+    with contextlib.suppress(NoDigitError):
+        assert to_mnist(picture, light_on_black=channels == "L").shape == (784,)
+
+
+def dense_seven(ground: tuple[int, int, int, int], pen: tuple[int, int, int, int]) -> Image.Image:
+    """A pen so broad that more of the picture is ink than ground."""
+    picture = Image.new("RGBA", (280, 280), ground)
+    ImageDraw.Draw(picture).line([(60, 60), (220, 60), (120, 240)], fill=pen, width=140, joint="curve")
+    return picture
+
+
+BLACK, WHITE, RED = (0, 0, 0, 255), (255, 255, 255, 255), (200, 0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("picture", "known"),
+    [
+        (dense_seven(BLACK, WHITE), True),
+        (dense_seven((0, 0, 0, 0), BLACK), False),
+        (dense_seven((255, 255, 255, 0), WHITE), False),
+        (dense_seven((0, 0, 0, 0), RED), False),
+    ],
+)
+def test_a_dense_drawing_keeps_its_ink_where_that_is_known(picture: Image.Image, known: bool) -> None:
+    pixels = to_mnist(picture, light_on_black=known)
+    plain = np.asarray(dense_seven(BLACK, WHITE).convert("L"))
+    rows, columns = np.flatnonzero(plain.max(axis=1)), np.flatnonzero(plain.max(axis=0))
+    scale = 20 / (max(np.ptp(rows), np.ptp(columns)) + 1)
+    assert (plain > 127).mean() > 0.5
+    assert (pixels > 127).sum() == pytest.approx((plain > 127).sum() * scale**2, rel=0.05)
+
+
+@pytest.mark.parametrize("side", [0, 22, 39])
+def test_a_drawing_that_is_only_begun_shows_no_digit(side: int) -> None:
+    picture = Image.new("L", (280, 280))
+    picture.paste(255, (100, 100, 100 + side, 100 + side))
+    with pytest.raises(NoDigitError, match="shows no digit"):
+        to_mnist(picture, light_on_black=True)
+
+
+def test_a_drawing_at_the_edge_of_its_pad_is_kept_whole() -> None:
+    picture = Image.new("L", (280, 280))
+    ImageDraw.Draw(picture).rectangle((0, 0, 279, 279), outline=255, width=22)
+    ImageDraw.Draw(picture).rectangle((130, 130, 150, 150), fill=255)
+    pixels = to_mnist(picture, light_on_black=True).reshape(28, 28)
+    assert pixels[4, 5:23].min() == 255
+    assert pixels[13:15, 13:15].min() > 100
