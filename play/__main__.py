@@ -10,6 +10,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import contextlib
+import errno
+import socket
 import sys
 from typing import Annotated
 
@@ -21,10 +23,13 @@ from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
 from client.secure import Token, channel_credentials
 from commandline import streams
 from commandline.options import Version, installed_by_name
+from play import browser
 from play.gateway import application
 
 TIMEOUT = 2.0
 """Seconds that the service may take for one answer: a person is waiting."""
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser asks for an address, not for all of them)
 
 app = typer.Typer(add_completion=installed_by_name(), pretty_exceptions_enable=False, rich_markup_mode="markdown")
 PAGE = "Page"
@@ -47,6 +52,15 @@ def play(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
+    open_browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser/--no-browser",
+            envvar="PLAY_BROWSER",
+            help="open the page, from a terminal on a desktop",
+            rich_help_panel=PAGE,
+        ),
+    ] = True,
     version: Version = False,  # noqa: ARG001 (its callback answers)
 ) -> None:
     """Serve the page that looks inside, over a digitserve server; Ctrl-C stops it.
@@ -62,17 +76,48 @@ def play(
     def connect() -> AsyncDigitsClient:  # on the event loop that will ask by it
         return AsyncDigitsClient(address, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
 
-    config = uvicorn.Config(application(connect), host=host, port=port, log_level="warning", server_header=False)
+    config = uvicorn.Config(application(connect), log_level="warning", server_header=False)
     try:
-        listening = config.bind_socket()
-    except SystemExit:  # uvicorn has logged why
-        print(f"--port: cannot listen on {host} port {port}; expected one that is free", file=sys.stderr)
+        listening = _listening(host, port)
+    except OSError as e:
+        print(_refusal(host, port, e), file=sys.stderr)
         raise typer.Exit(1) from None
-    listening.listen()  # before it is announced
-    print(f"look inside at http://{host}:{listening.getsockname()[1]}", flush=True)
+    url = _url(host, listening.getsockname()[1])
+    print(f"look inside at {url}", flush=True)
+    if open_browser and browser.is_wanted(os.environ, sys.platform, is_terminal=sys.stdout.isatty()):
+        browser.open_when_answering(url, os.environ)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _refusal(host: str, port: int, error: OSError) -> str:
+    """What helps, by either way of starting the page: make passes on the environment and no flags."""
+    field, expected = "host", "an address of this machine"
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        field, expected = "port", "a free port"
+    return (
+        f"{field}: cannot listen on {host} port {port}: {error.strerror}; "
+        f"expected {expected}: PLAY_{field.upper()}=... make play, or python -m play --{field} ..."
+    )
+
+
+def _url(host: str, port: int) -> str:
+    """What a browser on this machine opens."""
+    name = LOOPBACK.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def main() -> int:

@@ -101,8 +101,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "play/__init__.py": set(),
     "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
+    "play/browser.py": set(),
     "play/__main__.py": {
-        *("play.gateway", "client.digits", "client.options", "client.secure", "commandline"),
+        *("play.browser", "play.gateway", "client.digits", "client.options", "client.secure", "commandline"),
         *("typer", "uvicorn"),
     },
     # Scoring loads the model as the server does, and reads pictures as the client does.

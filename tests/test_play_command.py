@@ -1,0 +1,158 @@
+"""`python -m play` as a command: what it says of a mistake, which address it announces, whom it shows the page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import ROOT
+
+from play import browser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WITHIN = 60
+"""Seconds in which a process must have started and done its part, on a machine however busy."""
+
+
+def wait_for(path: Path) -> None:
+    ends = time.monotonic() + WITHIN
+    while not path.exists():
+        assert time.monotonic() < ends, f"{path} was never made"
+        time.sleep(0.02)
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "play", "--port", port]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"port: cannot listen on 127.0.0.1 port {port}: Address already in use; expected")
+    assert "PLAY_PORT=... make play, or python -m play --port ..." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_host_that_is_not_of_this_machine_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "play", "--port", "0", "--host", "203.0.113.1"]  # of the block for documents
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
+    assert done.returncode == 1
+    assert done.stderr.startswith("host: cannot listen on 203.0.113.1 port 0: ")
+    assert "PLAY_HOST=... make play, or python -m play --host ..." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])  # noqa: S104 (what is tested)
+def test_the_address_that_is_announced_is_one_that_a_browser_opens(host: str, shown: str) -> None:
+    if host == "::":
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    with at_a_terminal({}, "--host", host) as address:
+        assert address.startswith(f"http://{shown}:")
+        with urllib.request.urlopen(address, timeout=WITHIN) as reply:
+            assert reply.status == 200
+
+
+@contextlib.contextmanager
+def at_a_terminal(environment: dict[str, str], *arguments: str) -> Iterator[str]:
+    """`python -m play` with a terminal to write to, where nothing else tells of a desktop; the page's address."""
+    desktops = {"DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME", "SSH_CONNECTION", "BROWSER", "PLAY_BROWSER"}
+    kept = {name: value for name, value in os.environ.items() if name not in desktops}
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "play", "--port", "0", *arguments]
+    with (
+        open(ours) as terminal,  # noqa: PTH123 (a file that is open already)
+        subprocess.Popen(command, cwd=ROOT, env={**kept, **environment}, stdout=theirs) as process,
+    ):
+        os.close(theirs)
+        try:
+            line = terminal.readline()
+            assert line.startswith("look inside at http://"), line
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Path:
+    """Where a `browser` in the same folder, and an `explorer.exe`, write what they were shown."""
+    visited, new, program, shown = (tmp_path / name for name in ("visits", "new", "visit.py", "browser"))
+    program.write_text(
+        "import sys, urllib.request, pathlib\n"
+        "status = urllib.request.urlopen(sys.argv[1]).status\n"
+        f"pathlib.Path({str(new)!r}).write_text(f'{{sys.argv[1]}} {{status}}')\n"
+        f"pathlib.Path({str(new)!r}).rename({str(visited)!r})\n"
+    )
+    shown.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{program}' \"$1\"\n")
+    shown.chmod(0o755)
+    (tmp_path / "explorer.exe").symlink_to(shown)
+    return visited
+
+
+def test_a_desktops_browser_is_shown_the_page_once_that_answers(visits: Path) -> None:
+    environment = {"DISPLAY": ":0", "BROWSER": str(visits.parent / "browser")}
+    with at_a_terminal(environment) as address:
+        wait_for(visits)
+    assert visits.read_text() == f"{address} 200"
+
+
+def test_under_wsl_the_browser_of_windows_is_shown_the_page(visits: Path) -> None:
+    environment = {"WSL_DISTRO_NAME": "Debian", "PATH": f"{visits.parent}:{os.environ['PATH']}"}
+    with at_a_terminal(environment) as address:
+        wait_for(visits)
+    assert visits.read_text() == f"{address} 200"
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"), [({}, ["--no-browser"]), ({"PLAY_BROWSER": "0"}, []), ({"DISPLAY": ""}, [])]
+)
+def test_no_browser_is_opened_where_none_is_wanted(
+    visits: Path, environment: dict[str, str], arguments: list[str]
+) -> None:
+    desktop = {"DISPLAY": ":0", "BROWSER": str(visits.parent / "browser")}
+    with at_a_terminal({**desktop, **environment}, *arguments) as address:
+        urllib.request.urlopen(address, timeout=WITHIN).close()
+    assert not visits.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "is_terminal", "wanted"),
+    [
+        ({"DISPLAY": ":0"}, "linux", True, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True, True),
+        ({"WSL_DISTRO_NAME": "Debian"}, "linux", True, True),
+        ({}, "darwin", True, True),
+        ({}, "win32", True, True),
+        ({}, "linux", True, False),
+        ({"DISPLAY": ":0"}, "linux", False, False),
+        ({}, "darwin", False, False),
+        ({"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22"}, "linux", True, False),
+        ({"SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22"}, "darwin", True, False),
+    ],
+)
+def test_a_browser_is_wanted_by_a_person_at_a_desktop(
+    environment: dict[str, str], platform: str, is_terminal: bool, wanted: bool
+) -> None:
+    assert browser.is_wanted(environment, platform, is_terminal=is_terminal) is wanted
+
+
+def test_a_page_without_its_token_file_does_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "play", "--token-file", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert done.returncode == 2
+    assert "cannot be read: No such file" in " ".join(done.stderr.replace("│", " ").split())
