@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from client.image import ImageError, Pixels, read, read_bytes
+from client.image import ImageError, NoDigitError, Pixels, read, read_bytes
 from client.messages import DigitsError
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ STATIC = Path(__file__).parent / "static"
 SAMPLES = Path(__file__).parent.parent / "samples"
 LARGEST_PICTURE = 32 * 2**20
 PIXELS = 784
+
+HARD = 5
+"""How many samples are offered of those that the network reads worst."""
 
 ABOVE_THE_FIRST = [(2, i) for i in range(16)] + [(3, i) for i in range(10)]
 """The neurons whose contributions are drawn as lines."""
@@ -76,12 +79,29 @@ def application(connect: Callable[[], AsyncDigitsClient]) -> Starlette:
     )
 
 
-async def samples(_: Request) -> Response:
-    """One real digit of each: label, and its 784 pixels."""
+async def samples(request: Request) -> Response:
+    """Real digits, each with label and 784 pixels, chosen by how the network that serves reads them.
+
+    `clear`: of each digit the one that is read best; `hard`: the few that are read worst, the worst first.
+    """
     images = read(SAMPLES / "digits-100-images-idx3-ubyte")
     labels = np.fromfile(SAMPLES / "digits-100-labels-idx1-ubyte", dtype=np.uint8)[8:]
-    first = {int(label): image for label, image in reversed(list(zip(labels, images, strict=True)))}
-    return JSONResponse([{"label": label, "pixels": first[label].tolist()} for label in sorted(first)])
+    answers = await request.state.client.predict(images)
+    worst_first = np.argsort(_margins(answers.activations, labels), kind="stable").tolist()
+    best = {int(labels[i]): i for i in worst_first}  # the last of each label stays
+
+    def offered(chosen: list[int]) -> list[dict[str, Any]]:
+        return [{"label": int(labels[i]), "pixels": images[i].tolist()} for i in chosen]
+
+    clear = [best[label] for label in sorted(best)]
+    return JSONResponse({"clear": offered(clear), "hard": offered(worst_first[:HARD])})
+
+
+def _margins(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """By how much the output of the label is brighter than the brightest other, (n,); below 0 where it is misread."""
+    is_label = np.arange(outputs.shape[1]) == labels[:, None]
+    margins: np.ndarray = outputs[is_label] - np.where(is_label, -np.inf, outputs).max(axis=1)
+    return margins
 
 
 async def network(request: Request) -> Response:
@@ -102,10 +122,16 @@ async def network(request: Request) -> Response:
 async def read_picture(request: Request) -> Response:
     """A picture in any form, or 784 pixels as they are -> the pixels, every layer, and what the lines show.
 
-    `milliseconds` is what the service took as seen from here, and `preparing` what made the picture 28x28.
+    With `?ink=light` the picture is a drawing, light on black. `digit` is null, and `nothing` says why, where the
+    picture shows none: whoever draws has only begun. `milliseconds` is what the service took as seen from here, and
+    `preparing` what made the picture 28x28.
     """
     body, began = await _body(request), time.perf_counter()
-    pixels = _pixels(body) if _is_raw(request) else await asyncio.to_thread(_to_pixels, body)
+    light_on_black = request.query_params.get("ink") == "light"
+    try:
+        pixels = _pixels(body) if _is_raw(request) else await asyncio.to_thread(_to_pixels, body, light_on_black)
+    except NoDigitError as e:
+        return JSONResponse({"digit": None, "nothing": f"the picture {e}"})
     prepared = time.perf_counter()
     found = await request.state.client.explain(pixels, ABOVE_THE_FIRST)
     answered = time.perf_counter()
@@ -140,9 +166,11 @@ async def neuron(request: Request) -> Response:
     )
 
 
-def _to_pixels(picture: bytes) -> Pixels:
+def _to_pixels(picture: bytes, light_on_black: bool) -> Pixels:
     try:
-        pixels: Pixels = read_bytes(picture)[0]
+        pixels: Pixels = read_bytes(picture, light_on_black=light_on_black)[0]
+    except NoDigitError:
+        raise
     except ImageError as e:
         raise HTTPException(422, f"the picture {e}") from None
     return pixels

@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,9 +20,10 @@ import numpy as np
 import pytest
 from authority import Authority
 from conftest import ANSWERS_WITHIN, ROOT, launch, serving
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from client.image import read_bytes
+from play.gateway import HARD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def size(chrome: Chrome, width: int, height: int, scheme: str = "light") -> None
 
 def opened(chrome: Chrome, page: str) -> None:
     chrome.get(page)
-    until(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "#samples button")) == 10)
+    until(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".samples button")) == 10 + HARD)
 
 
 def until(true: Any) -> None:
@@ -138,9 +138,13 @@ def take(browser: Chrome, label: int) -> None:
 
 
 def draw_seven(browser: Chrome) -> None:
+    draw(browser, SEVEN)
+
+
+def draw(browser: Chrome, places: list[tuple[int, int]]) -> None:
     pad = browser.find_element(By.ID, "pad")
     scale = pad.size["width"] / 280
-    (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in SEVEN]
+    (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in places]
     pen = ActionChains(browser, duration=20).move_to_element_with_offset(pad, x, y).click_and_hold()
     for x, y in others:
         pen.move_to_element_with_offset(pad, x, y)
@@ -151,6 +155,23 @@ def post(page: str, path: str, body: bytes, kind: str) -> dict[str, Any]:
     request = urllib.request.Request(f"{page}/{path}", body, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=WITHIN) as reply:
         return dict(json.load(reply))
+
+
+def samples_of(page: str) -> dict[str, list[dict[str, Any]]]:
+    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
+        return dict(json.load(reply))
+
+
+def shown(browser: Chrome) -> np.ndarray:
+    """The pixels that the page shows as sent, (784,)."""
+    picture = browser.find_element(By.TAG_NAME, "image").get_attribute("href")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))).convert("L")).reshape(-1)
+
+
+def on_the_pad(browser: Chrome) -> np.ndarray:
+    """What the client makes of the drawing on the pad, (784,)."""
+    drawn = browser.execute_script("return document.getElementById('pad').toDataURL()")
+    return read_bytes(base64.b64decode(drawn.split(",")[1]), light_on_black=True)[0]
 
 
 def png(picture: Image.Image) -> bytes:
@@ -196,7 +217,6 @@ def test_the_slopes_of_a_sure_output_are_told_apart(page: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "kind", "status", "sentence"),
     [
-        ("read", png(Image.new("L", (280, 280))), "image/png", 422, "the picture shows no digit"),
         ("read", b"no picture", "image/png", 422, "the picture is no picture"),
         ("read", bytes(783), "application/octet-stream", 400, "the body holds 783 bytes; expected 784 pixels"),
         ("neuron/4/0", bytes(784), "application/octet-stream", 400, "neurons[0].layer: is 4; expected 1, 2 or 3"),
@@ -230,23 +250,26 @@ def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> 
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_a_port_that_is_taken_is_one_sentence() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "play", "--port", port]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
-    assert done.returncode == 1
-    assert f"--port: cannot listen on 127.0.0.1 port {port}" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("path", ["read", "read?ink=light"])
+def test_a_picture_without_a_digit_is_no_mistake(page: str, path: str) -> None:
+    found = post(page, path, png(Image.new("L", (280, 280))), "image/png")
+    assert found["digit"] is None
+    assert found["nothing"].startswith("the picture shows no digit")
+
+
+def test_a_drawing_known_to_be_light_on_black_is_never_inverted(page: str) -> None:
+    dense = Image.new("L", (280, 280))
+    ImageDraw.Draw(dense).line([(60, 60), (220, 60), (120, 240)], fill=255, width=140, joint="curve")
+    share = np.asarray(dense.crop(dense.getbbox())).mean()
+    pixels = np.reshape(post(page, "read?ink=light", png(dense), "image/png")["pixels"], (28, 28))
+    rows, columns = np.flatnonzero(pixels.max(axis=1)), np.flatnonzero(pixels.max(axis=0))
+    assert pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() == pytest.approx(share, rel=0.05)
 
 
 @needs_browser
 def test_a_seven_drawn_with_the_pointer_is_read_as_one(browser: Chrome) -> None:
     draw_seven(browser)
     until(lambda: reads(browser, 7))
-    assert "ms (service" in browser.find_element(By.ID, "latency").text
     assert len(browser.find_elements(By.CSS_SELECTOR, "line.for:not([opacity='0'])")) > 5
     assert browser.find_element(By.CSS_SELECTOR, ".cell.won").get_attribute("aria-label").startswith("Output 7, ")
 
@@ -255,24 +278,86 @@ def test_a_seven_drawn_with_the_pointer_is_read_as_one(browser: Chrome) -> None:
 def test_what_is_shown_as_sent_is_what_the_client_makes_of_the_same_drawing(browser: Chrome) -> None:
     draw_seven(browser)
     until(lambda: reads(browser, 7))
+    until(lambda: np.array_equal(shown(browser), on_the_pad(browser)))  # once the last stroke is answered
 
-    def is_the_same() -> bool:
-        shown, drawn = browser.execute_script(
-            "return [document.querySelector('image').getAttribute('href'), document.getElementById('pad').toDataURL()]"
-        )
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))).convert("L")).reshape(-1)
-        return np.array_equal(pixels, read_bytes(base64.b64decode(drawn.split(",")[1]))[0])
 
-    until(is_the_same)  # once the last stroke is answered
+@needs_browser
+def test_a_dense_drawing_is_not_inverted(browser: Chrome) -> None:
+    rows = range(-110, 111, 20)
+    draw(browser, [(x, y) for i, y in enumerate(rows) for x in ((-100, 100) if i % 2 else (100, -100))])
+    until(lambda: said(browser).startswith("Reads"))
+    until(lambda: np.array_equal(shown(browser), on_the_pad(browser)))
+    assert shown(browser).reshape(28, 28)[6:22, 6:22].mean() > 200
+
+
+@needs_browser
+def test_a_stroke_on_a_photograph_begins_a_new_drawing(browser: Chrome, tmp_path: Path) -> None:
+    photograph = tmp_path / "seven.png"
+    photograph.write_bytes(png(ImageOps.invert(Image.open(io.BytesIO(drawn_seven())).convert("L"))))
+    browser.find_element(By.ID, "photo").send_keys(str(photograph))
+    until(lambda: reads(browser, 7))
+    browser.find_element(By.ID, "pad").send_keys(Keys.SPACE, *[Keys.ARROW_DOWN] * 17)
+    until(lambda: reads(browser, 1))
+    until(lambda: np.array_equal(shown(browser), on_the_pad(browser)))
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("start", "end"), [("#draw-title", "#verdict"), ("#about", "#neuron-title"), ("#pad", "#neuron-title")]
+)
+def test_a_stroke_from_beside_the_pad_or_over_its_edge_selects_no_text(browser: Chrome, start: str, end: str) -> None:
+    pad, first, last = (browser.find_element(By.CSS_SELECTOR, name) for name in ("#pad", start, end))
+    ActionChains(browser, duration=20).move_to_element(first).click_and_hold().move_to_element(pad).move_by_offset(
+        -20, 80
+    ).perform()
+    until(lambda: said(browser).startswith("Reads"))
+    ActionChains(browser, duration=20).move_to_element(last).perform()
+    assert browser.execute_script("return getSelection().toString()") == ""
+    ActionChains(browser).release().perform()
+    assert browser.execute_script("return getSelection().toString()") == ""
+
+
+@needs_browser
+def test_text_can_still_be_selected_after_a_stroke_from_beside_the_pad(browser: Chrome) -> None:
+    pad, about = browser.find_element(By.ID, "pad"), browser.find_element(By.ID, "about")
+    ActionChains(browser, duration=20).move_to_element(about).click_and_hold().move_to_element(pad).release().perform()
+    ActionChains(browser, duration=20).double_click(about).perform()
+    assert browser.execute_script("return getSelection().toString()").strip()
+
+
+def test_clear_samples_are_read_with_certainty_and_hard_ones_are_the_worst(
+    page: str, digits: np.ndarray, labels: np.ndarray
+) -> None:
+    raw = "application/octet-stream"
+    outputs = np.array([post(page, "read", image.tobytes(), raw)["layers"][2] for image in digits])
+    own = outputs[np.arange(100), labels]
+    others = np.where(np.eye(10, dtype=bool)[labels], 0, outputs).max(axis=1)
+    place = {image.tobytes(): i for i, image in enumerate(digits)}
+    offered = samples_of(page)
+    clear, hard = ([place[bytes(one["pixels"])] for one in offered[kind]] for kind in ("clear", "hard"))
+    assert [one["label"] for kind in ("clear", "hard") for one in offered[kind]] == labels[[*clear, *hard]].tolist()
+    assert labels[clear].tolist() == list(range(10))
+    assert own[clear].min() > 0.9
+    assert others[clear].max() < 0.1
+    assert (own - others)[hard].tolist() == sorted(own - others)[:HARD]
+    assert (own - others)[hard[0]] < 0, "one that is misread"
+
+
+@needs_browser
+def test_samples_are_named_clear_or_hard(browser: Chrome) -> None:
+    for row, title, name in (("samples", "or take a clear one", "A handwritten"), ("hard", "or a hard one", "A")):
+        group = browser.find_element(By.ID, row)
+        assert browser.find_element(By.ID, group.get_attribute("aria-labelledby")).text == title
+        names = [button.get_attribute("aria-label") for button in group.find_elements(By.TAG_NAME, "button")]
+        assert all(re.fullmatch(rf"{name} \d( that is hard to read)?", one) for one in names), names
+        assert all(("hard" in one) == (row == "hard") for one in names)
 
 
 @needs_browser
 def test_every_sample_is_answered_as_the_service_answers_it(browser: Chrome, page: str) -> None:
-    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
-        samples = json.load(reply)
-    assert [sample["label"] for sample in samples] == list(range(10))
+    samples = [sample for kind in ("clear", "hard") for sample in samples_of(page)[kind]]
     right = 0
-    for sample, button in zip(samples, browser.find_elements(By.CSS_SELECTOR, "#samples button"), strict=True):
+    for sample, button in zip(samples, browser.find_elements(By.CSS_SELECTOR, ".samples button"), strict=True):
         digit = post(page, "read", bytes(sample["pixels"]), "application/octet-stream")["digit"]
         button.click()
         until(lambda digit=digit: reads(browser, digit))
@@ -280,7 +365,7 @@ def test_every_sample_is_answered_as_the_service_answers_it(browser: Chrome, pag
         assert said(browser).endswith(f"{mistake}.")
         assert (";" in said(browser)) == bool(mistake)
         right += digit == sample["label"]
-    assert right >= 9
+    assert 10 <= right < 10 + HARD
 
 
 @needs_browser
@@ -318,6 +403,18 @@ def test_stepping_shows_the_layers_one_after_the_other(browser: Chrome) -> None:
     assert shown == [32, 16, 0, 16]
 
 
+@needs_browser
+@pytest.mark.parametrize(("name", "steps"), [("forth", [0, 1, 2, 3, 0]), ("back", [2, 1, 0, 3, 2])])
+def test_each_press_of_a_step_button_shows_another_step(browser: Chrome, name: str, steps: list[int]) -> None:
+    names = ["the pixels", "first hidden layer", "second hidden layer", "all layers"]
+    assert browser.find_element(By.ID, "step").text == names[-1]
+    shown = []
+    for _ in steps:
+        browser.find_element(By.ID, name).click()
+        shown.append(browser.find_element(By.ID, "step").text)
+    assert shown == [names[step] for step in steps]
+
+
 ROWS = """return [...document.querySelectorAll(arguments[0])].map(
     (row) => [...row.cells].map((cell) => cell.textContent))"""
 
@@ -332,8 +429,7 @@ def test_the_tables_hold_the_numbers_of_every_layer_and_of_the_neuron_shown(brow
     take(browser, 2)
     browser.find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#tables tbody tr")) == 42)
-    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
-        pixels = bytes(json.load(reply)[2]["pixels"])
+    pixels = bytes(samples_of(page)["clear"][2]["pixels"])
     found = post(page, "read", pixels, "application/octet-stream")
     expected = [[v, s] for i in (2, 0, 1) for v, s in zip(found["layers"][i], found["sums"][i], strict=True)]
     np.testing.assert_allclose(numbers(browser, "#tables tbody tr"), expected, atol=6e-5)
@@ -364,8 +460,7 @@ def test_weights_and_contributions_stand_in_numbers_beside_their_bars(browser: C
 @needs_browser
 def test_each_picture_of_a_neuron_has_its_own_scale(browser: Chrome, page: str) -> None:
     take(browser, 4)
-    with urllib.request.urlopen(f"{page}/samples", timeout=WITHIN) as reply:
-        pixels = bytes(json.load(reply)[4]["pixels"])
+    pixels = bytes(samples_of(page)["clear"][4]["pixels"])
     with urllib.request.urlopen(f"{page}/network", timeout=WITHIN) as reply:
         weights = json.load(reply)["weights"][0][5]
     contributions = post(page, "neuron/1/5", pixels, "application/octet-stream")["contributions"]
@@ -396,14 +491,45 @@ def titled(browser: Chrome) -> str:
     return browser.find_element(By.ID, "neuron-title").text
 
 
+def times(browser: Chrome) -> str:
+    return str(browser.find_element(By.ID, "latency").get_attribute("textContent"))
+
+
+@needs_browser
+def test_the_times_stand_with_the_tables_alone(browser: Chrome) -> None:
+    take(browser, 7)
+    until(lambda: "ms (service" in times(browser))
+    body = browser.find_element(By.TAG_NAME, "body")
+    assert not re.search(r"\d ms\b", body.text)
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    until(lambda: re.search(r"\d ms\b", body.text))
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_answer_is_in_sight_of_the_pad_and_moves_no_sample(
+    browser: Chrome, page: str, width: int, height: int
+) -> None:
+    size(browser, width, height)
+    opened(browser, page)
+    buttons = browser.find_elements(By.CSS_SELECTOR, ".samples button")
+    was = [button.rect for button in buttons]
+    for button in (buttons[0], *buttons[-HARD:]):
+        browser.execute_script("arguments[0].click()", button)  # without scrolling there
+        until(lambda: said(browser).startswith("Reads"))
+        answer = browser.find_element(By.CLASS_NAME, "answer").rect
+        assert answer["y"] + answer["height"] < height
+        assert [button.rect for button in buttons] == was
+
+
 @needs_browser
 def test_the_times_are_of_the_nearest_rank(browser: Chrome) -> None:
     took = []
     for n, label in ((1, 7), (2, 4)):
         take(browser, label)
-        until(lambda n=n: f"last {n}:" in browser.find_element(By.ID, "latency").text)
-        took.append(int(re.findall(r"answer (\d+) ms", browser.find_element(By.ID, "latency").text)[0]))
-    p50, p95 = re.findall(r"p50 (\d+), p95 (\d+)", browser.find_element(By.ID, "latency").text)[0]
+        until(lambda n=n: f"last {n}:" in times(browser))
+        took.append(int(re.findall(r"answer (\d+) ms", times(browser))[0]))
+    p50, p95 = re.findall(r"p50 (\d+), p95 (\d+)", times(browser))[0]
     assert [int(p50), int(p95)] == sorted(took), "of two the lower is the middle, and the higher holds 95 of 100"
 
 
@@ -421,10 +547,10 @@ def test_whatever_is_pressed_is_24_pixels_wide_and_apart(browser: Chrome, page: 
     size(browser, width, 800)
     opened(browser, page)
     boxes = browser.execute_script(
-        "return [...document.querySelectorAll('.hit, #samples button, .tools > *, .steps button, summary, a')]"
+        "return [...document.querySelectorAll('.hit, .samples button, .tools > *, .steps button, summary, a')]"
         ".map((one) => one.getBoundingClientRect().toJSON()).filter((box) => box.width)"
     )
-    assert len(boxes) >= 42 + 10 + 2 + 2 + 1
+    assert len(boxes) >= 42 + 10 + HARD + 2 + 2 + 1
     assert min(min(box["width"], box["height"]) for box in boxes) >= 24
     middles = np.array([[box["x"] + box["width"] / 2, box["y"] + box["height"] / 2] for box in boxes])
     apart = np.hypot(*(middles[:, None] - middles[None]).transpose(2, 0, 1)) + 99 * np.eye(len(boxes))
@@ -483,8 +609,13 @@ def test_a_photograph_is_read_and_no_picture_is_told(browser: Chrome, tmp_path: 
 
 @needs_browser
 def test_a_lowered_pen_is_no_mistake(browser: Chrome) -> None:
+    browser.get_log("browser")
     ActionChains(browser).send_keys(Keys.TAB, Keys.SPACE).perform()
     until(lambda: said(browser) == "Go on: too little yet for a digit.")
+    browser.find_element(By.ID, "clear").click()
+    browser.find_element(By.ID, "pad").click()
+    until(lambda: said(browser) == "Go on: too little yet for a digit.")
+    assert browser.get_log("browser") == []
 
 
 def test_the_page_is_had_from_a_server_with_tls_and_tokens(model_path: Path, tmp_path: Path) -> None:
@@ -496,13 +627,6 @@ def test_the_page_is_had_from_a_server_with_tls_and_tokens(model_path: Path, tmp
     with serving(model_path, *secured) as service, page_of(service.address, *shown) as page:
         found = post(page, "read", drawn_seven(), "image/png")
     assert found["digit"] == 7
-
-
-def test_a_page_without_its_token_file_does_not_start(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "play", "--token-file", str(tmp_path / "none")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN, check=False)
-    assert done.returncode == 2
-    assert "cannot be read: No such file" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @needs_browser
@@ -546,4 +670,4 @@ def test_the_page_breaks_no_rule_of_its_own_policy(browser: Chrome) -> None:
     browser.get_log("browser")
     draw_seven(browser)
     until(lambda: reads(browser, 7))
-    assert [entry for entry in browser.get_log("browser") if "422" not in entry["message"]] == []
+    assert browser.get_log("browser") == []

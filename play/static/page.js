@@ -16,7 +16,7 @@ const latencies = [];
 let network = null; // what serves
 let answer = null; // the last answer
 let chosen = [2, 0], byHand = false; // the neuron looked at: place of its layer, place in it; whether a person chose it
-let step = 3;
+let step = 3; // how many layers are shown; one further than all begins again at the pixels
 let ranks = []; // of cells, one behind the other: a layer each, or on a phone its two rows
 let cells = [], lines = [], picture = null, settled = 0;
 
@@ -36,8 +36,11 @@ async function answerAll() {
     next = null;
     const content = await job.content();
     const type = content instanceof Blob ? content.type : "application/octet-stream";
-    const reply = await fetched("read", { method: "POST", body: content, headers: { "Content-Type": type } }, job);
-    if (reply && job.drawing === drawing) {
+    const path = job.content === asPng ? "read?ink=light" : "read"; // what is light on the pad is ink, however much it is
+    const reply = await fetched(path, { method: "POST", body: content, headers: { "Content-Type": type } }, job);
+    if (reply && job.drawing === drawing && reply.digit === null) {
+      $("verdict").textContent = job.content === asPng ? "Go on: too little yet for a digit." : sentence(reply.nothing);
+    } else if (reply && job.drawing === drawing) {
       show(reply);
       requestAnimationFrame(() => setTimeout(() => tell(reply, job.label, performance.now() - job.began)));
     }
@@ -54,9 +57,8 @@ async function fetched(path, options = {}, job = null) {
       $("trouble").hidden = true;
       return body;
     }
-    if (reply.status === 422) { // nothing that could be a digit; whoever draws has only begun, with a first dot
-      const why = job.content === asPng ? "Go on: too little yet for a digit." : sentence(body.error);
-      if (job.drawing === drawing) $("verdict").textContent = why;
+    if (reply.status === 422) { // no picture
+      if (job.drawing === drawing) $("verdict").textContent = sentence(body.error);
       return null;
     }
     complain(reply.status >= 500 || reply.status === 429
@@ -87,7 +89,10 @@ function again(job) {
 async function start() {
   if ($("samples").childElementCount === 0) {
     const samples = await fetched("samples");
-    if (samples && $("samples").childElementCount === 0) samples.forEach(addSample);
+    if (samples && $("samples").childElementCount === 0) {
+      samples.clear.forEach((sample) => addSample($("samples"), sample, `A handwritten ${sample.label}`));
+      samples.hard.forEach((sample) => addSample($("hard"), sample, `A ${sample.label} that is hard to read`));
+    }
   }
   const found = await fetched("network");
   if (!found) return;
@@ -102,6 +107,7 @@ async function start() {
 
 const asPng = () => new Promise((resolve) => pad.toBlob(resolve, "image/png"));
 let last = null;
+let photographed = false; // what the pad shows is not light ink on black
 const pen = { x: 140, y: 60, down: false };
 
 function blank() {
@@ -110,12 +116,16 @@ function blank() {
 }
 
 function clear() {
+  erase();
+  pen.down = false;
+  $("pen").classList.remove("down");
+}
+
+function erase() {
   blank();
   drawing += 1;
   next = answer = looked = null;
-  byHand = false;
-  pen.down = false;
-  $("pen").classList.remove("down");
+  byHand = photographed = false;
   $("hint").hidden = false;
   $("digit").textContent = "?";
   $("verdict").textContent = "Nothing is drawn yet.";
@@ -124,6 +134,7 @@ function clear() {
 }
 
 function stroke(from, to) {
+  if (photographed) erase();
   $("hint").hidden = true;
   ink.strokeStyle = "#fff";
   ink.lineWidth = PEN;
@@ -139,12 +150,19 @@ function place(event) {
   return { x: (event.clientX - box.left) * pad.width / box.width, y: (event.clientY - box.top) * pad.height / box.height };
 }
 
-pad.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0) return;
+function begin(event) {
   pad.setPointerCapture(event.pointerId);
   last = place(event);
   stroke(last, last);
   ask(asPng, event.timeStamp);
+}
+
+pad.addEventListener("pointerdown", (event) => { if (event.button === 0) begin(event); });
+pad.addEventListener("pointerenter", (event) => { // pressed beside the pad, and drawn into it
+  if (event.buttons !== 1 || last) return;
+  getSelection().removeAllRanges();
+  document.body.classList.add("drawing");
+  begin(event);
 });
 pad.addEventListener("pointermove", (event) => {
   if (!last) return;
@@ -156,7 +174,12 @@ pad.addEventListener("pointermove", (event) => {
   }
   ask(asPng, event.timeStamp);
 });
-for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => { last = null; });
+for (const end of ["pointerup", "pointercancel"]) {
+  pad.addEventListener(end, () => {
+    last = null;
+    document.body.classList.remove("drawing");
+  });
+}
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -201,20 +224,22 @@ async function take(file) {
   if (!file) return;
   const began = performance.now();
   clear();
-  $("hint").hidden = true;
+  $("hint").hidden = photographed = true;
+  const mine = drawing;
   ask(async () => file, began);
   try {
     const image = await createImageBitmap(file);
+    if (mine !== drawing) return;
     const scale = Math.min(pad.width / image.width, pad.height / image.height);
     const [width, height] = [image.width * scale, image.height * scale];
     ink.drawImage(image, (pad.width - width) / 2, (pad.height - height) / 2, width, height);
   } catch { /* the gateway says what is wrong with it */ }
 }
 
-function addSample({ label, pixels }) {
+function addSample(row, { label, pixels }, name) {
   const button = document.createElement("button"), canvas = document.createElement("canvas");
   button.type = "button";
-  button.setAttribute("aria-label", `A handwritten ${label}`);
+  button.setAttribute("aria-label", name);
   canvas.width = canvas.height = SIDE;
   canvas.getContext("2d").putImageData(grey(pixels), 0, 0);
   button.append(canvas);
@@ -225,7 +250,7 @@ function addSample({ label, pixels }) {
     ink.drawImage(canvas, 0, 0, pad.width, pad.height);
     ask(async () => Uint8Array.from(pixels), event.timeStamp, label);
   });
-  $("samples").append(button);
+  row.append(button);
 }
 
 // --- showing ------------------------------------------------------------------------------------------------------
@@ -236,7 +261,7 @@ function show(reply) {
   render();
 }
 
-/** Says what was read and how long that took, once it is painted. */
+/** Says what was read, and among the tables how long that took, once it is painted. */
 function tell(reply, label, milliseconds) {
   if (reply !== answer) return;
   const brightness = reply.layers[2][reply.digit];
@@ -360,8 +385,6 @@ function render() {
     }));
   });
   $("step").textContent = STEPS[step];
-  $("back").setAttribute("aria-disabled", step === 0);
-  $("forth").setAttribute("aria-disabled", step === 3);
   renderTables();
   clearTimeout(settled); // a neuron is looked at when the pen rests: the answer comes first
   settled = setTimeout(() => look(...chosen, byHand), answer && last ? 120 : 0);
@@ -388,7 +411,7 @@ function highlight() {
 }
 
 for (const [id, by] of [["back", -1], ["forth", 1]]) {
-  $(id).addEventListener("click", () => { step = Math.min(3, Math.max(0, step + by)); render(); });
+  $(id).addEventListener("click", () => { step = (step + by + STEPS.length) % STEPS.length; render(); });
 }
 narrow.addEventListener("change", build);
 
@@ -409,6 +432,7 @@ async function look(layer, i, person = true) {
   const mine = ++looks, of = answer, name = nameOf(layer, i), weights = network.weights[layer][i];
   $("neuron-title").textContent = name;
   $("further").textContent = `${name}: see below`;
+  $("second-figure").hidden = !of;
   if (layer === 0) paint("first", weights, `weights of ${name} by pixel`);
   $("first-figure").hidden = layer !== 0;
   $("first-caption").textContent = "its weights, a pixel each";
