@@ -5,6 +5,7 @@ python scripts/draw_play.py [FOLDER]     needs model.onnx, chromium and chromium
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -20,11 +21,17 @@ from selenium.webdriver.common.by import By
 
 FOLDER = Path("docs/images")
 SEVEN = [(-60, -72), (0, -74), (60, -72), (35, -10), (10, 40), (-10, 85)]
+THREE = [
+    (round(radius * math.cos(math.radians(angle))), round(y + radius * math.sin(math.radians(angle))))
+    for y, radius, angles in ((-44, 42, range(-160, 81, 20)), (40, 46, range(-80, 161, 20)))
+    for angle in angles
+]
 """Pixels from the pad's middle."""
 
 WARM_UP = 10
 
 SCENES: dict[str, tuple[int, int, str, str]] = {
+    "page": (1280, 818, "dark", ""),
     "inside-desktop": (1440, 880, "light", ""),
     "inside-neuron": (1440, 880, "dark", "first"),
     "inside-phone": (390, 1660, "dark", ""),
@@ -90,7 +97,7 @@ def _take(browser: Any, url: str, scene: tuple[int, int, str, str], path: Path) 
         time.sleep(1)
         browser.execute_script("document.querySelectorAll('.cell')[5].focus()")
     else:
-        _draw(browser)
+        _draw(browser, THREE if path.stem == "page" else SEVEN)
     time.sleep(1.5)
     browser.save_screenshot(str(path))
     # A palette by area alone has no place for the accents, which are thin.
@@ -104,7 +111,7 @@ def _measure(browser: Any, url: str) -> None:
     _warm_up(browser)
     _draw(browser)
     time.sleep(1)
-    print(browser.find_element(By.ID, "latency").text)
+    print(browser.find_element(By.ID, "latency").get_attribute("textContent"))
 
 
 def _warm_up(browser: Any) -> None:
@@ -115,10 +122,10 @@ def _warm_up(browser: Any) -> None:
         browser.find_element(By.ID, "clear").click()
 
 
-def _draw(browser: Any) -> None:
+def _draw(browser: Any, stroke: list[tuple[int, int]] = SEVEN) -> None:
     pad = browser.find_element(By.ID, "pad")
     scale = pad.size["width"] / 280
-    (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in SEVEN]
+    (x, y), *others = [(round(x * scale), round(y * scale)) for x, y in stroke]
     pen = ActionChains(browser, duration=60).move_to_element_with_offset(pad, x, y).click_and_hold()
     for x, y in others:
         pen.move_to_element_with_offset(pad, x, y)
