@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from client.digits import AsyncDigitsClient, DigitsClient
     from client.messages import DigitsError, Explained, Explanation, FieldViolation, Network, Predictions
+    from client.pixels import ImageError, prepare
 
 __all__ = [
     "AsyncDigitsClient",
@@ -14,16 +15,23 @@ __all__ = [
     "Explained",
     "Explanation",
     "FieldViolation",
+    "ImageError",
     "Network",
     "Predictions",
+    "prepare",
 ]
+
+_MODULES = {
+    **dict.fromkeys(("AsyncDigitsClient", "DigitsClient"), "client.digits"),
+    **dict.fromkeys(("ImageError", "prepare"), "client.pixels"),
+}
 
 
 def __getattr__(name: str) -> object:
     """Import what is named at its first use: gRPC takes most of a start, and Ctrl-C is to be dealt with before it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module("client.digits" if name.endswith("DigitsClient") else "client.messages")
+    module = import_module(_MODULES.get(name, "client.messages"))
     return getattr(module, name)
 
 

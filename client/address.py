@@ -6,7 +6,10 @@ gRPC itself takes a port of 70000 as 4464, `http://HOST` as a host named `http`,
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import urllib.parse
+from typing import NamedTuple
 
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p")
 _HOSTS = ("", "dns", "ipv4", "ipv6")  # the schemes under which hosts and ports stand
@@ -35,6 +38,52 @@ def authority(address: str) -> str | None:
     """What names the server in each call where gRPC has no name of its own: HTTP knows no :authority of several."""
     _, _, hosts = _parts(address)
     return hosts[0] if len(hosts) > 1 else None
+
+
+def endpoints(address: str) -> list[tuple[str, int] | str]:
+    """Where a socket would connect to: (host, port), or a path; none where only gRPC can find out."""
+    scheme, asked, hosts = _parts(address)
+    if scheme in _HOSTS and not asked:
+        return [(host.strip("[]"), int(port)) for host, _, port in (each.rpartition(":") for each in hosts)]
+    if scheme == "unix":
+        return [hosts[0].removeprefix("//")]
+    return ["\0" + hosts[0]] if scheme == "unix-abstract" else []
+
+
+def proxy(address: str) -> Proxy | None:
+    """The proxy of the environment that gRPC's own rules choose for the address; none to this machine."""
+    names = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in os.environ]
+    found = endpoints(address)
+    if not names or len(found) != 1 or isinstance(found[0], str) or is_this_machine(address):
+        return None
+    past = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC reads these alone)
+    url = urllib.parse.urlsplit(os.environ[names[0]])
+    if url.scheme != "http" or not url.hostname or any(_is_past(found[0][0], entry) for entry in past.split(",")):
+        return None
+    credentials = urllib.parse.unquote(url.netloc.rpartition("@")[0])
+    return Proxy(names[0], url.hostname, url.port or 443, credentials)
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy: the variable that names it, where it is, and `user:password` or nothing."""
+
+    variable: str
+    host: str
+    port: int
+    credentials: str
+
+
+def _is_past(host: str, entry: str) -> bool:
+    """Whether an entry of `no_proxy` covers a host: as its end, or as the network of its address."""
+    entry = entry.strip().lower()
+    if not entry:
+        return False
+    if host.lower().endswith(entry):
+        return True
+    try:
+        return "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return False
 
 
 def _parts(address: str) -> tuple[str, str, list[str]]:

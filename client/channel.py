@@ -5,26 +5,34 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from grpc_health.v1.health_pb2_grpc import HealthStub
+import grpc
 
-from client.address import authority, checked
-from client.messages import REQUEST_ID, SERVICE, new_request_id
+from client.address import authority, checked, is_this_machine
+from client.connection_diagnostics import Tls, probe, sentence
+from client.messages import REQUEST_ID, SERVICE, DigitsError, new_request_id, to_error
 from client.secure import Token, channel_credentials
-from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable, Iterable
     from pathlib import Path
-
-    import grpc
 
 TIMEOUT = 5.0
 """Seconds that a call may take unless told otherwise."""
 
 _LONGEST = 1e9
 """Seconds, 31 years: gRPC takes a longer time for one that is over."""
+
+SETTLES_WITHIN = 0.5
+"""Seconds after which a connection that is neither made nor refused is looked into, while it goes on trying."""
+
+_OUT_OF_TIME = "Deadline Exceeded"
+"""What gRPC itself says then; a server has a sentence of its own."""
+
+READY, FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
@@ -88,21 +96,57 @@ class Channel:
         self._address = checked(address)
         self._token = Token(token_file, address=address, encrypted=self._credentials is not None)
         self._more = metadata
+        tls = Tls(tls_ca, tls_cert, tls_key, known=credentials is None)
+        self._tls = None if self._credentials is None else tls
         self._is_closed = False
-        self._channel = self._open()
-        self._stub: Any = DigitServiceStub(self._channel)
-        self._health: Any = HealthStub(self._channel)
+        self._is_reached = False
+        self._connect()
+
+    def _connect(self) -> None:
+        """Open the channel, or prepare for it."""
+        raise NotImplementedError
 
     def _open(self, *more: tuple[str, Any]) -> Any:
         """A channel, with more of gRPC's options."""
         options = [*_OPTIONS, *more]
         if (name := authority(self._address)) is not None:
             options.append(("grpc.default_authority", name))
+        # gRPC would ask a proxy of the environment for localhost too; nor does a token go to one in plain text.
+        if is_this_machine(self._address):
+            options.append(("grpc.enable_http_proxy", 0))
         if self._credentials is not None:
             return self._api.secure_channel(self._address, self._credentials, options)
-        # Nor does a token go in plain text to a proxy, which gRPC would ask for localhost too.
-        options += [("grpc.enable_http_proxy", 0)] if self._token.metadata() else []
         return self._api.insecure_channel(self._address, options)
+
+    def _probe(self, until: float) -> concurrent.futures.Future[str | None]:
+        """Begin to find out why there is no connection; to be told before the call's time is up."""
+        return probe(self._address, self._tls, within=0.8 * (until - time.monotonic()))
+
+    def _unreached(self, state: Any, reason: str | None, seconds: float) -> DigitsError | None:
+        """The error of a first call whose channel came to that state; None where the call may tell more.
+
+        The retries of a call are for a server that is started anew: where none was ever reached they would only make
+        the caller wait.
+        """
+        if state is READY:
+            self._is_reached = True
+            return None
+        if state is FAILED:
+            return DigitsError(grpc.StatusCode.UNAVAILABLE, reason) if reason else None
+        late = f"no connection within {seconds:g} s"
+        said = f"{reason}; {late}" if reason else f"{self._address}: {late}"
+        return DigitsError(grpc.StatusCode.DEADLINE_EXCEEDED, said)
+
+    def _failed(self, error: Any, request_id: str, seconds: float, reason: str | None) -> DigitsError:
+        """The error of a call that had so many seconds, with the reason where there was no connection."""
+        said = error.details() or "no reason given"
+        if said == _OUT_OF_TIME:
+            said = f"{self._address}: no answer within {seconds:g} s"
+        return to_error(error, request_id, said=sentence(said, reason, self._address))
+
+    def _is_open_question(self, error: Any, until: float) -> bool:
+        """Whether a probe may tell more than the error of a call."""
+        return error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < until
 
     def _check_open(self) -> None:
         """RuntimeError after `close`; grpcio has an error of its own for each way to call, or ends the process."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from client.channel import Channel
+from client.connection import AsyncConnection, Connection
 from client.messages import (
     SERVICE,
     DigitsError,
     Explained,
     Network,
-    Pixels,
     Predictions,
-    to_error,
     to_explain_request,
     to_explained,
     to_network,
@@ -31,8 +30,7 @@ from service.pb.digits.v1.digits_pb2 import GetNetworkRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 
-    from google.protobuf.message import Message
-
+    from client.pixels import Pixels
     from service.pb.digits.v1.digits_pb2 import PredictRequest
 
 STREAM_TIMEOUT = 3600.0
@@ -41,7 +39,7 @@ STREAM_TIMEOUT = 3600.0
 _ASK_AGAIN = 0.1
 
 
-class DigitsClient(Channel):
+class DigitsClient(Connection):
     """A connection to a server at `address`, which is host:port or another of gRPC's names; a context manager.
 
     `timeout` is in seconds and holds for each call that does not bring its own, but not for streams. The channel is TLS
@@ -52,8 +50,6 @@ class DigitsClient(Channel):
     Raises ValueError, naming the parameter, for what cannot be used. Calls raise DigitsError where the server does not
     answer, ValueError where the images are no images, and RuntimeError after `close`.
     """
-
-    _api: ClassVar[Any] = grpc
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +70,11 @@ class DigitsClient(Channel):
         model_version: str = "",
         timeout: float | None = None,
     ) -> Predictions:
-        """The digits in uint8 images (n, 784), (n, 28, 28) or one of these; 0 is background and 255 ink."""
+        """The digits in images: arrays, tensors or lists of (n, 784), (n, 28, 28) or one of these, pictures or files.
+
+        0 is background; ink is 255 as uint8, 1 as float, True as bool. A path, an open binary file or a PIL image is
+        brought into that form first. docs/client.md has the table; what is ambiguous is refused with ValueError.
+        """
         request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
         return to_predictions(*self._ask(self._stub.Predict, request, timeout))
 
@@ -121,12 +121,15 @@ class DigitsClient(Channel):
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=self._within(timeout), metadata=metadata)
+        within = self._within(timeout)
+        until = time.monotonic() + within
+        left = self._reach(within)
+        replies = self._stub.PredictStream(requests(), timeout=left, metadata=metadata)
         try:
             for reply in replies:
                 yield to_predictions(reply, request_id)
         except grpc.RpcError as e:
-            raise to_error(e, request_id) from None
+            raise self._failed(e, request_id, within, self._why(e, until)) from None
         finally:
             replies.cancel()
         if failed:
@@ -140,6 +143,7 @@ class DigitsClient(Channel):
             reply = self._health.Check(request, timeout=self._within(timeout), metadata=self._token.metadata())
         except grpc.RpcError:
             return False
+        self._is_reached = True
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def health(self, service: str = "", *, timeout: float = 1.0) -> str:
@@ -149,13 +153,14 @@ class DigitsClient(Channel):
         """
         self._check_open()
         request, within = health_pb2.HealthCheckRequest(service=service), self._within(timeout)
+        until = time.monotonic() + within
         # A server that says NOT_SERVING is left out by the channel of all other calls.
         with self._open(("grpc.inhibit_health_checking", 1)) as channel:
             stub: Any = HealthStub(channel)
             try:
                 reply = stub.Check(request, timeout=within, metadata=self._token.metadata())
             except grpc.RpcError as e:
-                raise to_error(e) from None
+                raise self._failed(e, "", within, self._why(e, until)) from None
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     def wait_until_serving(self, timeout: float) -> None:
@@ -163,22 +168,12 @@ class DigitsClient(Channel):
         until = time.monotonic() + timeout
         while not self.is_serving():
             if time.monotonic() >= until:
-                raise _not_serving(timeout)
+                raise _not_serving(timeout, self._told(self._probe(math.inf), math.inf))
             time.sleep(_ASK_AGAIN)
 
-    def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
-        """The reply, and the request id that it was asked with; DigitsError where there is none."""
-        request_id, metadata = self._begin()
-        try:
-            return rpc(request, timeout=self._within(timeout), metadata=metadata), request_id
-        except grpc.RpcError as e:
-            raise to_error(e, request_id) from None
 
-
-class AsyncDigitsClient(Channel):
+class AsyncDigitsClient(AsyncConnection):
     """As DigitsClient, for asyncio; an async context manager."""
-
-    _api: ClassVar[Any] = aio
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,7 +184,8 @@ class AsyncDigitsClient(Channel):
     async def close(self) -> None:
         """Hang up."""
         self._is_closed = True
-        await self._channel.close()
+        if self._loop is asyncio.get_running_loop():
+            await self._channel.close()
 
     async def predict(
         self,
@@ -240,12 +236,15 @@ class AsyncDigitsClient(Channel):
             except Exception as e:  # noqa: BLE001 (raised again below)
                 failed.append(e)
 
-        replies = self._stub.PredictStream(requests(), timeout=self._within(timeout), metadata=metadata)
+        within = self._within(timeout)
+        until = time.monotonic() + within
+        left = await self._reach(within)
+        replies = self._stub.PredictStream(requests(), timeout=left, metadata=metadata)
         try:
             async for reply in replies:
                 yield to_predictions(reply, request_id)
         except aio.AioRpcError as e:
-            raise to_error(e, request_id) from None
+            raise self._failed(e, request_id, within, await self._why(e, until)) from None
         finally:
             replies.cancel()
         if failed:
@@ -259,18 +258,20 @@ class AsyncDigitsClient(Channel):
             reply = await self._health.Check(request, timeout=self._within(timeout), metadata=self._token.metadata())
         except aio.AioRpcError:
             return False
+        self._is_reached = True
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def health(self, service: str = "", *, timeout: float = 1.0) -> str:
         """As DigitsClient.health."""
         self._check_open()
         request, within = health_pb2.HealthCheckRequest(service=service), self._within(timeout)
+        until = time.monotonic() + within
         async with self._open(("grpc.inhibit_health_checking", 1)) as channel:
             stub: Any = HealthStub(channel)
             try:
                 reply = await stub.Check(request, timeout=within, metadata=self._token.metadata())
             except aio.AioRpcError as e:
-                raise to_error(e) from None
+                raise self._failed(e, "", within, await self._why(e, until)) from None
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     async def wait_until_serving(self, timeout: float) -> None:
@@ -278,17 +279,10 @@ class AsyncDigitsClient(Channel):
         until = time.monotonic() + timeout
         while not await self.is_serving():
             if time.monotonic() >= until:
-                raise _not_serving(timeout)
+                raise _not_serving(timeout, await self._told(self._probe(math.inf), math.inf))
             await asyncio.sleep(_ASK_AGAIN)
 
-    async def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
-        """The reply, and the request id that it was asked with; DigitsError where there is none."""
-        request_id, metadata = self._begin()
-        try:
-            return await rpc(request, timeout=self._within(timeout), metadata=metadata), request_id
-        except aio.AioRpcError as e:
-            raise to_error(e, request_id) from None
 
-
-def _not_serving(seconds: float) -> DigitsError:
-    return DigitsError(grpc.StatusCode.UNAVAILABLE, f"health did not say SERVING within {seconds:g} s")
+def _not_serving(seconds: float, reason: str | None) -> DigitsError:
+    late = f"health did not say SERVING within {seconds:g} s"
+    return DigitsError(grpc.StatusCode.UNAVAILABLE, f"{reason}; {late}" if reason else late)

@@ -18,11 +18,24 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from client import ink
+from client.pixels import SIDE, ImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any, BinaryIO
 
-SIDE = 28
+__all__ = [
+    "FORMATS",
+    "LARGEST_FILE",
+    "ImageError",
+    "Pixels",
+    "from_array",
+    "read",
+    "read_bytes",
+    "read_file",
+    "to_mnist",
+]
+
 BOX = 20
 WORKING_SIDE = 256
 """Pixels of the longer side while the ink is looked for: a photograph has more than that takes."""
@@ -46,10 +59,6 @@ Pixels = npt.NDArray[np.uint8]
 Grey = npt.NDArray[np.float64]
 
 
-class ImageError(Exception):
-    """The file holds no digit that can be read; the text says which file and why."""
-
-
 class NoDigitError(ImageError):
     """The picture is a sound one, but blank, or nearly so."""
 
@@ -68,6 +77,21 @@ def read(path: Path) -> Pixels:
 def read_open(file: BinaryIO) -> Pixels:
     """As `read`, for a file that is open; the text of an ImageError names none."""
     return read_bytes(_content(file))
+
+
+def read_file(file: BinaryIO) -> Pixels:
+    """As `read`, for an open binary file, from where it stands."""
+    try:
+        return read_open(file)
+    except OSError as e:
+        raise ImageError(f"the file cannot be read: {e.strerror or e}") from None
+    except ImageError as e:
+        raise ImageError(f"{getattr(file, 'name', 'the file')}: {e}") from None
+
+
+def from_array(array: npt.NDArray[Any]) -> Pixels:
+    """As `to_mnist`, for uint8 (height, width) or (height, width, 3 or 4): uint8 (1, 784)."""
+    return to_mnist(Image.fromarray(array))[None]
 
 
 def read_bytes(content: bytes, *, light_on_black: bool = False) -> Pixels:
@@ -123,8 +147,10 @@ def _cut_out(upright: Image.Image) -> Image.Image | None:
 
 
 def _content(file: BinaryIO) -> bytes:
+    content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
+    if not isinstance(content, bytes):
+        raise ImageError("is open as text; expected a binary file, open(path, 'rb')")
     try:
-        content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
         if len(content) > LARGEST_FILE:
             raise ImageError(f"is larger than the {LARGEST_FILE:,} bytes that are read")
         if content.startswith(b"\x1f\x8b"):
@@ -132,8 +158,6 @@ def _content(file: BinaryIO) -> bytes:
                 content = packed.read(LARGEST_FILE + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise ImageError("is a damaged gzip file") from None
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}") from None
     if not content:
         raise ImageError("is empty")
     if len(content) > LARGEST_FILE:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
 
+from client.pixels import to_bytes
 from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 
 if TYPE_CHECKING:
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from client.pixels import Pixels
     from service.pb.digits.v1.digits_pb2 import ExplainResponse, GetNetworkResponse, PredictResponse
 
-PIXELS = 784
 HIDDEN = 16
 REQUEST_ID = "x-request-id"
 SERVICE = "digits.v1.DigitService"
 
-Pixels = npt.NDArray[np.uint8] | bytes
 Floats = npt.NDArray[np.float32]
 
 
@@ -142,12 +142,9 @@ class DigitsError(Exception):
 
 
 def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_version: str = "") -> PredictRequest:
-    """The message for images given as uint8 (n, 784), (n, 28, 28), (784,) or (28, 28), or as their bytes.
-
-    Raises ValueError, naming type and shape, for anything else.
-    """
+    """The message for images as `client.pixels.to_bytes` takes them; ValueError, naming what is wrong, for others."""
     return PredictRequest(
-        pixels=_image_bytes(pixels), include_hidden_layers=include_hidden_layers, model_version=model_version
+        pixels=to_bytes(pixels), include_hidden_layers=include_hidden_layers, model_version=model_version
     )
 
 
@@ -172,7 +169,7 @@ def to_explain_request(
     pixels: Pixels, neurons: Iterable[tuple[int, int]] = (), *, model_version: str = ""
 ) -> ExplainRequest:
     """The message for images as in `to_request` and neurons as (layer 1 to 3, place in it); ValueError for others."""
-    return ExplainRequest(pixels=_image_bytes(pixels), neurons=map(_neuron, neurons), model_version=model_version)
+    return ExplainRequest(pixels=to_bytes(pixels), neurons=map(_neuron, neurons), model_version=model_version)
 
 
 def to_explained(reply: ExplainResponse, request_id: str) -> Explained:
@@ -212,8 +209,8 @@ def to_network(reply: GetNetworkResponse) -> Network:
     )
 
 
-def to_error(error: Any, request_id: str = "") -> DigitsError:
-    """The error of a call (grpc.RpcError, of either API) with its details unpacked."""
+def to_error(error: Any, request_id: str = "", *, said: str) -> DigitsError:
+    """The error of a call (grpc.RpcError, of either API), what it says, and its details unpacked."""
     violations: list[FieldViolation] = []
     retry_after = None
     for detail in _details(error):
@@ -224,7 +221,7 @@ def to_error(error: Any, request_id: str = "") -> DigitsError:
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
     return DigitsError(
         error.code(),
-        error.details() or "no reason given",
+        said,
         request_id=request_id,
         violations=tuple(violations),
         retry_after=retry_after,
@@ -250,18 +247,3 @@ def _neuron(asked: tuple[int, int]) -> Neuron:
         return Neuron(layer=layer, index=index)
     except (TypeError, ValueError):  # which is all that protobuf says of a number too large
         raise ValueError(f"neurons holds {asked!r}; expected (layer 1 to 3, place in it)") from None
-
-
-def _image_bytes(pixels: Pixels) -> bytes:
-    if isinstance(pixels, bytes):
-        if not pixels or len(pixels) % PIXELS:
-            raise ValueError(f"pixels holds {len(pixels)} bytes; expected n x {PIXELS}, n at least 1")
-        return pixels
-    array = np.asarray(pixels)
-    rows, squares = array.shape[-1:] == (PIXELS,), array.shape[-2:] == (28, 28)
-    shaped = (rows and array.ndim <= 2) or (squares and array.ndim <= 3)
-    if array.dtype != np.uint8 or not shaped or not array.size:
-        raise ValueError(
-            f"pixels is {array.dtype}{list(array.shape)}; expected uint8, [n, 784], [n, 28, 28] or one image of these"
-        )
-    return array.tobytes()

@@ -45,6 +45,25 @@ def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: 
         raise ValueError(f"tls_cert {tls_cert} and tls_key {tls_key}: {found}") from None
 
 
+def probe_context(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> ssl.SSLContext:
+    """What shows and trusts the same in a handshake of Python's own, which tells why it fails."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC: any certificate of tls_ca is trusted
+    context.load_default_certs() if tls_ca is None else context.load_verify_locations(tls_ca)
+    if tls_cert is not None:
+        context.load_cert_chain(tls_cert, tls_key, password="")
+    return context
+
+
+def trusting_context() -> ssl.SSLContext:
+    """A context that trusts anyone, to find out whether a server speaks TLS at all; nothing is sent with it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 class Token:
     """The bearer token in a file, read again when the file changes; no metadata where there is no file.
 

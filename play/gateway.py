@@ -133,7 +133,7 @@ async def read_picture(request: Request) -> Response:
     except NoDigitError as e:
         return JSONResponse({"digit": None, "nothing": f"the picture {e}"})
     prepared = time.perf_counter()
-    found = await request.state.client.explain(pixels, ABOVE_THE_FIRST)
+    found = await request.state.client.explain(pixels.tobytes(), ABOVE_THE_FIRST)
     answered = time.perf_counter()
     answers, explanations = found.answers, found.explanations[0]
     return JSONResponse(
@@ -157,7 +157,7 @@ async def neuron(request: Request) -> Response:
     pixels = _pixels(await _body(request))
     asked = (request.path_params["layer"], request.path_params["index"])
     try:
-        found = await request.state.client.explain(pixels, [asked])
+        found = await request.state.client.explain(pixels.tobytes(), [asked])
     except ValueError as e:
         raise HTTPException(400, str(e)) from None
     why = found.explanations[0][0]

@@ -1,0 +1,167 @@
+"""How a call meets its server: the first connection waited for, a failed one explained; sync and for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import grpc
+from grpc import aio
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from client.channel import FAILED, READY, SETTLES_WITHIN, Channel
+from client.connection_diagnostics import AWAITED
+from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
+
+if TYPE_CHECKING:
+    import concurrent.futures
+
+    from google.protobuf.message import Message
+
+
+class Connection(Channel):
+    """The common part of DigitsClient's calls: a channel that is open from the start."""
+
+    _api: ClassVar[Any] = grpc
+
+    def _connect(self) -> None:
+        self._channel = self._open()
+        self._stub: Any = DigitServiceStub(self._channel)
+        self._health: Any = HealthStub(self._channel)
+
+    def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
+        """The reply, and the request id that it was asked with; DigitsError where there is none."""
+        request_id, metadata = self._begin()
+        within = self._within(timeout)
+        until = time.monotonic() + within
+        left = within if self._is_reached else self._reach(within)
+        try:
+            return rpc(request, timeout=left, metadata=metadata), request_id
+        except grpc.RpcError as e:
+            raise self._failed(e, request_id, within, self._why(e, until)) from None
+
+    def _reach(self, within: float) -> float:
+        """Wait until there is a first connection; the seconds that are left. DigitsError where there will be none."""
+        if self._is_reached:
+            return within
+        until = time.monotonic() + within
+        state, reason = self._settled(min(within / 2, SETTLES_WITHIN)), None
+        if state is not READY:
+            reason = self._told(self._probe(until), until)
+        if state is None:
+            state = self._settled(until - time.monotonic())
+        if (error := self._unreached(state, reason, within)) is not None:
+            raise error
+        return max(until - time.monotonic(), 0.001)
+
+    def _settled(self, within: float) -> grpc.ChannelConnectivity | None:
+        """Whether the channel is connected or failed to; None where it is neither in that time."""
+        until = time.monotonic() + within
+        states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+        tell = states.put
+        self._channel.subscribe(tell, try_to_connect=True)
+        try:
+            while (state := states.get(timeout=max(until - time.monotonic(), 0))) not in (READY, FAILED):
+                pass
+        except queue.Empty:
+            return None
+        finally:
+            self._channel.unsubscribe(tell)
+        return state
+
+    def _why(self, error: Any, until: float) -> str | None:
+        """The reason of a call's failure, where it was the connection's."""
+        return self._told(self._probe(until), until) if self._is_open_question(error, until) else None
+
+    def _told(self, found: concurrent.futures.Future[str | None], until: float) -> str | None:
+        """What a probe found, if it did in time."""
+        try:
+            return found.result(min(until - time.monotonic(), AWAITED))
+        except TimeoutError:
+            return None
+
+
+class AsyncConnection(Channel):
+    """As Connection, for asyncio: a channel for the event loop that runs, opened at the first call in it."""
+
+    _api: ClassVar[Any] = aio
+
+    def _connect(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: Any = None
+
+    @property
+    def _stub(self) -> Any:
+        """The calls of the running event loop."""
+        self._bind()
+        return self._calls
+
+    @property
+    def _health(self) -> Any:
+        self._bind()
+        return self._checks
+
+    def _bind(self) -> None:
+        """Make the channel in the loop that runs: gRPC's belongs to one loop, and a client may be made before any.
+
+        Raises RuntimeError where the loop of earlier calls still runs, in another thread.
+        """
+        self._check_open()
+        running = asyncio.get_running_loop()
+        if self._loop is running:
+            return
+        if self._loop is not None and self._loop.is_running():
+            raise RuntimeError(
+                f"the client of {self._address} is in use by the event loop of another thread; expected one for each"
+            )
+        self._loop, self._channel, self._is_reached = running, self._open(), False
+        self._calls, self._checks = DigitServiceStub(self._channel), HealthStub(self._channel)
+
+    async def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
+        """The reply, and the request id that it was asked with; DigitsError where there is none."""
+        request_id, metadata = self._begin()
+        within = self._within(timeout)
+        until = time.monotonic() + within
+        left = within if self._is_reached else await self._reach(within)
+        try:
+            return await rpc(request, timeout=left, metadata=metadata), request_id
+        except aio.AioRpcError as e:
+            raise self._failed(e, request_id, within, await self._why(e, until)) from None
+
+    async def _reach(self, within: float) -> float:
+        """As Connection._reach."""
+        self._bind()
+        if self._is_reached:
+            return within
+        until = time.monotonic() + within
+        state, reason = await self._settled(min(within / 2, SETTLES_WITHIN)), None
+        if state is not READY:
+            reason = await self._told(self._probe(until), until)
+        if state is None:
+            state = await self._settled(until - time.monotonic())
+        if (error := self._unreached(state, reason, within)) is not None:
+            raise error
+        return max(until - time.monotonic(), 0.001)
+
+    async def _settled(self, within: float) -> grpc.ChannelConnectivity | None:
+        """As Connection._settled, looked at again and again: a watch that is left would outlive the event loop."""
+        until, pause = time.monotonic() + within, 0.001
+        while (state := self._channel.get_state(try_to_connect=True)) not in (READY, FAILED):
+            if time.monotonic() >= until:
+                return None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return READY if state is READY else FAILED
+
+    async def _why(self, error: Any, until: float) -> str | None:
+        """As Connection._why."""
+        return await self._told(self._probe(until), until) if self._is_open_question(error, until) else None
+
+    async def _told(self, found: concurrent.futures.Future[str | None], until: float) -> str | None:
+        """As Connection._told."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(found), min(until - time.monotonic(), AWAITED))
+        except TimeoutError:
+            return None

@@ -1,0 +1,209 @@
+"""What callers have -> the bytes of a request: arrays, tensors, lists, pictures, files; the ambiguous is refused."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from PIL.Image import Image
+
+PIXELS = 784
+SIDE = 28
+
+Levels = npt.NDArray[np.uint8]
+Picture: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image"
+Pixels: TypeAlias = "npt.ArrayLike | bytearray | Picture | Sequence[Picture]"
+"""What `to_bytes` takes; also any object with `__array__`, `__array_interface__`, `__dlpack__` or a buffer."""
+
+_UINT8 = np.dtype(np.uint8)
+_BACKGROUND_TO_INK = "expected uint8 from 0, background, to 255, ink; or bool; or floats from 0 to 1"
+_SHAPES = f"expected [n, {PIXELS}], [n, {SIDE}, {SIDE}] or one image of these"
+
+
+class ImageError(ValueError):
+    """Input that holds no digit that can be read; the text says what it is and why."""
+
+
+def to_bytes(pixels: Pixels) -> bytes:
+    """Images as n x 784 bytes: 0 is background and 255 ink.
+
+    Takes raw bytes as they are; arrays of [n, 784], [n, 28, 28] or one image, with axes of length 1 anywhere, as uint8,
+    bool, other integers from 0 to 255 or floats from 0 to 1; pictures as `prepare` reads them, and lists of pictures.
+    Raises ImageError, a ValueError, for anything else, and for a mask of 0 and 1 and ink that is dark on light.
+    """
+    if isinstance(pixels, np.ndarray):
+        array = pixels
+    elif isinstance(pixels, bytes):
+        return _raw(pixels)
+    elif isinstance(pixels, bytearray | memoryview) and memoryview(pixels).format == "B":
+        return _raw(bytes(pixels))
+    else:
+        array = _array(pixels)
+    if not _is_images(array.shape):
+        raise ImageError(_misshapen(array))
+    raw = array.tobytes() if array.dtype is _UINT8 else _levels(array).tobytes()
+    # Digits have ink over 127 and a black corner, which is seen in a tenth of a microsecond; others are looked at.
+    if raw.isascii():
+        _check_mask(raw)
+    if raw[::PIXELS].count(0) < len(raw) // PIXELS:
+        _check_polarity(raw)
+    return raw
+
+
+def prepare(picture: Pixels) -> Levels:
+    """A photograph or drawing of one digit in MNIST's form, or the images of an IDX file: uint8 (n, 784).
+
+    Takes a path, an open binary file, a PIL image, or an array of any (height, width), or (height, width, 3 or 4) with
+    colours; dark on light or light on dark. Raises ImageError where there is no digit, and ImportError without Pillow.
+    """
+    if _is_picture(picture):
+        return _read(picture)
+    array = _levels(_array(picture))
+    squeezed = array.squeeze()
+    if squeezed.shape == (PIXELS,):
+        squeezed = squeezed.reshape(SIDE, SIDE)
+    if squeezed.ndim != 2 and not (squeezed.ndim == 3 and squeezed.shape[2] in (3, 4)):
+        raise ImageError(
+            f"picture is {_described(array)}; expected one picture, [height, width] or with 3 or 4 colours"
+        )
+    found: Levels = _reader().from_array(squeezed)
+    return found
+
+
+def _raw(pixels: bytes) -> bytes:
+    if not pixels or len(pixels) % PIXELS:
+        raise ImageError(f"pixels holds {len(pixels)} bytes; expected n x {PIXELS}, n at least 1")
+    return pixels
+
+
+@functools.lru_cache
+def _is_images(shape: tuple[int, ...]) -> bool:
+    kept = tuple(n for n in shape if n != 1)
+    rows, squares = kept[-1:] == (PIXELS,), kept[-2:] == (SIDE, SIDE)
+    return ((rows and len(kept) <= 2) or (squares and len(kept) <= 3)) and 0 not in kept
+
+
+def _array(pixels: Any) -> npt.NDArray[Any]:
+    """The numbers of anything that has some; pictures are prepared."""
+    if _is_picture(pixels):
+        return _read(pixels)
+    if isinstance(pixels, list | tuple) and pixels and _is_picture(pixels[0]):
+        return np.concatenate([_read(each) for each in pixels])
+    only_dlpack = hasattr(pixels, "__dlpack__") and not hasattr(pixels, "__array__")
+    try:
+        array = np.from_dlpack(pixels) if only_dlpack else np.asarray(pixels)
+    except (BufferError, RuntimeError, TypeError, ValueError) as e:
+        # Such as a list of lists of several lengths, a tensor on a GPU, or one that needs its gradient.
+        why = str(e).split("\n", 1)[0]
+        hint = ": pass pixels.detach().cpu()" if hasattr(pixels, "detach") else ""
+        raise ImageError(f"pixels is {type(pixels).__name__} and becomes no array ({why}){hint}") from None
+    if array.dtype.kind not in "buif":
+        raise ImageError(f"pixels is {type(pixels).__name__} of {array.dtype}; {_BACKGROUND_TO_INK}")
+    return array
+
+
+def _levels(array: npt.NDArray[Any]) -> Levels:
+    """Bool, integers and floats as uint8."""
+    kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if kind not in "uif":
+        raise ImageError(f"pixels is {_described(array)}; {_BACKGROUND_TO_INK}")
+    top = 1 if kind == "f" else 255
+    outside = ~((array >= 0) & (array <= top))  # NaN is outside too
+    if outside.any():
+        raise ImageError(_out_of_range(array, outside, top))
+    if kind == "f":
+        array = np.rint(array.astype(np.float32) * np.float32(255))
+    return array.astype(np.uint8)
+
+
+def _out_of_range(array: npt.NDArray[Any], outside: npt.NDArray[np.bool_], top: int) -> str:
+    at = int(np.argmax(outside))
+    value, low, high = array.flat[at], array.min(), array.max()
+    expected = "floats from 0, background, to 1, ink" if top == 1 else "integers from 0, background, to 255, ink"
+    if top == 1 and low >= 0 and 1 < high <= 255:
+        advice = ": divide by 255"
+    elif low < 0:
+        advice = ": undo the normalisation"
+    else:
+        advice = ""
+    return f"{_place(at // PIXELS, array.size // PIXELS)} holds {value}; expected {expected}{advice}"
+
+
+def _check_mask(raw: bytes) -> None:
+    """Blank images are some; a brightest pixel of 1 is nearly always a mask, which would be read as blank."""
+    if max(raw) == 1:
+        raise ImageError("pixels holds 0 and 1 alone; expected 0 to 255: multiply by 255, or pass bool or floats")
+
+
+def _check_polarity(raw: bytes) -> None:
+    """Refuse dark ink on light paper: what surrounds it, and most of the picture, is lighter than the average."""
+    images = np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE)
+    border = np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
+    # Three quarters of the border, since a stroke may run off the picture.
+    paper = np.minimum(np.percentile(border, 25, axis=1), np.median(images, axis=(1, 2)))
+    dark_on_light = paper > images.mean(axis=(1, 2))
+    if dark_on_light.any():
+        place = _place(int(np.argmax(dark_on_light)), len(images))
+        raise ImageError(
+            f"{place} is dark on light; expected light ink on 0, black: pass 255 - pixels, "
+            "or client.prepare(pixels) for a photograph or drawing"
+        )
+
+
+def _misshapen(array: npt.NDArray[Any]) -> str:
+    coloured = array.ndim >= 3 and array.shape[-1] in (3, 4)
+    advice = "; client.prepare(pixels) takes a picture in colour" if coloured else ""
+    return f"pixels is {_described(array)}; {_SHAPES}{advice}"
+
+
+def _described(array: npt.NDArray[Any]) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _place(row: int, rows: int) -> str:
+    return "pixels" if rows == 1 else f"pixels[{row}]"
+
+
+def _is_picture(value: Any) -> bool:
+    pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
+    return (
+        isinstance(value, str | os.PathLike)
+        or hasattr(value, "read")
+        or (pillow is not None and isinstance(value, pillow.Image))
+    )
+
+
+def _read(picture: Any) -> Levels:
+    image = _reader()
+    found: Levels
+    if isinstance(picture, str | os.PathLike):
+        found = image.read(Path(picture))
+    elif hasattr(picture, "read"):
+        found = image.read_file(picture)
+    elif _is_picture(picture):
+        found = image.to_mnist(picture)[None]
+    else:
+        raise ImageError(f"pixels holds {type(picture).__name__} among pictures; expected paths, files or PIL images")
+    return found
+
+
+def _reader() -> ModuleType:
+    try:
+        from client import image  # noqa: PLC0415 (Pillow is an extra, and slow to import)
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] != "PIL":
+            raise
+        raise ImportError("pictures need Pillow: pip install 'digitserve[client]'") from None
+    return image
