@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import grpc
 
 from client.address import authority, checked, is_this_machine
-from client.connection_diagnostics import Tls, probe, sentence
+from client.connection_diagnostics import Tls, is_unconnected, probe
 from client.messages import REQUEST_ID, SERVICE, DigitsError, new_request_id, to_error
 from client.secure import Token, channel_credentials
 
@@ -139,14 +139,16 @@ class Channel:
 
     def _failed(self, error: Any, request_id: str, seconds: float, reason: str | None) -> DigitsError:
         """The error of a call that had so many seconds, with the reason where there was no connection."""
-        said = error.details() or "no reason given"
+        said = reason or error.details() or "no reason given"
         if said == _OUT_OF_TIME:
             said = f"{self._address}: no answer within {seconds:g} s"
-        return to_error(error, request_id, said=sentence(said, reason, self._address))
+        elif reason is None and "backend unhealthy" in said:
+            said = f"{self._address}: the server says NOT_SERVING"
+        return to_error(error, request_id, said=said)
 
     def _is_open_question(self, error: Any, until: float) -> bool:
         """Whether a probe may tell more than the error of a call."""
-        return error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < until
+        return is_unconnected(error.details() or "") and time.monotonic() < until
 
     def _check_open(self) -> None:
         """RuntimeError after `close`; grpcio has an error of its own for each way to call, or ends the process."""

@@ -35,7 +35,7 @@ _SPEAKS_WITHIN = 0.3
 """Seconds after which a server is taken to wait for the client's first word; most begin themselves."""
 
 _OF_GRPC = re.compile(r"(connections to all backends failing|failed to connect to all addresses|errors resolving|DNS )")
-"""How gRPC's own sentences begin where there was no connection; a server's are never replaced."""
+"""How gRPC's own sentences begin where there was no connection."""
 
 # Numbers of OpenSSL's x509_vfy.h, and what its alerts are called.
 _UNTRUSTED = {2, 18, 19, 20, 21}
@@ -84,13 +84,9 @@ def probe(address: str, tls: Tls | None, *, within: float) -> concurrent.futures
     return found
 
 
-def sentence(said: str, reason: str | None, address: str) -> str:
-    """What a failed call says: gRPC's own words give way to the reason, a server's stay."""
-    if "backend unhealthy" in said:
-        return f"{address}: the server says NOT_SERVING"
-    if reason is None:
-        return said
-    return reason if _OF_GRPC.match(said) else f"{said}; {reason}"
+def is_unconnected(said: str) -> bool:
+    """Whether a call's sentence is gRPC's own for want of a connection: a server's is never looked into."""
+    return _OF_GRPC.match(said) is not None
 
 
 def _explain(address: str, tls: Tls | None, until: float) -> str | None:
