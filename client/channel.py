@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from client.address import authority, checked, is_this_machine
 from client.connection_diagnostics import Tls, is_unconnected, probe
@@ -32,7 +33,11 @@ SETTLES_WITHIN = 0.5
 _OUT_OF_TIME = "Deadline Exceeded"
 """What gRPC itself says then; a server has a sentence of its own."""
 
-READY, FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+LATE = grpc.StatusCode.DEADLINE_EXCEEDED
+UNMET = (grpc.StatusCode.UNAVAILABLE, LATE)
+"""How a call ends that may have met no server."""
+
+WHOLE_SERVER = HealthCheckRequest()
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
@@ -122,20 +127,15 @@ class Channel:
         """Begin to find out why there is no connection; to be told before the call's time is up."""
         return probe(self._address, self._tls, within=0.8 * (until - time.monotonic()))
 
-    def _unreached(self, state: Any, reason: str | None, seconds: float) -> DigitsError | None:
-        """The error of a first call whose channel came to that state; None where the call may tell more.
-
-        The retries of a call are for a server that is started anew: where none was ever reached they would only make
-        the caller wait.
-        """
-        if state is READY:
-            self._is_reached = True
-            return None
-        if state is FAILED:
-            return DigitsError(grpc.StatusCode.UNAVAILABLE, reason) if reason else None
-        late = f"no connection within {seconds:g} s"
-        said = f"{reason}; {late}" if reason else f"{self._address}: {late}"
-        return DigitsError(grpc.StatusCode.DEADLINE_EXCEEDED, said)
+    def _unreached(self, code: grpc.StatusCode, reason: str | None, seconds: float) -> DigitsError | None:
+        """The error of a first call, whose check of health ended so; None where the call itself may tell more."""
+        if code is LATE:
+            late = f"{reason}; no connection" if reason else f"{self._address}: no answer"
+            return DigitsError(code, f"{late} within {seconds:g} s")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return DigitsError(code, reason) if reason else None
+        self._is_reached = True
+        return None
 
     def _failed(self, error: Any, request_id: str, seconds: float, reason: str | None) -> DigitsError:
         """The error of a call that had so many seconds, with the reason where there was no connection."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +10,7 @@ import grpc
 from grpc import aio
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from client.channel import FAILED, READY, SETTLES_WITHIN, Channel
+from client.channel import LATE, SETTLES_WITHIN, UNMET, WHOLE_SERVER, Channel
 from client.connection_diagnostics import AWAITED
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
@@ -43,33 +42,30 @@ class Connection(Channel):
             raise self._failed(e, request_id, within, self._why(e, until)) from None
 
     def _reach(self, within: float) -> float:
-        """Wait until there is a first connection; the seconds that are left. DigitsError where there will be none."""
+        """Meet the server for the first time; the seconds that are left. DigitsError where there is none to meet.
+
+        Health is asked, since its calls are not retried: they fail when the connection does. The retries of other calls
+        are for a server that is started anew, and would only keep waiting who has the wrong address.
+        """
         if self._is_reached:
             return within
         until = time.monotonic() + within
-        state, reason = self._settled(min(within / 2, SETTLES_WITHIN)), None
-        if state is not READY:
+        code, reason = self._check(min(within / 2, SETTLES_WITHIN)), None
+        if code in UNMET:
             reason = self._told(self._probe(until), until)
-        if state is None:
-            state = self._settled(until - time.monotonic())
-        if (error := self._unreached(state, reason, within)) is not None:
+        if code is LATE:
+            code = self._check(until - time.monotonic())
+        if (error := self._unreached(code, reason, within)) is not None:
             raise error
         return max(until - time.monotonic(), 0.001)
 
-    def _settled(self, within: float) -> grpc.ChannelConnectivity | None:
-        """Whether the channel is connected or failed to; None where it is neither in that time."""
-        until = time.monotonic() + within
-        states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
-        tell = states.put
-        self._channel.subscribe(tell, try_to_connect=True)
+    def _check(self, within: float) -> grpc.StatusCode:
         try:
-            while (state := states.get(timeout=max(until - time.monotonic(), 0))) not in (READY, FAILED):
-                pass
-        except queue.Empty:
-            return None
-        finally:
-            self._channel.unsubscribe(tell)
-        return state
+            self._health.Check(WHOLE_SERVER, timeout=max(within, 0.001), metadata=self._token.metadata())
+        except grpc.RpcError as e:
+            code: grpc.StatusCode = e.code()
+            return code
+        return grpc.StatusCode.OK
 
     def _why(self, error: Any, until: float) -> str | None:
         """The reason of a call's failure, where it was the connection's."""
@@ -136,24 +132,21 @@ class AsyncConnection(Channel):
         if self._is_reached:
             return within
         until = time.monotonic() + within
-        state, reason = await self._settled(min(within / 2, SETTLES_WITHIN)), None
-        if state is not READY:
+        code, reason = await self._check(min(within / 2, SETTLES_WITHIN)), None
+        if code in UNMET:
             reason = await self._told(self._probe(until), until)
-        if state is None:
-            state = await self._settled(until - time.monotonic())
-        if (error := self._unreached(state, reason, within)) is not None:
+        if code is LATE:
+            code = await self._check(until - time.monotonic())
+        if (error := self._unreached(code, reason, within)) is not None:
             raise error
         return max(until - time.monotonic(), 0.001)
 
-    async def _settled(self, within: float) -> grpc.ChannelConnectivity | None:
-        """As Connection._settled, looked at again and again: a watch that is left would outlive the event loop."""
-        until, pause = time.monotonic() + within, 0.001
-        while (state := self._channel.get_state(try_to_connect=True)) not in (READY, FAILED):
-            if time.monotonic() >= until:
-                return None
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.05)
-        return READY if state is READY else FAILED
+    async def _check(self, within: float) -> grpc.StatusCode:
+        try:
+            await self._health.Check(WHOLE_SERVER, timeout=max(within, 0.001), metadata=self._token.metadata())
+        except aio.AioRpcError as e:
+            return e.code()
+        return grpc.StatusCode.OK
 
     async def _why(self, error: Any, until: float) -> str | None:
         """As Connection._why."""
