@@ -4,8 +4,9 @@
 .PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
-# One worker a core, eight at most; `.venv/bin/python -m pytest FILE` runs a file by itself, without workers.
-PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+# One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
+# `.venv/bin/python -m pytest FILE` runs a file without workers.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
 EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 
@@ -18,10 +19,10 @@ run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on
 play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
 	@$(PY) scripts/look.py
 
-test: .venv/dev.stamp ## run the quick tests, in a minute or three; `make check` runs all of them
+test: .venv/dev.stamp model.onnx ## run the quick tests, in two minutes on two cores
 	@$(PYTEST) -m "not slow"
 
-test-all: .venv/dev.stamp ## run every test
+test-all: .venv/dev.stamp model.onnx ## run every test, the slow ones too
 	@$(PYTEST)
 
 gpu: .venv-gpu/stamp ## make .venv-gpu: ONNX Runtime for CUDA and all else (3 GB)

@@ -45,16 +45,6 @@ settings.register_profile("any pace", deadline=None, suppress_health_check=[Heal
 settings.load_profile("any pace")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their module on one worker of pytest-xdist, so that it is made once."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        scopes = {made.scope for found in item._fixtureinfo.name2fixturedefs.values() for made in found[-1:]}
-        if "module" in scopes and item.get_closest_marker("xdist_group") is None:
-            transport = item.callspec.params.get("transport", "") if hasattr(item, "callspec") else ""
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {transport}".strip()))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line for each reason to skip, with its number of tests: most of them are the same test over and over."""
     skipped = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 CLIENTS = ROOT / ".venv" / "clients"
 PROGRAMS = ROOT / "tests" / "public_clients"
 
-# They share environments, which are made on first use.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("public clients")]
+pytestmark = pytest.mark.slow
 
 
 def python_with(name: str, *requirements: str) -> Path:

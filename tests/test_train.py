@@ -61,6 +61,7 @@ def test_the_same_recipe_gives_the_same_weights_to_the_last_bit(short: Run, exam
     assert len(set(weights)) == short.recipe.seeds
 
 
+@pytest.mark.slow
 def test_learns_a_hundred_digits_by_heart(short: Run, examples: Examples) -> None:
     assert short.epochs[-1].loss.mean() < short.epochs[0].loss.mean() / 10
     for network in short.networks:
@@ -69,6 +70,7 @@ def test_learns_a_hundred_digits_by_heart(short: Run, examples: Examples) -> Non
         assert ((forward.activations > 0.5).sum(axis=1) == 1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_accuracy_told_on_the_way_is_that_of_the_network_handed_over(short: Run, examples: Examples) -> None:
     told = short.epochs[-1].accuracy
     assert told is not None
@@ -76,6 +78,7 @@ def test_the_accuracy_told_on_the_way_is_that_of_the_network_handed_over(short: 
         assert accuracy == pytest.approx((network.forward(examples.images).digit == examples.labels).mean())
 
 
+@pytest.mark.slow
 def test_the_learning_curve_is_drawn_the_same_every_time(tmp_path: Path, short: Run) -> None:
     for name in ("first.png", "second.png"):
         plots.learning_curve(short.epochs, "a title", tmp_path / name)

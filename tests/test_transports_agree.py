@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import needs_native, serving
 
+from service.metrics import NATIVE_SERIES
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 from service.pb.inference import open_inference_pb2 as pb
 
@@ -51,6 +52,13 @@ def channels(addresses: tuple[str, str]) -> Iterator[list[grpc.Channel]]:
     yield found
     for channel in found:
         channel.close()
+
+
+def test_both_make_the_same_series_but_for_those_of_the_native_one(model_path: Path) -> None:
+    with serving(model_path, "--transport", "grpcio") as a, serving(model_path, "--transport", "native") as b:
+        of_grpcio, of_native = ({name for name, _ in service.series()} for service in (a, b))
+    assert of_native - of_grpcio == NATIVE_SERIES
+    assert of_grpcio <= of_native
 
 
 def refused(error: Any, replies: tuple[bytes, ...] = ()) -> Heard:
