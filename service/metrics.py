@@ -110,6 +110,11 @@ class Metrics(Collector):
             "Times that a run of the model did not come back, the event loop stood still, or a thread ended.",
             registry=registry,
         )
+        self.transport_restarts = Counter(
+            "digits_transport_restarts_total",
+            "Times that the gRPC server of the grpcio transport ended by itself and was replaced.",
+            registry=registry,
+        )
         self.rotations = _counter(
             registry,
             "digits_credentials_rotations_total",

@@ -118,6 +118,7 @@ class Server:
             tokens=self._tokens,
             open_health=settings.open_health,
             tracing=self._tracing,
+            changed=self._health_changed,
         )
         return batcher, transport
 
@@ -194,7 +195,7 @@ class Server:
     @property
     def _trouble(self) -> str:
         """What keeps the server from serving, in a line for the operator; nothing while all is well."""
-        return self._watchdog.trouble or self._keeper.trouble
+        return self._watchdog.trouble or self._keeper.trouble or self.transport.trouble
 
     def _is_serving(self) -> bool:
         """What health says, for any thread to ask, also while the event loop stands still."""

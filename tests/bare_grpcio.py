@@ -14,7 +14,7 @@ from service.transports.grpcio import GrpcioTransport
 from service.transports.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from service.handlers import Service
 
@@ -29,7 +29,9 @@ class Bare(SimpleNamespace):
 
 
 @asynccontextmanager
-async def listening(services: Sequence[Service] = (), *, grace: float = 5, **limits: Any) -> AsyncIterator[Bare]:
+async def listening(
+    services: Sequence[Service] = (), *, grace: float = 5, changed: Callable[[], object] = bool, **limits: Any
+) -> AsyncIterator[Bare]:
     """A server that says SERVING, within these limits; `limits` are the fields of `Limits`."""
     registry = CollectorRegistry()
     queue: Any = SimpleNamespace(is_full=False)
@@ -40,6 +42,7 @@ async def listening(services: Sequence[Service] = (), *, grace: float = 5, **lim
         make_logger("json", "error"),
         limits=Limits(**{"max_batch": 8, **limits}),
         with_reflection=True,
+        changed=changed,
     )
     port = await transport.start("127.0.0.1", 0)
     await transport.say(True)

@@ -79,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("grpc", "grpc_health", "grpc_reflection", "structlog"),
     },
     "service/transports/grpcio_health.py": {"grpc", "grpc_health"},
+    "service/transports/grpcio_server.py": {*("service.errors", "service.metrics", "service.transports"), "grpc"},
     "service/transports/counts.py": {
         *("service.distribution", "service.metrics", "service.statistics", "service.transports"),
         "prometheus_client",

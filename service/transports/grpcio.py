@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
-from grpc import aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from service.errors import AddressInUse
-from service.transports.address import check_free
 from service.transports.ahead import ReadAhead
 from service.transports.grpcio_health import HealthServicer
+from service.transports.grpcio_server import RestartingServer
 from service.transports.observed import Observer
+from service.transports.reports import Reports
 from service.transports.streams import OpenStreams
 from service.transports.traced import TracedObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from threading import Thread
 
     from structlog.typing import FilteringBoundLogger
@@ -63,8 +60,8 @@ class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `say` tells health, `stop` drains.
 
     While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
-    bring one, health checks too unless `open_health`; with `tracing` each call has a span. Raises AddressInUse from
-    `start`.
+    bring one, health checks too unless `open_health`; with `tracing` each call has a span. `changed` is called when
+    `trouble` has changed. Raises AddressInUse from `start`.
     """
 
     def __init__(
@@ -80,10 +77,10 @@ class GrpcioTransport:
         tokens: Tokens | None = None,
         open_health: bool = True,
         tracing: Tracing | None = None,
+        changed: Callable[[], object] = bool,
     ) -> None:
         self.threads: tuple[Thread, ...] = ()
         """None of its own: the library has them."""
-        self._tls = tls
         self._line = line
         self._streams = OpenStreams()
         names = [service.name for service in services]
@@ -91,7 +88,8 @@ class GrpcioTransport:
         open_services = [health.SERVICE_NAME] if open_health else []
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
         self._observer = observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
-        self._server = aio.server(options=_options(limits))
+        credentials = None if tls is None else _Certificates(tls).credentials
+        self._server = RestartingServer(_options(limits), credentials, metrics, Reports(log), changed)
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))
         # The standard services register with this object as if it were the server.
@@ -110,7 +108,8 @@ class GrpcioTransport:
             for name in _PREDICTIONS & observed.keys()
         }
         inside = grpc.method_handlers_generic_handler(service, observed)
-        self._server.add_generic_rpc_handlers((_Door(self._line, inside, at_the_door),))
+        methods = [f"/{service}/{name}" for name in observed]
+        self._server.add_handler(_Door(self._line, inside, at_the_door), methods)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Nothing: generated code hands over the same RPCs by the method above too."""
@@ -118,18 +117,12 @@ class GrpcioTransport:
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
         await self.say(False)
-        check_free(host, port)
-        try:
-            bound = self._listen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        except RuntimeError as e:
-            raise AddressInUse(f"cannot listen on {host} port {port}") from e
-        await self._server.start()
-        return bound
+        return await self._server.start(host, port)
 
-    def _listen(self, address: str) -> int:
-        if self._tls is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, _credentials(self._tls))
+    @property
+    def trouble(self) -> str:
+        """What keeps calls from being taken, in a line for the operator; empty while the port is open."""
+        return self._server.trouble
 
     async def say(self, serving: bool) -> None:
         """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
@@ -173,21 +166,31 @@ def _methods(service: Service) -> dict[str, Any]:
     }
 
 
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    latest: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
+class _Certificates:
+    """The latest certificate of `tls`, for each server that one port has had."""
 
-    def use(pem: Pem) -> None:
-        latest.append(grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca))
+    def __init__(self, tls: Tls) -> None:
+        self._needs_client_certificates = tls.needs_client_certificates
+        tls.take_up(self._use)
 
-    def changed() -> Any:
-        """Asked at each handshake, on threads of grpcio; its stubs leave out that None stands for no change."""
-        with suppress(IndexError):
-            return latest.pop()
+    def _use(self, pem: Pem) -> None:
+        self._latest = grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
 
-    tls.take_up(use)
-    return grpc.dynamic_ssl_server_credentials(
-        changed(), changed, require_client_authentication=tls.needs_client_certificates
-    )
+    def credentials(self) -> grpc.ServerCredentials:
+        """Make credentials for one server."""
+        used = self._latest
+
+        def changed() -> Any:
+            """Asked at each handshake, on threads of grpcio; its stubs leave out that None stands for no change."""
+            nonlocal used
+            if used is self._latest:
+                return None
+            used = self._latest
+            return used
+
+        return grpc.dynamic_ssl_server_credentials(
+            used, changed, require_client_authentication=self._needs_client_certificates
+        )
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

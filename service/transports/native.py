@@ -99,6 +99,9 @@ class NativeTransport:
     unless `open_health`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
     """
 
+    trouble = ""
+    """Its threads hold the port; whether they live is the watchdog's to tell."""
+
     def __init__(
         self,
         services: Sequence[Service],

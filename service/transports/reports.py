@@ -20,6 +20,7 @@ class Reports:
         of_a_kind = (Overloaded, DeadlinePassed, ModelUnavailable, Unauthenticated)
         self._seldom: dict[type[Exception], RateLimiter] = {kind: RateLimiter() for kind in of_a_kind}
         self._handshakes = RateLimiter()
+        self._crashes = RateLimiter()
 
     def call(self, error: Exception, **about: str) -> None:
         """A call was refused, or failed by a fault of ours."""
@@ -34,3 +35,8 @@ class Reports:
         """A connection has come to no TLS."""
         if (others := self._handshakes.suppressed()) is not None:
             self._log.warning("handshake failed", peer=peer, reason=reason, others=others)
+
+    def crash(self, error: BaseException) -> None:
+        """Log that the server of the port ended and is replaced."""
+        if (others := self._crashes.suppressed()) is not None:
+            self._log.error("server restarted", reason=f"{type(error).__name__}: {error}", others=others)

@@ -1,0 +1,191 @@
+"""grpc.aio's server, made to outlive what ends its accept loop.
+
+In grpcio 1.85 that loop decodes the path of every call as UTF-8, and one byte that is not ends it: the port is closed,
+and no call is answered again. So paths that are no RPC of ours do not reach it: each RPC is registered with the C core,
+which compares bytes, and whatever else comes is answered UNIMPLEMENTED without a look at its path. If the loop ends all
+the same, another server takes the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from grpc._cython import cygrpc  # type: ignore[attr-defined] # its stubs leave it out
+
+from service.errors import AddressInUse
+from service.transports.address import check_free
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import grpc
+
+    from service.metrics import Metrics
+    from service.transports.reports import Reports
+
+_RETIREMENT = 10.0
+"""Seconds that calls in flight have on a server whose accept loop has ended."""
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+"""Seconds between two tries to listen on the port again."""
+
+_INTERNALS = {
+    "_request_call": ["self"],
+    "_request_registered_call": ["self", "method"],
+    "_make_request_call_future": ["self", "method_bytes"],
+    "_serving_task_crash_handler": ["self", "task"],
+    "_handle_rpc": [
+        *("method_name", "method_resolver", "interceptors", "rpc_state", "loop"),
+        "concurrency_exceeded",
+    ],
+    "_schedule_rpc_coro": ["rpc_coro", "rpc_state", "loop", "method_name"],
+}
+
+
+def _has_known_internals() -> bool:
+    for name, parameters in _INTERNALS.items():
+        found: Any = getattr(cygrpc.AioServer, name, None) or getattr(cygrpc, name, None)
+        if found is None or [*inspect.signature(found).parameters] != parameters:
+            return False
+    return True
+
+
+HAS_KNOWN_INTERNALS = _has_known_internals()
+"""Whether this grpcio has what `_AioServer` builds on; of another the accept loop is left as it is."""
+
+
+class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
+    """Takes the calls of each registered method in a task of its own.
+
+    Upstream's loop waits for all of them at once at every call, which costs a fifth more.
+    """
+
+    def __init__(
+        self,
+        options: Sequence[tuple[str, int]],
+        handlers: Sequence[grpc.GenericRpcHandler],
+        methods: Sequence[str],
+        crashed: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(cygrpc.get_working_loop(), None, handlers, (), options, None)
+        self._crashed = crashed
+        self._calls: set[asyncio.Task[None]] = set()
+        self._handlers = cygrpc._MethodResolver([*handlers], {})  # noqa: SLF001 (as its own loop does)
+        if HAS_KNOWN_INTERNALS:
+            # Without handlers: the core tells the methods apart, and the generic handlers choose who answers.
+            self.add_registered_method_handlers(dict.fromkeys(methods))
+
+    def _make_request_call_future(self, method_bytes: bytes | None) -> asyncio.Task[None]:
+        """Return what ends when no call can be taken any more; upstream's is the next call."""
+        if not HAS_KNOWN_INTERNALS:
+            future: asyncio.Task[None] = super()._make_request_call_future(method_bytes)
+            return future
+        return asyncio.create_task(self._accept(method_bytes))
+
+    async def _accept(self, method: bytes | None) -> None:
+        name, handlers = ("", _NO_HANDLERS) if method is None else (method.decode(), self._handlers)
+        request = self._request_call if method is None else partial(self._request_registered_call, method)
+        loop = asyncio.get_running_loop()
+        while True:
+            call = await request()
+            answer = cygrpc._handle_rpc(name, handlers, (), call, loop, False)  # noqa: SLF001 (as its own loop does)
+            task = loop.create_task(cygrpc._schedule_rpc_coro(answer, call, loop, name))  # noqa: SLF001 (likewise)
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    def _serving_task_crash_handler(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and self.is_running():
+            self._crashed(error)
+
+    async def retire(self) -> None:
+        """Close the port after a crash, and end once the calls in flight have."""
+        with suppress(Exception):  # after it has closed the port it raises what ended the loop
+            await self.shutdown(_RETIREMENT)
+        await self.shutdown(_RETIREMENT)
+
+
+_NO_HANDLERS = cygrpc._MethodResolver([], {})  # noqa: SLF001 (as its own loop does)
+
+
+class RestartingServer:
+    """Serves handlers on one port; when a server's accept loop ends, another takes the port.
+
+    Calls in flight are kept. `trouble` is empty while the port is open; `changed` is called when it changes.
+    """
+
+    def __init__(
+        self,
+        options: Sequence[tuple[str, int]],
+        credentials: Callable[[], grpc.ServerCredentials] | None,
+        metrics: Metrics,
+        reports: Reports,
+        changed: Callable[[], object],
+    ) -> None:
+        self.trouble = ""
+        self._options = options
+        self._credentials = credentials
+        self._metrics = metrics
+        self._reports = reports
+        self._changed = changed
+        self._handlers: list[grpc.GenericRpcHandler] = []
+        self._methods: list[str] = []
+        self._retiring: dict[asyncio.Task[None], _AioServer] = {}
+
+    def add_handler(self, handler: grpc.GenericRpcHandler, methods: Iterable[str]) -> None:
+        """Serve these methods, given by path, before `start`."""
+        self._handlers.append(handler)
+        self._methods += methods
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port; AddressInUse if that fails."""
+        self._host, self._port = host, port
+        self._replacing = asyncio.get_running_loop().create_future()
+        self._replacing.set_result(None)
+        await self._start()
+        return self._port
+
+    async def _start(self) -> None:
+        check_free(self._host, self._port)
+        server = _AioServer(self._options, self._handlers, self._methods, self._on_crash)
+        address = (f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}").encode()
+        if self._credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, self._credentials())
+        if not port:
+            raise AddressInUse(f"cannot listen on {self._host} port {self._port}")
+        self._port = port
+        await server.start()
+        self._server = server
+
+    def _on_crash(self, error: BaseException) -> None:
+        self._metrics.transport_restarts.inc()
+        self._reports.crash(error)
+        self.trouble = "the gRPC port is closed: its server ended and is being replaced"
+        self._changed()
+        retiring = asyncio.create_task(self._server.retire())
+        self._retiring[retiring] = self._server
+        retiring.add_done_callback(self._retiring.pop)
+        self._replacing = asyncio.create_task(self._replace())
+
+    async def _replace(self) -> None:
+        pause = _SHORTEST_PAUSE
+        while True:
+            await asyncio.sleep(pause)  # the port is still being closed; nor may crashes take all the time there is
+            try:
+                await self._start()
+            except AddressInUse:
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                break
+        self.trouble = ""
+        self._changed()
+
+    async def stop(self, grace: float) -> None:
+        """Close the port at once, and cancel what is in flight after `grace` seconds."""
+        self._replacing.cancel()
+        await asyncio.gather(*(server.shutdown(grace) for server in {self._server, *self._retiring.values()}))

@@ -1,0 +1,101 @@
+"""What no client of gRPC sends as the path of a call, and what ends grpc.aio's accept loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from bare_grpcio import Bare, listening
+from conftest import serving, until
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hostile import GOAWAY, HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal, still_serves
+
+from service.transports import grpcio_server
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+PATHS = [b"/\xff", b"\xff\xfe", b"/grpc.health.v1.Health/Check\xff", PREDICT.encode() + b"\xc3", b"/", b"/\xed\xa0\x80"]
+UNIMPLEMENTED = b"grpc-status\x0212"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def call(stream: int, path: bytes) -> bytes:
+    headers = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", path))
+    return frame(1, 4, stream, headers) + frame(0, 1, stream, bytes(5))
+
+
+@pytest.mark.usefixtures("transport")
+def test_a_path_that_is_no_text_harms_nobody_else(model_path: Path) -> None:
+    with serving(model_path) as service, contextlib.closing(connected(service, PREFACE)) as other:
+        for path in 3 * PATHS:
+            peer = connected(service, PREFACE + call(1, path))
+            with contextlib.closing(peer), contextlib.suppress(ConnectionError, IndexError):  # its own end
+                next(kind for kind, *_ in each_frame(peer) if kind in (1, GOAWAY))
+        still_serves(service)
+        other.sendall(call(1, b"/grpc.health.v1.Health/Check"))
+        assert 0 in {kind for kind, *_ in until_end(other, 1)}
+        assert service.stop() == 0
+        assert [line["event"] for line in service.lines] == ["starting", "serving", "stopping", "stopped"]
+
+
+def until_end(peer: socket.socket, stream: int) -> list[tuple[int, int, int, bytes]]:
+    """The frames up to the one that ends the stream."""
+    found = []
+    for one in each_frame(peer):
+        found.append(one)
+        if one[2] == stream and one[1] & 1:
+            break
+    return found
+
+
+async def test_grpcio_answers_a_path_that_is_no_text_as_any_rpc_that_is_not_here() -> None:
+    async with listening() as server:
+        with contextlib.closing(connected(server, PREFACE)) as peer:
+            answers = []
+            for number, path in enumerate([*PATHS, b"/no.such.Service/Method"]):
+                peer.sendall(call(2 * number + 1, path))
+                answers.append((await asyncio.to_thread(until_end, peer, 2 * number + 1))[-1][3])
+        assert UNIMPLEMENTED in answers[0]
+        assert all(b"Method not found!" in answer for answer in answers)
+        assert await check(server) == SERVING
+        assert server.value("digits_transport_restarts_total") == 0
+
+
+async def check(server: Bare) -> int:
+    async with grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20, wait_for_ready=True)
+        return int(reply.status)
+
+
+async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Upstream's own accept loop, which such a path ends."""
+    monkeypatch.setattr(grpcio_server, "HAS_KNOWN_INTERNALS", False)
+    told: list[str] = []
+    async with (
+        listening(changed=lambda: told.append(server.transport.trouble)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        in_flight = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert (await in_flight.read()).status == SERVING
+        for restarts in range(1, 4):
+            with contextlib.closing(connected(server, PREFACE + call(1, PATHS[0]))):
+                await until(lambda: len(told) == 2 * restarts)  # noqa: B023 (waits for it)
+            assert await check(server) == SERVING
+            assert server.value("digits_transport_restarts_total") == restarts
+        await server.transport.say(False)
+        assert (await in_flight.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert [bool(trouble) for trouble in told] == [True, False] * 3
+
+
+def test_this_grpcio_is_one_whose_accept_loop_we_know() -> None:
+    """Otherwise a path that is no text restarts the server: look at what has changed in its server.pyx.pxi."""
+    assert grpcio_server.HAS_KNOWN_INTERNALS
