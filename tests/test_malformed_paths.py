@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from bare_grpcio import Bare, listening
-from conftest import serving, until
+from conftest import ROOT, serving, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import GOAWAY, HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal, still_serves
 
@@ -99,3 +101,12 @@ async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_ar
 def test_this_grpcio_is_one_whose_accept_loop_we_know() -> None:
     """Otherwise a path that is no text restarts the server: look at what has changed in its server.pyx.pxi."""
     assert grpcio_server.HAS_KNOWN_INTERNALS
+
+
+def test_upstream_still_ends_its_loop_as_our_report_says() -> None:
+    """This tells when a release of grpcio is repaired, and the report and our own loop can go."""
+    report = (ROOT / "docs" / "upstream" / "grpc-aio-non-utf8-path.md").read_text()
+    program = report.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "the port is closed\n"
+    assert "UnicodeDecodeError" in done.stderr

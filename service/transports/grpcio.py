@@ -214,6 +214,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", round(limits.ping_interval * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _milliseconds(limits.keepalive)),
+        # Becomes TCP_USER_TIMEOUT; a client whose kernel acknowledges has a minute to answer the ping itself.
         ("grpc.keepalive_timeout_ms", _milliseconds(limits.keepalive_timeout)),
     ]
 

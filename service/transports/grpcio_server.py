@@ -1,9 +1,9 @@
 """grpc.aio's server, made to outlive what ends its accept loop.
 
-In grpcio 1.85 that loop decodes the path of every call as UTF-8, and one byte that is not ends it: the port is closed,
-and no call is answered again. So paths that are no RPC of ours do not reach it: each RPC is registered with the C core,
-which compares bytes, and whatever else comes is answered UNIMPLEMENTED without a look at its path. If the loop ends all
-the same, another server takes the port.
+From grpcio 1.84 on that loop decodes the path of every call as UTF-8. One byte that is not ends the loop: the port is
+closed, and no call is answered again (docs/upstream/grpc-aio-non-utf8-path.md). So the loop gets no path to decode: each
+RPC is registered with the C core, which compares bytes, and any other call is answered UNIMPLEMENTED as it is. If the
+loop ends all the same, another server takes the port.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from grpc import aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined] # its stubs leave it out
 
 from service.errors import AddressInUse
@@ -49,8 +50,10 @@ _INTERNALS = {
 def _has_known_internals() -> bool:
     for name, parameters in _INTERNALS.items():
         found: Any = getattr(cygrpc.AioServer, name, None) or getattr(cygrpc, name, None)
-        if found is None or [*inspect.signature(found).parameters] != parameters:
-            return False
+        with suppress(TypeError, ValueError):  # older ones have no signatures
+            if [*inspect.signature(found).parameters] == parameters:
+                continue
+        return False
     return True
 
 
@@ -71,11 +74,13 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         methods: Sequence[str],
         crashed: Callable[[BaseException], None],
     ) -> None:
-        super().__init__(cygrpc.get_working_loop(), None, handlers, (), options, None)
+        more = (False,) if "xds" in inspect.signature(aio.server).parameters else ()  # from grpcio 1.86 on
+        super().__init__(cygrpc.get_working_loop(), None, handlers, (), options, None, *more)
         self._crashed = crashed
         self._calls: set[asyncio.Task[None]] = set()
-        self._handlers = cygrpc._MethodResolver([*handlers], {})  # noqa: SLF001 (as its own loop does)
         if HAS_KNOWN_INTERNALS:
+            self._handlers = cygrpc._MethodResolver([*handlers], {})  # noqa: SLF001 (as its own loop does)
+            self._no_handlers = cygrpc._MethodResolver([], {})  # noqa: SLF001 (likewise)
             # Without handlers: the core tells the methods apart, and the generic handlers choose who answers.
             self.add_registered_method_handlers(dict.fromkeys(methods))
 
@@ -87,7 +92,7 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         return asyncio.create_task(self._accept(method_bytes))
 
     async def _accept(self, method: bytes | None) -> None:
-        name, handlers = ("", _NO_HANDLERS) if method is None else (method.decode(), self._handlers)
+        name, handlers = ("", self._no_handlers) if method is None else (method.decode(), self._handlers)
         request = self._request_call if method is None else partial(self._request_registered_call, method)
         loop = asyncio.get_running_loop()
         while True:
@@ -106,9 +111,6 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         with suppress(Exception):  # after it has closed the port it raises what ended the loop
             await self.shutdown(_RETIREMENT)
         await self.shutdown(_RETIREMENT)
-
-
-_NO_HANDLERS = cygrpc._MethodResolver([], {})  # noqa: SLF001 (as its own loop does)
 
 
 class RestartingServer:

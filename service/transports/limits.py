@@ -32,7 +32,7 @@ class Limits:
     keepalive: float = 60.0
     """Between two pings that ask whether a silent peer is still there."""
     keepalive_timeout: float = 20.0
-    """In which it has to answer."""
+    """In which its kernel has to acknowledge the ping, on grpcio, or itself to answer, on native."""
     ping_interval: float = 5.0
     """Shortest interval between two pings of a client, calls or none; the third ping in excess ends the connection.
 
