@@ -37,9 +37,16 @@ _ROUNDS, _CALLS = 7, 3200
 class Context:
     """What a handler asks of grpcio's context, answered at once."""
 
+    def __init__(self, message: bytes) -> None:
+        self.message = message
+
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """As h2load sends it."""
         return (("user-agent", "h2load nghttp2"), ("te", "trailers"))
+
+    async def read(self) -> bytes:
+        """The message of the call."""
+        return self.message
 
 
 def layers() -> dict[str, Callable[[], Awaitable[object]]]:
@@ -54,7 +61,8 @@ def layers() -> dict[str, Callable[[], Awaitable[object]]]:
 
     handler: Any = grpc.unary_unary_rpc_method_handler(answer)
     observed: Any = observer.wrap("digits.v1.DigitService", "Predict", handler)
-    pixels, message, context = sample_images(1), predict_request(sample_images(1)), Context()
+    pixels, message = sample_images(1), predict_request(sample_images(1))
+    context = Context(message)
 
     async def run() -> None:
         model.predict(pixels)
@@ -67,7 +75,7 @@ def layers() -> dict[str, Callable[[], Awaitable[object]]]:
         "model": run,
         "batcher": lambda: batcher.predict(pixels),
         "handler": lambda: predict(message),
-        "observed": lambda: observed.unary_unary(message, context),
+        "observed": lambda: observed.stream_unary(None, context),
     }
 
 

@@ -1,7 +1,7 @@
 """grpc.aio's server, made to outlive what ends its accept loop.
 
 From grpcio 1.84 on that loop decodes the path of every call as UTF-8. One byte that is not ends the loop: the port is
-closed, and no call is answered again (docs/upstream/grpc-aio-non-utf8-path.md). So the loop gets no path to decode: each
+closed, and no call is answered again (docs/upstream/grpc-aio-non-utf8-path.md). So the loop gets no path to decode: an
 RPC is registered with the C core, which compares bytes, and any other call is answered UNIMPLEMENTED as it is. If the
 loop ends all the same, another server takes the port.
 """

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.errors import Unauthenticated, malformed
+from service.errors import NotOffered, Unauthenticated, malformed
 from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.reports import Reports
 from service.transports.status import code_name, to_status
@@ -94,10 +94,11 @@ class Observer:
             self._closed.add(rpc.method)
         # Messages are decoded here and not by grpcio, which would tell the caller of its own exception.
         decode, coders = _decoder(handler), (None, handler.response_serializer)
+        # Messages are read here too: a call is judged by its headers, and ends where its message never comes.
         if kind == (False, False):
-            return grpc.unary_unary_rpc_method_handler(self._unary(_after(decode, handler.unary_unary), rpc), *coders)
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler.unary_unary, rpc, decode), *coders)
         if kind == (False, True):
-            return grpc.unary_stream_rpc_method_handler(self._watch(_after(decode, handler.unary_stream), rpc), *coders)
+            return grpc.stream_stream_rpc_method_handler(self._watch(handler.unary_stream, rpc, decode), *coders)
         return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, rpc, decode), *coders)
 
     def refusing(self, method: str, error: Callable[[], ServiceError]) -> Handler:
@@ -111,26 +112,30 @@ class Observer:
 
         return grpc.stream_stream_rpc_method_handler(call)  # a stream, so that grpcio does not wait for the message
 
-    def _unary(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
-        async def call(request: Any, context: Any) -> Any:
+    def _unary(self, behaviour: Behaviour, rpc: RpcMetrics, decode: Decode) -> Behaviour:
+        async def answer(_: Any, context: Any) -> Any:
+            message = await _only_message(context)
             rpc.received()
-            reply = await self._observe(rpc, context, context.invocation_metadata(), behaviour, request, context)
+            return await behaviour(decode(message), context)
+
+        async def call(_: Any, context: Any) -> Any:
+            reply = await self._observe(rpc, context, context.invocation_metadata(), answer, None, context)
             rpc.sent()
             return reply
 
         return call
 
-    def _watch(self, behaviour: Behaviour, rpc: RpcMetrics) -> Behaviour:
+    def _watch(self, behaviour: Behaviour, rpc: RpcMetrics, decode: Decode) -> Behaviour:
         """A stream of replies to one request that may never end, as health Watch: a drain ends it at once."""
 
-        async def until_drain(request: Any, stream: Any) -> None:
-            await self._streams.wait(behaviour(request, stream))
-
-        async def call(request: Any, context: Any) -> None:
+        async def answer(_: Any, stream: _Stream) -> None:
+            message = await self._streams.wait(_only_message(stream.context))
             rpc.received()
-            await self._observe(
-                rpc, context, context.invocation_metadata(), until_drain, request, _Stream(context, rpc, self._streams)
-            )
+            await self._streams.wait(behaviour(decode(message), stream))
+
+        async def call(_: Any, context: Any) -> None:
+            stream = _Stream(context, rpc, self._streams)
+            await self._observe(rpc, context, context.invocation_metadata(), answer, None, stream)
 
         return call
 
@@ -200,14 +205,14 @@ class _Stream:
 
     def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams, decode: Decode = bytes) -> None:
         self._decode = decode
-        self._context = context
+        self.context = context
         self._rpc = rpc
         self._streams = streams
         self.time_remaining = context.time_remaining
 
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF`."""
-        message = await self._streams.wait(self._context.read())
+        message = await self._streams.wait(self.context.read())
         if message is aio.EOF:
             await asyncio.sleep(_HANG_UP_IS_HEARD_WITHIN)
             return message
@@ -216,7 +221,7 @@ class _Stream:
 
     async def write(self, message: Any) -> None:
         """Send one message."""
-        await self._context.write(message)
+        await self.context.write(message)
         self._rpc.sent()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -239,8 +244,12 @@ def _decoder(handler: Any) -> Decode:
     return decode
 
 
-def _after(decode: Decode, behaviour: Any) -> Any:
-    return behaviour if decode is bytes else lambda request, context: behaviour(decode(request), context)
+async def _only_message(context: Any) -> bytes:
+    message: Any = await context.read()
+    if message is aio.EOF:
+        await asyncio.sleep(_HANG_UP_IS_HEARD_WITHIN)
+        raise NotOffered("the call holds no message; expected one")
+    return bytes(message)
 
 
 def caller_id(metadata: Metadata) -> str:
