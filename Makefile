@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -107,6 +107,9 @@ native-fuzz: .venv/dev.stamp ## fuzz the native transport, SECONDS=60 each; carg
 	@cd native && for target in requests predict infer; do \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(or $(SECONDS),60) -max_len=20000 || exit 1; \
 	done
+
+conformance: .venv/dev.stamp ## h2spec, gRPC's tools and clients in 4 languages
+	@$(PY) -m pytest tests/conformance --verbosity=1
 
 licences: .venv/dev.stamp ## write docs/licences.md: those of what serving installs
 	@scripts/audit licences
