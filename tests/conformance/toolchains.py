@@ -1,6 +1,6 @@
 """Builds what the conformance tests run: the tools of the gRPC world, and the clients of examples/.
 
-Everything lands below build/tools and is kept until its version or its sources change. A language that this machine
+Everything lands below build/ and is kept until its version or its sources change. A language that this machine
 lacks skips its tests by name; what cannot be built fails them.
 """
 
@@ -10,6 +10,8 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOOLS = ROOT / "build" / "tools"
+EXAMPLES = ROOT / "examples"
+BUILT = ROOT / "build" / "examples"
 BUILDS_WITHIN = 1200  # seconds; buf takes minutes on two cores
 
 GO_TOOLS = {
@@ -87,3 +91,22 @@ def digest(*folders: Path) -> str:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             sha.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Client:
+    """The two programs of examples/LANGUAGE, and the folder they run in."""
+
+    predict: list[str | Path]
+    check: list[str | Path]
+    folder: Path
+
+
+def go_client() -> Client:
+    go, folder, out = program("go"), EXAMPLES / "go", BUILT / "go"
+    build("sh", "generate.sh", folder=folder, PROTOC=f"{sys.executable} -m grpc_tools.protoc", GOFLAGS="-mod=readonly")
+    build(go, "build", "-mod=readonly", "-buildvcs=false", "-o", f"{out}/", "./predict", "./check", folder=folder)
+    return Client([out / "predict"], [out / "check"], folder)
+
+
+CLIENTS = {"go": go_client}

@@ -1,0 +1,79 @@
+"""The clients of examples/, in Go, Java, Node and Rust, built from their lock files and run against both transports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import toolchains
+from authority import Authority
+from conftest import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+    from toolchains import Client
+
+TOKEN = "conformance-token-0123456789"  # noqa: S105 (of a server that this test starts)
+BEHAVIOURS = [
+    *("unary", "stream", "deadline", "cancel", "gzip", "metadata", "too large", "health", "reflection v1"),
+    *("reflection v1alpha", "tls", "wrong token"),
+]
+
+# (transport, behaviour) that may fail, with the reason; one that passes makes the run red.
+ALLOWED = {(transport, "reflection v1"): "only v1alpha is served" for transport in ("grpcio", "native")}
+
+
+@pytest.fixture(scope="module")
+def secure(
+    model_path: Path, transport: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ServiceProcess, Path]]:
+    """A server with TLS and tokens, and the certificate of its authority."""
+    del transport  # sets the environment
+    folder = tmp_path_factory.mktemp("secure")
+    authority = Authority(folder)
+    pair = authority.issue("server")
+    tokens = folder / "tokens"
+    tokens.write_text(f"{TOKEN}\n")
+    options = ["--tls-cert", pair.certificate, "--tls-key", pair.key, "--tokens-file", tokens]
+    with serving(model_path, *options) as service:
+        yield service, authority.certificate
+
+
+@pytest.fixture(scope="module", params=list(toolchains.CLIENTS))
+def client(request: pytest.FixtureRequest) -> Client:
+    return toolchains.CLIENTS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def results(client: Client, server: ServiceProcess, secure: tuple[ServiceProcess, Path]) -> dict[str, str]:
+    """What the check program printed of each behaviour: `ok`, or what went wrong."""
+    service, certificate = secure
+    command = [*client.check, server.address, service.address, certificate, TOKEN]
+    done = subprocess.run(command, cwd=client.folder, capture_output=True, text=True, check=False, timeout=300)
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert list(found) == BEHAVIOURS, done.stdout + done.stderr
+    assert (done.returncode == 0) == all(result == "ok" for result in found.values()), done.stderr
+    return found
+
+
+def test_the_smallest_example_reads_a_digit(client: Client, server: ServiceProcess) -> None:
+    environment = {**os.environ, "DIGITS_ADDRESS": server.address}
+    done = subprocess.run(
+        client.predict, cwd=client.folder, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("digit 0, activation 0.9"), done.stdout
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_a_client_finds_the_behaviour(
+    behaviour: str, results: dict[str, str], transport: str, request: pytest.FixtureRequest
+) -> None:
+    if reason := ALLOWED.get((transport, behaviour)):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    assert results[behaviour] == "ok"
