@@ -132,6 +132,7 @@ lock: ## write constraints.txt anew from the newest versions
 clean: ## remove what was made: .venv, model.onnx, caches
 	rm -rf .venv .venv-gpu .venv*.new .venv*.old model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	rm -rf native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
+	rm -rf examples/go/pb examples/java/target examples/node/node_modules examples/rust/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import pytest
 from conftest import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 TOOLS = ROOT / "build" / "tools"
@@ -71,26 +73,29 @@ def h2spec() -> Path:
     """h2spec with gRPC's headers in its requests: no option of it sets them, so grpc.patch does before it is built."""
     go = program("go")
     sources = ROOT / "tests" / "conformance" / "h2spec"
-    folder, done = TOOLS / "h2spec", TOOLS / "h2spec" / "built"
-    state = digest(sources)
-    if not done.exists() or done.read_text() != state:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(sources, folder)
-        build(go, "mod", "vendor", folder=folder, GOFLAGS="")
-        # Inside a repository `git apply` passes over paths that are ignored there; the ceiling hides the repository.
-        build(program("git"), "apply", "grpc.patch", folder=folder, GIT_CEILING_DIRECTORIES=TOOLS)
-        build(go, "build", "-mod=vendor", "-o", "h2spec", ".", folder=folder, GOFLAGS="-buildvcs=false")
-        done.write_text(state)
+    folder = TOOLS / "h2spec"
+    with built_once(folder, sources) as needed:
+        if needed:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(sources, folder)
+            build(go, "mod", "vendor", folder=folder, GOFLAGS="")
+            # Inside a repository `git apply` passes over paths that are ignored there: the ceiling hides it.
+            build(program("git"), "apply", "grpc.patch", folder=folder, GIT_CEILING_DIRECTORIES=TOOLS)
+            build(go, "build", "-mod=vendor", "-o", "h2spec", ".", folder=folder, GOFLAGS="-buildvcs=false")
     return folder / "h2spec"
 
 
-def digest(*folders: Path) -> str:
-    """SHA-256 of the sources in these folders, so that a change of any builds anew."""
+@contextmanager
+def built_once(folder: Path, *sources: Path) -> Iterator[bool]:
+    """Whether these sources are to be built; notes in the folder that they are, when the body succeeds."""
     sha = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            sha.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return sha.hexdigest()
+    for path in sorted(path for source in sources for path in (source, *source.rglob("*")) if path.is_file()):
+        sha.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    note = folder / "sources.sha256"
+    needed = not note.exists() or note.read_text() != sha.hexdigest()
+    yield needed
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(sha.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -109,4 +114,27 @@ def go_client() -> Client:
     return Client([out / "predict"], [out / "check"], folder)
 
 
-CLIENTS = {"go": go_client}
+def node_client() -> Client:
+    node, folder = program("node"), EXAMPLES / "node"
+    with built_once(BUILT / "node", folder / "package-lock.json") as needed:
+        if needed:
+            build(program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
+    return Client([node, "predict.js"], [node, "check.js"], folder)
+
+
+def rust_client() -> Client:
+    folder, out = EXAMPLES / "rust", BUILT / "rust"
+    build(program("cargo"), "build", "--quiet", "--locked", "--bins", "--target-dir", out, folder=folder)
+    return Client([out / "debug" / "predict"], [out / "debug" / "check"], folder)
+
+
+def java_client() -> Client:
+    java, mvn, folder = program("java"), program("mvn"), EXAMPLES / "java"
+    with built_once(BUILT / "java", folder / "pom.xml", folder / "src", ROOT / "proto") as needed:
+        if needed:
+            build(mvn, "--quiet", "--batch-mode", "clean", "process-classes", folder=folder)
+    command: list[str | Path] = [java, "-cp", "target/classes:target/lib/*"]
+    return Client([*command, "examples.Predict"], [*command, "examples.Check"], folder)
+
+
+CLIENTS = {"go": go_client, "java": java_client, "node": node_client, "rust": rust_client}
