@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import toolchains
-from authority import Authority
-from conftest import serving
+from secure_server import TOKEN, SecureServer, serving_securely
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
     from toolchains import Client
 
-TOKEN = "conformance-token-0123456789"  # noqa: S105 (of a server that this test starts)
 BEHAVIOURS = [
     *("unary", "stream", "deadline", "cancel", "gzip", "metadata", "too large", "health", "reflection v1"),
     *("reflection v1alpha", "tls", "wrong token"),
@@ -29,19 +27,10 @@ ALLOWED = {(transport, "reflection v1"): "only v1alpha is served" for transport 
 
 
 @pytest.fixture(scope="module")
-def secure(
-    model_path: Path, transport: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ServiceProcess, Path]]:
-    """A server with TLS and tokens, and the certificate of its authority."""
+def secure(model_path: Path, transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     del transport  # sets the environment
-    folder = tmp_path_factory.mktemp("secure")
-    authority = Authority(folder)
-    pair = authority.issue("server")
-    tokens = folder / "tokens"
-    tokens.write_text(f"{TOKEN}\n")
-    options = ["--tls-cert", pair.certificate, "--tls-key", pair.key, "--tokens-file", tokens]
-    with serving(model_path, *options) as service:
-        yield service, authority.certificate
+    with serving_securely(model_path, tmp_path_factory.mktemp("secure")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=list(toolchains.CLIENTS))
@@ -50,11 +39,9 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 
 @pytest.fixture(scope="module")
-def results(client: Client, server: ServiceProcess, secure: tuple[ServiceProcess, Path]) -> dict[str, str]:
+def results(client: Client, server: ServiceProcess, secure: SecureServer) -> dict[str, str]:
     """What the check program printed of each behaviour: `ok`, or what went wrong."""
-    service, certificate = secure
-    secure_address = service.address.replace("127.0.0.1", "localhost")  # the name that TLS verifies
-    command = [*client.check, server.address, secure_address, certificate, TOKEN]
+    command = [*client.check, server.address, secure.address, secure.authority, TOKEN]
     done = subprocess.run(command, cwd=client.folder, capture_output=True, text=True, check=False, timeout=300)
     found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     assert list(found) == BEHAVIOURS, done.stdout + done.stderr
