@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,3 +66,11 @@ def test_a_client_finds_the_behaviour(
     if reason := ALLOWED.get((transport, behaviour)):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     assert results[behaviour] == "ok"
+
+
+def test_the_examples_are_formatted() -> None:
+    run = partial(subprocess.run, capture_output=True, text=True, check=False, timeout=60)
+    gofmt = run([toolchains.program("gofmt"), "-l", "check", "predict"], cwd=toolchains.EXAMPLES / "go")
+    assert (gofmt.returncode, gofmt.stdout) == (0, ""), gofmt.stderr
+    rustfmt = run([toolchains.program("cargo"), "fmt", "--check"], cwd=toolchains.EXAMPLES / "rust")
+    assert rustfmt.returncode == 0, rustfmt.stdout
