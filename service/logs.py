@@ -49,26 +49,27 @@ class Tolerant:
 
 
 LOG_INTERVAL = 1.0
-"""Seconds between two lines of one kind, of those that a peer can cause by the thousand."""
+"""Seconds for which a limited kind of line has its number; the next line of the kind has the count of the others."""
 
 
 class RateLimiter:
-    """Lets one line an interval through; the next one carries the number of those that it held back.
+    """So many lines an interval. Threads may ask at once: at worst that is a line too many, or a count off by one."""
 
-    Threads may ask at once: at worst that is a line too many, or a count that is off by one.
-    """
-
-    def __init__(self) -> None:
-        self._silent_until = 0.0
+    def __init__(self, lines: int = 1) -> None:
+        self._lines = self._left = lines
+        self._until = 0.0
         self._suppressed = 0
 
     def suppressed(self) -> int | None:
-        """How many lines were held back since the last one; None while it is too early for another."""
+        """How many were held back since the last line; None where the interval has had its lines."""
         now = time.monotonic()
-        if now < self._silent_until:
+        if now >= self._until:
+            self._left, self._until = self._lines, now + LOG_INTERVAL
+        if not self._left:
             self._suppressed += 1
             return None
-        suppressed, self._suppressed, self._silent_until = self._suppressed, 0, now + LOG_INTERVAL
+        self._left -= 1
+        suppressed, self._suppressed = self._suppressed, 0
         return suppressed
 
 

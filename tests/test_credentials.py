@@ -394,11 +394,13 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
             time.sleep(LOG_INTERVAL)
             with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
                 stranger.predict(BLANK)
+            with pytest.raises(DigitsError, match="NOT_FOUND"):
+                known.predict(BLANK, model_version="9")
         assert service.series()["digits_dropped_total", ("unauthenticated",)] == 51
         intervals = (time.monotonic() - began) / LOG_INTERVAL
         assert service.stop() == 0
         refused = [line for line in service.lines if line["event"] == "refused"]
-        assert sum(line["code"] == "NotFound" for line in refused) == 50
+        assert sum(1 + line["others"] for line in refused if line["code"] == "NotFound") == 51
         others = [line["others"] for line in refused if line["code"] == "Unauthenticated"]
         assert len(others) + sum(others) == 51
         assert len(others) <= intervals + 2

@@ -10,26 +10,32 @@ from service.logs import RateLimiter
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+_LINES = 20
+"""Lines an interval for calls that are themselves at fault, so that their author finds each; of other kinds one."""
+
 
 class Reports:
-    """Writes a line for each, or for one a second: who has too much to do, or is attacked, has no time for more."""
+    """Writes a line for each until there are too many: a client can cause them by the thousand."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        # Where the request itself is at fault each has its line; these say how the server is, or who knocks.
+        # These say how the server is, or that tokens are tried: one says as much as a hundred.
         of_a_kind = (Overloaded, DeadlinePassed, ModelUnavailable, Unauthenticated)
         self._seldom: dict[type[Exception], RateLimiter] = {kind: RateLimiter() for kind in of_a_kind}
+        self._requests, self._faults = RateLimiter(_LINES), RateLimiter(_LINES)
         self._handshakes = RateLimiter()
         self._crashes = RateLimiter()
 
     def call(self, error: Exception, **about: str) -> None:
         """A call was refused, or failed by a fault of ours."""
-        if not isinstance(error, ServiceError):
-            self._log.error("failed", **about, exc_info=error)
-        elif (seldom := self._seldom.get(type(error))) is None:
-            self._log.warning("refused", **about, reason=str(error))
-        elif (others := seldom.suppressed()) is not None:
+        expected = isinstance(error, ServiceError)
+        limit = self._seldom.get(type(error), self._requests) if expected else self._faults
+        if (others := limit.suppressed()) is None:
+            return
+        if expected:
             self._log.warning("refused", **about, reason=str(error), others=others)
+        else:
+            self._log.error("failed", **about, others=others, exc_info=error)
 
     def handshake(self, peer: str, reason: str) -> None:
         """A connection has come to no TLS."""

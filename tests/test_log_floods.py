@@ -1,0 +1,42 @@
+"""What clients can make the log say by the thousand."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import on_both_transports, serving
+from hostile import HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal
+
+from service.transports.reports import INTERVAL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COUNT = 2000
+ACK = frame(SETTINGS, 1, 0, b"")  # without it grpcio takes as many calls as may be open at a time, and no more
+MALFORMED = b"\0\0\0\0\2\xff\xff"
+
+
+@on_both_transports
+@pytest.mark.parametrize("path", [PREDICT, "/grpc.health.v1.Health/Check"])
+def test_malformed_calls_by_the_thousand_are_some_lines_and_each_is_counted(model_path: Path, path: str) -> None:
+    headers = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", path.encode()))
+    with serving(model_path) as service, contextlib.closing(connected(service, PREFACE + ACK)) as peer:
+        ends = (of for kind, flags, of, _ in each_frame(peer) if kind == 1 and flags & 1)
+        began = time.monotonic()
+        for first in range(1, 2 * COUNT, 200):
+            streams = range(first, first + 200, 2)
+            peer.sendall(b"".join(frame(1, 4, stream, headers) + frame(0, 1, stream, MALFORMED) for stream in streams))
+            assert {next(ends) for _ in streams} == {*streams}
+        took = time.monotonic() - began
+        time.sleep(INTERVAL)
+        peer.sendall(frame(1, 4, 2 * COUNT + 1, headers) + frame(0, 1, 2 * COUNT + 1, MALFORMED))
+        assert next(ends) == 2 * COUNT + 1
+        peer.close()
+        assert service.stop() == 0
+        refused = [line for line in service.lines if line["event"] == "refused"]
+        assert len(refused) <= 20 * (took + 3)
+        assert sum(1 + line["others"] for line in refused) == COUNT + 1
