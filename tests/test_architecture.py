@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/address.py": {"service.errors"},
     "service/transports/connections.py": set(),
     "service/transports/streams.py": {"service.errors"},
+    "service/transports/unfinished.py": {"service.errors"},
     "service/transports/reports.py": {"service.errors", "service.logs", "structlog"},
     "service/transports/ahead.py": {"grpc"},
     "service/transports/limits.py": {"service.handlers"},

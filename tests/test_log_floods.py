@@ -10,7 +10,7 @@ import pytest
 from conftest import on_both_transports, serving
 from hostile import HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal
 
-from service.transports.reports import INTERVAL
+from service.logs import LOG_INTERVAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def test_malformed_calls_by_the_thousand_are_some_lines_and_each_is_counted(mode
             peer.sendall(b"".join(frame(1, 4, stream, headers) + frame(0, 1, stream, MALFORMED) for stream in streams))
             assert {next(ends) for _ in streams} == {*streams}
         took = time.monotonic() - began
-        time.sleep(INTERVAL)
+        time.sleep(LOG_INTERVAL)
         peer.sendall(frame(1, 4, 2 * COUNT + 1, headers) + frame(0, 1, 2 * COUNT + 1, MALFORMED))
         assert next(ends) == 2 * COUNT + 1
         peer.close()

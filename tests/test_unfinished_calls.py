@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from bare_grpcio import listening
 from conftest import on_both_transports, serving
 from grpc import StatusCode
-from hostile import HEADERS, PREDICT, PREFACE, connected, each_frame, frame
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hostile import HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal
+
+from service.errors import DeadlinePassed
+from service.transports.unfinished import UnfinishedMessages
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
-pytestmark = on_both_transports
-
+CHECK = "/grpc.health.v1.Health/Check"
 PATHS = [
     *(PREDICT, "/digits.v1.DigitService/GetNetwork", "/inference.GRPCInferenceService/ModelInfer"),
-    *("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"),
+    *(CHECK, "/grpc.health.v1.Health/Watch"),
 ]
 END_STREAM, END_HEADERS = 1, 4
 
 
+def headers(path: str) -> bytes:
+    return HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", path.encode()))
+
+
+def first_end(peer: socket.socket) -> int:
+    """The first stream that the server ends."""
+    return next(stream for kind, flags, stream, _ in each_frame(peer) if kind == 1 and flags & END_STREAM)
+
+
+@on_both_transports
 def test_calls_without_a_message_are_answered_and_hold_up_no_stop(model_path: Path) -> None:
     with serving(model_path, "--grace", "60") as service, grpc.insecure_channel(service.address) as channel:
         for path in PATHS:
@@ -37,6 +53,7 @@ def test_calls_without_a_message_are_answered_and_hold_up_no_stop(model_path: Pa
         assert service.stop() == 0  # waits for a third of the grace
 
 
+@on_both_transports
 def test_a_call_without_a_token_ends_at_its_headers_its_message_unread(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("a-token-of-some-length")
     half = b"\0\0\0\3\x13\x0a\x90\x06" + bytes(100)
@@ -45,7 +62,32 @@ def test_a_call_without_a_token_ends_at_its_headers_its_message_unread(model_pat
         contextlib.closing(connected(service, PREFACE)) as peer,
     ):
         peer.sendall(frame(1, END_HEADERS, 1, HEADERS) + frame(0, 0, 1, half))
-        assert next(stream for kind, flags, stream, _ in each_frame(peer) if kind == 1 and flags & END_STREAM) == 1
+        assert first_end(peer) == 1
         series = service.series()
         assert series["digits_dropped_total", ("unauthenticated",)] == 1
         assert series["grpc_server_msg_received_total", ("Predict", "digits.v1.DigitService", "unary")] == 0
+
+
+async def test_grpcio_ends_a_call_whose_message_does_not_come_and_no_other() -> None:
+    async with listening(stall=0.3) as server, grpc.aio.insecure_channel(server.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert await watch.read()
+        with contextlib.closing(connected(server, PREFACE)) as peer:
+            peer.sendall(frame(1, END_HEADERS, 1, headers(CHECK)) + frame(0, 0, 1, b"\0\0\0\3\x13half"))
+            assert await asyncio.to_thread(first_end, peer) == 1
+        labels = {"grpc_type": "unary", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Check"}
+        assert server.value("grpc_server_handled_total", grpc_code="DeadlineExceeded", **labels) == 1
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        assert not watch.done()
+
+
+async def test_of_many_unfinished_messages_those_older_than_a_second_end() -> None:
+    messages, never = UnfinishedMessages(60, most=3), asyncio.Event()
+    waiting = [asyncio.create_task(messages.wait(never.wait())) for _ in range(10)]
+    done, _ = await asyncio.wait(waiting[:7], timeout=60)
+    assert len(done) == 7
+    assert all(isinstance(task.exception(), DeadlinePassed) for task in done)
+    assert not any(task.done() for task in waiting[7:])
+    never.set()
+    assert await asyncio.gather(*waiting[7:]) == [True] * 3

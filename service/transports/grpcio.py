@@ -87,7 +87,9 @@ class GrpcioTransport:
         self._health = HealthServicer(["", *names])
         open_services = [health.SERVICE_NAME] if open_health else []
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
-        self._observer = observer(metrics, self._streams, log, tokens=tokens, open_services=open_services)
+        self._observer = observer(
+            metrics, self._streams, log, tokens=tokens, open_services=open_services, stall=limits.stall
+        )
         credentials = None if tls is None else _Certificates(tls).credentials
         self._server = RestartingServer(_options(limits), credentials, metrics, Reports(log), changed)
         for service in services:

@@ -28,7 +28,7 @@ class Limits:
     headers: int = 16 * 1024
     """Bytes of one call's metadata."""
     stall: float = 60.0
-    """Without another byte of a message that is due; only the native transport sees messages before they are whole."""
+    """Without another byte of a message that is due, on native; for a whole message of a call, on grpcio."""
     keepalive: float = 60.0
     """Between two pings that ask whether a silent peer is still there."""
     keepalive_timeout: float = 20.0

@@ -15,6 +15,7 @@ from service.errors import NotOffered, Unauthenticated, malformed
 from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.reports import Reports
 from service.transports.status import code_name, to_status
+from service.transports.unfinished import UnfinishedMessages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
@@ -36,6 +37,15 @@ LONGEST_REQUEST_ID = 128
 
 _HANG_UP_IS_HEARD_WITHIN = 0.002
 """Seconds: the messages of a caller that hung up seem to end well until grpcio has heard of it and cancels the task."""
+
+_STANDARD = "grpc."
+"""Services whose messages are a name or so; anybody may call health."""
+
+_SMALL_WITHIN, _MOST_SMALL = 10.0, 64
+"""Seconds for a message of these, and how many may take more than a second of them at a time.
+
+grpcio takes messages of the same size for every RPC, so each can hold as much as a batch of images.
+"""
 
 _TYPES = {
     (False, False): "unary",
@@ -76,6 +86,7 @@ class Observer:
         *,
         tokens: Tokens | None = None,
         open_services: Collection[str] = (),
+        stall: float = 0.0,
     ) -> None:
         self._metrics = metrics
         self._tokens = tokens
@@ -84,6 +95,8 @@ class Observer:
         self._rpcs: dict[str, RpcMetrics] = {}
         self._streams = streams
         self._reports = Reports(log)
+        self._unfinished = UnfinishedMessages(stall)
+        self._unfinished_small = UnfinishedMessages(min(stall or _SMALL_WITHIN, _SMALL_WITHIN), _MOST_SMALL)
 
     def wrap(self, service: str, name: str, handler: Any) -> Handler:
         """The handler of RPC `name` of `service`, observed; its series exist from now on."""
@@ -113,8 +126,10 @@ class Observer:
         return grpc.stream_stream_rpc_method_handler(call)  # a stream, so that grpcio does not wait for the message
 
     def _unary(self, behaviour: Behaviour, rpc: RpcMetrics, decode: Decode) -> Behaviour:
+        unfinished = self._unfinished_of(rpc)
+
         async def answer(_: Any, context: Any) -> Any:
-            message = await _only_message(context)
+            message = await unfinished.wait(_only_message(context))
             rpc.received()
             return await behaviour(decode(message), context)
 
@@ -127,9 +142,10 @@ class Observer:
 
     def _watch(self, behaviour: Behaviour, rpc: RpcMetrics, decode: Decode) -> Behaviour:
         """A stream of replies to one request that may never end, as health Watch: a drain ends it at once."""
+        unfinished = self._unfinished_of(rpc)
 
         async def answer(_: Any, stream: _Stream) -> None:
-            message = await self._streams.wait(_only_message(stream.context))
+            message = await self._streams.wait(unfinished.wait(_only_message(stream.context)))
             rpc.received()
             await self._streams.wait(behaviour(decode(message), stream))
 
@@ -138,6 +154,9 @@ class Observer:
             await self._observe(rpc, context, context.invocation_metadata(), answer, None, stream)
 
         return call
+
+    def _unfinished_of(self, rpc: RpcMetrics) -> UnfinishedMessages:
+        return self._unfinished_small if rpc.rpc.grpc_service.startswith(_STANDARD) else self._unfinished
 
     def _stream(self, behaviour: Any, rpc: RpcMetrics, decode: Decode) -> Behaviour:
         async def from_generator(stream: _Stream, _: Any) -> None:

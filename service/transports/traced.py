@@ -35,8 +35,9 @@ class TracedObserver(Observer):
         tracing: Tracing,
         tokens: Tokens | None = None,
         open_services: Collection[str] = (),
+        stall: float = 0.0,
     ) -> None:
-        super().__init__(metrics, streams, log, tokens=tokens, open_services=open_services)
+        super().__init__(metrics, streams, log, tokens=tokens, open_services=open_services, stall=stall)
         self._tracing = tracing
 
     # Without `async`, here and in `service.traced`: a call that is not traced is to cost no coroutine more.
