@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from service.handlers import Service
+    from service.transports.credentials import Tls
 
 
 class Bare(SimpleNamespace):
@@ -30,7 +31,12 @@ class Bare(SimpleNamespace):
 
 @asynccontextmanager
 async def listening(
-    services: Sequence[Service] = (), *, grace: float = 5, changed: Callable[[], object] = bool, **limits: Any
+    services: Sequence[Service] = (),
+    *,
+    grace: float = 5,
+    changed: Callable[[], object] = bool,
+    tls: Tls | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Bare]:
     """A server that says SERVING, within these limits; `limits` are the fields of `Limits`."""
     registry = CollectorRegistry()
@@ -43,6 +49,7 @@ async def listening(
         limits=Limits(**{"max_batch": 8, **limits}),
         with_reflection=True,
         changed=changed,
+        tls=tls,
     )
     port = await transport.start("127.0.0.1", 0)
     await transport.say(True)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from authority import Authority, put
 from bare_grpcio import Bare, listening
 from conftest import ROOT, serving, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import GOAWAY, HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal, still_serves
+from prometheus_client import CollectorRegistry
 
+from service.logs import make_logger
+from service.metrics import Metrics
 from service.transports import grpcio_server
+from service.transports.credentials import Tls
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
 PATHS = [b"/\xff", b"\xff\xfe", b"/grpc.health.v1.Health/Check\xff", PREDICT.encode() + b"\xc3", b"/", b"/\xed\xa0\x80"]
@@ -96,6 +102,37 @@ async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_ar
         await server.transport.say(False)
         assert (await in_flight.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert [bool(trouble) for trouble in told] == [True, False] * 3
+
+
+async def test_the_server_that_takes_over_shows_the_latest_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(grpcio_server, "HAS_KNOWN_INTERNALS", False)
+    issuer = Authority(tmp_path)
+    first, second = issuer.issue("first"), issuer.issue("second")
+    tls = Tls(first.certificate, first.key, None, Metrics(CollectorRegistry()), make_logger("json", "error"))
+    context = ssl.create_default_context(cafile=issuer.certificate)
+    context.set_alpn_protocols(["h2"])
+
+    def shown(port: int, sent: bytes) -> str:
+        plain = socket.create_connection(("127.0.0.1", port), 20)
+        with context.wrap_socket(plain, server_hostname="localhost") as peer:
+            peer.sendall(PREFACE + sent)
+            certificate: Any = peer.getpeercert()
+            return str(dict(part for (part,) in certificate["subject"])["commonName"])
+
+    told: list[str] = []
+    async with listening(tls=tls, changed=lambda: told.append("")) as server:
+        port = int(server.address.rpartition(":")[2])
+        assert await asyncio.to_thread(shown, port, b"") == "first"
+        put(first.certificate, second.certificate.read_bytes())
+        put(first.key, second.key.read_bytes())
+        for _ in range(2):
+            tls.look()  # the second time they have settled
+        for _ in range(2):
+            before = len(told)
+            assert await asyncio.to_thread(shown, port, call(1, PATHS[0])) == "second"
+            await until(lambda: len(told) == before + 2)  # noqa: B023 (waits for it)
 
 
 def test_this_grpcio_is_one_whose_accept_loop_we_know() -> None:

@@ -106,11 +106,11 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         if not task.cancelled() and (error := task.exception()) is not None and self.is_running():
             self._crashed(error)
 
-    async def retire(self) -> None:
-        """Close the port after a crash, and end once the calls in flight have."""
-        with suppress(Exception):  # after it has closed the port it raises what ended the loop
-            await self.shutdown(_RETIREMENT)
-        await self.shutdown(_RETIREMENT)
+    async def end(self, grace: float) -> None:
+        """Close the port at once, and cancel what is in flight after `grace` seconds."""
+        with suppress(Exception):  # after a crash it closes the port and raises what ended the loop
+            await self.shutdown(grace)
+        await self.shutdown(grace)
 
 
 class RestartingServer:
@@ -169,7 +169,7 @@ class RestartingServer:
         self._reports.crash(error)
         self.trouble = "the gRPC port is closed: its server ended and is being replaced"
         self._changed()
-        retiring = asyncio.create_task(self._server.retire())
+        retiring = asyncio.create_task(self._server.end(_RETIREMENT))
         self._retiring[retiring] = self._server
         retiring.add_done_callback(self._retiring.pop)
         self._replacing = asyncio.create_task(self._replace())
@@ -180,7 +180,7 @@ class RestartingServer:
             await asyncio.sleep(pause)  # the port is still being closed; nor may crashes take all the time there is
             try:
                 await self._start()
-            except AddressInUse:
+            except Exception:  # noqa: BLE001 (whatever it is, the port is to open again; health says NOT_SERVING)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 break
@@ -190,4 +190,4 @@ class RestartingServer:
     async def stop(self, grace: float) -> None:
         """Close the port at once, and cancel what is in flight after `grace` seconds."""
         self._replacing.cancel()
-        await asyncio.gather(*(server.shutdown(grace) for server in {self._server, *self._retiring.values()}))
+        await asyncio.gather(*(server.end(grace) for server in {self._server, *self._retiring.values()}))
