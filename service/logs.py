@@ -49,23 +49,24 @@ class Tolerant:
 
 
 LOG_INTERVAL = 1.0
-"""Seconds for which a limited kind of line has its number; the next line of the kind has the count of the others."""
+"""Seconds between two lines of a limited kind; the next one has the count of those that were held back."""
 
 
 class RateLimiter:
-    """So many lines an interval. Threads may ask at once: at worst that is a line too many, or a count off by one."""
+    """A token bucket of log lines. Threads may ask at once: at worst that is a line too many, or a count off by one."""
 
-    def __init__(self, lines: int = 1) -> None:
-        self._lines = self._left = lines
-        self._until = 0.0
+    def __init__(self, burst: int = 1, rate: float = 1 / LOG_INTERVAL) -> None:
+        self._burst, self._rate = burst, rate
+        self._left = float(burst)
+        self._at = time.monotonic()
         self._suppressed = 0
 
     def suppressed(self) -> int | None:
-        """How many were held back since the last line; None where the interval has had its lines."""
+        """How many lines were held back since the last one; None where this one is held back too."""
         now = time.monotonic()
-        if now >= self._until:
-            self._left, self._until = self._lines, now + LOG_INTERVAL
-        if not self._left:
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 0.999:
             self._suppressed += 1
             return None
         self._left -= 1

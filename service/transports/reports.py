@@ -10,8 +10,8 @@ from service.logs import RateLimiter
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-_LINES = 20
-"""Lines an interval for calls that are themselves at fault, so that their author finds each; of other kinds one."""
+_BURST, _RATE = 100, 10
+"""Lines at once, and then a second, for calls that are themselves at fault: their author should find each."""
 
 
 class Reports:
@@ -22,7 +22,7 @@ class Reports:
         # These say how the server is, or that tokens are tried: one says as much as a hundred.
         of_a_kind = (Overloaded, DeadlinePassed, ModelUnavailable, Unauthenticated)
         self._seldom: dict[type[Exception], RateLimiter] = {kind: RateLimiter() for kind in of_a_kind}
-        self._requests, self._faults = RateLimiter(_LINES), RateLimiter(_LINES)
+        self._requests, self._faults = RateLimiter(_BURST, _RATE), RateLimiter(_BURST, _RATE)
         self._handshakes = RateLimiter()
         self._crashes = RateLimiter()
 
