@@ -52,7 +52,13 @@ pub struct Peer {
 impl Peer {
     pub fn new(socket: Socket, conduct: Arc<Conduct>, ping_interval: Seconds) -> Self {
         let received = Frames { skip: PREFACE, ..Frames::default() };
-        Self { socket, received, sent: Frames::default(), pings: Pings::new(ping_interval.bound().unwrap_or_default()), conduct }
+        Self {
+            socket,
+            received,
+            sent: Frames::default(),
+            pings: Pings::new(ping_interval.bound().unwrap_or_default()),
+            conduct,
+        }
     }
 
     fn receive(&mut self, bytes: &[u8]) {
