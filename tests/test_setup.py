@@ -21,6 +21,8 @@ from conftest import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow  # ten environments made
+
 WITHIN = 120  # seconds, on the busiest machine
 
 PROJECT = """

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from export import checkpoint
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.transports.reports import INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -142,7 +141,7 @@ def test_any_bytes_over_the_socket_are_answered_or_refused_never_internal(
 
 
 async def test_the_callers_request_id_comes_back_and_stands_in_the_log(server: ServiceProcess) -> None:
-    await asyncio.sleep(INTERVAL)  # other tests may have had all lines that there are for refused calls
+    await asyncio.sleep(LOG_INTERVAL)  # other tests may have had all lines that there are for refused calls
     async with aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(PREDICT)(message(bytes(784)), metadata=[("x-request-id", "good-1")], timeout=10)
         await call
