@@ -158,7 +158,12 @@ IMAGE = bytes(784)
             "neurons[1].index: is 10; layer 3 has neurons 0 to 9",
         ),
         (
-            ExplainRequest(pixels=IMAGE * 50, neurons=[Neuron(layer=1)] * 21),
+            ExplainRequest(pixels=IMAGE, neurons=[Neuron(layer=2), Neuron(layer=1, index=2), Neuron(layer=2)]),
+            InvalidInput,
+            "neurons[2]: is neurons[0] once more; expected each neuron at most once",
+        ),
+        (
+            ExplainRequest(pixels=IMAGE * 50, neurons=[Neuron(layer=1 + i % 2, index=i // 2) for i in range(21)]),
             InvalidInput,
             "neurons: asks for 1050 explanations, 21 in each of 50 images; at most 1024 are allowed in one message",
         ),

@@ -127,6 +127,7 @@ class DigitsHandler:
 
 
 def _check_neurons(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -> None:
+    first: dict[tuple[int, int], int] = {}
     for i, neuron in enumerate(neurons):
         if not 1 <= neuron.layer <= 3:
             raise InvalidInput(f"neurons[{i}].layer", f"is {neuron.layer}; expected 1, 2 or 3")
@@ -135,6 +136,8 @@ def _check_neurons(neurons: Sequence[Neuron], sizes: Sequence[int], images: int)
             raise InvalidInput(
                 f"neurons[{i}].index", f"is {neuron.index}; layer {neuron.layer} has neurons 0 to {size - 1}"
             )
+        if (before := first.setdefault((neuron.layer, neuron.index), i)) != i:
+            raise InvalidInput(f"neurons[{i}]", f"is neurons[{before}] once more; expected each neuron at most once")
     if (explanations := images * max(1, len(neurons))) > MOST_EXPLANATIONS:
         raise InvalidInput(
             "neurons",
