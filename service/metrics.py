@@ -47,7 +47,7 @@ CODES = (
 )
 """Every gRPC status code, in the order of its number, spelled as in Go."""
 
-NATIVE_SERIES = frozenset({"digits_connections_refused_total"})
+NATIVE_SERIES = frozenset({"digits_connections_ended_total", "digits_connections_refused_total"})
 """The series that only the native transport makes: grpcio does not report what they count."""
 
 WATCHED = frozenset({"Predict", "PredictStream", "ModelInfer", "ModelStreamInfer"})
@@ -80,6 +80,8 @@ class Metrics(Collector):
         self.by_digit = [0] * 10
         self.connections_refused: dict[str, int] | None = None
         """By reason; None with a transport that does not report it: see `NATIVE_SERIES`."""
+        self.connections_ended: dict[str, int] | None = None
+        """Likewise."""
         self.before_collect: Callable[[], None] | None = None
         """Where counts are kept elsewhere: brings the numbers here up to date for a scrape."""
         registry.register(self)
@@ -210,19 +212,30 @@ class Metrics(Collector):
         for digit, count in enumerate(self.by_digit):
             predictions.add_metric([str(digit)], count)
         yield predictions
-        if self.connections_refused is not None:
-            refused = CounterMetricFamily(
-                "digits_connections_refused",
-                "Connections closed before their first call, by reason.",
-                labels=["reason"],
-            )
-            for reason, count in self.connections_refused.items():
-                refused.add_metric([reason], count)
-            yield refused
+        yield from self._connection_series()
 
     def describe(self) -> Iterable[Metric]:
         """What the registry knows this collector by: its names."""
         return self.collect()
+
+    def _connection_series(self) -> Iterable[Metric]:
+        for name, help_, counts in (
+            (
+                "digits_connections_refused",
+                "Connections closed before their first call, by reason.",
+                self.connections_refused,
+            ),
+            (
+                "digits_connections_ended",
+                "Connections ended because of what they had the server hold, by reason.",
+                self.connections_ended,
+            ),
+        ):
+            if counts is not None:
+                family = CounterMetricFamily(name, help_, labels=["reason"])
+                for reason, count in counts.items():
+                    family.add_metric([reason], count)
+                yield family
 
     def _rpc_series(self) -> Iterable[Metric]:
         rpc = Rpc._fields

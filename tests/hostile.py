@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -25,7 +26,7 @@ LONG = bool(os.environ.get("CHAOS"))
 PREDICT = "/digits.v1.DigitService/Predict"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with empty SETTINGS
-SETTINGS, PING, GOAWAY = 4, 6, 7
+HEADERS_FRAME, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 1, 3, 4, 6, 7, 8
 BLANK = np.zeros((1, 784), np.uint8)
 
 
@@ -66,6 +67,11 @@ def connected(service: Addressed, sent: bytes) -> socket.socket:
     with contextlib.suppress(ConnectionError):
         peer.sendall(sent)
     return peer
+
+
+def attached(service: ServiceProcess, settings: bytes = b"") -> Peer:
+    host, port = service.address.rsplit(":", 1)
+    return Peer(host, int(port), settings)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -133,6 +139,89 @@ def kernel_waits(port: int) -> int:
             if end.family != socket.AF_UNIX and end.getpeername()[1] == port:
                 return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
     raise LookupError(port)
+
+
+class Peer:
+    """A peer that keeps to HTTP/2 as far as a server can ask, answers every ping, and reads what it is told to."""
+
+    def __init__(self, host: str, port: int, settings: bytes = b"") -> None:
+        self.socket = socket.create_connection((host, port), 10)
+        self.socket.settimeout(60)
+        self.socket.sendall(PREFACE[:24] + frame(SETTINGS, 0, 0, settings))
+        self.ended = list[bytes]()
+        """The last headers, or the reset, of each call that has ended, in that order."""
+        self.is_closed = False
+        self._unread = b""
+        self._over = set[int]()
+        self._first_window = 65535
+        self._windows = {0: 65535}
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def send(self, *frames: bytes) -> None:
+        """As they are; a server that has hung up is heard of in reading."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.socket.sendall(b"".join(frames))
+
+    def call(self, stream: int, head: bytes, body: bytes, *, end: bool = True) -> None:
+        """Headers, and the body as the server's windows allow; calls end where the connection has."""
+        self.send(frame(1, 4, stream, head))
+        while body and not self.is_closed and stream not in self._over:
+            room = min(16384, len(body), self._windows[0], self._windows.get(stream, self._first_window))
+            if room <= 0:
+                self.read()
+                continue
+            self.send(frame(0, int(end and room == len(body)), stream, body[:room]))
+            self._windows[0] -= room
+            self._windows[stream] = self._windows.get(stream, self._first_window) - room
+            body = body[room:]
+
+    def read(self, within: float = 60) -> bool:
+        """Take what has come, or wait for it; False where nothing comes, or never will."""
+        self.socket.settimeout(within)
+        try:
+            more = self.socket.recv(1 << 20)
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            more = b""
+        self.is_closed = not more
+        self._unread += more
+        while len(self._unread) >= 9 and len(self._unread) >= (whole := 9 + int.from_bytes(self._unread[:3])):
+            kind, flags, stream = self._unread[3], self._unread[4], int.from_bytes(self._unread[5:9])
+            self._take(kind, flags, stream, self._unread[9:whole])
+            self._unread = self._unread[whole:]
+        return not self.is_closed
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if (kind == RST_STREAM and stream not in self._over) or (kind == HEADERS_FRAME and flags & 1):
+            self.ended.append(payload)
+            self._over.add(stream)
+        elif kind == WINDOW_UPDATE:
+            before = self._windows.get(stream, self._first_window)
+            self._windows[stream] = before + int.from_bytes(payload)
+        elif kind == SETTINGS and not flags & 1:
+            found = {payload[at + 1]: int.from_bytes(payload[at + 2 : at + 6]) for at in range(0, len(payload), 6)}
+            more = found.get(4, self._first_window) - self._first_window
+            self._first_window += more
+            self._windows = {at: room + more if at else room for at, room in self._windows.items()}
+            self.send(frame(SETTINGS, 1, 0, b""))
+        elif kind == PING and not flags & 1:
+            self.send(frame(PING, 1, 0, payload))
+
+    def answers(self, calls: int = 1) -> list[bytes]:
+        """How so many calls ended, or those that had before the connection did."""
+        while len(self.ended) < calls and self.read():
+            pass
+        return self.ended[:calls]
+
+    def is_ended(self, within: float) -> bool:
+        """Whether the server ends the connection, though every ping is answered."""
+        until = time.monotonic() + within
+        while not self.is_closed and (left := until - time.monotonic()) > 0:
+            self.read(left)
+        return self.is_closed
 
 
 class Loaded(NamedTuple):

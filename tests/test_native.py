@@ -77,6 +77,7 @@ class Running(SimpleNamespace):
     batcher: NativeBatcher
     channel: aio.Channel
     registry: CollectorRegistry
+    transport: NativeTransport
     port: int
 
     def value(self, name: str, **labels: str) -> float:
@@ -101,7 +102,7 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     port = await transport.start("127.0.0.1", 0)
     await transport.say(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Running(model=model, batcher=batcher, channel=channel, registry=registry, port=port)
+        yield Running(model=model, batcher=batcher, channel=channel, registry=registry, transport=transport, port=port)
         model.gate.set()
     await transport.stop(0, 5)
 

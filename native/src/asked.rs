@@ -37,7 +37,21 @@ pub enum Form {
     Tensors { id: String, outputs: Outputs, in_stream: bool },
 }
 
+/// What stands in a reply besides its tensors: about so much.
+const REPLY_HEAD: usize = 64;
+const TENSORS_HEAD: usize = 256;
+
 impl Form {
+    /// About what the reply for so many images takes.
+    pub fn reply_size(&self, images: usize) -> usize {
+        match self {
+            Self::Digits { hidden } => REPLY_HEAD + images * (1 + 4 * (DIGITS + if *hidden { 2 * HIDDEN } else { 0 })),
+            Self::Tensors { id, outputs, .. } => {
+                TENSORS_HEAD + id.len() + outputs.iter().map(|output| output.bytes(images)).sum::<usize>()
+            }
+        }
+    }
+
     /// Whether the reply needs the hidden layers.
     pub fn hidden(&self) -> bool {
         match self {

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use tokio::sync::oneshot;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use tokio::sync::{oneshot, watch};
 
 use crate::access::{self, Stranger};
 use crate::asked::{self, put_prefix, Asked, Serves};
-use crate::core::{draining, Core, Kind};
+use crate::budget::{Hold, Reserved, Unfinished, Unsent, Usage};
+use crate::connection::LAST_BYTES;
+use crate::core::{draining, Core, Kind, Phase};
 use crate::counts::nanos;
 use crate::frames::Encoding;
 use crate::health;
@@ -22,7 +24,7 @@ use crate::line::Item;
 use crate::messages::{Broken, Messages};
 use crate::reply::{head, send, send_end, Call, Outcome, Reply, Trouble};
 use crate::served::Served;
-use crate::status::{Refusal, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
+use crate::status::{Refusal, DEADLINE_EXCEEDED, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED};
 use crate::wire::{field_len, put_field, Message};
 
 /// So many of the largest batches' worth of images of one stream may wait for their answers at a time.
@@ -30,9 +32,18 @@ const BATCHES_AHEAD: usize = 2;
 /// Replies that are ready together go out together, up to about this many bytes.
 const TOGETHER: usize = 16 * 1024;
 const LONGEST_REQUEST_ID: usize = 128;
+/// What a reply of Python's may take besides what grows with its request, the description of the network for one.
+const REPLY: usize = 64 << 10;
+/// In steps of so many bytes a stream's room for replies grows and shrinks.
+const ROOM_STEP: usize = 16 << 10;
 
 /// Serves one call to its end.
-pub async fn serve(core: Arc<Core>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+pub async fn serve(
+    core: Arc<Core>,
+    usage: Arc<Usage>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Unsent>,
+) {
     let since = Instant::now();
     let (parts, body) = request.into_parts();
     if !is_grpc(&parts.headers) {
@@ -41,25 +52,43 @@ pub async fn serve(core: Arc<Core>, request: Request<RecvStream>, mut respond: S
         drop(respond.send_response(response, true));
         return;
     }
+    if let Err((status, sentence)) = check_form(&parts) {
+        let mut response = head();
+        *response.status_mut() = status;
+        response.headers_mut().extend(Refusal::bare(INTERNAL, sentence).trailers());
+        drop(respond.send_response(response, true));
+        return;
+    }
     let size = header_list_size(&parts);
     if size > core.limits.headers {
         let sentence = format!("metadata: {size} bytes; at most {} are allowed", core.limits.headers);
         return send_end(respond, Refusal::bare(RESOURCE_EXHAUSTED, sentence).trailers());
     }
-    let Some(route) = core.routes.get(parts.uri.path()).cloned() else {
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let Some(route) = core.routes.get(path).cloned() else {
         send_end(respond, Refusal::bare(UNIMPLEMENTED, "Method not found!").trailers());
         return;
     };
-    let deadline = parts.headers.get("grpc-timeout").and_then(timeout).and_then(|timeout| since.checked_add(timeout));
+    let timeout = match parts.headers.get("grpc-timeout").map(timeout) {
+        None => None,
+        Some(Some(timeout)) => Some(timeout),
+        Some(None) => {
+            let refusal = Refusal::bare(INTERNAL, "grpc-timeout: malformed; expected up to 8 digits and a unit");
+            return send_end(respond, refusal.trailers());
+        }
+    };
+    let deadline = timeout.and_then(|timeout| since.checked_add(timeout));
     let request_id = parts.headers.get(REQUEST_ID).and_then(shortened);
     let encoding = Encoding::named(parts.headers.get("grpc-encoding").map(HeaderValue::as_bytes));
     let kind = route.kind;
-    let messages = Messages::new(body, encoding, &core.limits, kind.is_stream());
-    let call = Call::begin(core, route, request_id, since, deadline);
+    let call = Call::begin(core, route, usage, request_id, since, deadline);
     if let Err(stranger) = let_in(&call, &parts.headers) {
         call.core.model.unauthenticated.add(1);
         return send_end(respond, call.refuse(&Trouble::Stranger(stranger)));
     }
+    let Some((call, respond)) = admitted(call, respond).await else { return };
+    let (most, stall) = (call.route.largest_message, call.core.limits.stall);
+    let messages = Messages::new(body, encoding, most, stall, kind.is_stream(), call.usage.clone());
     if kind.is_stream() {
         Stream::new(call, respond).serve(messages).await;
     } else {
@@ -67,12 +96,41 @@ pub async fn serve(core: Arc<Core>, request: Request<RecvStream>, mut respond: S
     }
 }
 
+/// Waits until the caller has read enough of the replies to its other calls.
+async fn admitted(call: Call, mut respond: SendResponse<Unsent>) -> Option<(Call, SendResponse<Unsent>)> {
+    if let Err(refusal) = call.usage.check() {
+        send_end(respond, call.end(refusal));
+        return None;
+    }
+    match room(&call, &mut respond, 0).await {
+        Ok(()) => Some((call, respond)),
+        Err(Some(trouble)) => {
+            send_end(respond, call.refuse(&trouble));
+            None
+        }
+        Err(None) => None,
+    }
+}
+
+/// Waits for room for a reply of so many bytes; an error without trouble is a caller who has left.
+async fn room(call: &Call, respond: &mut SendResponse<Unsent>, bytes: usize) -> Result<(), Option<Trouble>> {
+    if call.usage.has_room(bytes) {
+        return Ok(());
+    }
+    tokio::select! {
+        biased;
+        () = call.usage.room(bytes) => Ok(()),
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(None),
+        () = sleep_until(call.deadline) => Err(Some(Trouble::Late)),
+    }
+}
+
 fn let_in(call: &Call, headers: &HeaderMap) -> Result<(), Stranger> {
     if call.route.needs_token {
-        access::check(&call.core.tokens.get(), headers)
-    } else {
-        Ok(())
+        access::check(&call.core.tokens.get(), headers)?;
+        call.usage.know();
     }
+    Ok(())
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -82,10 +140,23 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// As HTTP/2 counts it, with 32 bytes for each field on top; without the pseudo-headers but the path.
+/// What gRPC asks of a request besides its content type; the HTTP status and the sentence for any other.
+fn check_form(parts: &Parts) -> Result<(), (StatusCode, &'static str)> {
+    if parts.method != Method::POST {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "method: not allowed; expected POST"));
+    }
+    // Another value than this one h2 refuses itself.
+    if !parts.headers.contains_key(http::header::TE) {
+        return Err((StatusCode::BAD_REQUEST, "te: missing; expected trailers"));
+    }
+    Ok(())
+}
+
+/// As HTTP/2 counts it, with 32 bytes for each field on top; of the pseudo-headers those that a caller can make long.
 fn header_list_size(parts: &Parts) -> usize {
     let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-    fields + parts.uri.path().len()
+    let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    fields + path + parts.uri.authority().map_or(0, |authority| authority.as_str().len())
 }
 
 /// `grpc-timeout`: up to eight digits and a unit.
@@ -109,20 +180,20 @@ fn timeout(value: &HeaderValue) -> Option<Duration> {
 /// The caller's own id of the call, as far as we repeat it.
 fn shortened(value: &HeaderValue) -> Option<HeaderValue> {
     let bytes = value.as_bytes();
-    if bytes.is_empty() {
+    if bytes.is_empty() || !bytes.iter().all(|byte| (b' '..=b'~').contains(byte)) {
         return None;
     }
     HeaderValue::from_bytes(&bytes[..bytes.len().min(LONGEST_REQUEST_ID)]).ok()
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+pub async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => pending().await,
     }
 }
 
-async fn unary(call: Call, mut respond: SendResponse<Bytes>, mut messages: Messages) {
+async fn unary(call: Call, respond: SendResponse<Unsent>, mut messages: Messages) {
     let first = tokio::select! {
         biased;
         first = messages.next() => first,
@@ -147,22 +218,49 @@ async fn unary(call: Call, mut respond: SendResponse<Bytes>, mut messages: Messa
                 served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
                 return enqueue(&core, message, asked, served, arrived, call, respond);
             }
-            let answer = core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
-            let outcome = tokio::select! {
-                biased;
-                outcome = answer => outcome,
-                _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
-                () = sleep_until(call.deadline) => Ok(Err(Trouble::Late)),
-            };
-            match outcome {
-                Ok(Ok(reply)) => {
-                    call.route.counts.sent.add(1);
-                    send(respond, framed(&reply), call.succeed());
-                }
-                Ok(Err(trouble)) => send_end(respond, call.refuse(&trouble)),
-                Err(_) => send_end(respond, call.end(Refusal::bare(INTERNAL, "internal error"))),
-            }
+            drop(messages);
+            by_python(&core, call, respond, &message).await;
         }
+    }
+}
+
+/// Lets the Python handler answer, once there is room for what it may say.
+async fn by_python(core: &Core, call: Call, mut respond: SendResponse<Unsent>, message: &Message) {
+    let reply = call.largest_reply(message);
+    if !call.usage.has_room(reply) {
+        let mut unfinished = Unfinished::new(call.usage.clone());
+        if let Err(refusal) = unfinished.set(message.len()) {
+            return send_end(respond, call.end(refusal));
+        }
+        match room(&call, &mut respond, reply).await {
+            Ok(()) => {}
+            Err(Some(trouble)) => return send_end(respond, call.refuse(&trouble)),
+            Err(None) => return,
+        }
+    }
+    let _reserved = Reserved::new(call.usage.clone(), reply);
+    let answer = core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
+    let outcome = tokio::select! {
+        biased;
+        outcome = answer => outcome,
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+        () = sleep_until(call.deadline) => Ok(Err(Trouble::Late)),
+    };
+    match outcome {
+        Ok(Ok(reply)) => {
+            call.route.counts.sent.add(1);
+            let reply = Unsent::new(framed(&reply), call.usage.clone());
+            send(respond, reply, call.succeed());
+        }
+        Ok(Err(trouble)) => send_end(respond, call.refuse(&trouble)),
+        Err(_) => send_end(respond, call.end(Refusal::bare(INTERNAL, "internal error"))),
+    }
+}
+
+impl Call {
+    /// What a reply of Python's to this message takes at most.
+    fn largest_reply(&self, message: &Message) -> usize {
+        REPLY + self.route.reply_per_byte.saturating_mul(message.len())
     }
 }
 
@@ -185,7 +283,7 @@ fn enqueue(
     served: Arc<Served>,
     arrived: Instant,
     call: Call,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Unsent>,
 ) {
     let Asked { span, images, form } = asked;
     let deadline = call.deadline;
@@ -208,6 +306,8 @@ enum Ended {
     Well,
     Refused(Trouble),
     Broken(Refusal),
+    /// Within a reply that its caller does not read.
+    Unread(usize),
 }
 
 /// A stream with one reply a message, in order.
@@ -222,13 +322,14 @@ struct Stream {
 
 /// The way back: before its first message and after.
 enum Way {
-    Closed(SendResponse<Bytes>),
-    Open(SendStream<Bytes>),
+    Closed(SendResponse<Unsent>),
+    Open(SendStream<Unsent>),
 }
 
 impl Stream {
-    fn new(call: Call, respond: SendResponse<Bytes>) -> Self {
-        Self { call, way: Way::Closed(respond), due: Due::default(), in_doubt: false }
+    fn new(call: Call, respond: SendResponse<Unsent>) -> Self {
+        let due = Due::new(call.usage.clone());
+        Self { call, way: Way::Closed(respond), due, in_doubt: false }
     }
 
     async fn serve(mut self, mut messages: Messages) {
@@ -238,6 +339,10 @@ impl Stream {
             Ended::Well => call.succeed(),
             Ended::Refused(trouble) => call.refuse(&trouble),
             Ended::Broken(refusal) => call.end(refusal),
+            Ended::Unread(code) => {
+                drop(call.end(Refusal::bare(code, "")));
+                return way.reset(); // half a message cannot be followed by a status
+            }
         };
         match way {
             Way::Closed(respond) => send_end(respond, trailers),
@@ -247,18 +352,22 @@ impl Stream {
 
     async fn answer_all(&mut self, messages: &mut Messages) -> Result<Ended, Gone> {
         let mut phase = self.call.core.phase.subscribe();
+        let usage = self.call.usage.clone();
         let mut is_reading = true;
         loop {
             if self.due.is_empty() && !is_reading {
                 return Ok(Ended::Well);
             }
-            let may_read = is_reading && self.may_read_ahead();
+            let has_room = usage.has_room(0);
+            let may_read = is_reading && has_room && self.may_read_ahead();
             let is_idle = self.due.is_empty();
             tokio::select! {
                 biased;
                 // Reading first: what has arrived already becomes one batch.
                 message = messages.next(), if may_read => match message {
-                    Ok(Some(message)) => self.take(message),
+                    Ok(Some(message)) => if let Err(refusal) = self.take(message) {
+                        return Ok(Ended::Broken(refusal));
+                    },
                     Ok(None) => is_reading = false,
                     Err(Broken::Gone) => return Err(Gone),
                     Err(Broken::Refused(refusal)) => return Ok(Ended::Broken(refusal)),
@@ -268,6 +377,7 @@ impl Stream {
                         return Ok(ended);
                     }
                 }
+                () = usage.room(0), if !has_room => {}
                 () = draining(&mut phase), if is_idle => {
                     return Ok(Ended::Refused(Trouble::Stopping));
                 }
@@ -280,27 +390,29 @@ impl Stream {
     /// A stream is no reason to refuse its own messages: it is read as far as the line has room.
     fn may_read_ahead(&self) -> bool {
         let core = &self.call.core;
-        let is_within = self.due.images < BATCHES_AHEAD * core.limits.max_batch && core.line.has_room_ahead();
+        let is_within = self.due.all.images < BATCHES_AHEAD * core.limits.max_batch && core.line.has_room_ahead();
         !self.in_doubt && (self.due.is_empty() || is_within)
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: Message) -> Result<(), Refusal> {
         let call = &self.call;
         call.route.counts.received.add(1);
+        call.usage.check()?;
         let arrived = Instant::now();
         if let Some((asked, served)) = understood(&call.core, call.route.kind, &message) {
             served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
             let Asked { span, images, form } = asked;
             let (sender, receiver) = oneshot::channel();
-            self.due.push(receiver, images);
+            self.due.push(receiver, images, form.reply_size(images));
             let reply = Reply::Stream { sender, form, arrived };
             let (core, deadline) = (&call.core, call.deadline);
             core.line.push(Item { message, span, images, since: Instant::now(), deadline, served, reply }, &core.model);
         } else {
             let answer = call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
-            self.due.push(answer, 0);
+            self.due.push(answer, 0, call.largest_reply(&message));
             self.in_doubt = true;
         }
+        Ok(())
     }
 
     /// Sends this reply and those that are ready behind it; or says how the stream ends.
@@ -323,10 +435,45 @@ impl Stream {
         };
         self.in_doubt &= !self.due.is_empty();
         if replies > 0 {
-            self.way.write(out).await?;
+            if let Some(unread) = self.write(out).await? {
+                return Ok(Some(unread));
+            }
             self.call.route.counts.sent.add(replies);
         }
         Ok(ended)
+    }
+
+    /// Sends as the caller's window allows: one who does not read is not written to, and not waited for beyond the
+    /// call's deadline or, when the server drains, a second without a byte.
+    async fn write(&mut self, out: BytesMut) -> Result<Option<Ended>, Gone> {
+        let usage = self.call.usage.clone();
+        let deadline = self.call.deadline;
+        let mut phase = self.call.core.phase.subscribe();
+        let stream = self.way.open()?;
+        let mut rest = out.freeze();
+        let all = rest.len();
+        while rest.has_remaining() {
+            stream.reserve_capacity(rest.len());
+            let room = match stream.capacity() {
+                0 => {
+                    let _held = Hold::new(usage.clone(), rest.len());
+                    tokio::select! {
+                        biased;
+                        room = poll_fn(|cx| stream.poll_capacity(cx)) => room.and_then(Result::ok).ok_or(Gone)?,
+                        () = sleep_until(deadline) => {
+                            return Ok(Some(unread(all, &rest, Trouble::Late, DEADLINE_EXCEEDED)));
+                        }
+                        () = last_bytes(&mut phase) => {
+                            return Ok(Some(unread(all, &rest, Trouble::Stopping, UNAVAILABLE)));
+                        }
+                    }
+                }
+                room => room,
+            };
+            let now = Unsent::new(rest.split_to(room.min(rest.len())), usage.clone());
+            stream.send_data(now, false).map_err(|_| Gone)?;
+        }
+        Ok(None)
     }
 
     /// A reply as gRPC frames it; `ModelStreamInfer` has room for a refusal within its reply.
@@ -345,21 +492,51 @@ impl Stream {
     }
 }
 
-/// Answers that are due, and the images that they are for.
-#[derive(Default)]
+/// How a stream ends whose caller does not read: with a status, where nothing of the reply has been sent.
+fn unread(all: usize, rest: &Bytes, trouble: Trouble, code: usize) -> Ended {
+    if rest.len() == all {
+        Ended::Refused(trouble)
+    } else {
+        Ended::Unread(code)
+    }
+}
+
+/// Waits for a drain, and then as long as a caller has to go on reading.
+async fn last_bytes(phase: &mut watch::Receiver<Phase>) {
+    draining(phase).await;
+    tokio::time::sleep(LAST_BYTES).await;
+}
+
+/// Answers that are due, the images that they are for, and the room kept for them.
 struct Due {
-    line: VecDeque<(oneshot::Receiver<Outcome>, usize)>,
+    line: VecDeque<(oneshot::Receiver<Outcome>, Share)>,
+    all: Share,
+    /// Never less than `all` takes, and seldom changed: there may be a million answers a second.
+    room: Reserved,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Share {
     images: usize,
+    bytes: usize,
 }
 
 impl Due {
+    fn new(usage: Arc<Usage>) -> Self {
+        Self { line: VecDeque::new(), all: Share::default(), room: Reserved::new(usage, 0) }
+    }
+
     fn is_empty(&self) -> bool {
         self.line.is_empty()
     }
 
-    fn push(&mut self, answer: oneshot::Receiver<Outcome>, images: usize) {
-        self.images += images;
-        self.line.push_back((answer, images));
+    fn push(&mut self, answer: oneshot::Receiver<Outcome>, images: usize, bytes: usize) {
+        self.all.images += images;
+        self.all.bytes += bytes;
+        self.line.push_back((answer, Share { images, bytes }));
+        if self.all.bytes > self.room.bytes() {
+            self.room.set(self.all.bytes + ROOM_STEP);
+        }
     }
 
     /// The oldest; never where none is due.
@@ -378,30 +555,33 @@ impl Due {
     }
 
     fn pop(&mut self) {
-        if let Some((_, images)) = self.line.pop_front() {
-            self.images -= images;
+        if let Some((_, share)) = self.line.pop_front() {
+            self.all.images -= share.images;
+            self.all.bytes -= share.bytes;
+            if self.line.is_empty() || self.all.bytes + 2 * ROOM_STEP < self.room.bytes() {
+                self.room.set(self.all.bytes);
+            }
         }
     }
 }
 
 impl Way {
-    /// Sends as the caller's window allows: one who does not read is not written to.
-    async fn write(&mut self, out: BytesMut) -> Result<(), Gone> {
+    /// The stream back, opened with the first reply.
+    fn open(&mut self) -> Result<&mut SendStream<Unsent>, Gone> {
         if let Self::Closed(respond) = self {
             *self = Self::Open(respond.send_response(head(), false).map_err(|_| Gone)?);
         }
-        let Self::Open(stream) = self else { return Err(Gone) };
-        let mut rest = out.freeze();
-        while rest.has_remaining() {
-            stream.reserve_capacity(rest.len());
-            let room = match stream.capacity() {
-                0 => poll_fn(|cx| stream.poll_capacity(cx)).await.and_then(Result::ok).ok_or(Gone)?,
-                room => room,
-            };
-            let now = rest.split_to(room.min(rest.len()));
-            stream.send_data(now, false).map_err(|_| Gone)?;
+        match self {
+            Self::Open(stream) => Ok(stream),
+            Self::Closed(_) => Err(Gone),
         }
-        Ok(())
+    }
+
+    fn reset(self) {
+        match self {
+            Self::Closed(mut respond) => respond.send_reset(Reason::CANCEL),
+            Self::Open(mut stream) => stream.send_reset(Reason::CANCEL),
+        }
     }
 
     /// Waits until the caller resets the stream or its connection ends.

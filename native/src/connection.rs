@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::{Builder, Connection};
 use h2::{Ping, PingPong, Reason};
 use tokio::io::BufReader;
@@ -14,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::budget::{Unsent, Usage};
 use crate::call;
-use crate::core::{draining, Core, Limits};
+use crate::core::{draining, Core, Limits, Seconds};
 use crate::peer::{Conduct, Peer, Socket};
 
 /// What a peer may send before it is read: room for a large message and a deep line of small ones.
@@ -31,8 +31,15 @@ const RESETS: usize = 4096;
 /// A peer of whom nothing is known may have us hold as much on each of its connections, so it is no more than that.
 const HEADERS_READ: usize = 8;
 const HANDSHAKE: Duration = Duration::from_secs(20);
+/// During a drain replies are given up whose caller has not let a byte through for so long.
+pub const LAST_BYTES: Duration = Duration::from_secs(1);
 /// What one who is told to go has to take the last word.
 const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// While replies wait a peer reads at least so many bytes of them within the time that a stall may last.
+const LEAST_READ: u64 = 64 << 10;
+/// So often in that time it is looked at.
+const LOOKS: u32 = 8;
 
 /// Why a connection should end.
 enum End {
@@ -43,20 +50,32 @@ enum End {
     PingsTooOften,
     /// Its peer does not answer.
     Gone,
+    /// It has been told of a drain, and has had the time to hear of it.
+    Drained,
+    /// Its peer does not read its replies.
+    Unread,
+    /// It holds most of what the process has room for.
+    Shed,
 }
 
 /// Serves the calls of one connection until it ends.
 pub async fn serve(core: Arc<Core>, socket: TcpStream) {
     let conduct = Arc::new(Conduct::default());
+    let opened = core.budget.open(!core.needs_tokens());
+    let usage = &opened.0;
     let handshake = async {
-        let peer = Peer::new(secured(&core, socket).await?, conduct.clone(), core.limits.ping_interval);
-        builder(&core.limits).handshake::<_, Bytes>(peer).await.ok()
+        let socket = secured(&core, socket).await?;
+        if socket.has_certificate() {
+            usage.know();
+        }
+        let peer = Peer::new(socket, conduct.clone(), core.limits.ping_interval, usage.clone());
+        builder(&core.limits).handshake::<_, Unsent>(peer).await.ok()
     };
     let Ok(Some(mut connection)) = timeout(HANDSHAKE, handshake).await else { return };
     let (ends, mut ended) = mpsc::channel(1);
     let watching = connection.ping_pong().map(|ping_pong| {
-        let core = core.clone();
-        tokio::spawn(async move { watch(&core.limits, ping_pong, &conduct, &ends).await })
+        let (core, usage) = (core.clone(), usage.clone());
+        tokio::spawn(async move { watch(&core, ping_pong, &conduct, &usage, &ends).await })
     });
     let mut phase = core.phase.subscribe();
     let mut told = false;
@@ -68,17 +87,23 @@ pub async fn serve(core: Arc<Core>, socket: TcpStream) {
                 told = true;
             }
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => drop(tokio::spawn(call::serve(core.clone(), request, respond))),
+                Some(Ok((request, respond))) => drop({
+                    tokio::spawn(call::serve(core.clone(), usage.clone(), request, respond))
+                }),
                 Some(Err(_)) | None => break,
             },
             Some(end) = ended.recv() => match end {
-                End::Idle if connection.has_streams() => {}
+                End::Idle | End::Drained if connection.has_streams() => {}
                 End::Idle | End::OfAge => connection.graceful_shutdown(),
                 End::PingsTooOften => {
                     calm_down(connection).await;
                     break;
                 }
-                End::Gone => break,
+                End::Unread => {
+                    core.refused.unread.add(1);
+                    break;
+                }
+                End::Gone | End::Shed | End::Drained => break,
             },
         }
     }
@@ -122,13 +147,14 @@ fn builder(limits: &Limits) -> Builder {
 }
 
 /// Tells one who pings too often to go, and goes.
-async fn calm_down(mut connection: Connection<Peer, Bytes>) {
+async fn calm_down(mut connection: Connection<Peer, Unsent>) {
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     drop(timeout(LAST_WORD, async { while connection.accept().await.is_some() {} }).await);
 }
 
 /// Says when a connection should end.
-async fn watch(limits: &Limits, ping_pong: PingPong, conduct: &Conduct, ends: &mpsc::Sender<End>) {
+async fn watch(core: &Core, ping_pong: PingPong, conduct: &Conduct, usage: &Usage, ends: &mpsc::Sender<End>) {
+    let (limits, mut phase) = (&core.limits, core.phase.subscribe());
     tokio::join!(
         async {
             keep_alive(ping_pong, limits).await;
@@ -153,7 +179,59 @@ async fn watch(limits: &Limits, ping_pong: PingPong, conduct: &Conduct, ends: &m
             conduct.pings_too_often.notified().await;
             drop(ends.send(End::PingsTooOften).await);
         },
+        async {
+            unread(limits.stall, usage).await;
+            drop(ends.send(End::Unread).await);
+        },
+        async {
+            draining(&mut phase).await;
+            last_bytes(usage).await;
+            drop(ends.send(End::Unread).await);
+        },
+        async {
+            let mut phase = core.phase.subscribe();
+            draining(&mut phase).await;
+            loop {
+                tokio::time::sleep(2 * LAST_BYTES).await;
+                drop(ends.send(End::Drained).await);
+            }
+        },
+        async {
+            usage.shed.notified().await;
+            drop(ends.send(End::Shed).await);
+        },
     );
+}
+
+/// Returns where replies have waited for so long, and the peer has let through next to nothing of them.
+async fn unread(time: Seconds, usage: &Usage) {
+    let (mut waits, mut sent) = (0, usage.sent());
+    loop {
+        time.times(1.0 / f64::from(LOOKS)).pass().await;
+        if usage.unsent() == 0 {
+            (waits, sent) = (0, usage.sent());
+        } else if waits < LOOKS {
+            waits += 1;
+        } else if usage.sent() - sent < LEAST_READ {
+            return;
+        } else {
+            (waits, sent) = (1, usage.sent());
+        }
+    }
+}
+
+/// Returns where replies wait, and the peer lets through nothing of them.
+async fn last_bytes(usage: &Usage) {
+    let mut before = None;
+    loop {
+        let sent = usage.sent();
+        if usage.unsent() == 0 {
+            before = None;
+        } else if before.replace(sent) == Some(sent) {
+            return;
+        }
+        tokio::time::sleep(LAST_BYTES).await;
+    }
 }
 
 /// A factor for ages, so that callers of many servers do not all come back at once.

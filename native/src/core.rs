@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::{Digests, Stranger};
+use crate::budget::Budget;
 use crate::counts;
 use crate::line::Line;
 use crate::reply::{Outcome, Trouble};
@@ -46,6 +47,10 @@ pub struct Route {
     pub path: String,
     pub kind: Kind,
     pub needs_token: bool,
+    /// Bytes of a request at most.
+    pub largest_message: usize,
+    /// Bytes by which a reply of Python's may grow with each byte of its request.
+    pub reply_per_byte: usize,
     pub counts: counts::Rpc,
 }
 
@@ -117,11 +122,19 @@ pub struct Core {
     pub line: Line,
     pub model: counts::Model,
     pub refused: counts::Refused,
+    pub budget: Arc<Budget>,
     pub host: Host,
     pub limits: Limits,
     pub phase: watch::Sender<Phase>,
     pub healthy: watch::Sender<bool>,
     pub health_names: Vec<String>,
+}
+
+impl Core {
+    /// Whether callers show a token, for some of the RPCs at least.
+    pub fn needs_tokens(&self) -> bool {
+        self.ordered.iter().any(|route| route.needs_token)
+    }
 }
 
 /// The Python side: `service.transports.native.Host`.

@@ -128,13 +128,15 @@ impl Total {
     }
 }
 
-/// Connections that ended before there was a call.
+/// Connections that were not served, or not to their end.
 #[derive(Debug, Default)]
 pub struct Refused {
     /// One too many.
     pub full: Counter,
     /// No handshake of TLS that both sides agree on.
     pub handshake: Counter,
+    /// The peer did not read its replies.
+    pub unread: Counter,
 }
 
 /// The series of the model that are not of one version of it.

@@ -3,10 +3,11 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use h2::server::SendResponse;
 
-use crate::call::framed;
+use crate::budget::Unsent;
+use crate::call::{framed, sleep_until};
 use crate::core::{draining, Core, Kind};
 use crate::reply::{head, send, send_end, Call, Trouble};
 use crate::status::{Refusal, NOT_FOUND};
@@ -15,10 +16,12 @@ use crate::wire::{field_len, open_field, put_field, tag, Message, VARINT};
 const SERVING: u8 = 1;
 const NOT_SERVING: u8 = 2;
 const SERVICE_UNKNOWN: u8 = 3;
-const LONGEST_NAME: usize = 1024;
+const LONGEST_NAME: usize = 4096;
+/// `service` of `HealthCheckRequest`: field 1, length-delimited.
+const NAME: u32 = 10;
 
 /// Answers Check and List.
-pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Bytes>, message: &Message) {
+pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Unsent>, message: &Message) {
     let reply = if call.route.kind == Kind::HealthList {
         if !is_whole(message) {
             return send_end(respond, call.refuse(&Trouble::Malformed));
@@ -32,11 +35,12 @@ pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Bytes>, message
         }
     };
     call.route.counts.sent.add(1);
+    let reply = Unsent::new(reply, call.usage.clone());
     send(respond, reply, call.succeed());
 }
 
 /// Sends the status now and at each change, until the caller leaves or the server drains.
-pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes>, message: &Message) {
+pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Unsent>, message: &Message) {
     let Some(service) = service(message) else { return send_end(respond, call.refuse(&Trouble::Malformed)) };
     let (mut healthy, mut phase) = (core.healthy.subscribe(), core.phase.subscribe());
     let Ok(mut stream) = respond.send_response(head(), false) else { return };
@@ -45,7 +49,8 @@ pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes
         healthy.mark_unchanged();
         let now = status(core, &service).unwrap_or(SERVICE_UNKNOWN);
         if last.replace(now) != Some(now) {
-            if stream.send_data(framed(&health(now)), false).is_err() {
+            let reply = Unsent::new(framed(&health(now)), call.usage.clone());
+            if stream.send_data(reply, false).is_err() {
                 return;
             }
             call.route.counts.sent.add(1);
@@ -54,6 +59,10 @@ pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes
             changed = healthy.changed() => if changed.is_err() { return },
             () = draining(&mut phase) => {
                 drop(stream.send_trailers(call.refuse(&Trouble::Stopping)));
+                return;
+            }
+            () = sleep_until(call.deadline) => {
+                drop(stream.send_trailers(call.refuse(&Trouble::Late)));
                 return;
             }
             _ = poll_fn(|cx| stream.poll_reset(cx)) => return,
@@ -65,9 +74,9 @@ pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Bytes
 fn service(message: &Message) -> Option<String> {
     let (mut name, mut reader) = (String::new(), message.reader());
     while !reader.is_done() {
-        match reader.varint()? {
-            10 => name = reader.text(LONGEST_NAME)?, // field 1, length-delimited
-            other => reader.pass_over(other & 7)?,
+        match reader.tag()? {
+            NAME => name = reader.long_text(LONGEST_NAME)?,
+            other => reader.pass_over(other)?,
         }
     }
     Some(name)
@@ -77,7 +86,7 @@ fn service(message: &Message) -> Option<String> {
 fn is_whole(message: &Message) -> bool {
     let mut reader = message.reader();
     while !reader.is_done() {
-        if reader.varint().and_then(|tag| reader.pass_over(tag & 7)).is_none() {
+        if reader.tag().and_then(|tag| reader.pass_over(tag)).is_none() {
             return false;
         }
     }
@@ -109,16 +118,42 @@ fn listed(core: &Core) -> BytesMut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     #[test]
     fn the_name_is_read_and_other_fields_are_passed_over() {
         let read = |bytes: &'static [u8]| service(&Message::from(Bytes::from_static(bytes)));
         assert_eq!(read(b"").as_deref(), Some(""));
         assert_eq!(read(b"\x0a\x01a").as_deref(), Some("a"));
+        assert_eq!(read(b"\x8a\x00\x81\x00a").as_deref(), Some("a")); // varints longer than they need to be
         assert_eq!(read(b"\x10\x80\x80\x01\x0a\x01a\x1a\x02xy\x25abcd\x29abcdefgh").as_deref(), Some("a"));
-        for wrong in [&b"\x0a\x05a"[..], b"\x0a\x01\xff", b"\x10\x80", b"\x0b", b"\x25abc"] {
+        assert_eq!(read(b"\x13\x1b\x08\x01\x1c\x14\x0a\x01a").as_deref(), Some("a")); // groups
+        assert_eq!(read(b"\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01").as_deref(), Some(""));
+        assert_eq!(read(b"\xf8\xff\xff\xff\x0f\x00").as_deref(), Some("")); // the highest field there is
+        for wrong in [
+            &b"\x0a\x05a"[..],
+            b"\x0a\x01\xff",
+            b"\x10\x80",
+            b"\x0b",
+            b"\x25abc",
+            b"\x00\x01",
+            b"\x02\x01a",
+            b"\x13",
+            b"\x13\x1c",
+            b"\x14",
+            b"\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            b"\x8a\x80\x80\x80\x80\x00\x01a",
+            b"\xf8\xff\xff\xff\x1f\x00",
+        ] {
             assert_eq!(read(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn groups_are_passed_over_as_deep_as_protobuf_allows() {
+        let nested = |depth: usize| Message::from(Bytes::from([vec![0x13; depth], vec![0x14; depth]].concat()));
+        assert!(is_whole(&nested(100)));
+        assert!(!is_whole(&nested(101)));
     }
 
     #[test]
@@ -127,7 +162,7 @@ mod tests {
         for whole in [&b""[..], b"\x0a\x01a", b"\x0a\x01\xff", b"\x10\x01"] {
             assert!(read(whole), "{whole:?}");
         }
-        for cut in [&b"\xff"[..], b"\x0a\x05a", b"\x10", b"\x0b"] {
+        for cut in [&b"\xff"[..], b"\x0a\x05a", b"\x10", b"\x0b", b"\x00\x00"] {
             assert!(!read(cut), "{cut:?}");
         }
     }

@@ -4,12 +4,14 @@
 
 mod access;
 mod asked;
+mod budget;
 mod call;
 mod connection;
 mod core;
 mod counts;
 mod frames;
 mod health;
+mod inflate;
 mod line;
 mod messages;
 mod model;
@@ -40,8 +42,9 @@ use crate::wire::{Message, Span};
 
 /// A server that is bound to nothing yet.
 ///
-/// `host` is asked for predictions and refusals, `routes` are (path, kind, whether it needs a token) of each RPC. Where
-/// one does, nobody is let in before the first `set_tokens`.
+/// `host` is asked for predictions and refusals, `routes` are (path, kind, whether it needs a token, the largest
+/// message, bytes by which a reply may grow with each byte of its request) of each RPC. Where one needs a token, nobody
+/// is let in before the first `set_tokens`.
 #[pyclass(frozen, module = "digitserve_native")]
 struct Server {
     core: Arc<Core>,
@@ -56,7 +59,7 @@ impl Server {
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // every one by keyword, as Python has it
     fn new(
         host: Py<PyAny>,
-        routes: Vec<(String, String, bool)>,
+        routes: Vec<(String, String, bool, usize, usize)>,
         model: Py<PyAny>,
         model_name: String,
         model_version: String,
@@ -71,9 +74,9 @@ impl Server {
     ) -> PyResult<Self> {
         let ordered = routes
             .into_iter()
-            .map(|(path, kind, needs_token)| {
-                let kind = named(&kind)?;
-                Ok(Arc::new(Route { path, kind, needs_token, counts: counts::Rpc::new(&latency_buckets) }))
+            .map(|(path, kind, needs_token, largest_message, reply_per_byte)| {
+                let (kind, counts) = (named(&kind)?, counts::Rpc::new(&latency_buckets));
+                Ok(Arc::new(Route { path, kind, needs_token, largest_message, reply_per_byte, counts }))
             })
             .collect::<PyResult<Vec<Arc<Route>>>>()?;
         let routes: HashMap<_, _> = ordered.iter().map(|route| (route.path.clone(), route.clone())).collect();
@@ -87,6 +90,7 @@ impl Server {
             line: line::Line::new(max_waiting, limits.max_batch, inline),
             model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
             refused: counts::Refused::default(),
+            budget: budget::Budget::new(limits.message),
             host: Host::new(host),
             limits,
             phase: watch::channel(Phase::Serving).0,
@@ -221,6 +225,14 @@ impl Server {
         let (refused, dict) = (&self.core.refused, PyDict::new(py));
         dict.set_item("full", refused.full.get())?;
         dict.set_item("handshake", refused.handshake.get())?;
+        Ok(dict)
+    }
+
+    /// Connections that were ended because of what they had the server hold, by reason.
+    fn connections_ended<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("unread", self.core.refused.unread.get())?;
+        dict.set_item("memory", self.core.budget.shed.get())?;
         Ok(dict)
     }
 

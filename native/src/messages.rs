@@ -2,15 +2,23 @@
 
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{ready, Context, Poll};
+use std::time::Duration;
 
 use h2::RecvStream;
-use tokio::time::Sleep;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Sleep};
 
-use crate::core::{Limits, Seconds};
-use crate::frames::{Encoding, Frames};
-use crate::status::{Refusal, DEADLINE_EXCEEDED};
+use crate::budget::{Unfinished, Usage, CALL};
+use crate::core::Seconds;
+use crate::frames::{Encoding, Framed, Frames};
+use crate::inflate::Inflating;
+use crate::status::{Refusal, DEADLINE_EXCEEDED, INTERNAL};
 use crate::wire::Message;
+
+/// A message that comes slower than this on the whole is given up: bytes a second, past the first `stall` seconds.
+const SLOWEST: usize = 16 << 10;
 
 /// What ends a body early.
 #[derive(Debug)]
@@ -23,15 +31,26 @@ pub enum Broken {
 pub struct Messages {
     body: RecvStream,
     frames: Frames,
+    usage: Arc<Usage>,
+    unfinished: Unfinished,
+    inflating: Option<JoinHandle<Result<Message, Refusal>>>,
     patience: Patience,
     /// Between its messages a stream may rest for as long as it likes.
     may_rest: bool,
 }
 
 impl Messages {
-    pub const fn new(body: RecvStream, encoding: Encoding, limits: &Limits, may_rest: bool) -> Self {
-        let frames = Frames::new(encoding, limits.message);
-        Self { body, frames, patience: Patience { time: limits.stall, since_last: None }, may_rest }
+    pub fn new(
+        body: RecvStream,
+        encoding: Encoding,
+        most: usize,
+        stall: Seconds,
+        may_rest: bool,
+        usage: Arc<Usage>,
+    ) -> Self {
+        let unfinished = Unfinished::new(usage.clone());
+        let patience = Patience { time: stall, began: None, since_last: None };
+        Self { body, frames: Frames::new(encoding, most), usage, unfinished, inflating: None, patience, may_rest }
     }
 
     /// The next message; nothing at the end. May be dropped and asked again.
@@ -41,15 +60,29 @@ impl Messages {
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Broken>> {
         loop {
-            if let Some(message) = self.frames.take().map_err(Broken::Refused)? {
-                return Poll::Ready(Ok(Some(message)));
+            if let Some(inflating) = &mut self.inflating {
+                let inflated = ready!(Pin::new(inflating).poll(cx));
+                self.inflating = None;
+                return Poll::Ready(self.whole(inflated.unwrap_or_else(|_| Err(fault())).map_err(Broken::Refused)?));
+            }
+            match self.frames.take().map_err(Broken::Refused)? {
+                Some(Framed::Plain(message)) => return Poll::Ready(self.whole(message)),
+                Some(Framed::Compressed(mut inflating)) => {
+                    if inflating.is_whole_soon().map_err(Broken::Refused)? {
+                        return Poll::Ready(self.whole(inflating.finish().map_err(Broken::Refused)?));
+                    }
+                    self.unfinished.set(CALL + inflating.input()).map_err(Broken::Refused)?;
+                    self.inflating = Some(tokio::spawn(inflate(inflating, self.usage.clone())));
+                    continue;
+                }
+                None => {}
             }
             let Poll::Ready(piece) = self.body.poll_data(cx) else {
-                if !(self.may_rest && self.frames.is_empty()) {
-                    ready!(self.patience.poll_over(cx));
-                    return Poll::Ready(Err(Broken::Refused(stalled(self.patience.time))));
+                if self.may_rest && self.frames.is_empty() {
+                    return Poll::Pending;
                 }
-                return Poll::Pending;
+                self.unfinished.set(CALL + self.frames.len()).map_err(Broken::Refused)?;
+                return self.patience.poll_over(cx, self.frames.len()).map(|sentence| Err(Broken::Refused(sentence)));
             };
             self.patience.since_last = None;
             match piece {
@@ -58,25 +91,61 @@ impl Messages {
                     self.frames.push(piece);
                 }
                 None if self.frames.is_empty() => return Poll::Ready(Ok(None)),
-                None | Some(Err(_)) => return Poll::Ready(Err(Broken::Gone)),
+                None => return Poll::Ready(Err(Broken::Refused(cut_short()))),
+                Some(Err(_)) => return Poll::Ready(Err(Broken::Gone)),
             }
+        }
+    }
+
+    fn whole(&mut self, message: Message) -> Result<Option<Message>, Broken> {
+        self.patience = Patience { time: self.patience.time, began: None, since_last: None };
+        self.unfinished.set(0).map_err(Broken::Refused)?;
+        self.usage.whole();
+        Ok(Some(message))
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        if let Some(inflating) = &self.inflating {
+            inflating.abort(); // where it has not begun
         }
     }
 }
 
-/// How long a message that is due may leave us without another byte; where all is here at once, no timer is set.
+/// On a thread of its own, one of a connection after the other.
+async fn inflate(inflating: Inflating, usage: Arc<Usage>) -> Result<Message, Refusal> {
+    let _turn = usage.inflating.acquire().await.map_err(|_| fault())?;
+    tokio::task::spawn_blocking(|| inflating.finish()).await.unwrap_or_else(|_| Err(fault()))
+}
+
+/// How long a message that is due may leave us without another byte, and how long it may take on the whole; where all
+/// is here at once, no timer is set.
 struct Patience {
     time: Seconds,
+    began: Option<Instant>,
     since_last: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// `received` bytes of the message are here.
+    fn poll_over(&mut self, cx: &mut Context<'_>, received: usize) -> Poll<Refusal> {
         let Some(time) = self.time.bound() else { return Poll::Pending };
-        self.since_last.get_or_insert_with(|| Box::pin(tokio::time::sleep(time))).as_mut().poll(cx)
+        let Self { began, since_last, .. } = self;
+        let sleep = since_last.get_or_insert_with(|| {
+            let now = Instant::now();
+            let whole = time + Duration::from_secs((received / SLOWEST) as u64);
+            Box::pin(tokio::time::sleep_until((now + time).min(*began.get_or_insert(now) + whole)))
+        });
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(Refusal::bare(DEADLINE_EXCEEDED, format!("message: not whole after {} seconds", self.time)))
     }
 }
 
-fn stalled(time: Seconds) -> Refusal {
-    Refusal::bare(DEADLINE_EXCEEDED, format!("no byte of the message has come for {time} seconds"))
+fn cut_short() -> Refusal {
+    Refusal::bare(INTERNAL, "message: ends before the length that its prefix gives")
+}
+
+fn fault() -> Refusal {
+    Refusal::bare(INTERNAL, "internal error")
 }

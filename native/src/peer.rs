@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
+use crate::budget::Usage;
 use crate::core::Seconds;
 
 const MOST_STRIKES: u32 = 2;
@@ -33,6 +34,13 @@ pub enum Socket {
     Tls(Box<TlsStream<BufReader<TcpStream>>>),
 }
 
+impl Socket {
+    /// Whether the peer has shown a certificate that is known here.
+    pub fn has_certificate(&self) -> bool {
+        matches!(self, Self::Tls(socket) if socket.get_ref().1.peer_certificates().is_some())
+    }
+}
+
 /// What has been seen of a peer, for those who decide whether its connection goes on.
 #[derive(Debug, Default)]
 pub struct Conduct {
@@ -47,10 +55,11 @@ pub struct Peer {
     sent: Frames,
     pings: Pings,
     conduct: Arc<Conduct>,
+    usage: Arc<Usage>,
 }
 
 impl Peer {
-    pub fn new(socket: Socket, conduct: Arc<Conduct>, ping_interval: Seconds) -> Self {
+    pub fn new(socket: Socket, conduct: Arc<Conduct>, ping_interval: Seconds, usage: Arc<Usage>) -> Self {
         let received = Frames { skip: PREFACE, ..Frames::default() };
         Self {
             socket,
@@ -58,12 +67,13 @@ impl Peer {
             sent: Frames::default(),
             pings: Pings::new(ping_interval.bound().unwrap_or_default()),
             conduct,
+            usage,
         }
     }
 
     fn receive(&mut self, bytes: &[u8]) {
         let (conduct, pings) = (&self.conduct, &mut self.pings);
-        self.received.pass(bytes, |kind, flags| match kind {
+        self.received.pass(bytes, |kind, flags, _| match kind {
             HEADERS => drop(conduct.headers.fetch_add(1, Relaxed)),
             PING if flags & ACK == 0 && pings.one_more(Instant::now()) => conduct.pings_too_often.notify_one(),
             _ => {}
@@ -72,14 +82,20 @@ impl Peer {
 
     fn send(&mut self, bytes: &[u8]) {
         let (conduct, pings) = (&self.conduct, &mut self.pings);
-        self.sent.pass(bytes, |kind, _| {
-            if kind == HEADERS {
-                conduct.headers.fetch_add(1, Relaxed);
+        let mut replied = 0;
+        self.sent.pass(bytes, |kind, _, len| {
+            match kind {
+                HEADERS => drop(conduct.headers.fetch_add(1, Relaxed)),
+                DATA => replied += len,
+                _ => {}
             }
             if matches!(kind, DATA | HEADERS | WINDOW_UPDATE) {
                 pings.forgive();
             }
         });
+        if replied > 0 {
+            self.usage.send(replied);
+        }
     }
 }
 
@@ -118,8 +134,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// Goes through the next bytes; `seen` hears of each frame's type and flags.
-    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8, u8)) {
+    /// Goes through the next bytes; `seen` hears of each frame's type, flags and length.
+    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8, u8, usize)) {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -134,7 +150,7 @@ impl Frames {
             self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             self.len = 0;
             bytes = rest;
-            seen(kind, flags);
+            seen(kind, flags, self.skip);
         }
     }
 }
@@ -220,7 +236,7 @@ mod tests {
             }
             let (mut found, mut walker) = (Vec::new(), Frames::default());
             for piece in bytes.chunks(size) {
-                walker.pass(piece, |kind, flags| found.push((kind, flags)));
+                walker.pass(piece, |kind, flags, _| found.push((kind, flags)));
             }
             let expected: Vec<_> = frames.iter().map(|(kind, flags, _)| (*kind, *flags)).collect();
             prop_assert_eq!(found, expected);

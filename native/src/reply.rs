@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::access::Stranger;
 use crate::asked::{put_reply, Form, Predictions, Rows};
+use crate::budget::{Unsent, Usage};
 use crate::core::{Core, Route};
 use crate::counts::{nanos, Statistics};
 use crate::served::Served;
@@ -49,6 +50,7 @@ pub type Outcome = Result<Bytes, Trouble>;
 pub struct Call {
     pub core: Arc<Core>,
     pub route: Arc<Route>,
+    pub usage: Arc<Usage>,
     pub request_id: Option<HeaderValue>,
     pub since: Instant,
     pub deadline: Option<Instant>,
@@ -59,12 +61,13 @@ impl Call {
     pub fn begin(
         core: Arc<Core>,
         route: Arc<Route>,
+        usage: Arc<Usage>,
         request_id: Option<HeaderValue>,
         since: Instant,
         deadline: Option<Instant>,
     ) -> Self {
         route.counts.started.add(1);
-        Self { core, route, request_id, since, deadline, is_over: false }
+        Self { core, route, usage, request_id, since, deadline, is_over: false }
     }
 
     /// Counts the end; the trailers that say so.
@@ -105,7 +108,7 @@ impl Drop for Call {
 
 /// The way back of one request for predictions.
 pub enum Reply {
-    Unary { respond: SendResponse<Bytes>, call: Call, form: Form, arrived: Instant },
+    Unary { respond: SendResponse<Unsent>, call: Call, form: Form, arrived: Instant },
     Stream { sender: oneshot::Sender<Outcome>, form: Form, arrived: Instant },
     Python(Py<PyAny>),
 }
@@ -142,7 +145,8 @@ impl Reply {
                 put_reply(out, &form, &found.predictions, rows, serves);
                 count_success(statistics, arrived, began);
                 call.route.counts.sent.add(1);
-                send(respond, out.split().freeze(), call.succeed());
+                let reply = Unsent::new(out.split().freeze(), call.usage.clone());
+                send(respond, reply, call.succeed());
             }
             Self::Stream { sender, form, arrived } => {
                 put_reply(out, &form, &found.predictions, rows, serves);
@@ -215,7 +219,7 @@ pub fn head() -> Response<()> {
 }
 
 /// Head, one message and trailers. An error here means that the caller has left, who needs no answer.
-pub fn send(mut respond: SendResponse<Bytes>, message: Bytes, trailers: HeaderMap) {
+pub fn send(mut respond: SendResponse<Unsent>, message: Unsent, trailers: HeaderMap) {
     if let Ok(mut stream) = respond.send_response(head(), false) {
         drop(stream.send_data(message, false));
         drop(stream.send_trailers(trailers));
@@ -223,7 +227,7 @@ pub fn send(mut respond: SendResponse<Bytes>, message: Bytes, trailers: HeaderMa
 }
 
 /// A refusal before any message: trailers alone.
-pub fn send_end(mut respond: SendResponse<Bytes>, trailers: HeaderMap) {
+pub fn send_end(mut respond: SendResponse<Unsent>, trailers: HeaderMap) {
     let mut response = head();
     response.headers_mut().extend(trailers);
     drop(respond.send_response(response, true));

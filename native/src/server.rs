@@ -14,8 +14,8 @@ use crate::core::{draining, Core, Phase};
 use crate::model::Runner;
 
 const BACKLOG: u32 = 1024;
-/// Threads that look at the files of TLS, of which a handshake has to wait for one.
-const LOOKING: usize = 2;
+/// Threads that inflate what is compressed: one, for it competes with the model and with the thread that reads.
+const INFLATING: usize = 1;
 
 /// Listens on every address that the host has, all on one port; 0 takes a free one.
 pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
@@ -44,7 +44,7 @@ pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
 
 /// Serves until the phase is Draining and the last call has ended, or the grace has.
 pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(LOOKING).build()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(INFLATING).build()?;
     runtime.block_on(async {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
         let small = tokio::spawn(run_small(core.clone(), runner));

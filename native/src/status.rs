@@ -18,6 +18,7 @@ pub const NOT_FOUND: usize = 5;
 pub const RESOURCE_EXHAUSTED: usize = 8;
 pub const UNIMPLEMENTED: usize = 12;
 pub const INTERNAL: usize = 13;
+pub const UNAVAILABLE: usize = 14;
 
 /// A call that fails: its status code, its sentence, and a serialised `google.rpc.Status` where there is more to say.
 #[derive(Clone, Debug)]

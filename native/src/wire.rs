@@ -8,6 +8,8 @@ pub const fn tag(field: u8, kind: u8) -> u8 {
 }
 pub const VARINT: u8 = 0;
 pub const LENGTH: u8 = 2;
+/// So deep may groups lie in each other, as protobuf itself has it.
+const DEEPEST: usize = 100;
 
 /// One message as it lies in the frames that brought it.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +31,6 @@ impl Message {
         self.pieces.push(piece);
     }
 
-    #[cfg(test)]
     pub const fn len(&self) -> usize {
         self.len
     }
@@ -152,29 +153,66 @@ impl Reader<'_> {
 
     /// A string of at most `limit` bytes that is UTF-8.
     pub fn text(&mut self, limit: usize) -> Option<String> {
-        let mut inner = self.within()?;
-        if inner.end - inner.at > limit {
-            return None;
-        }
-        let mut bytes = Vec::with_capacity(inner.end - inner.at);
-        while !inner.is_done() {
-            bytes.push(inner.byte()?);
+        let len = self.varint()?;
+        self.string(len, limit)
+    }
+
+    /// The same, its length in any form that protobuf takes.
+    pub fn long_text(&mut self, limit: usize) -> Option<String> {
+        let len = self.long_varint(5)?;
+        self.string(len, limit)
+    }
+
+    fn string(&mut self, len: u64, limit: usize) -> Option<String> {
+        let len = usize::try_from(len).ok().filter(|len| *len <= limit.min(self.end - self.at))?;
+        let mut bytes = Vec::with_capacity(len);
+        for _ in 0..len {
+            bytes.push(self.byte()?);
         }
         String::from_utf8(bytes).ok()
     }
 
-    /// Goes on behind the content of a field of that wire type.
-    pub fn pass_over(&mut self, kind: u64) -> Option<()> {
-        match kind {
-            0 => while self.byte()? >= 0x80 {},
-            1 => self.skip((self.end - self.at >= 8).then_some(8)?),
-            2 => {
-                self.span()?;
+    /// A field's number and wire type as one number, in any form that protobuf takes.
+    pub fn tag(&mut self) -> Option<u32> {
+        let tag = u32::try_from(self.long_varint(5)?).ok()?;
+        (tag >> 3 > 0).then_some(tag)
+    }
+
+    /// A varint of at most so many bytes, in its shortest form or not.
+    fn long_varint(&mut self, most: u32) -> Option<u64> {
+        let mut value = 0;
+        for at in 0..most {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << (7 * at);
+            if byte < 0x80 {
+                return Some(value);
             }
-            5 => self.skip((self.end - self.at >= 4).then_some(4)?),
-            _ => return None,
         }
-        Some(())
+        None
+    }
+
+    /// Goes on behind the content of a field, groups too.
+    pub fn pass_over(&mut self, tag: u32) -> Option<()> {
+        let mut groups = Vec::new();
+        let mut next = tag;
+        loop {
+            match next & 7 {
+                0 => drop(self.long_varint(10)?),
+                1 => self.skip((self.end - self.at >= 8).then_some(8)?),
+                2 => {
+                    let len = usize::try_from(self.long_varint(5)?).ok()?;
+                    self.skip((len <= self.end - self.at).then_some(len)?);
+                }
+                3 if groups.len() < DEEPEST => groups.push(next >> 3),
+                4 if groups.pop()? == next >> 3 => {}
+                5 => self.skip((self.end - self.at >= 4).then_some(4)?),
+                _ => return None,
+            }
+            if groups.is_empty() {
+                return Some(());
+            }
+            next = self.tag()?;
+        }
     }
 
     fn skip(&mut self, mut n: usize) {

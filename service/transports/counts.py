@@ -28,6 +28,7 @@ class Counts:
         self._rpcs = rpcs
         self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded", "unauthenticated"), 0)
         metrics.connections_refused = server.connections_refused()
+        metrics.connections_ended = server.connections_ended()
         self._lock = Lock()  # two may scrape at a time
 
     def to_metrics(self) -> None:
@@ -37,6 +38,7 @@ class Counts:
                 _to_rpc(rpc, counts)
             self._to_model(self._server.model())
             self._metrics.connections_refused = self._server.connections_refused()
+            self._metrics.connections_ended = self._server.connections_ended()
 
     def _to_model(self, counts: dict[str, Any]) -> None:
         metrics = self._metrics

@@ -10,6 +10,10 @@ _IMAGE_BYTES = PIXELS * 4
 """The most that an image takes on the wire: as floats. As bytes it takes a quarter, so a batch a little too large
 is refused in our words, and only a flood by the library that reads it."""
 _ROOM_BESIDE_IMAGES = 16384
+HEALTH_MESSAGE = 4096
+"""Bytes of the largest request for health, which may come from anybody."""
+SMALL_MESSAGE = 16384
+"""Bytes of the largest request that holds no images: for metadata, statistics, reflection and the like."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from service.metrics import BATCH_BUCKETS, CONFIDENCE_BUCKETS, INFERENCE_BUCKETS
 from service.transports.address import check_free
 from service.transports.counts import Counts, move_statistics
 from service.transports.host import Host, Waiting
+from service.transports.limits import HEALTH_MESSAGE, SMALL_MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,6 +46,8 @@ _HOT = {
     "/inference.GRPCInferenceService/ModelInfer": "infer",
     "/inference.GRPCInferenceService/ModelStreamInfer": "infer-stream",
 }
+_REPLY_PER_BYTE = {"/digits.v1.DigitService/Explain": 400}
+"""Bytes of reply for one of the request, where it is more than one: all 42 neurons of an image take 6.4 kB each."""
 _HEALTH = {"Check": "unary", "List": "unary", "Watch": "server_stream"}
 
 
@@ -127,6 +130,8 @@ class NativeTransport:
                 rpc.method,
                 _HOT.get(rpc.method, one.kind),
                 tokens is not None and one.rpc.grpc_service not in open_services,
+                _largest_message(one.rpc, rpc.method, limits),
+                _REPLY_PER_BYTE.get(rpc.method, 1),
             )
             for rpc, one in zip(rpcs, offered, strict=True)
         ]
@@ -207,6 +212,12 @@ def _offered(services: Sequence[Service]) -> Iterator[_Offered]:
             yield _Offered(Rpc("bidi_stream", service.name, name), "stream", answer)
     for name, kind in _HEALTH.items():
         yield _Offered(Rpc(kind, health.SERVICE_NAME, name), f"health-{name.lower()}")
+
+
+def _largest_message(rpc: Rpc, method: str, limits: Limits) -> int:
+    if rpc.grpc_service == health.SERVICE_NAME:
+        return HEALTH_MESSAGE
+    return limits.message if method in _HOT or method in _REPLY_PER_BYTE else SMALL_MESSAGE
 
 
 def _reflected(names: Sequence[str]) -> _Offered:

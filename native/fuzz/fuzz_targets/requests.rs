@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use digitserve_native_fuzz::asked::{infer, predict, Asked, PIXELS};
-use digitserve_native_fuzz::frames::{Encoding, Frames};
+use digitserve_native_fuzz::frames::{Encoding, Framed, Frames};
 use digitserve_native_fuzz::wire::Message;
 use digitserve_native_fuzz::{serves, MAX_BATCH};
 use libfuzzer_sys::fuzz_target;
@@ -44,7 +44,11 @@ fuzz_target!(|input: &[u8]| {
         frames.push(Bytes::copy_from_slice(piece));
         loop {
             match frames.take() {
-                Ok(Some(message)) => check(&message),
+                Ok(Some(Framed::Plain(message))) => check(&message),
+                Ok(Some(Framed::Compressed(inflating))) => match inflating.finish() {
+                    Ok(message) => check(&message),
+                    Err(_) => return,
+                },
                 Ok(None) => break,
                 Err(_) => return, // refused: the call ends
             }

@@ -5,6 +5,8 @@
 pub mod asked;
 #[path = "../../src/frames.rs"]
 pub mod frames;
+#[path = "../../src/inflate.rs"]
+pub mod inflate;
 pub mod protobuf;
 #[path = "../../src/status.rs"]
 pub mod status;

@@ -1,0 +1,314 @@
+"""What a hostile peer sends to the native transport, in short form: it costs that peer, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import needs_native, serving, until
+from grpc import Compression, StatusCode, aio
+from hostile import HEADERS_FRAME, SETTINGS, Peer, attached, frame, literal, resident, still_serves
+from test_native import PREDICT, STREAM, running
+
+from bench.messages import framed
+from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import ServiceProcess
+    from test_native import Running
+
+pytestmark = needs_native
+
+EXPLAIN = "/digits.v1.DigitService/Explain"
+HEALTH = "/grpc.health.v1.Health/Check"
+CONTINUATION = 9
+CANCEL = (8).to_bytes(4, "big")
+NO_WINDOW = b"\0\4\0\0\0\0"  # SETTINGS_INITIAL_WINDOW_SIZE 0
+NEURONS = [(layer, index) for layer, size in ((1, 16), (2, 16), (3, 10)) for index in range(size)]
+DIGIT_SERVICE = {"grpc_type": "unary", "grpc_service": "digits.v1.DigitService", "grpc_method": "Predict"}
+DIGIT_STREAM = {**DIGIT_SERVICE, "grpc_type": "bidi_stream", "grpc_method": "PredictStream"}
+# `grpc-status` as h2 spells it, in HPACK's Huffman code.
+NAME = b"\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f"
+
+
+def block(path: bytes | str, *fields: bytes, method: bytes = b"POST", te: bool = True) -> bytes:
+    """The headers of a call."""
+    path = path if isinstance(path, bytes) else path.encode()
+    head = literal(b":method", method) + literal(b":scheme", b"http") + literal(b":path", path)
+    head += literal(b":authority", b"x") + literal(b"content-type", b"application/grpc")
+    return head + (literal(b"te", b"trailers") if te else b"") + b"".join(fields)
+
+
+def compressed(message: bytes, flag: int = 1) -> bytes:
+    return bytes([flag]) + len(message).to_bytes(4, "big") + message
+
+
+def spelled(code: StatusCode) -> bytes:
+    """`grpc-status` and the code, as the first answer of a connection has them."""
+    bits = "".join(f"{int(digit):05b}" if digit in "012" else f"{int(digit) + 22:06b}" for digit in str(code.value[0]))
+    bits += "1" * (-len(bits) % 8)
+    return NAME + bytes([0x80 | len(bits) // 8]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def connect(server: Running, settings: bytes = b"") -> Peer:
+    return Peer("127.0.0.1", server.port, settings)
+
+
+@pytest.fixture(scope="module")
+def service(model_path: Path) -> Iterator[ServiceProcess]:
+    with serving(model_path, "--transport", "native") as process:
+        still_serves(process)
+        yield process
+
+
+async def test_a_message_that_holds_no_images_is_taken_up_to_a_few_kilobytes_compressed_or_not() -> None:
+    async with running() as server:
+        bomb = b"\x10\x01" * 1_600_000
+        for path in (HEALTH, "/grpc.health.v1.Health/List", "/inference.GRPCInferenceService/ModelMetadata"):
+            for how in (Compression.Gzip, Compression.Deflate, Compression.NoCompression):
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await server.channel.unary_unary(path)(bomb, compression=how, timeout=30)
+                assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
+                assert "Received message larger than max" in str(caught.value.details())
+            with contextlib.suppress(aio.AioRpcError):
+                await server.channel.unary_unary(path)(b"\x10\x01" * 2000, compression=Compression.Gzip, timeout=30)
+            labels = {"grpc_service": path.split("/")[1], "grpc_method": path.split("/")[2], "grpc_type": "unary"}
+            handled = "grpc_server_handled_total"
+            assert server.value(handled, grpc_code="ResourceExhausted", **labels) == 3, "the small one too"
+
+
+async def test_large_compressed_messages_are_not_read_before_the_calls_of_others() -> None:
+    message = gzip.compress(b"\x0a\x80\x80\xc4\x01" + bytes(3211264))[:-8] + bytes(8)  # whole but for its checksum
+    head = block(PREDICT, literal(b"grpc-encoding", b"gzip"))
+    calls = 200
+    async with running(max_batch=1024) as server:
+        with contextlib.closing(connect(server)) as peer:
+            for n in range(calls):
+                peer.call(2 * n + 1, head, compressed(message))
+            labels = {**DIGIT_SERVICE, "grpc_code": "Internal"}
+            await until(lambda: server.value("grpc_server_handled_total", **labels) >= 1)
+            assert await server.predict(1) == [1]
+            assert server.value("grpc_server_handled_total", **labels) < calls
+            assert len(await asyncio.to_thread(peer.answers, calls)) == calls
+
+
+PIXELS = PredictRequest(pixels=bytes(784)).SerializeToString()
+GZIP, DEFLATE = literal(b"grpc-encoding", b"gzip"), literal(b"grpc-encoding", b"deflate")
+AUTHORITY = b"\x00\x0a:authority\x7f" + b"\x80\x7f" + b"a" * (127 + 127 * 128)  # 16,383 bytes
+TWICE = gzip.compress(PIXELS[:300]) + gzip.compress(PIXELS[300:])
+WRONG = {
+    "a query": (block(f"{PREDICT}?x=1"), framed(PIXELS), StatusCode.UNIMPLEMENTED),
+    "GET": (block(PREDICT, method=b"GET"), framed(PIXELS), StatusCode.INTERNAL),
+    "PUT": (block(PREDICT, method=b"PUT"), framed(PIXELS), StatusCode.INTERNAL),
+    "no te": (block(PREDICT, te=False), framed(PIXELS), StatusCode.INTERNAL),
+    "half a message": (block(PREDICT), framed(PIXELS)[:400], StatusCode.INTERNAL),
+    "half a prefix": (block(PREDICT), b"\0\0", StatusCode.INTERNAL),
+    "half a message in a stream": (block(STREAM), framed(PIXELS)[:400], StatusCode.INTERNAL),
+    "a timeout without a unit": (block(PREDICT, literal(b"grpc-timeout", b"10")), framed(PIXELS), StatusCode.INTERNAL),
+    "a negative timeout": (block(PREDICT, literal(b"grpc-timeout", b"-1S")), framed(PIXELS), StatusCode.INTERNAL),
+    "a timeout too long": (
+        block(PREDICT, literal(b"grpc-timeout", b"1" * 9 + b"S")),
+        framed(PIXELS),
+        StatusCode.INTERNAL,
+    ),
+    "flag 2": (block(PREDICT, GZIP), compressed(gzip.compress(PIXELS), 2), StatusCode.INTERNAL),
+    "flag 255": (block(PREDICT, GZIP), compressed(gzip.compress(PIXELS), 255), StatusCode.INTERNAL),
+    "behind zlib": (block(PREDICT, DEFLATE), compressed(zlib.compress(PIXELS) + b"x"), StatusCode.INTERNAL),
+    "behind gzip": (block(PREDICT, GZIP), compressed(gzip.compress(PIXELS) + b"x"), StatusCode.INTERNAL),
+    "two members": (block(PREDICT, GZIP), compressed(TWICE), StatusCode.INTERNAL),
+    "a long authority": (
+        block(PREDICT).replace(literal(b":authority", b"x"), AUTHORITY),
+        b"",
+        StatusCode.RESOURCE_EXHAUSTED,
+    ),
+    "field 0": (block(HEALTH), framed(b"\0\1"), StatusCode.INVALID_ARGUMENT),
+    "eleven bytes of varint": (block(HEALTH), framed(b"\x10" + b"\xff" * 10 + b"\1"), StatusCode.INVALID_ARGUMENT),
+}
+
+
+@pytest.mark.parametrize(("head", "body", "code"), WRONG.values(), ids=WRONG)
+async def test_what_grpc_does_not_allow_is_refused(head: bytes, body: bytes, code: StatusCode) -> None:
+    async with running() as server:
+        with contextlib.closing(connect(server)) as peer:
+            size = 16384
+            first, *more = [head[at : at + size] for at in range(0, len(head), size)]
+            if more:
+                peer.send(frame(HEADERS_FRAME, 0, 1, first), frame(CONTINUATION, 4, 1, *more))
+            else:
+                peer.call(1, head, body)
+            [answer] = await asyncio.to_thread(peer.answers)
+            assert spelled(code) in answer
+            assert server.model.runs == []
+
+
+async def test_a_request_id_is_repeated_where_every_header_may_hold_it_and_not_otherwise() -> None:
+    async with running() as server:
+        for value, is_repeated in ((b"plain-id", True), (b"a\xffb", False), (b"caf\xc3\xa9", False)):
+            with contextlib.closing(connect(server)) as peer:
+                peer.call(1, block(PREDICT, literal(b"x-request-id", value)), framed(PIXELS))
+                [answer] = await asyncio.to_thread(peer.answers)
+                assert len(answer) > 20 or not is_repeated
+                assert (len(answer) > 20) == is_repeated
+
+
+async def test_a_connection_whose_peer_reads_no_reply_is_ended_whatever_else_it_does() -> None:
+    async with running(stall=0.4, keepalive=0.1) as server:
+        with contextlib.closing(connect(server, NO_WINDOW)) as peer:
+            peer.call(1, block(PREDICT), framed(PIXELS))
+            assert await asyncio.to_thread(peer.is_ended, 30)
+        assert server.value("digits_connections_ended_total", reason="unread") == 1
+        with contextlib.closing(connect(server)) as peer:
+            peer.call(1, block(PREDICT), framed(PIXELS))
+            assert spelled(StatusCode.OK) in (await asyncio.to_thread(peer.answers))[0]
+            assert not await asyncio.to_thread(peer.is_ended, 2)  # it has read all that there was
+
+
+def test_replies_that_are_not_read_take_bounded_memory_and_the_calls_behind_them_wait(
+    service: ServiceProcess, tell: Callable[[str], None]
+) -> None:
+    neurons = [Neuron(layer=layer, index=index) for layer, index in NEURONS]
+    message = framed(ExplainRequest(pixels=bytes(784 * 24), neurons=neurons).SerializeToString())
+    before = resident(service)
+    head, calls = block(EXPLAIN), 40  # of 6.4 MB of reply each
+    with contextlib.closing(attached(service, NO_WINDOW)) as peer:
+        for n in range(calls):
+            peer.call(2 * n + 1, head, message)
+        assert not peer.is_ended(5)
+        held = resident(service)
+        assert held < before + 80
+        still_serves(service)
+        # The peer reads: every call is answered.
+        opened = frame(SETTINGS, 0, 0, b"\0\4\x7f\xff\xff\xff") + frame(8, 0, 0, (2**30).to_bytes(4, "big"))
+        peer.send(opened)
+        assert len(peer.answers(calls)) == calls
+    tell(f"{calls} unread replies of 6.4 MB: {before:.0f} -> {held:.0f} MB")
+
+
+def test_messages_that_stay_halves_take_bounded_memory(service: ServiceProcess, tell: Callable[[str], None]) -> None:
+    before = resident(service)
+    half = b"\0" + (3_200_000).to_bytes(4, "big") + bytes(3_000_000)
+    for path, more in ((HEALTH, 20), (PREDICT, 250)):
+        peers = []
+        for _ in range(4):
+            peers.append(attached(service))
+            for n in range(25):
+                peers[-1].call(2 * n + 1, block(path), half, end=False)
+        held = resident(service)
+        assert held < before + more
+        still_serves(service)
+        tell(f"100 halves of 3.2 MB to {path}: {before:.0f} -> {held:.0f} MB")
+        for peer in peers:
+            peer.close()
+
+
+def test_frames_of_one_byte_take_no_more_memory_than_their_bytes(service: ServiceProcess) -> None:
+    before = resident(service)
+    with contextlib.closing(attached(service)) as peer:
+        peer.read()  # the windows
+        for n in range(4):
+            peer.call(2 * n + 1, block(PREDICT), b"\0\0\x30\0\0", end=False)
+            peer.send(frame(0, 0, 2 * n + 1, b"\0") * 300_000)
+        still_serves(service)
+        assert resident(service) < before + 20
+
+
+async def test_a_message_that_comes_byte_by_byte_is_given_up_as_a_whole() -> None:
+    async with running(stall=0.5) as server:
+        with contextlib.closing(connect(server)) as peer:
+            peer.call(1, block(PREDICT), framed(PIXELS)[:5], end=False)
+            for byte in PIXELS:
+                peer.send(frame(0, 0, 1, bytes([byte])))
+                await asyncio.sleep(0.05)
+                if server.value("grpc_server_handled_total", grpc_code="DeadlineExceeded", **DIGIT_SERVICE):
+                    return
+            pytest.fail("it waits on")
+
+
+def test_strangers_calls_without_a_message_are_bounded_and_a_health_check_is_answered(
+    model_path: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-that-is-long-enough-0123456789\n")
+    tokens.chmod(0o600)
+    with serving(model_path, "--transport", "native", "--tokens-file", tokens) as service:
+        handled = ("grpc_server_handled_total", ("ResourceExhausted", "Check", "grpc.health.v1.Health", "unary"))
+        peers = []
+        for _ in range(6):
+            peers.append(attached(service))
+            peers[-1].send(*(frame(HEADERS_FRAME, 4, 2 * n + 1, block(HEALTH)) for n in range(1000)))
+            peers[-1].is_ended(1)
+        assert service.series()[handled] > 0
+        with contextlib.closing(attached(service)) as peer:
+            peer.call(1, block(HEALTH), framed(b""))
+            assert spelled(StatusCode.OK) in peer.answers()[0]
+        for peer in peers:
+            peer.close()
+
+
+async def test_the_deadline_of_a_stream_holds_while_its_reply_is_unread() -> None:
+    async with running() as server:
+        with contextlib.closing(connect(server, NO_WINDOW)) as peer:
+            peer.call(1, block(STREAM, literal(b"grpc-timeout", b"500m")), framed(PIXELS), end=False)
+            [answer] = await asyncio.to_thread(peer.answers)
+            assert spelled(StatusCode.DEADLINE_EXCEEDED)[-2:] in answer
+        with contextlib.closing(connect(server, b"\0\4\0\0\0\x0a")) as peer:  # ten bytes of it may come
+            peer.call(1, block(STREAM, literal(b"grpc-timeout", b"500m")), framed(PIXELS), end=False)
+            assert await asyncio.to_thread(peer.answers) == [CANCEL]
+        assert server.value("grpc_server_handled_total", grpc_code="DeadlineExceeded", **DIGIT_STREAM) == 2
+
+
+async def test_a_drain_does_not_wait_for_replies_that_are_not_read() -> None:
+    async with running() as server:
+        with (
+            contextlib.closing(connect(server, NO_WINDOW)) as peer,
+            contextlib.closing(connect(server, NO_WINDOW)) as other,
+        ):
+            peer.call(1, block(STREAM), framed(PIXELS), end=False)
+            other.call(1, block(PREDICT), framed(PIXELS))
+            await until(lambda: len(server.model.runs) == 2)
+            reading = [asyncio.to_thread(each.is_ended, 60) for each in (peer, other)]
+            _, *ended = await asyncio.gather(asyncio.wait_for(server.transport.stop(0, 600), 60), *reading)
+            assert ended == [True, True]
+
+
+async def test_a_drain_does_not_wait_for_a_peer_without_a_call_that_does_not_answer() -> None:
+    async with running() as server:
+        with contextlib.closing(connect(server)) as peer:
+            peer.call(1, block(PREDICT), framed(PIXELS))
+            assert await asyncio.to_thread(peer.answers)
+            await asyncio.wait_for(server.transport.stop(0, 600), 60)
+
+
+def test_lines_of_the_log_that_a_peer_causes_are_bounded_and_the_others_counted(model_path: Path) -> None:
+    calls = 500
+    with serving(model_path, "--transport", "native") as service:
+        for start in range(0, calls, 250):
+            with contextlib.closing(attached(service)) as peer:
+                for n in range(250):
+                    peer.call(2 * n + 1, block(HEALTH), framed(b"\xff"))
+                assert len(peer.answers(250)) == 250, start
+        service.stop()
+        refused = [line for line in service.lines if line["event"] == "refused"]
+        assert 0 < len(refused) < 100
+        assert all(line.get("others", 0) < calls for line in refused)
+
+
+async def test_a_health_watch_keeps_its_deadline() -> None:
+    async with running() as server:
+        with contextlib.closing(connect(server)) as peer:
+            head = block("/grpc.health.v1.Health/Watch", literal(b"grpc-timeout", b"300m"))
+            peer.call(1, head, framed(b""))
+            [answer] = await asyncio.to_thread(peer.answers)
+            assert spelled(StatusCode.DEADLINE_EXCEEDED) in answer
+
+
+def test_codes_are_spelled_as_h2_spells_them() -> None:
+    assert spelled(StatusCode.RESOURCE_EXHAUSTED).endswith(b"\x81\x7b")
+    assert spelled(StatusCode.INTERNAL).endswith(b"\x82\x0b\x3f")
