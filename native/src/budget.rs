@@ -14,8 +14,12 @@ use tokio::sync::{Notify, Semaphore};
 use crate::counts::{nanos, Counter};
 use crate::status::{Refusal, RESOURCE_EXHAUSTED};
 
-/// Bytes of replies that one connection may have unread before its next call waits.
-pub const CONNECTION_HELD: usize = 8 << 20;
+/// Bytes of replies that one connection may have unread before its next call with a large one waits.
+const CONNECTION_HELD: usize = 8 << 20;
+/// Before any call waits: the clients of one proxy share a connection, and small replies are not to wait for another's.
+const CONNECTION_FULL: usize = 3 * CONNECTION_HELD;
+/// A reply up to this is small.
+const SMALL_REPLY: usize = 32 << 10;
 const PROCESS_HELD: usize = 96 << 20;
 /// Bytes of messages that are not whole; or of four of the largest, where that is more.
 const PROCESS_UNFINISHED: usize = 160 << 20;
@@ -176,7 +180,8 @@ impl Usage {
     /// Whether a call may begin whose reply takes so many bytes.
     pub fn has_room(&self, bytes: usize) -> bool {
         let held = self.held();
-        held == 0 || held + bytes.min(CONNECTION_HELD / 2) <= CONNECTION_HELD
+        let most = if bytes <= SMALL_REPLY { CONNECTION_FULL } else { CONNECTION_HELD };
+        held == 0 || held + bytes.min(CONNECTION_HELD / 2) <= most
     }
 
     /// Waits until it may.
@@ -211,7 +216,8 @@ impl Usage {
     fn release(&self, bytes: usize) {
         self.budget.held.fetch_sub(bytes, Relaxed);
         let before = self.held.fetch_sub(bytes, Relaxed);
-        if before > CONNECTION_HELD / 2 && before - bytes <= CONNECTION_HELD / 2 {
+        let falls_below = |level| before > level && before - bytes <= level;
+        if falls_below(CONNECTION_HELD / 2) || falls_below(CONNECTION_FULL - CONNECTION_HELD) {
             self.room.notify_waiters();
         }
     }
@@ -307,7 +313,7 @@ impl Buf for Unsent {
 
 /// Bytes of a call whose message is not whole, until it is dropped.
 pub struct Unfinished {
-    usage: Arc<Usage>,
+    pub usage: Arc<Usage>,
     bytes: usize,
     /// Counted as a stranger's; a token may be shown on the connection meanwhile.
     as_stranger: bool,
@@ -401,6 +407,10 @@ mod tests {
     fn a_reply_larger_than_the_bound_may_be_asked_for_where_nothing_else_is_on_its_way() {
         let opened = Budget::new(1000).open(true);
         assert!(opened.0.has_room(100 * MB));
+        let _held = Hold::new(opened.0.clone(), 9 * MB);
+        assert!(opened.0.has_room(SMALL_REPLY) && !opened.0.has_room(SMALL_REPLY + 1));
+        let _more = Hold::new(opened.0.clone(), 15 * MB);
+        assert!(!opened.0.has_room(1));
     }
 
     #[test]

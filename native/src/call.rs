@@ -1,41 +1,33 @@
 //! One RPC: what its headers say, its messages to whoever answers them, the answers back in order.
 
-use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::RecvStream;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use tokio::sync::{oneshot, watch};
 
 use crate::access::{self, Stranger};
 use crate::asked::{self, put_prefix, Asked, Serves};
-use crate::budget::{Hold, Reserved, Unfinished, Unsent, Usage};
-use crate::connection::LAST_BYTES;
-use crate::core::{draining, Core, Kind, Phase};
+use crate::budget::{Reserved, Unfinished, Unsent, Usage};
+use crate::core::{Core, Kind, Route};
 use crate::counts::nanos;
 use crate::frames::Encoding;
 use crate::health;
 use crate::line::Item;
 use crate::messages::{Broken, Messages};
-use crate::reply::{head, send, send_end, Call, Outcome, Reply, Trouble};
+use crate::reply::{head, send, send_end, Call, Reply, Trouble};
 use crate::served::Served;
-use crate::status::{Refusal, DEADLINE_EXCEEDED, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED};
-use crate::wire::{field_len, put_field, Message};
+use crate::status::{Refusal, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
+use crate::stream::Stream;
+use crate::wire::Message;
 
-/// So many of the largest batches' worth of images of one stream may wait for their answers at a time.
-const BATCHES_AHEAD: usize = 2;
-/// Replies that are ready together go out together, up to about this many bytes.
-const TOGETHER: usize = 16 * 1024;
 const LONGEST_REQUEST_ID: usize = 128;
-/// What a reply of Python's may take besides what grows with its request, the description of the network for one.
-const REPLY: usize = 64 << 10;
-/// In steps of so many bytes a stream's room for replies grows and shrinks.
-const ROOM_STEP: usize = 16 << 10;
+/// What most replies of Python's take at most, besides what grows with their request.
+const REPLY: usize = 16 << 10;
 
 /// Serves one call to its end.
 pub async fn serve(
@@ -46,36 +38,13 @@ pub async fn serve(
 ) {
     let since = Instant::now();
     let (parts, body) = request.into_parts();
-    if !is_grpc(&parts.headers) {
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        drop(respond.send_response(response, true));
+    if let Err(response) = check_form(&parts) {
+        drop(respond.send_response(*response, true));
         return;
     }
-    if let Err((status, sentence)) = check_form(&parts) {
-        let mut response = head();
-        *response.status_mut() = status;
-        response.headers_mut().extend(Refusal::bare(INTERNAL, sentence).trailers());
-        drop(respond.send_response(response, true));
-        return;
-    }
-    let size = header_list_size(&parts);
-    if size > core.limits.headers {
-        let sentence = format!("metadata: {size} bytes; at most {} are allowed", core.limits.headers);
-        return send_end(respond, Refusal::bare(RESOURCE_EXHAUSTED, sentence).trailers());
-    }
-    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
-    let Some(route) = core.routes.get(path).cloned() else {
-        send_end(respond, Refusal::bare(UNIMPLEMENTED, "Method not found!").trailers());
-        return;
-    };
-    let timeout = match parts.headers.get("grpc-timeout").map(timeout) {
-        None => None,
-        Some(Some(timeout)) => Some(timeout),
-        Some(None) => {
-            let refusal = Refusal::bare(INTERNAL, "grpc-timeout: malformed; expected up to 8 digits and a unit");
-            return send_end(respond, refusal.trailers());
-        }
+    let (route, timeout) = match check_head(&core, &parts) {
+        Ok(found) => found,
+        Err(refusal) => return send_end(respond, refusal.trailers()),
     };
     let deadline = timeout.and_then(|timeout| since.checked_add(timeout));
     let request_id = parts.headers.get(REQUEST_ID).and_then(shortened);
@@ -86,42 +55,45 @@ pub async fn serve(
         call.core.model.unauthenticated.add(1);
         return send_end(respond, call.refuse(&Trouble::Stranger(stranger)));
     }
-    let Some((call, respond)) = admitted(call, respond).await else { return };
+    if let Err(refusal) = call.usage.check() {
+        return send_end(respond, call.end(refusal));
+    }
+    let (call, respond) = if call.usage.has_room(0) {
+        (call, respond)
+    } else {
+        // What is seldom awaited is kept out of the task of every call: it is as large as the largest of all.
+        let Some(admitted) = Box::pin(admit(call, respond, 0, 0)).await else { return };
+        admitted
+    };
     let (most, stall) = (call.route.largest_message, call.core.limits.stall);
     let messages = Messages::new(body, encoding, most, stall, kind.is_stream(), call.usage.clone());
     if kind.is_stream() {
-        Stream::new(call, respond).serve(messages).await;
+        Box::pin(Stream::new(call, respond).serve(messages)).await;
     } else {
         unary(call, respond, messages).await;
     }
 }
 
-/// Waits until the caller has read enough of the replies to its other calls.
-async fn admitted(call: Call, mut respond: SendResponse<Unsent>) -> Option<(Call, SendResponse<Unsent>)> {
-    if let Err(refusal) = call.usage.check() {
+/// Waits with so many bytes of message until there is room for so many of reply; nothing where the call ends instead.
+async fn admit(
+    call: Call,
+    mut respond: SendResponse<Unsent>,
+    message: usize,
+    reply: usize,
+) -> Option<(Call, SendResponse<Unsent>)> {
+    let mut unfinished = Unfinished::new(call.usage.clone());
+    if let Err(refusal) = unfinished.set(message) {
         send_end(respond, call.end(refusal));
         return None;
     }
-    match room(&call, &mut respond, 0).await {
-        Ok(()) => Some((call, respond)),
-        Err(Some(trouble)) => {
-            send_end(respond, call.refuse(&trouble));
-            None
-        }
-        Err(None) => None,
-    }
-}
-
-/// Waits for room for a reply of so many bytes; an error without trouble is a caller who has left.
-async fn room(call: &Call, respond: &mut SendResponse<Unsent>, bytes: usize) -> Result<(), Option<Trouble>> {
-    if call.usage.has_room(bytes) {
-        return Ok(());
-    }
     tokio::select! {
         biased;
-        () = call.usage.room(bytes) => Ok(()),
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(None),
-        () = sleep_until(call.deadline) => Err(Some(Trouble::Late)),
+        () = call.usage.room(reply) => Some((call, respond)),
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => None,
+        () = sleep_until(call.deadline) => {
+            send_end(respond, call.refuse(&Trouble::Late));
+            None
+        }
     }
 }
 
@@ -140,16 +112,39 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// What gRPC asks of a request besides its content type; the HTTP status and the sentence for any other.
-fn check_form(parts: &Parts) -> Result<(), (StatusCode, &'static str)> {
-    if parts.method != Method::POST {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "method: not allowed; expected POST"));
+/// Whether it is a call of gRPC at all; what any other request is answered with.
+fn check_form(parts: &Parts) -> Result<(), Box<Response<()>>> {
+    let (status, sentence) = if !is_grpc(&parts.headers) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(Box::new(response));
+    } else if parts.method != Method::POST {
+        (StatusCode::METHOD_NOT_ALLOWED, "method: not allowed; expected POST")
+    } else if !parts.headers.contains_key(http::header::TE) {
+        (StatusCode::BAD_REQUEST, "te: missing; expected trailers") // any other value h2 refuses itself
+    } else {
+        return Ok(());
+    };
+    let mut response = head();
+    *response.status_mut() = status;
+    response.headers_mut().extend(Refusal::bare(INTERNAL, sentence).trailers());
+    Err(Box::new(response))
+}
+
+/// The route of a call and the time that it has.
+fn check_head(core: &Core, parts: &Parts) -> Result<(Arc<Route>, Option<Duration>), Refusal> {
+    let size = header_list_size(parts);
+    if size > core.limits.headers {
+        let sentence = format!("metadata: {size} bytes; at most {} are allowed", core.limits.headers);
+        return Err(Refusal::bare(RESOURCE_EXHAUSTED, sentence));
     }
-    // Another value than this one h2 refuses itself.
-    if !parts.headers.contains_key(http::header::TE) {
-        return Err((StatusCode::BAD_REQUEST, "te: missing; expected trailers"));
-    }
-    Ok(())
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let route = core.routes.get(path).ok_or_else(|| Refusal::bare(UNIMPLEMENTED, "Method not found!"))?;
+    let timeout = parts.headers.get("grpc-timeout").map(|value| {
+        let malformed = "grpc-timeout: malformed; expected up to 8 digits and a unit";
+        timeout(value).ok_or_else(|| Refusal::bare(INTERNAL, malformed))
+    });
+    Ok((route.clone(), timeout.transpose()?))
 }
 
 /// As HTTP/2 counts it, with 32 bytes for each field on top; of the pseudo-headers those that a caller can make long.
@@ -211,33 +206,30 @@ async fn unary(call: Call, respond: SendResponse<Unsent>, mut messages: Messages
     let core = call.core.clone();
     match call.route.kind {
         Kind::HealthCheck | Kind::HealthList => health::check(&core, call, respond, &message),
-        Kind::HealthWatch => health::watch(&core, call, respond, &message).await,
+        Kind::HealthWatch => Box::pin(health::watch(&core, call, respond, &message)).await,
         kind => {
             let arrived = Instant::now();
             if let Some((asked, served)) = understood(&core, kind, &message) {
                 served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
+                let reply = asked.form.reply_size(asked.images);
+                let (call, respond) = if call.usage.has_room(reply) {
+                    (call, respond)
+                } else {
+                    let Some(admitted) = Box::pin(admit(call, respond, message.len(), reply)).await else { return };
+                    admitted
+                };
                 return enqueue(&core, message, asked, served, arrived, call, respond);
             }
             drop(messages);
-            by_python(&core, call, respond, &message).await;
+            Box::pin(by_python(&core, call, respond, &message)).await;
         }
     }
 }
 
 /// Lets the Python handler answer, once there is room for what it may say.
-async fn by_python(core: &Core, call: Call, mut respond: SendResponse<Unsent>, message: &Message) {
+async fn by_python(core: &Core, call: Call, respond: SendResponse<Unsent>, message: &Message) {
     let reply = call.largest_reply(message);
-    if !call.usage.has_room(reply) {
-        let mut unfinished = Unfinished::new(call.usage.clone());
-        if let Err(refusal) = unfinished.set(message.len()) {
-            return send_end(respond, call.end(refusal));
-        }
-        match room(&call, &mut respond, reply).await {
-            Ok(()) => {}
-            Err(Some(trouble)) => return send_end(respond, call.refuse(&trouble)),
-            Err(None) => return,
-        }
-    }
+    let Some((call, mut respond)) = admit(call, respond, message.len(), reply).await else { return };
     let _reserved = Reserved::new(call.usage.clone(), reply);
     let answer = core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
     let outcome = tokio::select! {
@@ -259,13 +251,13 @@ async fn by_python(core: &Core, call: Call, mut respond: SendResponse<Unsent>, m
 
 impl Call {
     /// What a reply of Python's to this message takes at most.
-    fn largest_reply(&self, message: &Message) -> usize {
+    pub fn largest_reply(&self, message: &Message) -> usize {
         REPLY + self.route.reply_per_byte.saturating_mul(message.len())
     }
 }
 
 /// The request and the model that answers it, which serves now; where it is a request that leaves no doubt.
-fn understood(core: &Core, kind: Kind, message: &Message) -> Option<(Asked, Arc<Served>)> {
+pub fn understood(core: &Core, kind: Kind, message: &Message) -> Option<(Asked, Arc<Served>)> {
     let read: fn(&Message, &Serves) -> Option<Asked> = match kind {
         Kind::Predict | Kind::PredictStream => asked::predict,
         Kind::Infer => |message, serves| asked::infer(message, serves, false),
@@ -296,301 +288,6 @@ pub fn framed(message: &[u8]) -> Bytes {
     put_prefix(&mut out, message.len());
     out.put_slice(message);
     out.freeze()
-}
-
-/// Nobody reads any more.
-struct Gone;
-
-/// How a stream came to its end.
-enum Ended {
-    Well,
-    Refused(Trouble),
-    Broken(Refusal),
-    /// Within a reply that its caller does not read.
-    Unread(usize),
-}
-
-/// A stream with one reply a message, in order.
-struct Stream {
-    call: Call,
-    way: Way,
-    /// The answers that are due, in the order of their messages.
-    due: Due,
-    /// A Python handler has the last message: what comes after it waits, since it may end the stream.
-    in_doubt: bool,
-}
-
-/// The way back: before its first message and after.
-enum Way {
-    Closed(SendResponse<Unsent>),
-    Open(SendStream<Unsent>),
-}
-
-impl Stream {
-    fn new(call: Call, respond: SendResponse<Unsent>) -> Self {
-        let due = Due::new(call.usage.clone());
-        Self { call, way: Way::Closed(respond), due, in_doubt: false }
-    }
-
-    async fn serve(mut self, mut messages: Messages) {
-        let Ok(ended) = self.answer_all(&mut messages).await else { return };
-        let Self { call, way, .. } = self;
-        let trailers = match ended {
-            Ended::Well => call.succeed(),
-            Ended::Refused(trouble) => call.refuse(&trouble),
-            Ended::Broken(refusal) => call.end(refusal),
-            Ended::Unread(code) => {
-                drop(call.end(Refusal::bare(code, "")));
-                return way.reset(); // half a message cannot be followed by a status
-            }
-        };
-        match way {
-            Way::Closed(respond) => send_end(respond, trailers),
-            Way::Open(mut stream) => drop(stream.send_trailers(trailers)),
-        }
-    }
-
-    async fn answer_all(&mut self, messages: &mut Messages) -> Result<Ended, Gone> {
-        let mut phase = self.call.core.phase.subscribe();
-        let usage = self.call.usage.clone();
-        let mut is_reading = true;
-        loop {
-            if self.due.is_empty() && !is_reading {
-                return Ok(Ended::Well);
-            }
-            let has_room = usage.has_room(0);
-            let may_read = is_reading && has_room && self.may_read_ahead();
-            let is_idle = self.due.is_empty();
-            tokio::select! {
-                biased;
-                // Reading first: what has arrived already becomes one batch.
-                message = messages.next(), if may_read => match message {
-                    Ok(Some(message)) => if let Err(refusal) = self.take(message) {
-                        return Ok(Ended::Broken(refusal));
-                    },
-                    Ok(None) => is_reading = false,
-                    Err(Broken::Gone) => return Err(Gone),
-                    Err(Broken::Refused(refusal)) => return Ok(Ended::Broken(refusal)),
-                },
-                outcome = self.due.next() => {
-                    if let Some(ended) = self.reply(outcome).await? {
-                        return Ok(ended);
-                    }
-                }
-                () = usage.room(0), if !has_room => {}
-                () = draining(&mut phase), if is_idle => {
-                    return Ok(Ended::Refused(Trouble::Stopping));
-                }
-                () = sleep_until(self.call.deadline) => return Ok(Ended::Refused(Trouble::Late)),
-                () = self.way.left() => return Err(Gone),
-            }
-        }
-    }
-
-    /// A stream is no reason to refuse its own messages: it is read as far as the line has room.
-    fn may_read_ahead(&self) -> bool {
-        let core = &self.call.core;
-        let is_within = self.due.all.images < BATCHES_AHEAD * core.limits.max_batch && core.line.has_room_ahead();
-        !self.in_doubt && (self.due.is_empty() || is_within)
-    }
-
-    fn take(&mut self, message: Message) -> Result<(), Refusal> {
-        let call = &self.call;
-        call.route.counts.received.add(1);
-        call.usage.check()?;
-        let arrived = Instant::now();
-        if let Some((asked, served)) = understood(&call.core, call.route.kind, &message) {
-            served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
-            let Asked { span, images, form } = asked;
-            let (sender, receiver) = oneshot::channel();
-            self.due.push(receiver, images, form.reply_size(images));
-            let reply = Reply::Stream { sender, form, arrived };
-            let (core, deadline) = (&call.core, call.deadline);
-            core.line.push(Item { message, span, images, since: Instant::now(), deadline, served, reply }, &core.model);
-        } else {
-            let answer = call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
-            self.due.push(answer, 0, call.largest_reply(&message));
-            self.in_doubt = true;
-        }
-        Ok(())
-    }
-
-    /// Sends this reply and those that are ready behind it; or says how the stream ends.
-    async fn reply(&mut self, first: Outcome) -> Result<Option<Ended>, Gone> {
-        let mut out = BytesMut::new();
-        let mut replies = 0;
-        let mut outcome = first;
-        let ended = loop {
-            match self.written(outcome, &mut out) {
-                Ok(()) => replies += 1,
-                Err(trouble) => break Some(Ended::Refused(trouble)),
-            }
-            if out.len() >= TOGETHER {
-                break None;
-            }
-            match self.due.next_ready() {
-                Some(next) => outcome = next,
-                None => break None,
-            }
-        };
-        self.in_doubt &= !self.due.is_empty();
-        if replies > 0 {
-            if let Some(unread) = self.write(out).await? {
-                return Ok(Some(unread));
-            }
-            self.call.route.counts.sent.add(replies);
-        }
-        Ok(ended)
-    }
-
-    /// Sends as the caller's window allows: one who does not read is not written to, and not waited for beyond the
-    /// call's deadline or, when the server drains, a second without a byte.
-    async fn write(&mut self, out: BytesMut) -> Result<Option<Ended>, Gone> {
-        let usage = self.call.usage.clone();
-        let deadline = self.call.deadline;
-        let mut phase = self.call.core.phase.subscribe();
-        let stream = self.way.open()?;
-        let mut rest = out.freeze();
-        let all = rest.len();
-        while rest.has_remaining() {
-            stream.reserve_capacity(rest.len());
-            let room = match stream.capacity() {
-                0 => {
-                    let _held = Hold::new(usage.clone(), rest.len());
-                    tokio::select! {
-                        biased;
-                        room = poll_fn(|cx| stream.poll_capacity(cx)) => room.and_then(Result::ok).ok_or(Gone)?,
-                        () = sleep_until(deadline) => {
-                            return Ok(Some(unread(all, &rest, Trouble::Late, DEADLINE_EXCEEDED)));
-                        }
-                        () = last_bytes(&mut phase) => {
-                            return Ok(Some(unread(all, &rest, Trouble::Stopping, UNAVAILABLE)));
-                        }
-                    }
-                }
-                room => room,
-            };
-            let now = Unsent::new(rest.split_to(room.min(rest.len())), usage.clone());
-            stream.send_data(now, false).map_err(|_| Gone)?;
-        }
-        Ok(None)
-    }
-
-    /// A reply as gRPC frames it; `ModelStreamInfer` has room for a refusal within its reply.
-    fn written(&self, outcome: Outcome, out: &mut BytesMut) -> Result<(), Trouble> {
-        match outcome {
-            Ok(reply) if self.in_doubt && self.due.is_empty() => out.extend_from_slice(&framed(&reply)),
-            Ok(reply) => out.extend_from_slice(&reply),
-            Err(trouble) if self.call.route.kind == Kind::InferStream => {
-                let Some(sentence) = self.call.core.host.sentence(&trouble) else { return Err(trouble) };
-                put_prefix(out, field_len(sentence.len()));
-                put_field(out, 1, sentence.as_bytes());
-            }
-            Err(trouble) => return Err(trouble),
-        }
-        Ok(())
-    }
-}
-
-/// How a stream ends whose caller does not read: with a status, where nothing of the reply has been sent.
-fn unread(all: usize, rest: &Bytes, trouble: Trouble, code: usize) -> Ended {
-    if rest.len() == all {
-        Ended::Refused(trouble)
-    } else {
-        Ended::Unread(code)
-    }
-}
-
-/// Waits for a drain, and then as long as a caller has to go on reading.
-async fn last_bytes(phase: &mut watch::Receiver<Phase>) {
-    draining(phase).await;
-    tokio::time::sleep(LAST_BYTES).await;
-}
-
-/// Answers that are due, the images that they are for, and the room kept for them.
-struct Due {
-    line: VecDeque<(oneshot::Receiver<Outcome>, Share)>,
-    all: Share,
-    /// Never less than `all` takes, and seldom changed: there may be a million answers a second.
-    room: Reserved,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Share {
-    images: usize,
-    bytes: usize,
-}
-
-impl Due {
-    fn new(usage: Arc<Usage>) -> Self {
-        Self { line: VecDeque::new(), all: Share::default(), room: Reserved::new(usage, 0) }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.line.is_empty()
-    }
-
-    fn push(&mut self, answer: oneshot::Receiver<Outcome>, images: usize, bytes: usize) {
-        self.all.images += images;
-        self.all.bytes += bytes;
-        self.line.push_back((answer, Share { images, bytes }));
-        if self.all.bytes > self.room.bytes() {
-            self.room.set(self.all.bytes + ROOM_STEP);
-        }
-    }
-
-    /// The oldest; never where none is due.
-    async fn next(&mut self) -> Outcome {
-        let Some((first, _)) = self.line.front_mut() else { return pending().await };
-        let outcome = first.await.unwrap_or(Err(Trouble::Stopping));
-        self.pop();
-        outcome
-    }
-
-    /// The oldest, where it is here.
-    fn next_ready(&mut self) -> Option<Outcome> {
-        let outcome = self.line.front_mut()?.0.try_recv().ok()?;
-        self.pop();
-        Some(outcome)
-    }
-
-    fn pop(&mut self) {
-        if let Some((_, share)) = self.line.pop_front() {
-            self.all.images -= share.images;
-            self.all.bytes -= share.bytes;
-            if self.line.is_empty() || self.all.bytes + 2 * ROOM_STEP < self.room.bytes() {
-                self.room.set(self.all.bytes);
-            }
-        }
-    }
-}
-
-impl Way {
-    /// The stream back, opened with the first reply.
-    fn open(&mut self) -> Result<&mut SendStream<Unsent>, Gone> {
-        if let Self::Closed(respond) = self {
-            *self = Self::Open(respond.send_response(head(), false).map_err(|_| Gone)?);
-        }
-        match self {
-            Self::Open(stream) => Ok(stream),
-            Self::Closed(_) => Err(Gone),
-        }
-    }
-
-    fn reset(self) {
-        match self {
-            Self::Closed(mut respond) => respond.send_reset(Reason::CANCEL),
-            Self::Open(mut stream) => stream.send_reset(Reason::CANCEL),
-        }
-    }
-
-    /// Waits until the caller resets the stream or its connection ends.
-    async fn left(&mut self) {
-        match self {
-            Self::Closed(respond) => drop(poll_fn(|cx| respond.poll_reset(cx)).await),
-            Self::Open(stream) => drop(poll_fn(|cx| stream.poll_reset(cx)).await),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One connection, from its handshake to its end, and who ends it: a drain, its age, nothing to do, or its conduct.
 
+use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering::Relaxed;
@@ -154,53 +155,51 @@ async fn calm_down(mut connection: Connection<Peer, Unsent>) {
 
 /// Says when a connection should end.
 async fn watch(core: &Core, ping_pong: PingPong, conduct: &Conduct, usage: &Usage, ends: &mpsc::Sender<End>) {
-    let (limits, mut phase) = (&core.limits, core.phase.subscribe());
+    let limits = &core.limits;
     tokio::join!(
-        async {
-            keep_alive(ping_pong, limits).await;
-            drop(ends.send(End::Gone).await); // of no use to a connection that has ended
-        },
-        async {
-            limits.connection_age.times(a_tenth_more_or_less()).pass().await;
-            drop(ends.send(End::OfAge).await);
-        },
-        async {
-            let mut before = 0;
-            loop {
-                limits.connection_idle.pass().await;
-                let now = conduct.headers.load(Relaxed);
-                if now == before {
-                    drop(ends.send(End::Idle).await);
-                }
-                before = now;
-            }
-        },
-        async {
-            conduct.pings_too_often.notified().await;
-            drop(ends.send(End::PingsTooOften).await);
-        },
-        async {
-            unread(limits.stall, usage).await;
-            drop(ends.send(End::Unread).await);
-        },
-        async {
-            draining(&mut phase).await;
-            last_bytes(usage).await;
-            drop(ends.send(End::Unread).await);
-        },
-        async {
-            let mut phase = core.phase.subscribe();
-            draining(&mut phase).await;
-            loop {
-                tokio::time::sleep(2 * LAST_BYTES).await;
-                drop(ends.send(End::Drained).await);
-            }
-        },
-        async {
-            usage.shed.notified().await;
-            drop(ends.send(End::Shed).await);
-        },
+        say(End::Gone, keep_alive(ping_pong, limits), ends),
+        say(End::OfAge, limits.connection_age.times(a_tenth_more_or_less()).pass(), ends),
+        say(End::PingsTooOften, conduct.pings_too_often.notified(), ends),
+        say(End::Unread, unread(limits.stall, usage), ends),
+        say(End::Shed, usage.shed.notified(), ends),
+        idle(limits, conduct, ends),
+        drained(core, usage, ends),
     );
+}
+
+/// Says it when that has come true; of no use to a connection that has ended.
+async fn say(end: End, when: impl Future<Output = ()>, ends: &mpsc::Sender<End>) {
+    when.await;
+    drop(ends.send(end).await);
+}
+
+/// Says it each time that nothing has happened for as long as a connection may be idle.
+async fn idle(limits: &Limits, conduct: &Conduct, ends: &mpsc::Sender<End>) {
+    let mut before = 0;
+    loop {
+        limits.connection_idle.pass().await;
+        let now = conduct.headers.load(Relaxed);
+        if now == before {
+            drop(ends.send(End::Idle).await);
+        }
+        before = now;
+    }
+}
+
+/// Says during a drain that the peer has had its time to hear of it, and when it does not read its replies.
+async fn drained(core: &Core, usage: &Usage, ends: &mpsc::Sender<End>) {
+    draining(&mut core.phase.subscribe()).await;
+    tokio::time::sleep(LAST_BYTES).await;
+    let (mut waits, mut sent) = (false, usage.sent());
+    loop {
+        tokio::time::sleep(LAST_BYTES).await;
+        let is_stuck = usage.unsent() > 0 && usage.sent() == sent;
+        if is_stuck && waits {
+            drop(ends.send(End::Unread).await);
+        }
+        (waits, sent) = (is_stuck, usage.sent());
+        drop(ends.send(End::Drained).await);
+    }
 }
 
 /// Returns where replies have waited for so long, and the peer has let through next to nothing of them.
@@ -217,20 +216,6 @@ async fn unread(time: Seconds, usage: &Usage) {
         } else {
             (waits, sent) = (1, usage.sent());
         }
-    }
-}
-
-/// Returns where replies wait, and the peer lets through nothing of them.
-async fn last_bytes(usage: &Usage) {
-    let mut before = None;
-    loop {
-        let sent = usage.sent();
-        if usage.unsent() == 0 {
-            before = None;
-        } else if before.replace(sent) == Some(sent) {
-            return;
-        }
-        tokio::time::sleep(LAST_BYTES).await;
     }
 }
 

@@ -20,6 +20,7 @@ mod reply;
 mod served;
 mod server;
 mod status;
+mod stream;
 mod wire;
 
 use std::collections::HashMap;

@@ -31,7 +31,6 @@ pub enum Broken {
 pub struct Messages {
     body: RecvStream,
     frames: Frames,
-    usage: Arc<Usage>,
     unfinished: Unfinished,
     inflating: Option<JoinHandle<Result<Message, Refusal>>>,
     patience: Patience,
@@ -48,9 +47,9 @@ impl Messages {
         may_rest: bool,
         usage: Arc<Usage>,
     ) -> Self {
-        let unfinished = Unfinished::new(usage.clone());
+        let unfinished = Unfinished::new(usage);
         let patience = Patience { time: stall, began: None, since_last: None };
-        Self { body, frames: Frames::new(encoding, most), usage, unfinished, inflating: None, patience, may_rest }
+        Self { body, frames: Frames::new(encoding, most), unfinished, inflating: None, patience, may_rest }
     }
 
     /// The next message; nothing at the end. May be dropped and asked again.
@@ -72,7 +71,7 @@ impl Messages {
                         return Poll::Ready(self.whole(inflating.finish().map_err(Broken::Refused)?));
                     }
                     self.unfinished.set(CALL + inflating.input()).map_err(Broken::Refused)?;
-                    self.inflating = Some(tokio::spawn(inflate(inflating, self.usage.clone())));
+                    self.inflating = Some(tokio::spawn(inflate(inflating, self.unfinished.usage.clone())));
                     continue;
                 }
                 None => {}
@@ -100,7 +99,7 @@ impl Messages {
     fn whole(&mut self, message: Message) -> Result<Option<Message>, Broken> {
         self.patience = Patience { time: self.patience.time, began: None, since_last: None };
         self.unfinished.set(0).map_err(Broken::Refused)?;
-        self.usage.whole();
+        self.unfinished.usage.whole();
         Ok(Some(message))
     }
 }
