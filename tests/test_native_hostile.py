@@ -278,7 +278,7 @@ async def test_a_drain_does_not_wait_for_replies_that_are_not_read() -> None:
         ):
             peer.call(1, block(STREAM), framed(PIXELS), end=False)
             other.call(1, block(PREDICT), framed(PIXELS))
-            await until(lambda: len(server.model.runs) == 2)
+            await until(lambda: sum(map(len, server.model.runs)) == 2)
             reading = [asyncio.to_thread(each.is_ended, 60) for each in (peer, other)]
             _, *ended = await asyncio.gather(asyncio.wait_for(server.transport.stop(0, 600), 60), *reading)
             assert ended == [True, True]
