@@ -21,7 +21,7 @@ use crate::line::Item;
 use crate::messages::{Broken, Messages};
 use crate::reply::{head, send, send_end, Call, Reply, Trouble};
 use crate::served::Served;
-use crate::status::{Refusal, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
+use crate::status::{Refusal, GRPC_ENCODING, GRPC_TIMEOUT, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
 use crate::stream::Stream;
 use crate::wire::Message;
 
@@ -47,8 +47,8 @@ pub async fn serve(
         Err(refusal) => return send_end(respond, refusal.trailers()),
     };
     let deadline = timeout.and_then(|timeout| since.checked_add(timeout));
-    let request_id = parts.headers.get(REQUEST_ID).and_then(shortened);
-    let encoding = Encoding::named(parts.headers.get("grpc-encoding").map(HeaderValue::as_bytes));
+    let request_id = parts.headers.get(&REQUEST_ID).and_then(shortened);
+    let encoding = Encoding::named(parts.headers.get(&GRPC_ENCODING).map(HeaderValue::as_bytes));
     let kind = route.kind;
     let call = Call::begin(core, route, usage, request_id, since, deadline);
     if let Err(stranger) = let_in(&call, &parts.headers) {
@@ -140,7 +140,7 @@ fn check_head(core: &Core, parts: &Parts) -> Result<(Arc<Route>, Option<Duration
     }
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     let route = core.routes.get(path).ok_or_else(|| Refusal::bare(UNIMPLEMENTED, "Method not found!"))?;
-    let timeout = parts.headers.get("grpc-timeout").map(|value| {
+    let timeout = parts.headers.get(&GRPC_TIMEOUT).map(|value| {
         let malformed = "grpc-timeout: malformed; expected up to 8 digits and a unit";
         timeout(value).ok_or_else(|| Refusal::bare(INTERNAL, malformed))
     });

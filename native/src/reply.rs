@@ -214,7 +214,7 @@ pub fn head() -> Response<()> {
     let headers = response.headers_mut();
     headers.reserve(4);
     headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity, deflate, gzip"));
+    headers.insert(status::GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity, deflate, gzip"));
     response
 }
 
