@@ -199,17 +199,15 @@ def test_messages_that_stay_halves_take_bounded_memory(service: ServiceProcess, 
     before = resident(service)
     half = b"\0" + (3_200_000).to_bytes(4, "big") + bytes(3_000_000)
     for path, more in ((HEALTH, 20), (PREDICT, 250)):
-        peers = []
-        for _ in range(4):
-            peers.append(attached(service))
-            for n in range(25):
-                peers[-1].call(2 * n + 1, block(path), half, end=False)
-        held = resident(service)
-        assert held < before + more
-        still_serves(service)
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                peer = stack.enter_context(contextlib.closing(attached(service)))
+                for n in range(25):
+                    peer.call(2 * n + 1, block(path), half, end=False)
+            held = resident(service)
+            assert held < before + more
+            still_serves(service)
         tell(f"100 halves of 3.2 MB to {path}: {before:.0f} -> {held:.0f} MB")
-        for peer in peers:
-            peer.close()
 
 
 def test_frames_of_one_byte_take_no_more_memory_than_their_bytes(service: ServiceProcess) -> None:
@@ -237,25 +235,35 @@ async def test_a_message_that_comes_byte_by_byte_is_given_up_as_a_whole() -> Non
             pytest.fail("it waits on")
 
 
-def test_strangers_calls_without_a_message_are_bounded_and_a_health_check_is_answered(
-    model_path: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "kind", "body"),
+    [("Check", "unary", None), ("Watch", "server_stream", framed(b""))],
+    ids=["Check", "Watch"],
+)
+def test_calls_that_strangers_hold_open_are_bounded_and_a_health_check_is_answered(
+    model_path: Path, tmp_path: Path, method: str, kind: str, body: bytes | None
 ) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("a-token-that-is-long-enough-0123456789\n")
     tokens.chmod(0o600)
-    with serving(model_path, "--transport", "native", "--tokens-file", tokens) as service:
-        handled = ("grpc_server_handled_total", ("ResourceExhausted", "Check", "grpc.health.v1.Health", "unary"))
-        peers = []
+    with (
+        serving(model_path, "--transport", "native", "--tokens-file", tokens) as service,
+        contextlib.ExitStack() as stack,
+    ):
+        handled = ("grpc_server_handled_total", ("ResourceExhausted", method, "grpc.health.v1.Health", kind))
         for _ in range(6):
-            peers.append(attached(service))
-            peers[-1].send(*(frame(HEADERS_FRAME, 4, 2 * n + 1, block(HEALTH)) for n in range(1000)))
-            peers[-1].is_ended(1)
-        assert service.series()[handled] > 0
-        with contextlib.closing(attached(service)) as peer:
-            peer.call(1, block(HEALTH), framed(b""))
-            assert spelled(StatusCode.OK) in peer.answers()[0]
-        for peer in peers:
-            peer.close()
+            peer = stack.enter_context(contextlib.closing(attached(service)))
+            for n in range(1000):
+                head, message = frame(HEADERS_FRAME, 4, 2 * n + 1, block(HEALTH.replace("Check", method))), b""
+                if body is not None:
+                    message = frame(0, 1, 2 * n + 1, body)
+                peer.send(head, message)
+            peer.is_ended(1)
+        series = service.series()
+        assert series[handled] + series["digits_connections_ended_total", ("memory",)] > 0
+        peer = stack.enter_context(contextlib.closing(attached(service)))
+        peer.call(1, block(HEALTH), framed(b""))
+        assert spelled(StatusCode.OK) in peer.answers()[0]
 
 
 async def test_the_deadline_of_a_stream_holds_while_its_reply_is_unread() -> None:

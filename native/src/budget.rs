@@ -348,8 +348,15 @@ impl Unfinished {
         }
         let most = if self.as_stranger { STRANGERS_UNFINISHED } else { self.usage.budget.most_unfinished };
         let is_over = self.total().load(Relaxed) > most;
-        let held = |usage: &Usage| usage.unfinished.load(Relaxed);
-        if is_over && (self.as_stranger || !self.usage.budget.shed(&self.usage, held)) {
+        let held = |usage: &Usage| {
+            let is_spared = self.as_stranger && usage.is_known.load(Relaxed);
+            if is_spared {
+                0
+            } else {
+                usage.unfinished.load(Relaxed)
+            }
+        };
+        if is_over && !self.usage.budget.shed(&self.usage, held) {
             return Err(Refusal::bare(RESOURCE_EXHAUSTED, "message: too many are not whole; send those begun first"));
         }
         Ok(())
@@ -428,17 +435,17 @@ mod tests {
     }
 
     #[test]
-    fn strangers_have_a_small_bound_of_their_own() {
+    fn strangers_have_a_small_bound_of_their_own_and_end_each_other_alone() {
         let budget = Budget::new(1000);
         let (known, stranger, other) = (budget.open(true), budget.open(false), budget.open(false));
         let [mut a, mut b, mut c] = [&known, &stranger, &other].map(|opened| Unfinished::new(opened.0.clone()));
         b.set(STRANGERS_UNFINISHED).unwrap();
-        assert_eq!(c.set(CALL).unwrap_err().code, RESOURCE_EXHAUSTED);
         a.set(10 * STRANGERS_UNFINISHED).unwrap();
-        drop(b);
-        drop(c);
+        c.set(CALL).unwrap(); // one that holds little is served
+        assert_eq!([&known, &stranger, &other].map(shed), [false, true, false]);
+        drop((b, c, stranger));
         other.0.know();
         Unfinished::new(other.0.clone()).set(MB).unwrap(); // of the known now, whose bound is reached
-        assert_eq!([&known, &stranger, &other].map(shed), [true, false, false]);
+        assert_eq!([&known, &other].map(shed), [true, false]);
     }
 }

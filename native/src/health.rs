@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use h2::server::SendResponse;
 
-use crate::budget::Unsent;
+use crate::budget::{Unfinished, Unsent, CALL};
 use crate::call::{framed, sleep_until};
 use crate::core::{draining, Core, Kind};
 use crate::reply::{head, send, send_end, Call, Trouble};
@@ -42,6 +42,11 @@ pub fn check(core: &Arc<Core>, call: Call, respond: SendResponse<Unsent>, messag
 /// Sends the status now and at each change, until the caller leaves or the server drains.
 pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Unsent>, message: &Message) {
     let Some(service) = service(message) else { return send_end(respond, call.refuse(&Trouble::Malformed)) };
+    // Whoever watches holds a call open, and may do so without a token.
+    let mut open = Unfinished::new(call.usage.clone());
+    if let Err(refusal) = open.set(CALL) {
+        return send_end(respond, call.end(refusal));
+    }
     let (mut healthy, mut phase) = (core.healthy.subscribe(), core.phase.subscribe());
     let Ok(mut stream) = respond.send_response(head(), false) else { return };
     let mut last = None;
