@@ -33,6 +33,7 @@ __all__ = [
     "read",
     "read_bytes",
     "read_file",
+    "read_image",
     "to_mnist",
 ]
 
@@ -81,17 +82,30 @@ def read_open(file: BinaryIO) -> Pixels:
 
 def read_file(file: BinaryIO) -> Pixels:
     """As `read`, for an open binary file, from where it stands."""
+    name = getattr(file, "name", "the file")
     try:
         return read_open(file)
-    except OSError as e:
-        raise ImageError(f"the file cannot be read: {e.strerror or e}") from None
     except ImageError as e:
-        raise ImageError(f"{getattr(file, 'name', 'the file')}: {e}") from None
+        raise ImageError(f"{name}: {e}") from None
+    except (OSError, ValueError) as e:  # ValueError: it is closed
+        raise ImageError(f"{name}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
+
+
+def read_image(picture: Image.Image) -> Pixels:
+    """As `read`, for an image of Pillow's, whose file may be damaged or closed: it is read when it is needed."""
+    try:
+        picture.load()
+    except Exception as e:  # noqa: BLE001 (Pillow's decoders raise whatever the damage leads them to)
+        raise ImageError(f"the picture cannot be read: {str(e) or 'it is closed'}") from None
+    try:
+        return to_mnist(picture)[None]
+    except ImageError as e:
+        raise ImageError(f"the picture {e}") from None
 
 
 def from_array(array: npt.NDArray[Any]) -> Pixels:
-    """As `to_mnist`, for uint8 (height, width) or (height, width, 3 or 4): uint8 (1, 784)."""
-    return to_mnist(Image.fromarray(array))[None]
+    """As `read`, for uint8 (height, width) or (height, width, 3 or 4): uint8 (1, 784)."""
+    return read_image(Image.fromarray(array))
 
 
 def read_bytes(content: bytes, *, light_on_black: bool = False) -> Pixels:
@@ -147,7 +161,10 @@ def _cut_out(upright: Image.Image) -> Image.Image | None:
 
 
 def _content(file: BinaryIO) -> bytes:
-    content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
+    try:
+        content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
+    except UnicodeDecodeError:
+        content = None
     if not isinstance(content, bytes):
         raise ImageError("is open as text; expected a binary file, open(path, 'rb')")
     try:

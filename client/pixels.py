@@ -25,8 +25,14 @@ Picture: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image"
 Pixels: TypeAlias = "npt.ArrayLike | bytearray | Picture | Sequence[Picture]"
 """What `to_bytes` takes; also any object with `__array__`, `__array_interface__`, `__dlpack__` or a buffer."""
 
+_OVERSHOOT = 0.3
+"""By how much scaling with a bicubic filter, or the rounding of floats, goes beyond 0 and 1."""
+
 _UINT8 = np.dtype(np.uint8)
 _BACKGROUND_TO_INK = "expected uint8 from 0, background, to 255, ink; or bool; or floats from 0 to 1"
+_OF_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"GIF87a", b"GIF89a")
+_MAYBE_OF_PICTURES = (b"\xff\xd8\xff", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6", b"\x1f\x8b", b"\0\0\x08\x03")
+"""How the files begin that `prepare` reads, gzip and IDX among them."""
 _SHAPES = f"expected [n, {PIXELS}], [n, {SIDE}, {SIDE}] or one image of these"
 
 
@@ -37,11 +43,12 @@ class ImageError(ValueError):
 def to_bytes(pixels: Pixels) -> bytes:
     """Images as n x 784 bytes: 0 is background and 255 ink.
 
-    Takes raw bytes as they are; arrays of [n, 784], [n, 28, 28] or one image, with axes of length 1 anywhere, as uint8,
-    bool, other integers from 0 to 255 or floats from 0 to 1; pictures as `prepare` reads them, and lists of pictures.
+    Takes raw bytes as they are, but not those of a PNG, JPEG or GIF; arrays of [n, 784], [n, 28, 28] or one image, with
+    axes of length 1 anywhere, as uint8, bool, other integers from 0 to 255 or floats from 0 to 1; pictures as `prepare`
+    reads them, and lists of pictures.
     Raises ImageError, a ValueError, for anything else, and for a mask of 0 and 1 and ink that is dark on light.
     """
-    if isinstance(pixels, np.ndarray):
+    if type(pixels) is np.ndarray:
         array = pixels
     elif isinstance(pixels, bytes):
         return _raw(pixels)
@@ -63,24 +70,34 @@ def to_bytes(pixels: Pixels) -> bytes:
 def prepare(picture: Pixels) -> Levels:
     """A photograph or drawing of one digit in MNIST's form, or the images of an IDX file: uint8 (n, 784).
 
-    Takes a path, an open binary file, a PIL image, or an array of any (height, width), or (height, width, 3 or 4) with
-    colours; dark on light or light on dark. Raises ImageError where there is no digit, and ImportError without Pillow.
+    Takes a path, an open binary file, a PIL image or a list of these, or one array of any (height, width), or
+    (height, width, 3 or 4) with colours; dark on light or light on dark. Raises ImageError where there is no digit, and
+    ImportError without Pillow.
     """
-    if _is_picture(picture):
-        return _read(picture)
-    array = _levels(_array(picture))
-    squeezed = array.squeeze()
-    if squeezed.shape == (PIXELS,):
-        squeezed = squeezed.reshape(SIDE, SIDE)
-    if squeezed.ndim != 2 and not (squeezed.ndim == 3 and squeezed.shape[2] in (3, 4)):
+    if _is_pictures(picture):
+        return _read_all(picture)
+    array = _array(picture)
+    shape = array.squeeze().shape
+    if shape == (PIXELS,):
+        shape = (SIDE, SIDE)
+    in_colour = len(shape) == 3 and shape[2] in (3, 4)
+    if not shape or 0 in shape or not (len(shape) == 2 or in_colour) or _are_rows(shape):
         raise ImageError(
             f"picture is {_described(array)}; expected one picture, [height, width] or with 3 or 4 colours"
         )
-    found: Levels = _reader().from_array(squeezed)
+    found: Levels = _reader().from_array(_levels(array).reshape(shape))
     return found
 
 
+def _are_rows(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is that of images in rows rather than of a photograph 784 pixels wide."""
+    return shape[1:] == (PIXELS,) and not PIXELS / 8 < shape[0] < PIXELS * 8
+
+
 def _raw(pixels: bytes) -> bytes:
+    # The longer a signature, the less it is like pixels: those of two bytes tell only why a length is wrong.
+    if pixels.startswith(_OF_PICTURES) or (len(pixels) % PIXELS and pixels.startswith(_MAYBE_OF_PICTURES)):
+        raise ImageError("pixels holds the bytes of a picture's file; expected the file: pass io.BytesIO(pixels)")
     if not pixels or len(pixels) % PIXELS:
         raise ImageError(f"pixels holds {len(pixels)} bytes; expected n x {PIXELS}, n at least 1")
     return pixels
@@ -95,10 +112,10 @@ def _is_images(shape: tuple[int, ...]) -> bool:
 
 def _array(pixels: Any) -> npt.NDArray[Any]:
     """The numbers of anything that has some; pictures are prepared."""
-    if _is_picture(pixels):
-        return _read(pixels)
-    if isinstance(pixels, list | tuple) and pixels and _is_picture(pixels[0]):
-        return np.concatenate([_read(each) for each in pixels])
+    if _is_pictures(pixels):
+        return _read_all(pixels)
+    if isinstance(pixels, np.ma.MaskedArray) and np.ma.is_masked(pixels):
+        raise ImageError("pixels is an array with masked values; expected all of them: pass pixels.filled(0)")
     only_dlpack = hasattr(pixels, "__dlpack__") and not hasattr(pixels, "__array__")
     try:
         array = np.from_dlpack(pixels) if only_dlpack else np.asarray(pixels)
@@ -132,13 +149,24 @@ def _out_of_range(array: npt.NDArray[Any], outside: npt.NDArray[np.bool_], top: 
     at = int(np.argmax(outside))
     value, low, high = array.flat[at], array.min(), array.max()
     expected = "floats from 0, background, to 1, ink" if top == 1 else "integers from 0, background, to 255, ink"
-    if top == 1 and low >= 0 and 1 < high <= 255:
-        advice = ": divide by 255"
-    elif low < 0:
-        advice = ": undo the normalisation"
+    if top == 1:
+        advice = _advice_on_floats(float(low), float(high))
+    elif array.dtype == np.int8:
+        advice = ": pass pixels.view(numpy.uint8)"
+    elif low >= 0 and high < 2**16:
+        advice = ": pass pixels >> 8 where they have 16 bits"
     else:
         advice = ""
     return f"{_place(at // PIXELS, array.size // PIXELS)} holds {value}; expected {expected}{advice}"
+
+
+def _advice_on_floats(low: float, high: float) -> str:
+    """What is to be done with floats of that range; nothing for NaN and infinity."""
+    if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+        return ": pass pixels.clip(0, 1)"
+    if low < 0:
+        return ": undo the normalisation"
+    return ": divide by 255" if high <= 255 else ""
 
 
 def _check_mask(raw: bytes) -> None:
@@ -185,15 +213,28 @@ def _is_picture(value: Any) -> bool:
     )
 
 
+def _is_pictures(value: Any) -> bool:
+    """Whether it is a picture, or a list that begins with one."""
+    return _is_picture(value) or (isinstance(value, list | tuple) and bool(value) and _is_picture(value[0]))
+
+
+def _read_all(pictures: Any) -> Levels:
+    if not isinstance(pictures, list | tuple):
+        return _read(pictures)
+    return np.concatenate([_read(each) for each in pictures])
+
+
 def _read(picture: Any) -> Levels:
     image = _reader()
     found: Levels
+    if isinstance(picture, str) and "://" in picture:
+        raise ImageError(f"{picture}: is a URL; expected a path, or what urllib.request.urlopen(URL) opens")
     if isinstance(picture, str | os.PathLike):
         found = image.read(Path(picture))
     elif hasattr(picture, "read"):
         found = image.read_file(picture)
     elif _is_picture(picture):
-        found = image.to_mnist(picture)[None]
+        found = image.read_image(picture)
     else:
         raise ImageError(f"pixels holds {type(picture).__name__} among pictures; expected paths, files or PIL images")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import gzip
 import io
 import subprocess
@@ -158,6 +159,12 @@ class NeedsGradient:
         raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
 
 
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(DIGITS[30].reshape(28, 28)).save(file, "PNG")
+    return file.getvalue()
+
+
 ONE = DIGITS[30]
 REFUSED: dict[str, tuple[Any, str]] = {
     "to 255": (DIGITS * 1.0, "pixels[0] holds 11.0; expected floats from 0, background, to 1, ink: divide by 255"),
@@ -185,6 +192,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a text file": (io.StringIO("seven"), "the file: is open as text; expected a binary file, open(path, 'rb')"),
     "no picture": (io.BytesIO(b"seven"), "the file: is no picture"),
     "blank paper": (Image.new("L", (90, 90), 255), "shows no digit"),
+    "a URL": ("https://example.com/7.png", "https://example.com/7.png: is a URL; expected a path, or what urllib"),
+    "a picture's bytes": (png(), "pixels holds the bytes of a picture's file; expected the file: pass io.BytesIO("),
+    "as many as two digits": (png().ljust(1568), "pixels holds the bytes of a picture's file; expected the file"),
+    "an IDX file's bytes": (IMAGES.read_bytes(), "pixels holds the bytes of a picture's file; expected the file"),
+    "masked": (np.ma.masked_equal(ONE, 0), "pixels is an array with masked values; expected all of them: pass pixels."),
+    "signed": (ONE.view(np.int8), "integers from 0, background, to 255, ink: pass pixels.view(numpy.uint8)"),
+    "16 bits of ink": (ONE.astype(np.uint16) * 257, "to 255, ink: pass pixels >> 8 where they have 16 bits"),
+    "rounded over 1": (ONE / np.float32(254.9), "to 1, ink: pass pixels.clip(0, 1)"),
+    "rounded below 0": (ONE / 255 - 1e-7, "to 1, ink: pass pixels.clip(0, 1)"),
     "a mixture": ([IMAGES, 7], "pixels holds int among pictures; expected paths, files or PIL images"),
 }  # fmt: skip
 
@@ -195,6 +211,58 @@ def test_what_is_ambiguous_or_no_image_is_refused_with_what_to_do(name: str) -> 
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the sentence is compared below)
         to_bytes(given_)
     assert sentence in str(caught.value)
+
+
+def opened_as_text(path: Path) -> Any:
+    return path.open()
+
+
+def closed(path: Path) -> Any:
+    with path.open("rb") as file:
+        return file
+
+
+def closed_image(path: Path) -> Any:
+    with Image.open(path) as image:
+        return image
+
+
+def damaged_image(path: Path) -> Any:
+    path.write_bytes(path.read_bytes()[:200])
+    return Image.open(path)
+
+
+@pytest.mark.parametrize(
+    ("opened", "sentence"),
+    [
+        (opened_as_text, "three.png: is open as text; expected a binary file, open(path, 'rb')"),
+        (closed, "three.png: cannot be read: read of closed file"),
+        (closed_image, "the picture cannot be read: "),
+        (damaged_image, "the picture cannot be read: "),
+        (lambda path: path.open("ab"), "three.png: cannot be read: "),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_as_any_other(
+    tmp_path: Path, opened: Callable[[Path], Any], sentence: str
+) -> None:
+    with contextlib.closing(opened(picture(tmp_path))) as file, pytest.raises(ImageError) as caught:
+        to_bytes(file)
+    assert sentence in str(caught.value)
+
+
+def test_an_array_without_masked_values_is_sent() -> None:
+    assert to_bytes(np.ma.array(ONE)) == ONE.tobytes()
+
+
+def test_prepare_takes_a_list_of_pictures_and_refuses_rows_of_images(tmp_path: Path) -> None:
+    path = picture(tmp_path)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(prepare([path, image]), np.concatenate([prepare(path), prepare(image)]))
+    for several in (DIGITS[:5], DIGITS[:5].reshape(-1, 28, 28), DIGITS.repeat(100, axis=0)):
+        with pytest.raises(ImageError, match="expected one picture"):
+            prepare(several)
+    wide = np.asarray(Image.fromarray(255 - ONE.reshape(28, 28)).resize((784, 784)))
+    assert prepare(wide).shape == prepare(wide[98:-98]).shape == (1, 784)
 
 
 def test_a_client_refuses_alike_in_every_call(server: ServiceProcess) -> None:
