@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from commandline import beginning
+
+beginning.end_at_ctrl_c(__name__)
+
 import signal
-
-# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
 import sys
 import time
 from pathlib import Path

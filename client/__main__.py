@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from commandline import beginning
 
-# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+beginning.end_at_ctrl_c(__name__)
 
 import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import grpc
-import typer
-from PIL import Image
-from rich.console import Console
+with beginning.needs_extra("client"):
+    import grpc
+    import typer
+    from PIL import Image
+    from rich.console import Console
 
-from client import demo as demonstration
-from client.channel import TIMEOUT
-from client.digits import DigitsClient
-from client.image import ImageError
-from client.messages import DigitsError
-from client.options import GRPC, Address, TlsCa, TlsCert, TlsKey, TokenFile
-from client.reading import Reading, described
-from commandline import streams
-from commandline.options import Version, installed_by_name, output_file
-from score.command import score
+    from client import demo as demonstration
+    from client.channel import TIMEOUT
+    from client.digits import DigitsClient
+    from client.image import ImageError
+    from client.messages import DigitsError
+    from client.options import GRPC, Address, TlsCa, TlsCert, TlsKey, TokenFile
+    from client.reading import Reading, described
+    from commandline import streams
+    from commandline.options import Version, output_file
+    from score.command import score
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -37,7 +35,7 @@ UNREACHABLE, REFUSED = 3, 4
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=installed_by_name(),
+    add_completion=beginning.started_by_name(),
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""Have handwritten digits read by the service.

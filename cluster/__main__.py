@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from commandline import beginning
 
-# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+beginning.end_at_ctrl_c(__name__)
 
 import sys
 from importlib.util import find_spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +66,3 @@ def output_file(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002 (
 def output_folder(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002 (as above)
     """An option that names a folder to write into, which the command makes and names in what it prints."""
     return typer.Option(*names, help=help, callback=_output_folder, **settings)
-
-
-def installed_by_name() -> bool:
-    """Tell whether the program runs under its own name. A shell completes `digitserve-client`, not `python -m`."""
-    return Path(sys.argv[0]).name.startswith("digitserve")

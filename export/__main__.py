@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from commandline import beginning
 
-# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+beginning.end_at_ctrl_c(__name__)
 
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+with beginning.needs_extra("export"):
+    import typer
 
-from commandline import streams
-from commandline.options import Version, installed_by_name, output_file
-from export import checkpoint, commands_inside, commands_train, evaluate, graph, mnist
-from export.network import Activation  # noqa: TC001 (typer reads it)
+    from commandline import streams
+    from commandline.options import Version, output_file
+    from export import checkpoint, commands_inside, commands_train, evaluate, graph, mnist
+    from export.network import Activation  # noqa: TC001 (typer reads it)
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyte"
 """A hundred real digits, on which every written file is compared with the reference."""
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=installed_by_name(),
+    add_completion=beginning.started_by_name(),
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""Train the network, write it as ONNX, measure it.

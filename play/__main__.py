@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from commandline import beginning
 
-# Imports are not prepared for KeyboardInterrupt. A shell's job in the background ignores Ctrl-C, and so does this then.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+beginning.end_at_ctrl_c(__name__)
 
 import contextlib
 import errno
+import os
+import signal
 import socket
 import sys
 from typing import Annotated
 
-import typer
-import uvicorn
+with beginning.needs_extra("play"):
+    import typer
+    import uvicorn
 
-from client.digits import AsyncDigitsClient
-from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
-from client.secure import Token, channel_credentials
-from commandline import streams
-from commandline.options import Version, installed_by_name
-from play import browser
-from play.gateway import application
+    from client.digits import AsyncDigitsClient
+    from client.options import Address, TlsCa, TlsCert, TlsKey, TokenFile
+    from client.secure import Token, channel_credentials
+    from commandline import streams
+    from commandline.options import Version
+    from play import browser
+    from play.gateway import application
 
 TIMEOUT = 2.0
 """Seconds that the service may take for one answer: a person is waiting."""
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser asks for an address, not for all of them)
 
-app = typer.Typer(add_completion=installed_by_name(), pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(
+    add_completion=beginning.started_by_name(), pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
 PAGE = "Page"
 """A heading of `--help`."""
 

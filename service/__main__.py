@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 _BEGAN = time.monotonic()
 
 # Imports are not prepared for KeyboardInterrupt, and while the model is loaded the event loop hears of no signal.
-if __name__ == "__main__":
+if __name__ == "__main__" or sys.argv[0].rpartition(os.sep)[2] == "digitserve":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import asyncio
 import ctypes
 import platform
-import sys
 from typing import TYPE_CHECKING
 
 from service.config import SettingsError, load, unknown_variables

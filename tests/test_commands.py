@@ -107,6 +107,20 @@ def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"digitserve {__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("program", "missing"),
+    [("client", "rich"), ("client", "PIL"), ("export", "onnx"), ("play", "uvicorn"), ("play", "PIL")],
+)
+def test_a_command_names_the_extra_that_is_missing(program: str, missing: str) -> None:
+    """As after `make run`, which installs what it needs itself and not what the page needs."""
+    command = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module({program!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN
+    )
+    expected = f"{missing}: is not installed; expected the extra {program}: pip install 'digitserve[{program}]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
 @pytest.mark.parametrize("program", ["client", "export", "play"])
 def test_an_installed_command_completes_itself(program: str) -> None:
     installed = Path(sys.executable).with_name(f"digitserve-{program}")
