@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bare_grpcio import listening
-from conftest import serving
+from conftest import ANSWERS_WITHIN, serving
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import BLANK, HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal, still_tells
@@ -27,6 +27,8 @@ SERVING, NOT_SERVING, UNKNOWN = (
     health_pb2.HealthCheckResponse.NOT_SERVING,
     health_pb2.HealthCheckResponse.SERVICE_UNKNOWN,
 )
+GOAWAY = 7
+TRAILERS = (1, 5, 1)  # HEADERS with END_STREAM and END_HEADERS, of the first stream
 NO_WINDOW = frame(SETTINGS, 0, 0, b"\0\4\0\0\0\0")  # SETTINGS_INITIAL_WINDOW_SIZE is 0
 WATCH = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", b"/grpc.health.v1.Health/Watch"))
 
@@ -60,6 +62,22 @@ async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_s
             assert (await other.read()).status == NOT_SERVING
         assert await asyncio.to_thread(service.ended) == 0
         assert service.lines[-1]["event"] == "stopped"
+
+
+@pytest.mark.usefixtures("transport")
+def test_a_stop_that_comes_while_a_status_is_being_sent_waits_for_that_alone(model_path: Path) -> None:
+    with (
+        serving(model_path, "--grace", str(10 * ANSWERS_WITHIN)) as service,
+        contextlib.closing(connected(service, PREFACE + NO_WINDOW)) as peer,
+    ):
+        watch(peer, 1, SERVICE)
+        service.process.send_signal(signal.SIGTERM)
+        frames = each_frame(peer)
+        assert GOAWAY in (kind for kind, _, _, _ in frames)
+        peer.sendall(frame(SETTINGS, 0, 0, b"\0\4\0\0\xff\xff"))
+        assert TRAILERS in ((kind, flags, stream) for kind, flags, stream, _ in frames)
+        peer.close()
+        assert service.ended() == 0
 
 
 async def test_a_watcher_has_the_latest_status_once_it_reads_and_none_twice() -> None:

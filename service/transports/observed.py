@@ -141,7 +141,7 @@ class Observer:
         return call
 
     def _watch(self, behaviour: Behaviour, rpc: RpcMetrics, decode: Decode) -> Behaviour:
-        """A stream of replies to one request that may never end, as health Watch: a drain ends it at once."""
+        """A stream of replies to one request that may never end, as health Watch: a drain ends it between two."""
         unfinished = self._unfinished_of(rpc)
 
         async def answer(_: Any, stream: _Stream) -> None:
@@ -240,7 +240,7 @@ class _Stream:
 
     async def write(self, message: Any) -> None:
         """Send one message."""
-        await self.context.write(message)
+        await self._streams.complete(self.context.write(message))
         self._rpc.sent()
 
     async def __aiter__(self) -> AsyncIterator[Any]:

@@ -40,6 +40,22 @@ class OpenStreams:
         finally:
             self._idle.discard(task)
 
+    async def complete(self, awaitable: Awaitable[T]) -> T:
+        """What `awaitable` gives, which a drain lets end: the reply that a stream is sending while it else waits.
+
+        grpcio sends no status while a reply is half sent, so a stream that is ended then would stay open.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        is_idle = task in self._idle
+        self._idle.discard(task)
+        given = await awaitable
+        if is_idle:
+            self._idle.add(task)
+            if self._draining:
+                task.cancel()
+        return given
+
     def drain(self) -> None:
         """End the idle streams, and each busy one as soon as it waits."""
         self._draining = True
