@@ -78,6 +78,7 @@ def test_a_stop_that_comes_while_a_status_is_being_sent_waits_for_that_alone(mod
         assert TRAILERS in ((kind, flags, stream) for kind, flags, stream, _ in frames)
         peer.close()
         assert service.ended() == 0
+        assert "library" not in {line["event"] for line in service.lines}, "grpcio refused to send the status"
 
 
 async def test_a_watcher_has_the_latest_status_once_it_reads_and_none_twice() -> None:
