@@ -7,6 +7,7 @@ from commandline import beginning
 beginning.end_at_ctrl_c(__name__)
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -99,12 +100,10 @@ def predict(
 @app.command()
 def demo(
     wait: Annotated[float, typer.Option(min=0, max=3600, help="seconds to wait for the server to say SERVING")] = 5,
-    images: Annotated[
-        Path, typer.Option(help="IDX file of digits", show_default="samples/digits-100-images-idx3-ubyte")
-    ] = SAMPLES / "digits-100-images-idx3-ubyte",
-    labels: Annotated[
-        Path, typer.Option(help="IDX file of what they are", show_default="samples/digits-100-labels-idx1-ubyte")
-    ] = SAMPLES / "digits-100-labels-idx1-ubyte",
+    images: Annotated[Path, typer.Option(help="IDX file of digits", show_default="100 of MNIST, in samples")] = SAMPLES
+    / "digits-100-images-idx3-ubyte",
+    labels: Annotated[Path, typer.Option(help="IDX file of what they are", show_default="theirs")] = SAMPLES
+    / "digits-100-labels-idx1-ubyte",
     address: Address = "localhost:50051",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -175,6 +174,8 @@ def _complain(sentence: str) -> None:
 
 def main() -> int:
     """Run a command; the exit status as `--help` tells it."""
+    # gRPC's C core writes to standard error in a format of its own; what matters of it is in the error of a call.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return streams.run(_main)
 
 

@@ -60,7 +60,7 @@ def onnx(
         typer.Option(
             help="IDX images to compare ONNX Runtime and numpy on",
             dir_okay=False,
-            show_default="samples/digits-100-images-idx3-ubyte",
+            show_default="100 of MNIST, in samples",
         ),
     ] = SAMPLE,
 ) -> None:

@@ -65,6 +65,7 @@ def test_every_help_has_the_same_panels_and_fits_the_terminal(command: tuple[str
     done = run(*command, "--help", env={"COLUMNS": str(width)}, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) <= width
+    assert width < 80 or "…" not in done.stdout, "it is cut off"
     usage, *panels = re.split(r"^╭─ ", done.stdout, flags=re.MULTILINE)
     assert usage.lstrip().startswith(f"Usage: python -m {command[0]}")
     titles = [panel.split(" ─")[0] for panel in panels]

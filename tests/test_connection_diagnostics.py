@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
@@ -98,9 +99,15 @@ def test_every_kind_of_address_has_its_reason(address: str, sentence: str) -> No
     assert said(address, predict) == f"UNAVAILABLE: {sentence}"
 
 
+def predict_by_command(address: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "client", "predict", IMAGES, "--address", address, *options]
+    quiet = "GRPC_VERBOSITY"  # which the tests have from the server's module, and a terminal has not
+    environment = {name: value for name, value in os.environ.items() if name != quiet}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_the_command_line_says_it_in_one_line() -> None:
-    command = [sys.executable, "-m", "client", "predict", str(IMAGES), "--address", "localhost:1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = predict_by_command("localhost:1")
     assert (done.returncode, done.stderr) == (3, f"UNAVAILABLE: localhost:1: {TO_START}\n")
 
 
@@ -188,6 +195,9 @@ async def test_tls_trouble_is_told_as_what_it_is(model_path: Path, authority: Au
             expected = f"UNAVAILABLE: {address}: {sentence}"
             assert said(address, predict, **files).startswith(expected)
             assert (await said_async(address, predict, **files)).startswith(expected)
+        done = predict_by_command(here, "--tls-ca", stranger.certificate)
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+        assert done.stderr.startswith(f"UNAVAILABLE: {here}: no CA that is trusted")
     with serving(model_path) as service:
         expected = f"UNAVAILABLE: {service.address}: the server does not speak TLS; expected no tls_ca"
         assert said(service.address, predict, **ours) == expected
