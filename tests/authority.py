@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+PrivateKey = ec.EllipticCurvePrivateKey | ed448.Ed448PrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+
+HOSTS: tuple[x509.GeneralName, ...] = (
+    x509.DNSName("localhost"),
+    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+)
 PEM = serialization.Encoding.PEM
 
 
@@ -42,23 +48,39 @@ class Authority:
         put(self.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
 
     def issue(
-        self, name: str, *, days: float = 5, curve: ec.EllipticCurve | None = None, begins: dt.datetime | None = None
+        self,
+        name: str,
+        *,
+        days: float = 5,
+        key: PrivateKey | None = None,
+        names: tuple[x509.GeneralName, ...] = HOSTS,
+        is_ca: bool = False,
+        begins: dt.datetime | None = None,
     ) -> Pair:
         """A pair for localhost and 127.0.0.1; expired where `days` is below zero, not yet valid before `begins`."""
-        key = ec.generate_private_key(curve or ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        )
-        certificate = self._builder(subject, key, days=days, begins=begins).add_extension(names, critical=False)
+        builder = self._builder(subject, key, days=days, begins=begins)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if is_ca:
+            builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
-        plain = serialization.NoEncryption()
-        put(pair.key, key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
-        put(pair.certificate, certificate.sign(self._key, hashes.SHA256()).public_bytes(PEM))
+        put(pair.key, private_pem(key))
+        put(pair.certificate, builder.sign(self._key, hashes.SHA256()).public_bytes(PEM))
         return pair
 
+    def intermediate(self, name: str) -> Authority:
+        """Another authority, whose own certificate this one has signed."""
+        pair = self.issue(name, names=(), is_ca=True)
+        below = Authority(self._folder / name, name)
+        key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        below._key, below.certificate = key, pair.certificate
+        return below
+
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float, begins: dt.datetime | None = None
+        self, subject: x509.Name, key: PrivateKey, *, days: float, begins: dt.datetime | None = None
     ) -> x509.CertificateBuilder:
         ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
         return (
@@ -70,6 +92,16 @@ class Authority:
             .not_valid_before(begins or ends - dt.timedelta(days=20))
             .not_valid_after(ends)
         )
+
+
+def private_pem(
+    key: PrivateKey,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
+    passphrase: bytes = b"",
+) -> bytes:
+    """A key in PEM, encrypted where there is a passphrase."""
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(PEM, form, encryption)
 
 
 def put(path: Path, content: bytes) -> None:

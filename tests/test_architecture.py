@@ -65,7 +65,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/reports.py": {"service.errors", "service.logs", "structlog"},
     "service/transports/ahead.py": {"grpc"},
     "service/transports/limits.py": {"service.handlers"},
-    "service/transports/credentials.py": {"service.errors", "service.metrics", "structlog"},
+    "service/transports/credentials.py": {
+        *("service.errors", "service.metrics", "service.transports.certificates", "service.transports.rehearsal"),
+        "structlog",
+    },
+    "service/transports/certificates.py": set(),
+    "service/transports/rehearsal.py": {
+        *("service.errors", "service.transports.certificates", "service.transports.credentials"),
+        "grpc",
+    },
     "service/transports/http.py": {"service.transports", "prometheus_client", "waitress"},
     "service/transports/observed.py": {
         *("service.errors", "service.metrics", "service.transports"),

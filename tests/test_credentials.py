@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from authority import Authority, Pair, put
 from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, on_both_transports, serving, until
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography import x509
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
@@ -182,7 +182,7 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
         good_key = pair.key.read_bytes()
         for content, sentence in [
             (authority.issue("late", days=-1).certificate.read_bytes(), "the key is not that of the certificate"),
-            (second[:300], "not a certificate and its key in PEM"),
+            (second[:300], "holds no certificate in PEM"),
         ]:
             put(pair.certificate, content)
             assert sentence in service.wait_for("credentials refused", what="tls")["reason"]
@@ -297,6 +297,42 @@ def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair:
     assert metrics.tls_expiry._value.get() == before
 
 
+def test_a_failure_that_is_a_fault_of_ours_is_tried_again_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, pair: Pair
+) -> None:
+    monkeypatch.setattr("service.transports.credentials._RETRY_INTERVAL", 0.0)
+    metrics, log = silent()
+    tls = Tls(pair.certificate, pair.key, None, metrics, log)
+    tries = []
+
+    def use(pem: Any) -> None:
+        tries.append(pem)
+        if len(tries) in {2, 3}:
+            raise RuntimeError("no thread")
+
+    tls.take_up(use)
+    authority.issue("server", days=8)
+    for _ in range(5):
+        tls.look()
+    assert [call.args[0] for call in log.calls[1:]] == ["credentials refused", "credentials loaded"]
+    assert log.calls[1].kwargs["reason"] == "RuntimeError: no thread"
+    assert len(tries) == 4
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_token(tmp_path: Path) -> None:
+    put(tmp_path / "tokens", b"\xef\xbb\xbf" + FIRST.encode())
+    assert Tokens(tmp_path / "tokens", *silent()).digests == (hashlib.sha256(FIRST.encode()).digest(),)
+
+
+@on_both_transports
+def test_a_certificate_that_names_no_host_but_a_workload_is_taken(model_path: Path, authority: Authority) -> None:
+    """As SPIFFE has them; their clients compare other names than hosts."""
+    names = (x509.UniformResourceIdentifier("spiffe://example.org/digits"),)
+    workload = authority.issue("workload", names=names)
+    with secured(model_path, workload) as service:
+        assert presented(service) == workload.certificate.read_bytes()
+
+
 @on_both_transports
 def test_a_pipe_in_the_place_of_the_tokens_stops_nothing(model_path: Path, tmp_path: Path) -> None:
     tokens, mine = tmp_path / "tokens", tmp_path / "mine"
@@ -327,16 +363,6 @@ def test_a_pair_that_nobody_could_use_is_refused_at_the_start(model_path: Path, 
     assert reason == f"--tls-cert {late.certificate}: certificate has expired"
 
 
-@needs_native
-def test_a_key_that_rustls_cannot_use_is_refused_by_name(model_path: Path, tmp_path: Path) -> None:
-    pair = Authority(tmp_path / "ours").issue("server", curve=ec.SECP521R1())
-    with secured(model_path, pair, "--transport", "grpcio"):
-        pass
-    files = ("--tls-cert", pair.certificate, "--tls-key", pair.key)
-    reason = fails_to_start("--model", model_path, "--transport", "native", *files)
-    assert reason.startswith(f"--tls-cert {pair.certificate}, --tls-key {pair.key}: cannot be used: ")
-
-
 def silent() -> tuple[Metrics, Any]:
     return Metrics(CollectorRegistry()), CapturingLogger()
 
@@ -349,8 +375,9 @@ def test_each_file_is_named_that_cannot_be_used(authority: Authority, pair: Pair
         (pair.certificate, gone, None, f"--tls-key {gone}: no such file"),
         (pair.certificate, pair.key, gone, f"--tls-client-ca {gone}: no such file"),
         (tmp_path, pair.key, None, f"--tls-cert {tmp_path}: cannot be read: Is a directory"),
-        (pair.certificate, pair.key, nonsense, f"--tls-client-ca {nonsense}: not certificates in PEM"),
-        (nonsense, pair.key, None, f"--tls-cert {nonsense} and --tls-key {pair.key}: not a certificate and its key"),
+        (pair.certificate, pair.key, nonsense, f"--tls-client-ca {nonsense}: holds no certificate in PEM"),
+        (nonsense, pair.key, None, f"--tls-cert {nonsense}: holds no certificate in PEM"),
+        (pair.certificate, nonsense, None, f"--tls-key {nonsense}: holds no private key in PEM"),
     ]:
         with pytest.raises(CredentialsError) as caught:
             Tls(certificate, key, ca, *silent())

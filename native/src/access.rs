@@ -1,6 +1,7 @@
 //! Who is let in: the tokens of calls, and TLS for connections. Python reads the files, looks whether they change, and
 //! says what a refusal says.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use http::{header::AUTHORIZATION, HeaderMap};
@@ -10,7 +11,7 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, ServerConnection};
 
 /// The SHA-256 of each token that is known.
 pub type Digests = Vec<[u8; SHA256_OUTPUT_LEN]>;
@@ -65,6 +66,39 @@ pub fn tls(chain: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<ServerC
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+/// HTTP/2's first frame, without which a client does not take a connection for one: SETTINGS, and none of them.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// The server's side of one handshake, as TLS records that the caller carries to and fro.
+pub struct Handshake {
+    connection: ServerConnection,
+    greeted: bool,
+}
+
+impl Handshake {
+    pub fn new(chain: &[u8], key: &[u8]) -> Result<Self, String> {
+        let connection = ServerConnection::new(Arc::new(tls(chain, key, None)?)).map_err(|error| error.to_string())?;
+        Ok(Self { connection, greeted: false })
+    }
+
+    /// What goes to the client after these bytes of its.
+    pub fn answer(&mut self, mut received: &[u8]) -> io::Result<Vec<u8>> {
+        while !received.is_empty() {
+            self.connection.read_tls(&mut received)?;
+            self.connection.process_new_packets().map_err(io::Error::other)?;
+        }
+        if !self.greeted && !self.connection.is_handshaking() {
+            self.connection.writer().write_all(&SETTINGS)?;
+            self.greeted = true;
+        }
+        let mut sent = Vec::new();
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut sent)?;
+        }
+        Ok(sent)
+    }
 }
 
 #[cfg(test)]

@@ -274,8 +274,27 @@ fn named(kind: &str) -> PyResult<Kind> {
     })
 }
 
+/// A handshake of TLS with one client, to try a certificate on before it is put in force.
+#[pyclass(module = "digitserve_native")]
+struct Handshake(access::Handshake);
+
+#[pymethods]
+impl Handshake {
+    /// `ValueError` where the files cannot be used.
+    #[new]
+    fn new(chain: &[u8], key: &[u8]) -> PyResult<Self> {
+        access::Handshake::new(chain, key).map(Self).map_err(PyValueError::new_err)
+    }
+
+    /// What goes to the client after these bytes of its; `OSError` where the handshake fails.
+    fn answer(&mut self, received: &[u8]) -> PyResult<Vec<u8>> {
+        self.0.answer(received).map_err(|error| PyOSError::new_err(error.to_string()))
+    }
+}
+
 #[pymodule]
 fn digitserve_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<Handshake>()?;
     module.add_class::<Server>()
 }

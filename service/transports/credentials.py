@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import CredentialsError, Unauthenticated
+from service.transports.certificates import BYTE_ORDER_MARK
+from service.transports.rehearsal import name_of, rehearse_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,7 +35,6 @@ _RETRY_INTERVAL = 1.0
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _Stamps = tuple[tuple[int, ...], ...]
-_Certificate = dict[str, Any]  # as ssl.SSLSocket.getpeercert decodes it
 
 
 async def follow(files: Tls | Tokens, log: FilteringBoundLogger) -> None:
@@ -164,13 +165,12 @@ class Tls:
         certificate, key, client_ca = self._paths
         chain, private = _content(certificate, "--tls-cert"), _content(key, "--tls-key")
         trusted = None if client_ca is None else _content(client_ca, "--tls-client-ca")
-        peer, callers = _rehearse(certificate, key, client_ca)
+        pem = Pem(chain, private, trusted)
+        peer, callers = rehearse_in_memory(certificate, key, client_ca, pem)
         _warn_if_exposed(key, "--tls-key", self._log)
         expires = ssl.cert_time_to_seconds(str(peer["notAfter"]))
-        about = {"subject": _name(peer), "expires": datetime.fromtimestamp(expires, UTC).isoformat()}
-        return _Found(
-            Pem(chain, private, trusted), expires, about if client_ca is None else {**about, "client_ca": callers}
-        )
+        about = {"subject": name_of(peer), "expires": datetime.fromtimestamp(expires, UTC).isoformat()}
+        return _Found(pem, expires, about if client_ca is None else {**about, "client_ca": callers})
 
     def _used(self, pem: Pem) -> None:
         try:
@@ -213,6 +213,9 @@ class _Rotation:
         except CredentialsError as e:
             self._refuse(str(e))
             return
+        except Exception as e:  # noqa: BLE001 (a fault of ours: refused as well, and so tried again and told once)
+            self._refuse(f"{type(e).__name__}: {e}")
+            return
         self._refusal = ""
         self._metrics.rotations.labels(self._what, "loaded").inc()
         self._log.info("credentials loaded", what=self._what, **about)
@@ -251,7 +254,7 @@ def _content(path: Path, flag: str) -> bytes:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe might never end
             raise CredentialsError(f"{flag} {path}: is no regular file")
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(BYTE_ORDER_MARK)  # as editors of Windows put it there
     except FileNotFoundError:
         raise CredentialsError(f"{flag} {path}: no such file") from None
     except OSError as e:
@@ -279,52 +282,3 @@ def _read_tokens(path: Path) -> tuple[bytes, ...]:
     if not digests:
         raise CredentialsError(f"--tokens-file {path}: holds no token; expected one a line")
     return tuple(digests)
-
-
-def _rehearse(certificate: Path, key: Path, client_ca: Path | None) -> tuple[_Certificate, list[str]]:
-    """Shake hands with ourselves in memory, so that a pair that no caller could use is never offered to one.
-
-    The certificate stands in for its own CA. Returns the certificate, and the names of those whom the callers' may be
-    signed by.
-    """
-    server, caller = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        # An encrypted key would be asked for on the terminal: an empty password makes it an error instead.
-        server.load_cert_chain(certificate, key, password="")
-    except ssl.SSLError as e:
-        mismatched = "MISMATCH" in str(e.reason)
-        raise CredentialsError(
-            f"--tls-cert {certificate} and --tls-key {key}: "
-            + ("the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM")
-        ) from None
-    trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    if client_ca is not None:
-        try:
-            trusted.load_verify_locations(client_ca)
-        except ssl.SSLError:
-            raise CredentialsError(f"--tls-client-ca {client_ca}: not certificates in PEM") from None
-    caller.check_hostname = False
-    caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    caller.load_verify_locations(certificate)
-    try:
-        peer = _shaken(caller, server)
-    except ssl.SSLCertVerificationError as e:
-        raise CredentialsError(f"--tls-cert {certificate}: {e.verify_message}") from None
-    return peer, [_name(ca) for ca in trusted.get_ca_certs()]
-
-
-def _shaken(caller: ssl.SSLContext, server: ssl.SSLContext) -> _Certificate:
-    """The server's certificate as the caller sees it after a handshake between the two."""
-    to_server, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [caller.wrap_bio(to_caller, to_server), server.wrap_bio(to_server, to_caller, server_side=True)]
-    for end in (ends[0], ends[1], ends[0], ends[1]):
-        try:
-            end.do_handshake()
-        except ssl.SSLWantReadError:
-            continue
-    peer: _Certificate = ends[0].getpeercert() or {}
-    return peer
-
-
-def _name(certificate: _Certificate) -> str:
-    return ", ".join(f"{key}={value}" for part in certificate["subject"] for key, value in part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,16 +13,18 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from service.transports.address import check_free
 from service.transports.ahead import ReadAhead
 from service.transports.grpcio_health import HealthServicer
 from service.transports.grpcio_server import RestartingServer
 from service.transports.observed import Observer
+from service.transports.rehearsal import rehearse
 from service.transports.reports import Reports
 from service.transports.streams import OpenStreams
 from service.transports.traced import TracedObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from threading import Thread
 
     from structlog.typing import FilteringBoundLogger
@@ -176,6 +180,7 @@ class _Certificates:
         tls.take_up(self._use)
 
     def _use(self, pem: Pem) -> None:
+        rehearse(pem, _offered)
         self._latest = grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -193,6 +198,23 @@ class _Certificates:
         return grpc.dynamic_ssl_server_credentials(
             used, changed, require_client_authentication=self._needs_client_certificates
         )
+
+
+@contextmanager
+def _offered(pem: Pem) -> Iterator[int]:
+    """A port of loopback on which this library serves these files and no RPC; clients need no certificate there."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    credentials = grpc.ssl_server_credentials([(pem.key, pem.chain)], pem.client_ca, require_client_auth=False)
+    try:
+        check_free("127.0.0.1", 0)  # what fails below is the files' fault, not the machine's
+        try:
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+        except RuntimeError:
+            raise ValueError("BoringSSL, the TLS library of grpcio, cannot load them") from None
+        server.start()
+        yield port
+    finally:
+        server.stop(None)
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

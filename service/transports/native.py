@@ -7,7 +7,9 @@ asks of Python is in `service.transports.host`.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Thread
@@ -23,6 +25,7 @@ from service.transports.address import check_free
 from service.transports.counts import Counts, move_statistics
 from service.transports.host import Host, Waiting
 from service.transports.limits import HEALTH_MESSAGE, SMALL_MESSAGE
+from service.transports.rehearsal import WITHIN, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
-    from service.transports.credentials import Tls, Tokens
+    from service.transports.credentials import Pem, Tls, Tokens
     from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
@@ -153,7 +156,7 @@ class NativeTransport:
             health_names=["", *names],
         )
         if tls is not None:
-            tls.take_up(lambda pem: self._server.set_tls(*pem))
+            tls.take_up(self._use)
         if tokens is not None:
             tokens.take_up(self._server.set_tokens)
         metrics.waiting_limit.set(max_waiting)
@@ -192,8 +195,32 @@ class NativeTransport:
         self._server.close()
         await asyncio.to_thread(running.join)
 
+    def _use(self, pem: Pem) -> None:
+        rehearse(pem, _served)
+        self._server.set_tls(*pem)
+
     def _settle_statistics(self) -> None:
         move_statistics(self._server.take_statistics(), self._batcher.statistics)
+
+
+@contextmanager
+def _served(pem: Pem) -> Iterator[int]:
+    """A port of loopback on which rustls shakes hands with one client and no more."""
+    handshake = import_module(WHEEL).Handshake(pem.chain, pem.key)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(WITHIN)
+    port = int(listener.getsockname()[1])
+    Thread(target=_shake_hands, args=(listener, handshake), name="rehearsal", daemon=True).start()
+    yield port
+
+
+def _shake_hands(listener: socket.socket, handshake: Any) -> None:
+    with listener, suppress(OSError):  # the client's view of a failure is the one that counts
+        client, _ = listener.accept()
+        with client:
+            client.settimeout(WITHIN)
+            while received := client.recv(2**16):
+                client.sendall(handshake.answer(received))
 
 
 class _Offered(NamedTuple):
