@@ -13,6 +13,7 @@ from cluster.config import load
 from service.config import SettingsError
 from service.errors import StartError
 from service.logs import make_logger
+from service.transports.address import joined
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
         "serving",
         ray=settings.ray_address,
         port=settings.port,
-        metrics=f"http://{settings.metrics_host}:{settings.metrics_port}/metrics",
+        metrics=f"http://{joined(settings.metrics_host, settings.metrics_port)}/metrics",
         model=info.name,
         model_version=info.version,
         weights_sha256=info.weights_sha256,

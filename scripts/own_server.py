@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from client import DigitsClient
 from service.config import SettingsError, load
 from service.errors import AddressInUse
-from service.transports.address import check_free
+from service.transports.address import check_free, joined
 
 if TYPE_CHECKING:
     from service.config import Settings
 
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (what one listens on is not what one calls)
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what one listens on is not what one calls)
 
 
 class Processes:
@@ -89,7 +89,7 @@ def settings() -> Settings:
 
 def address(given: Settings) -> str:
     """Where callers on this machine reach it."""
-    return f"{ANYWHERE.get(given.host, given.host)}:{given.port}"
+    return joined(ANYWHERE.get(given.host, given.host), given.port)
 
 
 def end_if_taken(given: Settings) -> None:

@@ -25,6 +25,7 @@ from service.providers import CPU, ON_NVIDIA
 from service.reloading import Reloader
 from service.statistics import Statistics
 from service.traced import TracedBatcher, TracedPredictor
+from service.transports.address import joined
 from service.transports.connections import established
 from service.transports.credentials import follow
 from service.transports.grpcio import GrpcioTransport
@@ -261,8 +262,8 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
     gc.freeze()
     log.info(
         "serving",
-        address=f"{settings.host}:{server.port}",
-        metrics=f"http://{settings.metrics_host}:{server.metrics_port}/metrics",
+        address=joined(settings.host, server.port),
+        metrics=f"http://{joined(settings.metrics_host, server.metrics_port)}/metrics",
         model=server.model.info.name,
         model_version=server.model.info.version,
         activation=server.model.info.activation,

@@ -132,7 +132,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score/command.py": {"commandline", "score", "typer", "rich"},
     # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
     "cluster/__init__.py": set(),
-    "cluster/__main__.py": {"cluster", "commandline.beginning", "service.config", "service.errors", "service.logs"},
+    "cluster/__main__.py": {
+        *("cluster", "service.config", "service.errors", "service.logs"),
+        *("commandline.beginning", "service.transports.address"),
+    },
     "cluster/config.py": {"service.config", "pydantic", "pydantic_settings"},
     "cluster/deploying.py": {"cluster", "service.errors", "service.model", "service.versions", "ray"},
     "cluster/registration.py": {

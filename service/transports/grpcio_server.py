@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from grpc import aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined] # its stubs leave it out
 
 from service.errors import AddressInUse
-from service.transports.address import check_free
+from service.transports.address import check_free, joined, keep_from_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +33,8 @@ _RETIREMENT = 10.0
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two tries to listen on the port again."""
+
+_ANY_IPV4 = "0.0.0.0"  # noqa: S104 (to tell what an operator asks for)
 
 _INTERNALS = {
     "_request_call": ["self"],
@@ -151,18 +153,33 @@ class RestartingServer:
         return self._port
 
     async def _start(self) -> None:
-        check_free(self._host, self._port)
+        addresses = check_free(self._host, self._port)
         server = _AioServer(self._options, self._handlers, self._methods, self._on_crash)
-        address = (f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}").encode()
-        if self._credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, self._credentials())
-        if not port:
-            raise AddressInUse(f"cannot listen on {self._host} port {self._port}")
-        self._port = port
+        try:
+            for address in addresses:
+                self._port = self._listen(server, address, self._port)
+        except AddressInUse:
+            await server.start()  # what is not started cannot be ended, and keeps its ports
+            await server.end(0)
+            raise
         await server.start()
         self._server = server
+
+    def _listen(self, server: _AioServer, address: str, port: int) -> int:
+        """Listen on this address alone; the port."""
+        guard = keep_from_ipv6(port) if address == _ANY_IPV4 else None
+        with guard or nullcontext():
+            target = joined(address, guard.getsockname()[1] if guard else port).encode()
+            try:
+                if self._credentials is None:
+                    bound = server.add_insecure_port(target)
+                else:
+                    bound = server.add_secure_port(target, self._credentials())
+            except RuntimeError:
+                bound = 0
+        if not bound:
+            raise AddressInUse(f"cannot listen on {address} port {port}")
+        return int(bound)
 
     def _on_crash(self, error: BaseException) -> None:
         self._metrics.transport_restarts.inc()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import make_wsgi_app
 from waitress import create_server
+from waitress.server import BaseWSGIServer
 from waitress.wasyncore import close_all
 
-from service.transports.address import refused
+from service.transports.address import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,13 +54,13 @@ class HttpEndpoint:
         self._serving = serving
         self._about = about
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a request that waits its turn is no news either
-        listener = _listen(host, port)
-        self.port = int(listener.getsockname()[1])
+        listeners = listen(host, port)
+        self.port = int(listeners[0].getsockname()[1])
         self._sockets: dict[int, Any] = {}
         self._server = create_server(
             self._answer,
             map=self._sockets,
-            sockets=[listener],
+            sockets=listeners,
             ident="",  # a version told to strangers is of use to them alone
             channel_timeout=_IDLE_TIMEOUT,
             cleanup_interval=1,
@@ -69,13 +69,15 @@ class HttpEndpoint:
             log_socket_errors=False,  # a peer that hangs up is no news
             **_LIMITS,
         )
+        # One for each socket, and of several the library gives what has no way to wake them.
+        self._wake = next(one for one in self._sockets.values() if isinstance(one, BaseWSGIServer)).trigger.pull_trigger
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Answer no more."""
         # The loop of the library ends when no socket is left to it; they are closed by the thread that reads them.
-        self._server.trigger.pull_trigger(lambda: close_all(self._sockets))
+        self._wake(lambda: close_all(self._sockets))
         self._thread.join()
         self._server.task_dispatcher.shutdown()
 
@@ -95,23 +97,6 @@ class HttpEndpoint:
             status, text = "404 Not Found", "here are /metrics and /healthz"
         whole = _reply(start_response, status, text)
         return whole if method == "GET" else []
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket of the first address that the name has; AddressInUse with a sentence where that fails."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen()
-        except OSError:
-            listener.close()
-            raise
-    except OSError as e:
-        raise refused(host, port, e) from e
-    return listener
 
 
 def _reply(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
