@@ -126,6 +126,15 @@ def test_every_variable_is_an_option_of_the_service_with_a_value_that_it_takes(
     load([])
 
 
+@pytest.mark.parametrize("folder", WRITTEN)
+def test_no_pod_is_given_variables_for_the_services_of_its_namespace(folder: str) -> None:
+    """They begin as options do where a Service is named `digits`, and are warned of as unknown ones."""
+    for manifest in resources(folder):
+        spec = manifest.get("spec", {})
+        pod = spec.get("predictor") or spec.get("template", {}).get("spec")
+        assert pod is None or pod["enableServiceLinks"] is False, manifest["kind"]
+
+
 def test_what_kserve_starts_is_given_options_that_the_service_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(variables(runtime())) <= KNOWN
     for name, value in variables(runtime()).items():
