@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
-import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from service.metrics import Metrics
 from service.providers import CPU, ON_NVIDIA
 from service.reloading import Reloader
 from service.statistics import Statistics
+from service.stopping import StopSignals, end_within
 from service.traced import TracedBatcher, TracedPredictor
 from service.transports.address import joined
 from service.transports.connections import established
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     from service.handlers.predicting import Batching
     from service.model import Model
     from service.watchdog import Watched
-
-
-_CLEARING_UP = 5.0
-"""Seconds beyond those that calls in flight have; only what is stuck takes so long."""
 
 
 class Server:
@@ -225,15 +221,22 @@ class Server:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def stop(self) -> None:
-        """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends."""
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """Drain: health says NOT_SERVING first, what is in flight is answered, then everything ends.
+
+        Once `hurry` is set what is left of the drain wait is skipped.
+        """
         self._started = False
         self._watchdog.stop()
         for task in self._background:
             task.cancel()
         settings = self._settings
-        until = time.monotonic() + settings.drain_wait + settings.grace
-        await self.transport.stop(settings.drain_wait, settings.grace)
+        await self._tell_health()
+        with suppress(TimeoutError):
+            await asyncio.wait_for((hurry or asyncio.Event()).wait(), settings.drain_wait)
+            self._log.info("drain wait skipped")
+        until = time.monotonic() + settings.grace
+        await self.transport.stop(settings.grace)
         await self.batcher.close()
         if self._tracing is not None:
             await self._tracing.close(max(0.0, until - time.monotonic()))
@@ -242,12 +245,6 @@ class Server:
 
 async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> None:
     """Run a server until SIGTERM or SIGINT; `began` is when the process did, by `time.monotonic`."""
-    stop = asyncio.Event()
-    received: list[str] = []
-
-    def on_signal(number: signal.Signals) -> None:
-        received.append(number.name)
-        stop.set()
 
     def on_hangup() -> None:
         server.look_for_model()
@@ -255,8 +252,8 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, on_hangup)  # before there is a server, for it would end the process
     server = Server(settings, log)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+    signals = StopSignals(log)
+    signals.listen()
     await server.start()
     # What is there by now stays to the end: the collector need not go through it again and again while requests wait.
     gc.freeze()
@@ -275,21 +272,8 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         tokens=settings.tokens_file is not None,
         seconds=round(time.monotonic() - began, 3),
     )
-    await stop.wait()
-    log.info("stopping", signal=received[0], grace=settings.grace)
-    _end_within(settings.drain_wait + settings.grace + _CLEARING_UP, log)
-    await server.stop()
+    await signals.first.wait()
+    log.info("stopping", signal=signals.name, grace=settings.grace)
+    end_within(settings.drain_wait + settings.grace, log)
+    await server.stop(signals.second)
     log.info("stopped")
-
-
-def _end_within(seconds: float, log: FilteringBoundLogger) -> None:
-    """End the process after so long, whatever it waits for: a run or a read that never comes back keeps its thread."""
-
-    def end() -> None:
-        waits_for = [thread.name for thread in threading.enumerate() if not thread.daemon]
-        log.error("stopped by force", reason=f"it had not ended {_CLEARING_UP:g} s after the grace", threads=waits_for)
-        os._exit(1)
-
-    force = threading.Timer(seconds, end)
-    force.daemon = True
-    force.start()

@@ -56,4 +56,4 @@ async def listening(
     try:
         yield Bare(address=f"127.0.0.1:{port}", transport=transport, registry=registry)
     finally:
-        await transport.stop(0, grace)
+        await transport.stop(grace)

@@ -102,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("numpy", "structlog"),
     },
     "service/parts.py": {"service", "structlog"},
+    "service/stopping.py": {"structlog"},
     "service/server.py": {"service", "prometheus_client", "structlog"},
     "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
     "commandline": {"service.__version__", "typer", "_typeshed"},

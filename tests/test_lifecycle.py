@@ -88,6 +88,43 @@ async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_
             assert service.process.poll() is None
 
 
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_skips_the_drain_wait_and_answers_what_is_in_flight(
+    model_path: Path, second: signal.Signals
+) -> None:
+    with serving(model_path, "--drain-wait", "600", "--grace", "100") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+            stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")()
+            await stream.write(IMAGE)
+            await stream.read()
+            service.process.send_signal(signal.SIGINT)
+            assert (await watch.read()).status == NOT_SERVING
+            began = time.monotonic()
+            stopping = asyncio.create_task(asyncio.to_thread(service.stop, second))
+            with pytest.raises(aio.AioRpcError, match="the server is stopping"):
+                await stream.read()
+            assert await stopping == 0
+            assert time.monotonic() - began < 90
+        events = [line["event"] for line in service.lines]
+        assert events[:4] == ["starting", "serving", "stopping", "drain wait skipped"]
+        assert events[-1] == "stopped"
+
+
+async def test_a_third_signal_ends_it_at_once(model_path: Path) -> None:
+    with serving(model_path, "--drain-wait", "600", "--grace", "600") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            # A call whose message does not come keeps the server for long.
+            await channel.stream_unary("/digits.v1.DigitService/Predict")().wait_for_connection()
+            service.process.send_signal(signal.SIGINT)
+            await asyncio.to_thread(service.wait_for, "stopping")
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(service.stop, signal.SIGINT) == 1
+    assert service.lines[-1]["event"] == "stopped by force"
+    assert service.lines[-1]["reason"].startswith("a third signal, SIG")
+
+
 async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None:
     with serving(model_path, "--grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:

@@ -104,7 +104,7 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Running(model=model, batcher=batcher, channel=channel, registry=registry, transport=transport, port=port)
         model.gate.set()
-    await transport.stop(0, 5)
+    await transport.stop(5)
 
 
 def request(*digits: int) -> bytes:

@@ -158,7 +158,7 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
         assert [len(PredictResponse.FromString(reply).digits) for reply in await asyncio.gather(*admitted)] == [500] * 2
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
             await begin(timeout=0.3)
-    await transport.stop(0, 5)
+    await transport.stop(5)
 
 
 async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: str) -> None:

@@ -134,13 +134,12 @@ class GrpcioTransport:
         """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
         self._health.set_serving(serving)
 
-    async def stop(self, drain_wait: float, grace: float) -> None:
-        """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
+    async def stop(self, grace: float) -> None:
+        """Say NOT_SERVING, take no new calls and let those in flight finish.
 
         After `grace` seconds what still runs is cancelled.
         """
         self._health.stop()
-        await asyncio.sleep(drain_wait)
         stopped = asyncio.ensure_future(self._server.stop(grace))
         await asyncio.sleep(0)  # so that GOAWAY goes out first and no ended stream is opened here again
         self._streams.drain()

@@ -182,13 +182,12 @@ class NativeTransport:
         """Say SERVING or NOT_SERVING, under the empty name and each service's."""
         self._server.set_healthy(serving)
 
-    async def stop(self, drain_wait: float, grace: float) -> None:
-        """Say NOT_SERVING, go on for `drain_wait` seconds, then take no new calls and let those in flight finish.
+    async def stop(self, grace: float) -> None:
+        """Say NOT_SERVING, take no new calls and let those in flight finish.
 
         After `grace` seconds what still runs is cut off.
         """
         self._server.set_healthy(False)
-        await asyncio.sleep(drain_wait)
         self._server.drain(grace)
         serving, running = self.threads
         await asyncio.to_thread(serving.join)
