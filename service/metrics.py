@@ -101,6 +101,9 @@ class Metrics(Collector):
             "Other versions or files of the model that were taken up or refused.",
             result=("loaded", "refused"),
         )
+        self.model_folders_ignored = Gauge(
+            "digits_model_folders_ignored", "Folders beside the versions that cannot serve.", registry=registry
+        )
         self.device_failures = _counter(
             registry,
             "digits_device_failures_total",

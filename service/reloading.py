@@ -42,6 +42,8 @@ class Reloader:
         self._retry_at = 0.0
         self._seen: object = None
         self._hangs: asyncio.Future[Any] | None = None
+        self._ignored: dict[str, str] = {}
+        self._warned_of: dict[str, str] = {}
         self.model = self._first()
 
     async def look(self, swap: Callable[[Model], None], *, asked: bool = True) -> None:
@@ -92,6 +94,7 @@ class Reloader:
             return str(e)
 
     def _newest_stamp(self) -> object:
+        self._warn_of_ignored(self._ignored)
         return self._place.candidates()[0].stamp()
 
     async def _on_a_thread(self, read: Callable[[], T]) -> T:
@@ -107,6 +110,7 @@ class Reloader:
 
     def _first(self) -> Model:
         candidates = self._place.candidates()
+        self._warn_of_ignored()
         self._seen = candidates[0].stamp()
         for candidate in candidates[:-1]:
             try:
@@ -114,6 +118,16 @@ class Reloader:
             except ModelFileError as e:
                 self._refused(e)
         return self._place.load(candidates[-1])
+
+    def _warn_of_ignored(self, before: dict[str, str] | None = None) -> None:
+        """Warn once of each folder that does not serve and was there `before`: others may still be being made."""
+        self._ignored = found = self._place.ignored()
+        rests = {name: reason for name, reason in found.items() if before is None or before.get(name) == reason}
+        for name, reason in rests.items():
+            if self._warned_of.get(name) != reason:
+                self._log.warning("model folder ignored", folder=str(self._place.path / name), reason=reason)
+        self._warned_of = rests
+        self._metrics.model_folders_ignored.set(len(rests))
 
     def _load_newest(self) -> Model:
         candidate: Candidate = self._place.candidates()[0]

@@ -61,14 +61,30 @@ class ModelPlace:
             return [Candidate(self.path, self._pinned)]
         if self._pinned:
             return [Candidate(self.path / self._pinned / FILE, self._pinned)]
-        try:
-            children = [child for child in self.path.iterdir() if _VERSION.fullmatch(child.name)]
-        except OSError as e:
-            raise ModelFileError(f"{self.path}: cannot be read: {e.strerror}") from None
-        versions = [child.name for child in children if (child / FILE).exists()]  # others are still being made
+        versions = [child.name for child in self._folders() if _VERSION.fullmatch(child.name) and _has_file(child)]
         if not versions:
             raise ModelFileError(f"{self.path}: has no version; expected {self.path / '1' / FILE}")
         return [Candidate(self.path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
+
+    def ignored(self) -> dict[str, str]:
+        """Folders beside the versions that look like some and are none, each with the reason."""
+        if self._pinned or not self.path.is_dir():
+            return {}
+        found = {}
+        for child in self._folders():
+            if _VERSION.fullmatch(child.name):
+                if not _has_file(child):
+                    found[child.name] = f"holds no {FILE}"
+            elif _has_file(child):
+                found[child.name] = "the name is no version; expected a number from 1, without leading zeros"
+        return found
+
+    def _folders(self) -> list[Path]:
+        """What lies in the folder, but for hidden names, under which volumes of Kubernetes keep their files."""
+        try:
+            return [child for child in self.path.iterdir() if not child.name.startswith(".")]
+        except OSError as e:
+            raise ModelFileError(f"{self.path}: cannot be read: {e.strerror}") from None
 
     def load(self, candidate: Candidate) -> Model:
         """The model in a file, verified and warmed up.
@@ -82,3 +98,7 @@ class ModelPlace:
                 f"export it with --version {candidate.version}"
             )
         return model
+
+
+def _has_file(folder: Path) -> bool:
+    return (folder / FILE).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import shutil
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from authority import put
-from conftest import ANSWERS_WITHIN, launch, on_both_transports, serving
+from conftest import ANSWERS_WITHIN, launch, on_both_transports, serving, wait_until
 from grpc import aio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -384,3 +385,32 @@ async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatc
     with contextlib.suppress(ReloadRefused):
         await reloader.look(lambda model: taken.append(model.info.version))
     assert taken == ["3"]
+
+
+def test_a_folder_that_serves_nothing_is_warned_of_once_and_counted(folder: Path) -> None:
+    shutil.copytree(folder / "1", folder / "0002")
+    (folder / "latest").mkdir()
+    (folder / ".staging").mkdir()
+    put(folder / ".staging" / "model.onnx", content(3))
+    with serving(folder, "--model-poll", "0.05") as service:
+        (warned,) = [line for line in service.lines if line["event"] == "model folder ignored"]
+        assert warned["folder"] == str(folder / "0002")
+        assert warned["reason"] == "the name is no version; expected a number from 1, without leading zeros"
+        assert version_of(service) == "1"
+        (folder / "5").mkdir()  # and its file has another name
+        put(folder / "5" / "network.onnx", content(5))
+        assert service.wait_for("model folder ignored")["reason"] == "holds no model.onnx"
+        wait_until(lambda: service.series()["digits_model_folders_ignored", ()] == 2)
+        shutil.rmtree(folder / "0002")
+        add(folder, 5)
+        service.wait_for("model loaded", model_version="5")
+        wait_until(lambda: service.series()["digits_model_folders_ignored", ()] == 0)
+        assert service.stop() == 0
+        assert [line["event"] for line in service.lines].count("model folder ignored") == 2
+
+
+def test_a_pinned_version_and_a_file_have_no_folders_to_ignore(folder: Path) -> None:
+    shutil.copytree(folder / "1", folder / "0002")
+    assert list(ModelPlace(folder).ignored()) == ["0002"]
+    assert ModelPlace(folder, version="1").ignored() == {}
+    assert ModelPlace(folder / "1" / "model.onnx").ignored() == {}
