@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/errors.py": set(),
     "service/config.py": {"service.usage", "pydantic", "pydantic_core", "pydantic_settings"},
     "service/usage.py": {"service.__version__", "pydantic"},
-    "service/healthcheck.py": {"grpc", "grpc_health"},
+    "service/healthcheck.py": set(),
     "service/logs.py": {"structlog"},
     "service/distribution.py": {"prometheus_client", "numpy"},
     "service/metrics.py": {"service", "service.distribution", "service.model", "prometheus_client", "numpy"},
@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("service.errors", "service.transports.certificates", "service.transports.credentials"),
         "grpc",
     },
-    "service/transports/http.py": {"service.transports", "prometheus_client", "waitress"},
+    "service/transports/http.py": {"service.healthcheck", "service.transports", "prometheus_client", "waitress"},
     "service/transports/observed.py": {
         *("service.errors", "service.metrics", "service.transports"),
         *("grpc", "google", "structlog"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from conftest import ROOT, ServiceProcess, launch, on_both_transports, serving
+from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, launch, serving
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
-from service.healthcheck import main as healthcheck
+from service.healthcheck import publish
+from service.transports.http import HttpEndpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -311,9 +316,10 @@ def test_an_image_runs_as_a_user_without_rights(stage: str) -> None:
     assert re.findall(r"^USER (\S+)$", stages()[stage], re.MULTILINE) == ["10001:10001"]
 
 
-def test_the_image_stops_by_the_signal_that_drains_and_is_asked_for_its_health_over_grpc() -> None:
+def test_the_image_stops_by_the_signal_that_drains_and_has_the_probe() -> None:
     assert "STOPSIGNAL SIGTERM\n" in stages()["service"]
-    assert 'python -m service.healthcheck "localhost:${DIGITS_PORT}"' in stages()["service"]
+    assert 'CMD ["/usr/local/bin/python", "-I", "-S", "/app/service/healthcheck.py"]' in stages()["service"]
+    assert "COPY --from=code /app/service service\n" in stages()["service"]
 
 
 def test_the_images_packages_are_wheels_that_the_constraints_pin() -> None:
@@ -322,34 +328,93 @@ def test_the_images_packages_are_wheels_that_the_constraints_pin() -> None:
     assert "--constraint pinned.txt" in script
 
 
-def test_the_probe_says_whether_health_says_serving(server: ServiceProcess, capfd: pytest.CaptureFixture[str]) -> None:
-    assert healthcheck([server.address]) == 0
-    assert healthcheck(["127.0.0.1:1"]) == 1
-    assert healthcheck([]) == 2
-    out, err = capfd.readouterr()
-    assert out == "SERVING\n"
-    assert "127.0.0.1:1: UNAVAILABLE" in err
-    assert "usage: " in err
+DEAD_PROXIES = dict.fromkeys(
+    ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:1"
+)
 
 
-@on_both_transports
-def test_the_probe_of_a_server_that_wants_a_token_asks_over_http(
-    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def probe(*processes: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    """The probe as the image starts it: exit status and output."""
+    command = [sys.executable, "-I", "-S", ROOT / "service/healthcheck.py", *processes]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=ANSWERS_WITHIN)
+    return done.returncode, done.stdout, done.stderr
+
+
+def http_address(service: ServiceProcess) -> str:
+    return service.metrics_url.removeprefix("http://").removesuffix("/metrics")
+
+
+def test_the_probe_finds_a_server_whatever_chose_its_ports(model_path: Path, tmp_path: Path) -> None:
+    misleading = {"DIGITS_PORT": "1", "DIGITS_METRICS_PORT": "1", **DEAD_PROXIES}
     (tmp_path / "tokens").write_text("a-token-of-some-length")
-    with serving(model_path, "--tokens-file", tmp_path / "tokens", "--no-open-health") as closed:
-        monkeypatch.setenv("DIGITS_METRICS_PORT", "1")
-        assert healthcheck([closed.address]) == 1
-        monkeypatch.setenv("DIGITS_METRICS_PORT", closed.metrics_url.split(":")[2].split("/")[0])
-        assert healthcheck([closed.address]) == 0
+    options = ("--tokens-file", tmp_path / "tokens", "--no-open-health")
+    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", *options, env=misleading)
+    try:
+        service.wait_for("serving")
+        found = probe(str(service.process.pid), env=misleading)
+        assert found == (0, f"{http_address(service)}: SERVING on CPUExecutionProvider\n", "")
+    finally:
+        service.close()
 
 
-def test_the_probe_of_a_server_with_tls_asks_over_http(server: ServiceProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIGITS_TLS_CERT", "/tls/tls.crt")
-    monkeypatch.setenv("DIGITS_METRICS_PORT", server.metrics_url.split(":")[2].split("/")[0])
-    assert healthcheck(["127.0.0.1:1"]) == 0
-    monkeypatch.setenv("DIGITS_METRICS_PORT", "1")
-    assert healthcheck([server.address]) == 1
+@pytest.mark.parametrize(("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::1", "::1")])  # noqa: S104 (what is tried)
+def test_the_probe_asks_on_the_address_that_the_server_listens_on(model_path: Path, host: str, asked: str) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with serving(model_path, "--metrics-host", host) as service:
+        status, said, _ = probe(str(service.process.pid))
+        assert (status, said.rpartition(":")[0].rpartition(":")[0]) == (0, asked)
+
+
+def test_the_probe_fails_until_a_server_serves_and_says_why(server: ServiceProcess) -> None:
+    no_server = "no server: expected a process of this user that serves /healthz\n"
+    assert probe(str(os.getpid())) == (1, "", no_server)
+    assert probe("localhost:50051") == (2, "", "usage: healthcheck.py [PID ...]\n")
+    registry = CollectorRegistry()
+    closed = HttpEndpoint("127.0.0.1", 0, registry, serving=lambda: False, about=lambda: "for a reason")
+    try:
+        asked = f"127.0.0.1:{closed.port}: NOT_SERVING for a reason\n"
+        assert probe(str(os.getpid())) == (1, "", asked)
+        status, said, why = probe(str(os.getpid()), str(server.process.pid))
+        assert (status, why) == (1, asked), "one that serves does not hide one that does not"
+        assert "SERVING" in said
+    finally:
+        closed.stop()
+    assert probe(str(os.getpid())) == (1, "", no_server)
+
+
+def test_the_probe_fails_where_nothing_or_something_else_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        published = publish("127.0.0.1", port)
+        assert published is not None
+
+        def answer() -> None:
+            peer = listener.accept()[0]
+            with peer:
+                peer.recv(100)
+                peer.sendall(b"220 mail.example ESMTP\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        status, _, why = probe(str(os.getpid()))
+        answering.join()
+    assert (status, why) == (1, f"127.0.0.1:{port}: not an answer of HTTP: '220 mail.example ESMTP'\n")
+    status, _, why = probe(str(os.getpid()))
+    os.close(published)
+    assert (status, why) == (1, f"127.0.0.1:{port}: [Errno 111] Connection refused\n")
+
+
+def test_the_probe_imports_nothing_that_costs_more_than_its_own_start() -> None:
+    command = [sys.executable, "-X", "importtime", "-I", "-S", ROOT / "service/healthcheck.py", str(os.getpid())]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    imported = {line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")}
+    assert "posix" in imported
+    assert not imported & {"socket", "enum", "re", "typing", "pathlib", "urllib", "site", "grpc", "service"}
+
+
+def test_the_image_has_byte_code_of_the_standard_library() -> None:
+    assert re.search(r"python -m compileall [^&]*/usr/local/lib/python\$\{PYTHON\}", stages()["runtime"])
 
 
 def test_the_names_in_the_smoke_test_are_the_servers_own(server: ServiceProcess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from waitress import create_server
 from waitress.server import BaseWSGIServer
 from waitress.wasyncore import close_all
 
+from service.healthcheck import publish
 from service.transports.address import listen
 
 if TYPE_CHECKING:
@@ -73,9 +75,12 @@ class HttpEndpoint:
         self._wake = next(one for one in self._sockets.values() if isinstance(one, BaseWSGIServer)).trigger.pull_trigger
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
+        self._published = publish(listeners[0].getsockname()[0], self.port)
 
     def stop(self) -> None:
         """Answer no more."""
+        if self._published is not None:
+            os.close(self._published)
         # The loop of the library ends when no socket is left to it; they are closed by the thread that reads them.
         self._wake(lambda: close_all(self._sockets))
         self._thread.join()

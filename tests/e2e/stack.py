@@ -13,7 +13,21 @@ import pytest
 
 sys.path.insert(0, __file__.rpartition("/")[0])
 
-from engine import ADDRESS, PROMETHEUS, ROOT, Load, Stack, docker, firing, predict_once, query, say, until, why_not
+from engine import (
+    ADDRESS,
+    PROJECT,
+    PROMETHEUS,
+    ROOT,
+    Load,
+    Stack,
+    docker,
+    firing,
+    predict_once,
+    query,
+    say,
+    until,
+    why_not,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,6 +132,35 @@ for path in ("/app/x", "/tmp/x", "/model/x"):
     assert said[0] == f"10001 {nothing} {nothing} {nothing} 1"
     assert len(said) == 4
     assert all(line.endswith("Read-only file system") for line in said[1:])
+
+
+def test_a_health_check_costs_a_hundredth_of_a_second(stack: Stack) -> None:
+    measure = (
+        "import resource, subprocess\n"
+        "for _ in range(10): subprocess.run(PROBE, check=True, stdout=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print((used.ru_utime + used.ru_stime) / 10)"
+    )
+    (service,) = stack.containers("service")
+    probe = service["Config"]["Healthcheck"]["Test"][1:]
+    seconds = float(stack.in_container("service", "python", "-c", f"PROBE = {probe!r}\n{measure}"))
+    say(f"a health check takes {1000 * seconds:.0f} ms of CPU")
+    assert seconds < 0.1, "of CPU time, which other work on the machine does not add to"
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_container_whose_flags_choose_other_ports_is_healthy() -> None:
+    # Variables of the image and of the engine's user say otherwise: the check follows the server.
+    hardened = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")
+    volume = ("--volume", f"{PROJECT}_model:/model:ro", "--env", "DIGITS_MODEL=/model/sigmoid-1.onnx")
+    flags = ("service", "--port", "6000", "--metrics-port", "7000", "--metrics-host", "127.0.0.1")
+    proxies = [f"--env={name}=http://127.0.0.1:1" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "grpc_proxy")]
+    container = docker("run", "--detach", *hardened, *volume, *proxies, "digitserve:e2e", *flags).strip()
+    try:
+        inspect = ("inspect", "--format", "{{.State.Health.Status}}", container)
+        until("it is healthy", lambda: docker(*inspect).strip() == "healthy")
+    finally:
+        docker("rm", "--force", container)
 
 
 def test_the_logs_are_json_and_hold_nothing_else(stack: Stack) -> None:
