@@ -18,6 +18,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.ticker import EngFormatter
 
+from commandline import proxies
+
 DASHBOARD = Path(__file__).parent.parent / "deploy" / "grafana" / "dashboards" / "digitserve.json"
 POINTS = 120
 INCHES = (18, 2.7)  # of a line of panels
@@ -86,6 +88,7 @@ def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> N
 
 def main() -> None:
     """Draw line after line of panels, each below its row's question."""
+    proxies.bypass()
     prometheus, minutes, out = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     panels = json.loads(DASHBOARD.read_text())["panels"]
     heights = sorted({panel["gridPos"]["y"] for panel in panels if panel["type"] != "row"})

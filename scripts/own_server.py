@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from client import DigitsClient
+from commandline import proxies
 from service.config import SettingsError, load
 from service.errors import AddressInUse
 from service.transports.address import check_free, joined
@@ -75,7 +76,7 @@ def log_level() -> str:
 
 
 def settings() -> Settings:
-    """Those that the environment gives; ends the process where they cannot be."""
+    """Those that the environment gives; ends the process where they cannot be. No proxy is asked for the server."""
     try:
         found = load([])
     except SettingsError as e:
@@ -84,6 +85,7 @@ def settings() -> Settings:
     if found.port == 0:
         print("DIGITS_PORT is 0: choose a port, so that the server can be called there", file=sys.stderr)
         sys.exit(2)
+    proxies.bypass(address(found).rpartition(":")[0].strip("[]"))  # the server is on this machine
     return found
 
 

@@ -7,6 +7,7 @@ in their stable form.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import random
 import time
@@ -14,6 +15,7 @@ import uuid
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -169,7 +171,9 @@ class Tracing:
         logging.getLogger("opentelemetry").addHandler(self._heard)
         logging.getLogger("opentelemetry").propagate = False
         try:
-            self._sender = Sender(OTLPSpanExporter(endpoint), metrics, self._heard, log)
+            self._sender = Sender(
+                OTLPSpanExporter(endpoint, channel_options=_channel_options(endpoint)), metrics, self._heard, log
+            )
             self._line = Line(self._sender, metrics)
             self._provider = TracerProvider(
                 sampler=ParentBased(ALWAYS_ON),  # of those without a parent, `begin` has chosen by the ratio
@@ -212,6 +216,16 @@ class Tracing:
         logging.getLogger("opentelemetry").removeHandler(self._heard)
         if lost := self._line.waiting + self._sender.failed - failed_before:
             self._log.warning("traces lost", spans=lost)
+
+
+def _channel_options(endpoint: str) -> Any:
+    """Those of the exporter's channel: gRPC asks a proxy of the environment for loopback too, unless told not to."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    return (("grpc.enable_http_proxy", 0),) if is_loopback else ()
 
 
 def _resource(version: str) -> Resource:

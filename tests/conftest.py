@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
 
+from commandline import proxies
 from export import checkpoint, graph, mnist
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ Test = TypeVar("Test", bound="Callable[..., object]")
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
+proxies.bypass()  # the tests' servers are on this machine
+DEAD_PROXIES = {
+    **dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:1"),
+    **dict.fromkeys(("no_proxy", "NO_PROXY", "no_grpc_proxy"), ""),
+}
+"""An environment in which whatever asks a proxy fails."""
 ANSWERS_WITHIN = 120  # seconds before a test gives up waiting; no measure of speed, so that a busy machine passes too
 
 # On a busy machine an example may take any time, and so may its making.

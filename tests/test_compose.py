@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, launch, serving
+from conftest import ANSWERS_WITHIN, DEAD_PROXIES, ROOT, ServiceProcess, launch, serving
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -328,11 +328,6 @@ def test_the_images_packages_are_wheels_that_the_constraints_pin() -> None:
     assert "--constraint pinned.txt" in script
 
 
-DEAD_PROXIES = dict.fromkeys(
-    ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:1"
-)
-
-
 def probe(*processes: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
     """The probe as the image starts it: exit status and output."""
     command = [sys.executable, "-I", "-S", ROOT / "service/healthcheck.py", *processes]
@@ -421,6 +416,22 @@ def test_the_names_in_the_smoke_test_are_the_servers_own(server: ServiceProcess)
     families = {family.name for family in text_string_to_metric_families(server.get("/metrics"))}
     assert "digits_predictions" in families
     assert "digits_predictions_total" in (ROOT / "scripts/smoke.py").read_text()
+
+
+def smoke(*arguments: str) -> str:
+    command = [sys.executable, "scripts/smoke.py", *arguments]
+    environment = {**os.environ, **DEAD_PROXIES}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+def test_the_smoke_test_asks_no_proxy_for_loopback_and_names_the_one_that_it_asks(server: ServiceProcess) -> None:
+    answered = smoke(server.address, server.metrics_url.removesuffix("/metrics"))
+    assert answered.endswith("no answer of Prometheus: HTTP Error 404: Not Found\n"), "by the server itself"
+    assert smoke(server.address, "http://far.example:9090").endswith(
+        "Connection refused>, by way of the proxy 127.0.0.1:1 of http_proxy; no_proxy=far.example bypasses it\n"
+    )
 
 
 def test_the_options_in_the_image_are_the_services_own() -> None:

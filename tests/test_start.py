@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 import pytest
-from conftest import ANSWERS_WITHIN, ROOT, free_port, serving
+from conftest import ANSWERS_WITHIN, DEAD_PROXIES, ROOT, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,18 @@ def test_run_shows_ten_digits_and_serves_on_until_it_is_stopped(environment: dic
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(ANSWERS_WITHIN) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104 (one of those that are tried)
+def test_run_asks_no_proxy_for_its_own_server(environment: dict[str, str], host: str) -> None:
+    with started("run.py", {**environment, **DEAD_PROXIES, "DIGITS_HOST": host}) as process:
+        shown = "".join(lines_until(process.stdout, "Serving on at"))
+        assert shown.count("right") + shown.count(", not ") == 10
+
+
+def test_the_play_page_asks_no_proxy_for_its_own_server(environment: dict[str, str]) -> None:
+    with started("look.py", {**environment, **DEAD_PROXIES}) as process:
+        lines_until(process.stdout, "look inside at")
 
 
 def test_run_is_quiet_and_fits_eighty_columns_when_it_is_piped(environment: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, serving
+from conftest import ANSWERS_WITHIN, DEAD_PROXIES, ROOT, launch, needs_native, serving
 from opentelemetry import propagate
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -128,6 +128,21 @@ def channel(service: ServiceProcess) -> Iterator[grpc.Channel]:
 
 def call(channel: grpc.Channel, method: str, request: bytes, *metadata: tuple[str, str]) -> bytes:
     return bytes(channel.unary_unary(f"/{method}")(request, metadata=metadata, timeout=10))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_traces_to_loopback_pass_no_proxy(model_path: Path, host: str) -> None:
+    receiver = Collector()
+    trace_id, *context = traceparent(77)
+    try:
+        with (
+            traced(model_path, receiver.endpoint.replace("127.0.0.1", host), **DEAD_PROXIES) as service,
+            grpc.insecure_channel(service.address, [("grpc.enable_http_proxy", 0)]) as channel,
+        ):
+            call(channel, PREDICT, IMAGE, tuple(context))
+            assert receiver.trace(trace_id, PREDICT)
+    finally:
+        receiver.stop()
 
 
 def test_a_call_is_a_span_with_its_steps_under_it(channel: grpc.Channel, collector: Collector) -> None:
