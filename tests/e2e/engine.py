@@ -36,12 +36,13 @@ def say(sentence: str) -> None:
     print(f"    {sentence}", flush=True)
 
 
-def docker(*arguments: str, env: dict[str, str] | None = None, check: bool = True) -> str:
+def docker(*arguments: str, env: dict[str, str] | None = None, check: bool = True, both: bool = False) -> str:
+    """What it prints to standard output, or to both streams."""
     command = ["docker", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return done.stdout + done.stderr if both else done.stdout
 
 
 def why_not() -> str:
