@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.config import Settings
 from service.healthcheck import publish
 from service.transports.http import HttpEndpoint
+from service.transports.limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +105,16 @@ def test_every_option_of_the_service_is_fixed_or_handed_on_and_none_is_unknown()
     for name, _, definition in services():
         given = set(definition.get("environment", {}))
         assert {variable for variable in given if variable.startswith("DIGITS_")} <= options, name
-    assert set(compose(BASE)["services"]["service"]["environment"]) == options
+    assert set(compose(BASE)["services"]["service"]["environment"]) == options | {"no_proxy", "NO_PROXY"}
+
+
+def test_what_calls_another_part_of_the_stack_asks_no_proxy_for_it() -> None:
+    base = compose(BASE)["services"]
+    called = {"localhost", "127.0.0.1", "service", "envoy", "prometheus", "jaeger"}
+    for service in ("service", "grafana", "play", "client"):
+        for variable in ("no_proxy", "NO_PROXY"):  # gRPC reads the first alone
+            assert set(base[service]["environment"][variable].split(",")) == called, service
+    assert base["prometheus"]["healthcheck"]["test"][2:4] == ["-Y", "off"], "busybox's wget knows no no_proxy"
 
 
 def test_the_example_names_every_variable_with_its_default() -> None:
@@ -245,6 +255,37 @@ def test_envoy_with_tls_is_envoy_without_but_for_tls() -> None:
     (plain,), (tls,) = envoy("listener.yaml")["resources"], envoy("listener-tls.yaml")["resources"]
     assert tls["filter_chains"][0].pop("transport_socket")["name"] == "envoy.transport_sockets.tls"
     assert tls == plain
+
+
+def test_envoy_grants_a_client_what_the_service_grants_it_and_bounds_the_rest() -> None:
+    (listener,) = envoy("listener.yaml")["resources"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    http2 = manager["http2_protocol_options"]
+    assert http2["max_concurrent_streams"] == Settings().max_streams
+    assert manager["max_request_headers_kb"] * 1024 == Limits(max_batch=1).headers
+    longest = max(http2["initial_stream_window_size"], listener["per_connection_buffer_limit_bytes"])
+    assert longest <= http2["initial_connection_window_size"] <= 2**20
+    for frames in ("max_outbound_frames", "max_outbound_control_frames", "max_inbound_priority_frames_per_stream"):
+        assert http2[frames] > 0
+
+
+def test_envoy_sheds_load_before_its_container_runs_out_of_memory() -> None:
+    manager = envoy("envoy.yaml")["overload_manager"]
+    monitors = {monitor["name"]: monitor["typed_config"] for monitor in manager["resource_monitors"]}
+    granted = compose(SCALE)["services"]["envoy"]["deploy"]["resources"]["limits"]["memory"]
+    heap = monitors["envoy.resource_monitors.fixed_heap"]["max_heap_size_bytes"]
+    assert heap <= 0.8 * int(granted.removesuffix("M")) * 2**20
+    assert {action["name"].rpartition(".")[2] for action in manager["actions"]} == {
+        *("shrink_heap", "reset_high_memory_stream", "stop_accepting_requests", "stop_accepting_connections")
+    }
+    assert {trigger["name"] for action in manager["actions"] for trigger in action["triggers"]} <= set(monitors)
+
+
+def test_the_image_has_the_native_transport_and_nothing_chooses_another() -> None:
+    assert re.search(r"^COPY --from=native /digitserve_native", stages()["service"], re.MULTILINE)
+    assert "DIGITS_TRANSPORT" not in stages()["service"]
+    assert compose(BASE)["services"]["service"]["environment"]["DIGITS_TRANSPORT"] is None
+    assert Settings().transport == "auto"
 
 
 def test_envoy_publishes_the_port_that_its_listener_has() -> None:

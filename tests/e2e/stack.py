@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 SCALE = ["docker-compose.yml", "compose.scale.yml"]
 TLS = [*SCALE, "compose.tls.yml"]
 OK_BY_REPLICA = 'sum by (instance) (grpc_server_handled_total{job="digitserve", grpc_method="Predict", grpc_code="OK"})'
+UP = 'up{job="digitserve"} == 1'
 SCRAPED = 6  # seconds: longer than from one scrape to the next
 
 
@@ -73,7 +77,7 @@ def test_the_image_is_small_and_says_what_it_is() -> None:
     size = int(docker("inspect", "--format", "{{.Size}}", "digitserve:e2e"))
     tools = int(docker("inspect", "--format", "{{.Size}}", "digitserve-tools:e2e"))
     say(f"{size / 1e6:8.0f} MB in all; the tools' image {tools / 1e6:.0f} MB")
-    assert size < 300e6
+    assert size < 320e6
     assert "org.opencontainers.image.licenses:Apache-2.0" in docker(
         "inspect", "--format", "{{.Config.Labels}}", "digitserve:e2e"
     )
@@ -107,6 +111,23 @@ def test_a_hundred_digits_are_read_and_prometheus_counted_them() -> None:
     for line in done.stdout.splitlines():
         say(line)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_proxy_that_docker_gives_every_container_stands_in_no_way(stack: Stack, tmp_path: Path) -> None:
+    proxy = "http://127.0.0.1:1"
+    proxies = {"default": {"httpProxy": proxy, "httpsProxy": proxy, "allProxy": proxy}}
+    (tmp_path / "config.json").write_text(json.dumps({"proxies": proxies}))
+    stack.settings = {"DOCKER_CONFIG": str(tmp_path)}
+    try:
+        stack.up("--force-recreate")
+        (service,) = stack.containers("service")
+        assert f"HTTP_PROXY={proxy}" in service["Config"]["Env"]
+        said = stack.compose("run", "--rm", "client", "demo", "--address", "service:50051")
+        assert "Ten handwritten digits" in said
+        until("Prometheus has the service", lambda: query(UP))
+    finally:
+        stack.settings = {}
+        stack.up("--force-recreate")
 
 
 def test_the_client_in_a_container_reads_digits_too(stack: Stack) -> None:
@@ -182,6 +203,30 @@ def test_only_grpc_and_prometheus_are_published_and_on_loopback_alone(stack: Sta
     assert published == {("service", "50051/tcp", "127.0.0.1"), ("prometheus", "9090/tcp", "127.0.0.1")}
 
 
+FLOODS = ["settings", "window-update", "priority", "rapid-reset"]
+
+
+def flooded(stack: Stack, images: list[bytes], kind: str) -> None:
+    """A flood of 5 s beside some clients: each of their calls is answered, and no replica was started again."""
+    before = [container["State"]["Pid"] for container in stack.containers("service")]
+    flood = [sys.executable, ROOT / "tests/e2e/flood.py", kind, "5", ADDRESS]
+    with Load(images, callers=4).running() as load:
+        done = subprocess.run(flood, capture_output=True, text=True, check=True, timeout=120)
+    say(f"{kind}: {done.stdout.strip()}; beside it {load}")
+    assert set(load.codes) == {"OK"}, load.details
+    assert [container["State"]["Pid"] for container in stack.containers("service")] == before
+
+
+def test_the_image_serves_natively_unless_told_otherwise(stack: Stack) -> None:
+    (service,) = stack.containers("service")
+    assert '"transport": "native"' in docker("logs", service["Id"], both=True)
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_flood_of_frames_leaves_other_clients_their_answers(stack: Stack, images: list[bytes], kind: str) -> None:
+    flooded(stack, images, kind)
+
+
 def test_an_alert_fires_when_the_service_is_stopped_and_clears_after(stack: Stack) -> None:
     until("no alert fires", lambda: not firing(), within=120)
     began = time.monotonic()
@@ -232,6 +277,11 @@ def test_calls_are_spread_evenly_over_the_replicas(images: list[bytes]) -> None:
     assert shares[0] > 0.2
 
 
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_flood_of_envoy_leaves_other_clients_their_answers(stack: Stack, images: list[bytes], kind: str) -> None:
+    flooded(stack, images, kind)
+
+
 def test_a_replica_killed_under_load_loses_no_call(stack: Stack, images: list[bytes]) -> None:
     stack.settings = {"SERVICE_CPUS": "0.5", "REPLICAS": "3"}
     stack.up()
@@ -278,6 +328,48 @@ def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, ima
     assert not new & old
     stack.up()
     assert {container["Id"] for container in stack.containers("service")} == new, "compose up sees nothing to change"
+
+
+def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack: Stack, images: list[bytes]) -> None:
+    old = {container["Id"] for container in stack.containers("service")}
+    kept = dict(stack.settings)
+    stack.settings = {**kept, "DIGITS_MAX_BATCH": "0", "ROLL_TIMEOUT": "20"}  # no replica starts with that
+    command, log = [ROOT / "scripts/roll"], subprocess.DEVNULL
+    with Load(images, callers=8).running() as load:
+        failed = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
+        say(failed.stderr.strip().splitlines()[-1])
+        assert failed.returncode == 1
+        assert "roll: failed; removed the 3 new replicas, the 3 old ones go on" in failed.stderr
+        assert "--max-batch (or DIGITS_MAX_BATCH) is '0'" in failed.stderr
+        assert {container["Id"] for container in stack.containers("service")} == old
+
+        stack.settings = {**kept, "MODEL_VERSION": "3"}
+        with subprocess.Popen(command, cwd=ROOT, env=stack.env, stdout=log, stderr=log, start_new_session=True) as roll:
+            until("new replicas are made", lambda: len(stack.containers("service")) > 3)
+            os.killpg(roll.pid, signal.SIGINT)
+            assert roll.wait(60) == 130
+        assert {container["Id"] for container in stack.containers("service")} == old
+    say(f"a roll that failed and one that was interrupted: {load}")
+    assert set(load.codes) == {"OK"}, load.details
+    stack.settings = kept
+    subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, check=True)
+    assert len(stack.containers("service")) == 3
+
+
+def test_a_roll_beside_what_a_killed_one_left_changes_nothing_and_says_what(stack: Stack) -> None:
+    kept = dict(stack.settings)
+    stack.settings = {**kept, "DIGITS_GRACE": "9"}
+    stack.up("--no-recreate", "--scale", "service=6")
+    mixed = {container["Id"] for container in stack.containers("service")}
+    roll = subprocess.run([ROOT / "scripts/roll"], cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
+    assert roll.returncode == 1
+    say(roll.stderr.strip())
+    assert "replicas of 2 images or configurations are up; expected 1" in roll.stderr
+    assert roll.stderr.count("docker rm --force ") == 6
+    assert {container["Id"] for container in stack.containers("service")} == mixed
+    stack.settings = kept
+    stack.up()
+    assert len(stack.containers("service")) == 3
 
 
 def test_tls_at_the_edge_answers_callers_with_tls_alone(stack: Stack, images: list[bytes], tmp_path: Path) -> None:
