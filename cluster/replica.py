@@ -61,7 +61,7 @@ class Replica:
         )
         predictor = Predictor(batcher, max_batch=settings.max_batch)
         services: list[Service] = [
-            DigitsHandler(predictor),
+            DigitsHandler(predictor, self._metrics.dropped.labels("overloaded").inc),
             InferenceHandler(predictor, serving=lambda: True, server_version=__version__),
         ]
         self._names = ["", *(service.name for service in services)]

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from service.model import Floats, Parameters, Pixels, Predictions
+
+    Places = npt.NDArray[np.int64]
 
 INK = 255
 """The byte of a pixel that is all ink; slopes are by the share of that."""
 
 
-class Explanation(NamedTuple):
-    """One neuron in n images: bias; contributions of what is below it (n, 784 or 16); slopes by pixel (n, 784)."""
+class Explanations(NamedTuple):
+    """Of p neurons, each in one image: biases (p,); contributions (p, 784 or 16); slopes by pixel (p, 784)."""
 
-    bias: float
+    biases: Floats
     contributions: Floats
-    gradient: Floats
+    gradients: Floats
 
 
 class Explainer:
@@ -40,18 +44,19 @@ class Explainer:
         )
         return first, second, third
 
-    def explain(self, neuron: tuple[int, int], pixels: Pixels, found: Predictions) -> Explanation:
-        """One neuron, (layer, place in it), in every image."""
-        layer, index = neuron
-        contributions = self._below(layer, pixels, found) * self._weights[layer - 1][index]
-        slope = self._slope(layer, found)[:, index, None] * self._weights[layer - 1][index]
+    def explain(self, layer: int, indices: Places, images: Places, pixels: Pixels, found: Predictions) -> Explanations:
+        """Neuron `indices[i]` of a layer in image `images[i]`, for each i of p, in one pass over all of them."""
+        weights = self._weights[layer - 1][indices]
+        contributions = self._below(layer, pixels, found)[images] * weights
+        slope = self._slope(layer, found)[images, indices, None] * weights
         for lower in range(layer - 1, 0, -1):
-            slope = (slope * self._slope(lower, found)) @ self._weights[lower - 1]
-        return Explanation(float(self._biases[layer - 1][index]), contributions, slope * np.float32(INK))
+            slope = (slope * self._slope(lower, found)[images]) @ self._weights[lower - 1]
+        slope *= np.float32(INK)
+        return Explanations(self._biases[layer - 1][indices], contributions, slope)
 
     def _below(self, layer: int, pixels: Pixels, found: Predictions) -> Floats:
         """What goes into a layer."""
-        return (pixels.astype(np.float32), found.layer1, found.layer2)[layer - 1]
+        return pixels.astype(np.float32) if layer == 1 else (found.layer1, found.layer2)[layer - 2]
 
     def _slope(self, layer: int, found: Predictions) -> Floats:
         """The slope of each neuron's squashing where it stands, which its activation tells: (n, neurons)."""

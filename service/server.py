@@ -150,7 +150,7 @@ class Server:
         make = Predictor if self._tracing is None else partial(TracedPredictor, tracing=self._tracing)
         predictor = make(batcher, max_batch=settings.max_batch)
         return [
-            DigitsHandler(predictor),
+            DigitsHandler(predictor, self.metrics.dropped.labels("overloaded").inc),
             InferenceHandler(
                 predictor,
                 serving=self._is_serving,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from service.batcher import Runnable
-    from service.handlers.predicting import Batching, Decode, DecodeAll, Encode, EncodeAll
+    from service.handlers.predicting import Batching, Decode, DecodeAll, Encode, EncodeAll, RunEncode
     from service.metrics import Metrics
     from service.model import Pixels
     from service.statistics import Statistics
@@ -142,22 +142,25 @@ class TracedPredictor(Predictor):
         super().__init__(batcher, max_batch=max_batch)
         self._tracing = tracing
 
-    def answer(self, decode: Decode, encode: Encode) -> Coroutine[Any, Any, bytes]:
+    def answer(self, decode: Decode, encode: Encode, run_encode: RunEncode | None = None) -> Coroutine[Any, Any, bytes]:
         """As `Predictor.answer`."""
         call = self._tracing.current()
-        return self._answer(call, decode, encode) if call.recorded else super().answer(decode, encode)
+        if not call.recorded:
+            return super().answer(decode, encode, run_encode)
+        return self._answer(call, decode, encode, run_encode)
 
     def answer_together(self, decode: DecodeAll, encode: EncodeAll) -> list[bytes] | None:
         """As `Predictor.answer_together`, but messages that have a span each go by themselves."""
         return None if self._tracing.current().recorded else super().answer_together(decode, encode)
 
-    async def _answer(self, call: Part, decode: Decode, encode: Encode) -> bytes:
+    async def _answer(self, call: Part, decode: Decode, encode: Encode, run_encode: RunEncode | None) -> bytes:
         with call.message() as part:
             if not part.recorded:
-                return await super().answer(decode, encode)
+                return await super().answer(decode, encode, run_encode)
             return await super().answer(
                 lambda: self._decoded(part, decode),
                 lambda found, info: part.timed("encode", lambda: encode(found, info)),
+                run_encode,
             )
 
     def _decoded(self, part: Part, decode: Decode) -> tuple[Pixels, float]:

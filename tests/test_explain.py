@@ -165,12 +165,18 @@ IMAGE = bytes(784)
         (
             ExplainRequest(pixels=IMAGE * 50, neurons=[Neuron(layer=1 + i % 2, index=i // 2) for i in range(21)]),
             InvalidInput,
-            "neurons: asks for 1050 explanations, 21 in each of 50 images; at most 1024 are allowed in one message",
+            (
+                "neurons: asks for 1600 explanations, 50 images x 21 neurons with those of layer 1 counted twice; "
+                "expected at most 1024, which keeps the reply below 4 MiB"
+            ),
         ),
         (
             ExplainRequest(pixels=IMAGE * 1025),
             InvalidInput,
-            "neurons: asks for 1025 explanations, 1 in each of 1025 images; at most 1024 are allowed in one message",
+            (
+                "neurons: asks for 1025 explanations, 1025 images x 1 neurons with those of layer 1 counted twice; "
+                "expected at most 1024, which keeps the reply below 4 MiB"
+            ),
         ),
     ],
 )

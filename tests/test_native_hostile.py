@@ -174,9 +174,9 @@ def test_replies_that_are_not_read_take_bounded_memory_and_the_calls_behind_them
     service: ServiceProcess, tell: Callable[[str], None]
 ) -> None:
     neurons = [Neuron(layer=layer, index=index) for layer, index in NEURONS]
-    message = framed(ExplainRequest(pixels=bytes(784 * 24), neurons=neurons).SerializeToString())
+    message = framed(ExplainRequest(pixels=bytes(784 * 17), neurons=neurons).SerializeToString())
     before = resident(service)
-    head, calls = block(EXPLAIN), 40  # of 6.4 MB of reply each
+    head, calls = block(EXPLAIN), 40  # of 3.1 MB of reply each
     with contextlib.closing(attached(service, NO_WINDOW)) as peer:
         for n in range(calls):
             peer.call(2 * n + 1, head, message)
@@ -192,7 +192,7 @@ def test_replies_that_are_not_read_take_bounded_memory_and_the_calls_behind_them
         opened = frame(SETTINGS, 0, 0, b"\0\4\x7f\xff\xff\xff") + frame(8, 0, 0, (2**30).to_bytes(4, "big"))
         peer.send(opened)
         assert len(peer.answers(calls + 1)) == calls + 1
-    tell(f"{calls} unread replies of 6.4 MB: {before:.0f} -> {held:.0f} MB")
+    tell(f"{calls} unread replies of 3.1 MB: {before:.0f} -> {held:.0f} MB")
 
 
 def test_messages_that_stay_halves_take_bounded_memory(service: ServiceProcess, tell: Callable[[str], None]) -> None:

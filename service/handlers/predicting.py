@@ -10,13 +10,14 @@ import numpy as np
 from service.errors import InvalidInput, UnknownModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from service.model import ModelInfo, Parameters, Pixels, Predictions
     from service.statistics import Statistics
 
     Decode = Callable[[], tuple[Pixels, float]]
     Encode = Callable[[Predictions, ModelInfo], bytes]
+    RunEncode = Callable[[Callable[[], bytes]], Awaitable[bytes]]
     DecodeAll = Callable[[], tuple[list[Pixels], float] | None]
     EncodeAll = Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]]
 
@@ -78,12 +79,12 @@ class Predictor:
         """Of that model alone."""
         return self._batcher.statistics
 
-    async def answer(self, decode: Decode, encode: Encode) -> bytes:
+    async def answer(self, decode: Decode, encode: Encode, run_encode: RunEncode | None = None) -> bytes:
         """The reply to one message, counted with what each step of it took; what a step raises passes through.
 
         `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`. `encode` is told
         which model answered: that of the moment of `decode`, since nothing else happens before the batcher has the
-        request.
+        request. `run_encode` runs it, if given: on a thread, for example.
         """
         statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
         try:
@@ -91,7 +92,10 @@ class Predictor:
             decoded = time.perf_counter_ns()
             predictions = await self._batcher.predict(pixels, deadline)
             predicted = time.perf_counter_ns()
-            reply = encode(predictions, info)
+            if run_encode is None:
+                reply = encode(predictions, info)
+            else:
+                reply = await run_encode(lambda: encode(predictions, info))
         except BaseException:
             statistics.fail.add(time.perf_counter_ns() - began)
             raise

@@ -1,0 +1,114 @@
+"""What Explain costs others: large requests leave the event loop, wait in a bounded queue, are rejected beyond it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import ANSWERS_WITHIN, until
+from prometheus_client import CollectorRegistry
+
+from service.batcher import Batcher
+from service.errors import DeadlinePassed, Overloaded
+from service.explain import Explainer
+from service.handlers.digits import DigitsHandler
+from service.handlers.predicting import Predictor
+from service.metrics import Metrics
+from service.model import Model
+from service.pb.digits.v1.digits_pb2 import ExplainRequest, PredictRequest
+from service.statistics import Statistics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+SMALL, LARGE = ExplainRequest(pixels=bytes(784)), ExplainRequest(pixels=bytes(784 * 1024))
+QUEUE = 64  # requests of the largest kind
+
+
+class Gate:
+    """Explanations stop in here until it opens."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.open, self.entered = threading.Event(), threading.Event()
+        self.was_opened = True
+        explain: Any = Explainer.explain
+
+        def gated(*arguments: Any) -> Any:
+            if len(arguments[-2]) > 1:
+                self.entered.set()
+                self.was_opened &= self.open.wait(ANSWERS_WITHIN / 4)
+            return explain(*arguments)
+
+        patch.setattr(Explainer, "explain", gated)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+@pytest.fixture
+def handler(model_path: Path, metrics: Metrics) -> DigitsHandler:
+    batcher = Batcher(Model(model_path), metrics, Statistics(), max_batch=1024, max_waiting=2**20)
+    return DigitsHandler(Predictor(batcher, max_batch=1024), metrics.dropped.labels("overloaded").inc)
+
+
+async def test_others_are_answered_while_a_large_request_is_explained(
+    handler: DigitsHandler, gate: Gate, digits: np.ndarray
+) -> None:
+    large = asyncio.create_task(handler.explain(LARGE.SerializeToString()))
+    await until(gate.entered.is_set)
+    assert await handler.predict(PredictRequest(pixels=digits.tobytes()).SerializeToString())
+    assert await handler.explain(SMALL.SerializeToString())
+    gate.open.set()
+    assert await large
+    assert gate.was_opened, "it ended by itself: the event loop waited for it"
+
+
+async def test_beyond_its_queue_explain_is_rejected_with_when_to_retry(
+    handler: DigitsHandler, gate: Gate, metrics: Metrics
+) -> None:
+    queued = [asyncio.create_task(handler.explain(LARGE.SerializeToString())) for _ in range(QUEUE)]
+    await until(gate.entered.is_set)
+    with pytest.raises(Overloaded, match="queue full: 65536 explanations queued, limit 65536") as rejected:
+        await handler.explain(SMALL.SerializeToString())
+    assert rejected.value.retry_after > 0
+    assert metrics.dropped.labels("overloaded")._value.get() == 1
+    gate.open.set()
+    await asyncio.gather(*queued)
+    assert await handler.explain(SMALL.SerializeToString())
+
+
+async def test_an_explanation_whose_turn_comes_too_late_is_not_made(handler: DigitsHandler, gate: Gate) -> None:
+    first = asyncio.create_task(handler.explain(LARGE.SerializeToString()))
+    await until(gate.entered.is_set)
+    deadline = time.monotonic() + 1
+    second = asyncio.create_task(handler.explain(LARGE.SerializeToString(), deadline))
+    await until(lambda: time.monotonic() > deadline)
+    gate.open.set()
+    assert await first
+    with pytest.raises(DeadlinePassed):
+        await second
+
+
+async def test_requests_whose_clients_left_take_no_room(handler: DigitsHandler, gate: Gate) -> None:
+    first = asyncio.create_task(handler.explain(LARGE.SerializeToString()))
+    await until(gate.entered.is_set)
+    left = [asyncio.create_task(handler.explain(LARGE.SerializeToString())) for _ in range(QUEUE - 1)]
+    await asyncio.sleep(0)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    assert await handler.explain(SMALL.SerializeToString())
+    gate.open.set()
+    assert await first
