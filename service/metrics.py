@@ -95,6 +95,12 @@ class Metrics(Collector):
             "Requests left out before the model ran, by reason.",
             reason=("cancelled", "deadline", "overloaded", "unauthenticated"),
         )
+        self.calls_ended = _counter(
+            registry,
+            "digits_calls_ended_total",
+            "Calls of the grpcio transport ended because their client did not read the reply, by reason.",
+            reason=("memory", "unread"),
+        )
         self.reloads = _counter(
             registry,
             "digits_model_reloads_total",

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transports/connections.py": set(),
     "service/transports/streams.py": {"service.errors"},
     "service/transports/unfinished.py": {"service.errors"},
+    "service/transports/unsent.py": set(),
     "service/transports/reports.py": {"service.errors", "service.logs", "structlog"},
     "service/transports/ahead.py": {"grpc"},
     "service/transports/limits.py": {"service.handlers"},

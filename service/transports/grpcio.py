@@ -22,6 +22,7 @@ from service.transports.rehearsal import rehearse
 from service.transports.reports import Reports
 from service.transports.streams import OpenStreams
 from service.transports.traced import TracedObserver
+from service.transports.unsent import UnsentReplies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,11 +92,12 @@ class GrpcioTransport:
         self._health = HealthServicer(["", *names])
         open_services = [health.SERVICE_NAME] if open_health else []
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
+        unsent = UnsentReplies(limits.stall, lambda reason: metrics.calls_ended.labels(reason).inc())
         self._observer = observer(
-            metrics, self._streams, log, tokens=tokens, open_services=open_services, stall=limits.stall
+            metrics, self._streams, log, unsent, tokens=tokens, open_services=open_services, stall=limits.stall
         )
         credentials = None if tls is None else _Certificates(tls).credentials
-        self._server = RestartingServer(_options(limits), credentials, metrics, Reports(log), changed)
+        self._server = RestartingServer(_options(limits), credentials, metrics, Reports(log), changed, unsent)
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))
         # The standard services register with this object as if it were the server.

@@ -19,6 +19,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined] # its stubs leave 
 
 from service.errors import AddressInUse
 from service.transports.address import check_free, joined, keep_from_ipv6
+from service.transports.unsent import CALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from service.metrics import Metrics
     from service.transports.reports import Reports
+    from service.transports.unsent import UnsentReplies
 
 _RETIREMENT = 10.0
 """Seconds that calls in flight have on a server whose accept loop has ended."""
@@ -75,10 +77,12 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         handlers: Sequence[grpc.GenericRpcHandler],
         methods: Sequence[str],
         crashed: Callable[[BaseException], None],
+        unsent: UnsentReplies,
     ) -> None:
         more = (False,) if "xds" in inspect.signature(aio.server).parameters else ()  # from grpcio 1.86 on
         super().__init__(cygrpc.get_working_loop(), None, handlers, (), options, None, *more)
         self._crashed = crashed
+        self._unsent = unsent
         self._calls: set[asyncio.Task[None]] = set()
         if HAS_KNOWN_INTERNALS:
             self._handlers = cygrpc._MethodResolver([*handlers], {})  # noqa: SLF001 (as its own loop does)
@@ -99,10 +103,24 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         loop = asyncio.get_running_loop()
         while True:
             call = await request()
-            answer = cygrpc._handle_rpc(name, handlers, (), call, loop, False)  # noqa: SLF001 (as its own loop does)
-            task = loop.create_task(cygrpc._schedule_rpc_coro(answer, call, loop, name))  # noqa: SLF001 (likewise)
+            task = loop.create_task(self._answer(name, handlers, call, loop))
+            del call  # a call ends with the last reference to it
             self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            task.add_done_callback(self._done)
+
+    async def _answer(self, name: str, handlers: Any, call: Any, loop: asyncio.AbstractEventLoop) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        CALL.set(task)
+        answer = cygrpc._handle_rpc(name, handlers, (), call, loop, False)  # noqa: SLF001 (as its own loop does)
+        try:
+            await cygrpc._schedule_rpc_coro(answer, call, loop, name)  # noqa: SLF001 (likewise)
+        finally:
+            del answer, call  # or the traceback of a cancelled task keeps them
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        self._unsent.release(task)
 
     def _serving_task_crash_handler(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self.is_running():
@@ -128,6 +146,7 @@ class RestartingServer:
         metrics: Metrics,
         reports: Reports,
         changed: Callable[[], object],
+        unsent: UnsentReplies,
     ) -> None:
         self.trouble = ""
         self._options = options
@@ -135,6 +154,7 @@ class RestartingServer:
         self._metrics = metrics
         self._reports = reports
         self._changed = changed
+        self._unsent = unsent
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._methods: list[str] = []
         self._retiring: dict[asyncio.Task[None], _AioServer] = {}
@@ -154,7 +174,7 @@ class RestartingServer:
 
     async def _start(self) -> None:
         addresses = check_free(self._host, self._port)
-        server = _AioServer(self._options, self._handlers, self._methods, self._on_crash)
+        server = _AioServer(self._options, self._handlers, self._methods, self._on_crash, self._unsent)
         try:
             for address in addresses:
                 self._port = self._listen(server, address, self._port)

@@ -16,6 +16,7 @@ from service.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.reports import Reports
 from service.transports.status import code_name, to_status
 from service.transports.unfinished import UnfinishedMessages
+from service.transports.unsent import CALL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from service.errors import ServiceError
     from service.transports.credentials import Tokens
     from service.transports.streams import OpenStreams
+    from service.transports.unsent import UnsentReplies
 
     Decode = Callable[[bytes], Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -46,6 +48,9 @@ _SMALL_WITHIN, _MOST_SMALL = 10.0, 64
 
 grpcio takes messages of the same size for every RPC, so each can hold as much as a batch of images.
 """
+
+_LARGE_REPLIES = {"Explain"}
+"""RPCs whose replies have megabytes."""
 
 _TYPES = {
     (False, False): "unary",
@@ -83,6 +88,7 @@ class Observer:
         metrics: Metrics,
         streams: OpenStreams,
         log: FilteringBoundLogger,
+        unsent: UnsentReplies,
         *,
         tokens: Tokens | None = None,
         open_services: Collection[str] = (),
@@ -95,6 +101,7 @@ class Observer:
         self._rpcs: dict[str, RpcMetrics] = {}
         self._streams = streams
         self._reports = Reports(log)
+        self._unsent = unsent
         self._unfinished = UnfinishedMessages(stall)
         self._unfinished_small = UnfinishedMessages(min(stall or _SMALL_WITHIN, _SMALL_WITHIN), _MOST_SMALL)
 
@@ -126,9 +133,12 @@ class Observer:
         return grpc.stream_stream_rpc_method_handler(call)  # a stream, so that grpcio does not wait for the message
 
     def _unary(self, behaviour: Behaviour, rpc: RpcMetrics, decode: Decode) -> Behaviour:
-        unfinished = self._unfinished_of(rpc)
+        unfinished, unsent = self._unfinished_of(rpc), self._unsent
+        large, standard = rpc.rpc.grpc_method in _LARGE_REPLIES, rpc.rpc.grpc_service.startswith(_STANDARD)
 
         async def answer(_: Any, context: Any) -> Any:
+            if large or (unsent.held and not standard):
+                await unsent.wait_for_room(context.peer(), large=large)  # its message unread, so that it holds little
             message = await unfinished.wait(_only_message(context))
             rpc.received()
             return await behaviour(decode(message), context)
@@ -136,6 +146,7 @@ class Observer:
         async def call(_: Any, context: Any) -> Any:
             reply = await self._observe(rpc, context, context.invocation_metadata(), answer, None, context)
             rpc.sent()
+            unsent.hold(0 if standard else len(reply), context.peer)
             return reply
 
         return call
@@ -150,7 +161,7 @@ class Observer:
             await self._streams.wait(behaviour(decode(message), stream))
 
         async def call(_: Any, context: Any) -> None:
-            stream = _Stream(context, rpc, self._streams)
+            stream = _Stream(context, rpc, self._streams, self._unsent)
             await self._observe(rpc, context, context.invocation_metadata(), answer, None, stream)
 
         return call
@@ -166,7 +177,7 @@ class Observer:
         answer = from_generator if inspect.isasyncgenfunction(behaviour) else behaviour
 
         async def call(_: Any, context: Any) -> None:
-            stream = _Stream(context, rpc, self._streams, decode)
+            stream = _Stream(context, rpc, self._streams, self._unsent, decode)
             await self._observe(rpc, context, context.invocation_metadata(), answer, stream, stream)
 
         return call
@@ -222,7 +233,11 @@ class _Stream:
     Its handlers use `read` and `write`, or iterate, or both, so it stands for grpcio's request iterator too.
     """
 
-    def __init__(self, context: Any, rpc: RpcMetrics, streams: OpenStreams, decode: Decode = bytes) -> None:
+    def __init__(
+        self, context: Any, rpc: RpcMetrics, streams: OpenStreams, unsent: UnsentReplies, decode: Decode = bytes
+    ) -> None:
+        self._unsent = unsent
+        self._call = CALL.get(None)
         self._decode = decode
         self.context = context
         self._rpc = rpc
@@ -240,7 +255,12 @@ class _Stream:
 
     async def write(self, message: Any) -> None:
         """Send one message."""
-        await self._streams.complete(self.context.write(message))
+        if self._call is None:
+            await self._streams.complete(self.context.write(message))
+        else:
+            self._unsent.hold(len(message) if isinstance(message, bytes) else 0, self.context.peer)
+            await self._streams.complete(self.context.write(message))
+            self._unsent.release(self._call)
         self._rpc.sent()
 
     async def __aiter__(self) -> AsyncIterator[Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from service.transports.credentials import Tokens
     from service.transports.observed import Behaviour, Counted, Metadata
     from service.transports.streams import OpenStreams
+    from service.transports.unsent import UnsentReplies
 
 _STANDARD = "grpc."
 """Health and reflection: probes come every few seconds and would bury the requests."""
@@ -31,13 +32,14 @@ class TracedObserver(Observer):
         metrics: Metrics,
         streams: OpenStreams,
         log: FilteringBoundLogger,
+        unsent: UnsentReplies,
         *,
         tracing: Tracing,
         tokens: Tokens | None = None,
         open_services: Collection[str] = (),
         stall: float = 0.0,
     ) -> None:
-        super().__init__(metrics, streams, log, tokens=tokens, open_services=open_services, stall=stall)
+        super().__init__(metrics, streams, log, unsent, tokens=tokens, open_services=open_services, stall=stall)
         self._tracing = tracing
 
     # Without `async`, here and in `service.traced`: a call that is not traced is to cost no coroutine more.
