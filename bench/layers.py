@@ -26,6 +26,7 @@ from service.model import Model
 from service.statistics import Statistics
 from service.transports.observed import Observer
 from service.transports.streams import OpenStreams
+from service.transports.unsent import UnsentReplies
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,13 +49,17 @@ class Context:
         """The message of the call."""
         return self.message
 
+    def peer(self) -> str:
+        """The client's address."""
+        return "ipv4:127.0.0.1:1"
+
 
 def layers() -> dict[str, Callable[[], Awaitable[object]]]:
     """From the inside out: each answers one image."""
     model, metrics, statistics_ = Model(MODEL), Metrics(CollectorRegistry()), Statistics()
     batcher = Batcher(model, metrics, statistics_, max_batch=1024, max_waiting=65536)
     predict = DigitsHandler(Predictor(batcher, max_batch=1024)).predict
-    observer = Observer(metrics, OpenStreams(), make_logger("json", "error"))
+    observer = Observer(metrics, OpenStreams(), make_logger("json", "error"), UnsentReplies(0, bool))
 
     async def answer(request: bytes, _: Any) -> bytes:
         return await predict(request)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from bare_grpcio import listening
-from conftest import on_both_transports, serving
+from conftest import on_both_transports, serving, until
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal
 
 from service.errors import DeadlinePassed
+from service.transports import grpcio
 from service.transports.unfinished import UnfinishedMessages
 
 if TYPE_CHECKING:
@@ -80,6 +82,25 @@ async def test_grpcio_ends_a_call_whose_message_does_not_come_and_no_other() -> 
         assert server.value("grpc_server_handled_total", grpc_code="DeadlineExceeded", **labels) == 1
         await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert not watch.done()
+
+
+async def test_grpcio_bounds_how_many_slow_messages_of_single_calls_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(message: bytes, _: float) -> bytes:
+        return message
+
+    echo: Any = SimpleNamespace(name="t.T", unary={"One": answer}, streams={}, together={})
+    monkeypatch.setattr(grpcio, "_UNFINISHED_BYTES", 0)  # four, whatever their size
+    async with listening([echo], stall=60) as server:
+        with contextlib.closing(connected(server, PREFACE)) as peer:
+            for stream in range(1, 21, 2):
+                peer.sendall(frame(1, END_HEADERS, stream, headers("/t.T/One")) + frame(0, 0, stream, b"\0\0\0\0\4ha"))
+            assert await asyncio.to_thread(first_end, peer) == 1
+            labels = {"grpc_type": "unary", "grpc_service": "t.T", "grpc_method": "One"}
+            late = {**labels, "grpc_code": "DeadlineExceeded"}
+            await until(lambda: server.value("grpc_server_handled_total", **late) == 6)
+            for stream in range(13, 21, 2):
+                peer.sendall(frame(0, END_STREAM, stream, b"lf"))
+            await until(lambda: server.value("grpc_server_handled_total", **{**labels, "grpc_code": "OK"}) == 4)
 
 
 async def test_of_many_unfinished_messages_those_older_than_a_second_end() -> None:

@@ -48,6 +48,13 @@ They are what there is of a flood of small calls, which costs as much to refuse 
 """
 
 
+_UNFINISHED_BYTES, _LEAST_UNFINISHED = 256 * 2**20, 4
+"""What messages of single calls may hold that take more than a second; at least so many of them, whatever their size.
+
+grpcio does not tell how much of a message has come, so each counts for as much as the largest.
+"""
+
+
 class Line(Protocol):
     """What waits for the model, as `service.batcher.Batcher` has it."""
 
@@ -94,7 +101,14 @@ class GrpcioTransport:
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
         unsent = UnsentReplies(limits.stall, lambda reason: metrics.calls_ended.labels(reason).inc())
         self._observer = observer(
-            metrics, self._streams, log, unsent, tokens=tokens, open_services=open_services, stall=limits.stall
+            metrics,
+            self._streams,
+            log,
+            unsent,
+            tokens=tokens,
+            open_services=open_services,
+            stall=limits.stall,
+            most_unfinished=max(_LEAST_UNFINISHED, _UNFINISHED_BYTES // limits.message),
         )
         credentials = None if tls is None else _Certificates(tls).credentials
         self._server = RestartingServer(_options(limits), credentials, metrics, Reports(log), changed, unsent)

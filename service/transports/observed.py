@@ -43,7 +43,7 @@ _HANG_UP_IS_HEARD_WITHIN = 0.002
 _STANDARD = "grpc."
 """Services whose messages are a name or so; anybody may call health."""
 
-_SMALL_WITHIN, _MOST_SMALL = 10.0, 64
+_SMALL_WITHIN, _MOST_SMALL = 10.0, 16
 """Seconds for a message of these, and how many may take more than a second of them at a time.
 
 grpcio takes messages of the same size for every RPC, so each can hold as much as a batch of images.
@@ -93,6 +93,7 @@ class Observer:
         tokens: Tokens | None = None,
         open_services: Collection[str] = (),
         stall: float = 0.0,
+        most_unfinished: int | None = None,
     ) -> None:
         self._metrics = metrics
         self._tokens = tokens
@@ -102,7 +103,7 @@ class Observer:
         self._streams = streams
         self._reports = Reports(log)
         self._unsent = unsent
-        self._unfinished = UnfinishedMessages(stall)
+        self._unfinished = UnfinishedMessages(stall, most_unfinished)
         self._unfinished_small = UnfinishedMessages(min(stall or _SMALL_WITHIN, _SMALL_WITHIN), _MOST_SMALL)
 
     def wrap(self, service: str, name: str, handler: Any) -> Handler:

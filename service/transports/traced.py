@@ -9,13 +9,12 @@ from service.transports.observed import Observer
 from service.transports.status import spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine
+    from collections.abc import Coroutine
 
     from structlog.typing import FilteringBoundLogger
 
     from service.metrics import Metrics
     from service.tracing import Part, Tracing
-    from service.transports.credentials import Tokens
     from service.transports.observed import Behaviour, Counted, Metadata
     from service.transports.streams import OpenStreams
     from service.transports.unsent import UnsentReplies
@@ -35,11 +34,9 @@ class TracedObserver(Observer):
         unsent: UnsentReplies,
         *,
         tracing: Tracing,
-        tokens: Tokens | None = None,
-        open_services: Collection[str] = (),
-        stall: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(metrics, streams, log, unsent, tokens=tokens, open_services=open_services, stall=stall)
+        super().__init__(metrics, streams, log, unsent, **options)
         self._tracing = tracing
 
     # Without `async`, here and in `service.traced`: a call that is not traced is to cost no coroutine more.

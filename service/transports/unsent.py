@@ -17,8 +17,8 @@ CALL: ContextVar[asyncio.Task[None]] = ContextVar("call")
 MAX_LARGE, MAX_ANY = 8 * 2**20, 24 * 2**20
 """Bytes that a connection may hold before its next call with a large reply waits, and before any call does."""
 
-MAX_PROCESS = 96 * 2**20
-"""Bytes that all connections may hold; beyond it the calls of the one that holds most end."""
+MAX_PROCESS = 64 * 2**20
+"""Bytes that all connections may hold, each of which grpcio keeps twice; the calls of one that holds most end then."""
 
 RESERVED = 2**20
 """Bytes that a call with a large reply counts for until its reply is there."""
