@@ -248,5 +248,8 @@ def test_the_stubs_are_what_the_contracts_say(tmp_path: Path) -> None:
         import stubs  # noqa: PLC0415 (a script, not a package)
     finally:
         sys.path.pop(0)
-    stubs.generate(tmp_path)
+    try:
+        stubs.generate(tmp_path)
+    except stubs.CompilerMissingError as error:
+        pytest.skip(str(error))
     assert stubs.check(tmp_path) == []

@@ -14,7 +14,7 @@ class PredictRequest(_message.Message):
     pixels: bytes
     include_hidden_layers: bool
     model_version: str
-    def __init__(self, pixels: _Optional[bytes] = ..., include_hidden_layers: _Optional[bool] = ..., model_version: _Optional[str] = ...) -> None: ...
+    def __init__(self, pixels: _Optional[bytes] = ..., include_hidden_layers: bool = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("digits", "activations", "model_version", "layer1", "layer2")

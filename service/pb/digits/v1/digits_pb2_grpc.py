@@ -5,7 +5,7 @@ import warnings
 
 from service.pb.digits.v1 import digits_pb2 as service_dot_pb_dot_digits_dot_v1_dot_digits__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.75.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in service/pb/digits/v1/digits_pb2_grpc.py depends on'
+        + f' but the generated code in service/pb/digits/v1/digits_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class DigitServiceStub:
+class DigitServiceStub(object):
     """Reads handwritten digits with the network 784-16-16-10.
 
     Errors of every method:
@@ -69,7 +69,7 @@ class DigitServiceStub:
                 _registered_method=True)
 
 
-class DigitServiceServicer:
+class DigitServiceServicer(object):
     """Reads handwritten digits with the network 784-16-16-10.
 
     Errors of every method:
@@ -146,7 +146,7 @@ def add_DigitServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class DigitService:
+class DigitService(object):
     """Reads handwritten digits with the network 784-16-16-10.
 
     Errors of every method:
