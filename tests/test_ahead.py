@@ -54,6 +54,16 @@ async def test_every_message_comes_once_and_in_order() -> None:
     assert len(portions) < 100, "those that come one upon the other are given together"
 
 
+async def test_empty_messages_read_ahead_are_bounded_too() -> None:
+    caller = Caller()
+    caller.send(*[b""] * 2 * AHEAD)
+    with ReadAhead(caller.read):
+        await until(lambda: caller.read_so_far > 0)
+        for _ in range(4 * AHEAD):  # so often the reader can go on, if it wants to
+            await asyncio.sleep(0)
+        assert caller.read_so_far < AHEAD // 32
+
+
 async def test_what_is_read_ahead_is_bounded() -> None:
     caller = Caller()
     caller.send(*numbered(0, 100, AHEAD // 4))

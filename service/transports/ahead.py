@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 AHEAD = 64 * 1024
 """Bytes: reading goes on while less than this waits to be answered, some eighty messages of one image."""
 
+MESSAGE_COST = 64
+"""Bytes that a message takes beside its own, so that empty ones are bounded too."""
+
 PATIENCE = 0.002
 """Seconds that a message waits for as many as are expected; a timer is no finer than a millisecond."""
 
@@ -83,7 +86,7 @@ class ReadAhead:
 
     async def _add(self, message: bytes) -> None:
         self._messages.append(message)
-        self._bytes += len(message)
+        self._bytes += MESSAGE_COST + len(message)
         is_full = self._bytes >= AHEAD
         if is_full or len(self._messages) >= self._expected:
             self._enough.set()
