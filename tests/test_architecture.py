@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service/transports/grpcio.py": {
         *("service.errors", "service.handlers", "service.metrics", "service.tracing", "service.transports"),
-        *("grpc", "grpc_health", "grpc_reflection", "structlog"),
+        *("grpc", "grpc_health", "structlog"),
     },
     "service/transports/grpcio_health.py": {"grpc", "grpc_health"},
     "service/transports/grpcio_server.py": {*("service.errors", "service.metrics", "service.transports"), "grpc"},
@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service/transports/native.py": {
         *("service.errors", "service.handlers", "service.metrics", "service.model", "service.statistics"),
-        *("service.batcher", "service.transports", "grpc_health", "grpc_reflection", "structlog"),
+        *("service.batcher", "service.transports", "grpc_health", "structlog"),
     },
     "service/transports/host.py": {
         *("service.errors", "service.batcher", "service.handlers", "service.model", "service.transports"),

@@ -219,7 +219,7 @@ async def test_reflection_shows_the_contract_to_those_without_the_proto(server: 
             return set(database.get_services()), file.package
 
     services, package = await asyncio.to_thread(look)
-    assert services == {
+    assert services >= {
         "digits.v1.DigitService",
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from service.handlers.reflection import reflection_handlers
 from service.transports.address import check_free
 from service.transports.ahead import ReadAhead
 from service.transports.grpcio_health import HealthServicer
@@ -118,9 +118,8 @@ class GrpcioTransport:
         standard: Any = self
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         if with_reflection:
-            reflected = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            servicer = reflection.aio.ReflectionServicer(reflected)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, standard)
+            for reflection in reflection_handlers((*names, health.SERVICE_NAME)):
+                self.add_registered_method_handlers(reflection.name, _methods(reflection))
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Serve these RPCs, observed."""

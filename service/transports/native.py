@@ -16,10 +16,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from service.errors import AddressInUse
+from service.handlers.reflection import reflection_handlers
 from service.metrics import BATCH_BUCKETS, CONFIDENCE_BUCKETS, INFERENCE_BUCKETS, LATENCY_BUCKETS, Rpc, RpcMetrics
 from service.transports.address import check_free
 from service.transports.counts import Counts, move_statistics
@@ -124,7 +123,8 @@ class NativeTransport:
         open_health: bool = True,
     ) -> None:
         names = [service.name for service in services]
-        offered = [*_offered(services), *([_reflected(names)] if with_reflection else [])]
+        reflection = reflection_handlers((*names, health.SERVICE_NAME)) if with_reflection else []
+        offered = [*_offered((*services, *reflection))]
         rpcs = [RpcMetrics(metrics, one.rpc) for one in offered]
         answers = {rpc.method: one.answer for rpc, one in zip(rpcs, offered, strict=True) if one.answer}
         open_services = [health.SERVICE_NAME] if open_health else []
@@ -244,22 +244,3 @@ def _largest_message(rpc: Rpc, method: str, limits: Limits) -> int:
     if rpc.grpc_service == health.SERVICE_NAME:
         return HEALTH_MESSAGE
     return limits.message if method in _HOT or method in _REPLY_PER_BYTE else SMALL_MESSAGE
-
-
-def _reflected(names: Sequence[str]) -> _Offered:
-    rpc = Rpc("bidi_stream", reflection.SERVICE_NAME, "ServerReflectionInfo")
-    return _Offered(rpc, "stream", _reflecting((*names, health.SERVICE_NAME, reflection.SERVICE_NAME)))
-
-
-def _reflecting(names: Sequence[str]) -> Answer:
-    """The standard reflection servicer, a message at a time."""
-    servicer: Any = reflection.aio.ReflectionServicer(names)
-
-    async def answer(request: bytes, _: float) -> bytes:
-        async def once() -> Any:
-            yield ServerReflectionRequest.FromString(request)
-
-        replies = [reply async for reply in servicer.ServerReflectionInfo(once(), None)]
-        return bytes(replies[0].SerializeToString())
-
-    return answer
