@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
     from structlog.typing import FilteringBoundLogger
 
-    from service.handlers import Answer
+    from service.handlers import Alternative, Answer
 
 NO_DEADLINE = float("inf")
 """Ray's proxy keeps the caller's deadline to itself: it ends the call, and the replica hears of it as a cancelling."""
@@ -68,12 +68,16 @@ class Answering:
 
         return call
 
-    def stream(self, service: str, name: str, answer: Answer) -> Callable[..., AsyncIterator[Reply]]:
+    def stream(
+        self, service: str, name: str, usual: Answer, alternative: Alternative | None = None
+    ) -> Callable[..., AsyncIterator[Reply]]:
         """One reply a message, in order. Ray tells a stream's refusal by its status and sentence alone."""
         rpc = RpcMetrics(self._metrics, Rpc("bidi_stream", service, name))
 
         async def call(request: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:
-            started, id_ = rpc.start(), caller_id(grpc_context.invocation_metadata())
+            metadata = grpc_context.invocation_metadata()
+            started, id_ = rpc.start(), caller_id(metadata)
+            answer = alternative.answer if alternative and alternative.is_wanted(metadata) else usual
             try:
                 async for message in request:
                     rpc.received()

@@ -75,7 +75,7 @@ class Replica:
             for name, answer in service.unary.items():
                 setattr(self, name, answering.unary(service.name, name, answer))
             for name, answer in service.streams.items():
-                setattr(self, name, answering.stream(service.name, name, answer))
+                setattr(self, name, answering.stream(service.name, name, answer, service.alternatives.get(name)))
         self.Check = answering.unary(HEALTH, "Check", self._check)
         self.List = answering.unary(HEALTH, "List", self._list)
 

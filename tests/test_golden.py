@@ -30,12 +30,16 @@ def name(call: dict[str, Any]) -> str:
 
 def ask(channel: grpc.Channel, call: dict[str, Any]) -> tuple[str, str, list[bytes]]:
     requests = [base64.b64decode(text) for text in call["requests"]]
+    replies: list[bytes] = []
     try:
         if call["method"].endswith("ModelStreamInfer"):
-            return "OK", "", list(channel.stream_stream(call["method"])(iter(requests), timeout=10))
-        return "OK", "", [channel.unary_unary(call["method"])(requests[0], timeout=10)]
+            metadata = [(key, value) for key, value in call.get("metadata", ())]
+            replies.extend(channel.stream_stream(call["method"])(iter(requests), timeout=10, metadata=metadata))
+        else:
+            replies.append(channel.unary_unary(call["method"])(requests[0], timeout=10))
     except grpc.RpcError as e:
-        return e.code().name, e.details(), []
+        return e.code().name, e.details(), replies
+    return "OK", "", replies
 
 
 def parsed(method: str, reply: bytes) -> Message:

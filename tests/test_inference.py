@@ -9,7 +9,9 @@ import grpc
 import numpy as np
 import pytest
 from conftest import serving
+from google.rpc.error_details_pb2 import BadRequest
 from grpc import StatusCode, aio
+from grpc_status import rpc_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +54,12 @@ def typed(images: np.ndarray) -> pb.ModelInferRequest:
     tensor = message.inputs.add(name="pixels", datatype=datatype, shape=images.shape)
     getattr(tensor.contents, field).extend(images.ravel().tolist())
     return message
+
+
+def final(reply: pb.ModelInferResponse) -> pb.ModelInferResponse:
+    """As it stands in a stream: the last to its request."""
+    reply.parameters["triton_final_response"].bool_param = True
+    return reply
 
 
 def arrays(reply: pb.ModelInferResponse) -> dict[str, np.ndarray]:
@@ -238,6 +246,78 @@ async def test_a_refusal_in_a_stream_is_a_reply_and_the_stream_goes_on(stub: Any
     assert [bool(reply.error_message) for reply in replies] == [False, True, False]
     assert replies[1].error_message.startswith("pixels: has shape [9, 9]; expected [n, 784]")
     np.testing.assert_array_equal(arrays(replies[2].infer_response)["digit"], reference(digits[:4])["digit"])
+
+
+async def test_a_bad_message_of_a_stream_is_answered_with_its_id(stub: Any, digits: np.ndarray) -> None:
+    late = request(np.tile(digits, (10, 1)))
+    late.parameters["timeout"].int64_param = 1
+    no_flag = request(digits[:1])
+    no_flag.parameters["triton_enable_empty_final_response"].string_param = "true"
+    messages = {
+        "pixels: has shape": changed(shape=[9, 9]),
+        "model_name: there is no model": pb.ModelInferRequest(model_name="mnist"),
+        "model_version: there is no version": request(digits[:1], model_version="9"),
+        "inputs: are 0": pb.ModelInferRequest(model_name="digits"),
+        "outputs: has 'softmax'": request(digits[:1], ("softmax",)),
+        "the deadline passed": late,
+        "triton_enable_empty_final_response: is no bool_param": no_flag,
+    }
+    for i, message in enumerate(messages.values()):
+        message.id = f"bad {i}"
+    replies = [reply async for reply in stub.ModelStreamInfer(iter(messages.values()))]
+    assert [sentence for sentence, reply in zip(messages, replies, strict=True) if sentence in reply.error_message] == [
+        *messages
+    ]
+    expected = [final(pb.ModelInferResponse(id=message.id)) for message in messages.values()]
+    assert [reply.infer_response for reply in replies] == expected
+
+
+async def test_bytes_that_are_no_message_are_answered_without_an_id(server: ServiceProcess) -> None:
+    async with aio.insecure_channel(server.address) as channel:
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        [reply] = [pb.ModelStreamInferResponse.FromString(raw) async for raw in stream(iter([b"\xff\xff"]))]
+    assert reply.error_message == "message: is not an inference.ModelInferRequest"
+    assert reply.infer_response == final(pb.ModelInferResponse())
+
+
+async def test_each_response_of_a_stream_is_its_requests_last(stub: Any, digits: np.ndarray) -> None:
+    asked = [request(digits[:1], id="raw"), typed(digits[:1]), request(digits[:1].astype(np.float32) / 255)]
+    for flag in (True, False):
+        asked.append(request(digits[:1]))
+        asked[-1].parameters["triton_enable_empty_final_response"].bool_param = flag
+    replies = [reply async for reply in stub.ModelStreamInfer(iter(asked))]
+    assert [reply.error_message for reply in replies] == [""] * len(asked)
+    for reply in replies:
+        assert reply.infer_response.parameters == final(pb.ModelInferResponse()).parameters
+        assert len(reply.infer_response.outputs) == len(WIDTHS)
+    assert "triton_final_response" not in (await stub.ModelInfer(asked[0])).parameters
+
+
+def test_a_stream_that_wants_it_ends_with_the_status_of_its_first_error(
+    server: ServiceProcess, digits: np.ndarray
+) -> None:
+    messages = [request(digits[:1], id="a"), changed(shape=[9, 9]), request(digits[:1], id="c")]
+    replies: list[pb.ModelStreamInferResponse] = []
+    with grpc.insecure_channel(server.address) as channel:
+        stream = GRPCInferenceServiceStub(channel).ModelStreamInfer(
+            iter(messages), metadata=[("triton_grpc_error", "true")], timeout=60
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            replies.extend(stream)
+    assert [reply.infer_response.id for reply in replies] == ["a"]
+    error: Any = caught.value
+    assert error.code() is StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("pixels: has shape [9, 9]; expected [n, 784]")
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert status.details[0].Is(BadRequest.DESCRIPTOR)
+
+
+@pytest.mark.parametrize("value", ["false", "True", "1", ""])
+async def test_a_stream_that_does_not_want_it_goes_on(stub: Any, digits: np.ndarray, value: str) -> None:
+    messages = [changed(shape=[9, 9]), request(digits[:1], id="b")]
+    stream = stub.ModelStreamInfer(iter(messages), metadata=[("triton_grpc_error", value)])
+    assert [reply.infer_response.id async for reply in stream] == ["", "b"]
 
 
 async def test_metadata_says_what_is_offered(stub: Any) -> None:

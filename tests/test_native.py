@@ -18,7 +18,7 @@ from grpc import StatusCode, aio
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from service.errors import DeadlinePassed, Overloaded
+from service.errors import DeadlinePassed, ModelUnavailable, Overloaded
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predicting import Predictor
@@ -49,7 +49,7 @@ NO_PARAMETERS = Parameters(
 
 
 class Fake:
-    """Waits while `gate` is closed, fails on images that begin with 13; the digit is the first pixel."""
+    """Waits while `gate` is closed, fails on images that begin with 13 or 14; the digit is the first pixel."""
 
     info = SimpleNamespace(name="digits", version="1")
     parameters = NO_PARAMETERS
@@ -67,6 +67,8 @@ class Fake:
         assert self.gate.wait(10)
         if (pixels[:, 0] == 13).any():
             raise RuntimeError("secret")
+        if (pixels[:, 0] == 14).any():
+            raise ModelUnavailable("the device is gone")
         n = len(pixels)
         layers = (np.zeros((n, width), np.float32) for width in (10, 16, 16))
         return Predictions(pixels[:, 0].astype(np.int64), *layers)
@@ -243,6 +245,25 @@ async def test_a_stream_of_one_caller_is_batched_and_answered_in_order() -> None
         await stream.done_writing()
         assert [list(PredictResponse.FromString(raw).digits) async for raw in stream] == [[i] for i in range(7)]
         assert server.model.runs == [[0], [1, 2, 3, 4, 5, 6]]
+
+
+async def test_a_run_without_a_device_is_an_error_with_the_requests_id_or_the_end_of_the_stream() -> None:
+    async with running() as server:
+        stream = server.channel.stream_stream(INFER_STREAM)
+        expected = pb.ModelInferResponse(id="14")
+        expected.parameters["triton_final_response"].bool_param = True
+        [reply] = [pb.ModelStreamInferResponse.FromString(raw) async for raw in stream(iter([infer_request(14)]))]
+        assert (reply.error_message, reply.infer_response) == ("the device is gone", expected)
+        with pytest.raises(aio.AioRpcError) as caught:
+            [raw async for raw in stream(iter([infer_request(14)]), metadata=[("triton_grpc_error", "true")])]
+        assert (caught.value.code(), caught.value.details()) == (StatusCode.UNAVAILABLE, "the device is gone")
+
+
+def infer_request(digit: int) -> bytes:
+    message = pb.ModelInferRequest(model_name="digits", id=str(digit))
+    message.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
+    message.raw_input_contents.append(images(digit).tobytes())
+    return message.SerializeToString()
 
 
 async def test_a_failed_run_ends_a_stream_of_either_protocol() -> None:

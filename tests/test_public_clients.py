@@ -118,6 +118,17 @@ def test_tritonclient_streams_and_meets_a_refusal_in_between(triton: dict[str, A
     assert triton["stream"] == [*([str(i), answers[i]] for i in range(5)), refused, ["5", answers[5]]]
 
 
+def test_tritonclient_finds_the_final_response_to_each_request_of_a_stream(triton: dict[str, Any]) -> None:
+    assert triton["final"] == ["f", True]
+
+
+def test_tritonclient_has_the_status_of_an_error_that_ends_its_stream(triton: dict[str, Any]) -> None:
+    assert triton["stream_status"] == [
+        "StatusCode.INVALID_ARGUMENT",
+        "inputs: are 1 ('picture'); expected one, 'pixels'",
+    ]
+
+
 def test_tritonclient_raises_its_exception_with_our_sentence(triton: dict[str, Any]) -> None:
     refused = triton["refused"]
     assert refused["name"] == ["StatusCode.NOT_FOUND", "model_name: there is no model 'mnist'; 'digits' serves"]

@@ -74,10 +74,10 @@ def ask(channel: grpc.Channel, path: str, message: bytes, **options: Any) -> Hea
     return Heard((reply,), grpc.StatusCode.OK, "", b"")
 
 
-def converse(channel: grpc.Channel, path: str, messages: list[bytes]) -> Heard:
+def converse(channel: grpc.Channel, path: str, messages: list[bytes], **options: Any) -> Heard:
     """One message after the other, each when the reply to the last is here, so that each is a batch of its own."""
     line: queue.Queue[bytes | None] = queue.Queue()
-    stream = channel.stream_stream(path)(iter(line.get, None), timeout=20)
+    stream = channel.stream_stream(path)(iter(line.get, None), timeout=20, **options)
     replies: list[bytes] = []
     try:
         for message in messages:
@@ -170,8 +170,9 @@ def test_any_stream_is_answered_alike(
     rng = random.Random(16)
     for _ in range(MESSAGES // 20):
         messages = [make(rng) if rng.random() < 0.8 else damaged(rng, make(rng)) for _ in range(rng.randrange(20))]
-        first, second = (converse(channel, path, messages) for channel in channels)
-        assert first == second, [message[:80] for message in messages]
+        for metadata in ([], [("triton_grpc_error", "true")]):
+            first, second = (converse(channel, path, messages, metadata=metadata) for channel in channels)
+            assert first == second, [message[:80] for message in messages]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,14 @@ impl Form {
         }
     }
 
+    /// The caller's own id of the request.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Digits { .. } => "",
+            Self::Tensors { id, .. } => id,
+        }
+    }
+
     /// Whether the reply needs the hidden layers.
     pub fn hidden(&self) -> bool {
         match self {
@@ -245,6 +253,9 @@ pub struct Rows {
     pub images: usize,
 }
 
+/// The entry of a response's `parameters` that marks it as the last to its request: `triton_final_response`, true.
+const FINAL_RESPONSE: &[u8] = b"\x0a\x15triton_final_response\x12\x02\x08\x01";
+
 /// The length of a gRPC message's frame before the message: not compressed, and how long.
 pub const PREFIX: usize = 5;
 
@@ -296,6 +307,7 @@ fn put_tensors(
     serves: &Serves,
 ) {
     let len = head_len(serves, id)
+        + if in_stream { field_len(FINAL_RESPONSE.len()) } else { 0 }
         + outputs
             .iter()
             .map(|output| field_len(tensor_len(output, rows.images)) + field_len(output.bytes(rows.images)))
@@ -311,6 +323,9 @@ fn put_tensors(
     if !id.is_empty() {
         put_field(out, 3, id.as_bytes());
     }
+    if in_stream {
+        put_field(out, 4, FINAL_RESPONSE);
+    }
     for output in outputs.iter() {
         put_tensor(out, output, rows.images);
     }
@@ -324,6 +339,19 @@ fn put_tensors(
             put_floats(out, found.rows(output, rows.first, rows.images));
         }
     }
+}
+
+/// A refusal within a stream, as its gRPC frame: the sentence, and a response that only says which request it is for.
+pub fn put_refusal(out: &mut BytesMut, sentence: &str, id: &str) {
+    let id_len = if id.is_empty() { 0 } else { field_len(id.len()) };
+    let response = id_len + field_len(FINAL_RESPONSE.len());
+    put_prefix(out, field_len(sentence.len()) + field_len(response));
+    put_field(out, 1, sentence.as_bytes());
+    open_field(out, 2, response);
+    if !id.is_empty() {
+        put_field(out, 3, id.as_bytes());
+    }
+    put_field(out, 4, FINAL_RESPONSE);
 }
 
 fn head_len(serves: &Serves, id: &str) -> usize {
@@ -448,6 +476,16 @@ mod tests {
         assert_eq!(names(ask(&["layer2", "digit"]).unwrap()), ["layer2", "digit"]);
         assert!(ask(&["softmax"]).is_none());
         assert!(ask(&["digit", "digit"]).is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_as_long_as_its_prefix_says() {
+        for (sentence, id) in [("", ""), ("pixels: is empty", "a"), ("é", "b")] {
+            let mut out = BytesMut::new();
+            put_refusal(&mut out, sentence, id);
+            let len = u32::from_be_bytes(out[1..PREFIX].try_into().unwrap());
+            assert_eq!(out.len(), PREFIX + len as usize);
+        }
     }
 
     #[test]

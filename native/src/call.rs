@@ -68,7 +68,8 @@ pub async fn serve(
     let (most, stall) = (call.route.largest_message, call.core.limits.stall);
     let messages = Messages::new(body, encoding, most, stall, kind.is_stream(), call.usage.clone());
     if kind.is_stream() {
-        Box::pin(Stream::new(call, respond).serve(messages)).await;
+        let ends_on_error = kind == Kind::InferStream && wants_error_status(&parts.headers);
+        Box::pin(Stream::new(call, respond, ends_on_error).serve(messages)).await;
     } else {
         unary(call, respond, messages).await;
     }
@@ -103,6 +104,11 @@ fn let_in(call: &Call, headers: &HeaderMap) -> Result<(), Stranger> {
         call.usage.know();
     }
     Ok(())
+}
+
+/// As in Triton: the first error ends the stream, with a gRPC status.
+fn wants_error_status(headers: &HeaderMap) -> bool {
+    headers.get_all("triton_grpc_error").iter().any(|value| value == "true")
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
@@ -231,7 +237,7 @@ async fn by_python(core: &Core, call: Call, respond: SendResponse<Unsent>, messa
     let reply = call.largest_reply(message);
     let Some((call, mut respond)) = admit(call, respond, message.len(), reply).await else { return };
     let _reserved = Reserved::new(call.usage.clone(), reply);
-    let answer = core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
+    let answer = core.host.ask(&call.route.path, &message.to_bytes(), call.deadline, false);
     let outcome = tokio::select! {
         biased;
         outcome = answer => outcome,

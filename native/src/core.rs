@@ -170,14 +170,22 @@ impl Host {
         });
     }
 
-    /// Hands a message to the Python handler of that path; the answer comes later.
-    pub fn ask(&self, path: &str, message: &Bytes, deadline: Option<Instant>) -> oneshot::Receiver<Outcome> {
+    /// Hands a message to the Python handler of that path, or to its alternative; the answer comes later.
+    pub fn ask(
+        &self,
+        path: &str,
+        message: &Bytes,
+        deadline: Option<Instant>,
+        alternative: bool,
+    ) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
         let remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs_f64());
         Python::attach(|py| {
             let reply = Answering(Some(sender));
             let message = PyBytes::new(py, message);
-            if let Err(error) = self.0.call_method1(py, intern!(py, "ask"), (path, message, remaining, reply)) {
+            if let Err(error) =
+                self.0.call_method1(py, intern!(py, "ask"), (path, message, remaining, alternative, reply))
+            {
                 error.print(py); // the dropped reply ends the call as a fault of ours
             }
         });

@@ -10,7 +10,7 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use tokio::sync::{oneshot, watch};
 
-use crate::asked::{put_prefix, Asked};
+use crate::asked::{put_refusal, Asked};
 use crate::budget::{Hold, Reserved, Unsent, Usage};
 use crate::call::{framed, sleep_until, understood};
 use crate::connection::LAST_BYTES;
@@ -20,7 +20,7 @@ use crate::line::Item;
 use crate::messages::{Broken, Messages};
 use crate::reply::{head, send_end, Call, Outcome, Reply, Trouble};
 use crate::status::{Refusal, DEADLINE_EXCEEDED, UNAVAILABLE};
-use crate::wire::{field_len, put_field, Message};
+use crate::wire::Message;
 
 /// So many of the largest batches' worth of images of one stream may wait for their answers at a time.
 const BATCHES_AHEAD: usize = 2;
@@ -49,6 +49,8 @@ pub struct Stream {
     due: Due,
     /// A Python handler has the last message: what comes after it waits, since it may end the stream.
     in_doubt: bool,
+    /// An error is no reply within the stream, but its end.
+    ends_on_error: bool,
 }
 
 /// The way back: before its first message and after.
@@ -58,9 +60,9 @@ enum Way {
 }
 
 impl Stream {
-    pub fn new(call: Call, respond: SendResponse<Unsent>) -> Self {
+    pub fn new(call: Call, respond: SendResponse<Unsent>, ends_on_error: bool) -> Self {
         let due = Due::new(call.usage.clone());
-        Self { call, way: Way::Closed(respond), due, in_doubt: false }
+        Self { call, way: Way::Closed(respond), due, in_doubt: false, ends_on_error }
     }
 
     pub async fn serve(mut self, mut messages: Messages) {
@@ -103,8 +105,8 @@ impl Stream {
                     Err(Broken::Gone) => return Err(Gone),
                     Err(Broken::Refused(refusal)) => return Ok(Ended::Broken(refusal)),
                 },
-                outcome = self.due.next() => {
-                    if let Some(ended) = self.reply(outcome).await? {
+                answered = self.due.next() => {
+                    if let Some(ended) = self.reply(answered).await? {
                         return Ok(ended);
                     }
                 }
@@ -134,25 +136,25 @@ impl Stream {
             served.statistics.decoded.add(nanos(arrived.elapsed()), 1);
             let Asked { span, images, form } = asked;
             let (sender, receiver) = oneshot::channel();
-            self.due.push(receiver, images, form.reply_size(images));
+            self.due.push(receiver, images, form.reply_size(images), form.id().to_owned());
             let reply = Reply::Stream { sender, form, arrived };
             let (core, deadline) = (&call.core, call.deadline);
             core.line.push(Item { message, span, images, since: Instant::now(), deadline, served, reply }, &core.model);
         } else {
-            let answer = call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline);
-            self.due.push(answer, 0, call.largest_reply(&message));
+            let answer = call.core.host.ask(&call.route.path, &message.to_bytes(), call.deadline, self.ends_on_error);
+            self.due.push(answer, 0, call.largest_reply(&message), String::new());
             self.in_doubt = true;
         }
         Ok(())
     }
 
     /// Sends this reply and those that are ready behind it; or says how the stream ends.
-    async fn reply(&mut self, first: Outcome) -> Result<Option<Ended>, Gone> {
+    async fn reply(&mut self, first: Answered) -> Result<Option<Ended>, Gone> {
         let mut out = BytesMut::new();
         let mut replies = 0;
-        let mut outcome = first;
+        let mut answered = first;
         let ended = loop {
-            match self.written(outcome, &mut out) {
+            match self.written(answered, &mut out) {
                 Ok(()) => replies += 1,
                 Err(trouble) => break Some(Ended::Refused(trouble)),
             }
@@ -160,7 +162,7 @@ impl Stream {
                 break None;
             }
             match self.due.next_ready() {
-                Some(next) => outcome = next,
+                Some(next) => answered = next,
                 None => break None,
             }
         };
@@ -208,14 +210,13 @@ impl Stream {
     }
 
     /// A reply as gRPC frames it; `ModelStreamInfer` has room for a refusal within its reply.
-    fn written(&self, outcome: Outcome, out: &mut BytesMut) -> Result<(), Trouble> {
+    fn written(&self, (outcome, id): Answered, out: &mut BytesMut) -> Result<(), Trouble> {
         match outcome {
             Ok(reply) if self.in_doubt && self.due.is_empty() => out.extend_from_slice(&framed(&reply)),
             Ok(reply) => out.extend_from_slice(&reply),
-            Err(trouble) if self.call.route.kind == Kind::InferStream => {
+            Err(trouble) if self.call.route.kind == Kind::InferStream && !self.ends_on_error => {
                 let Some(sentence) = self.call.core.host.sentence(&trouble) else { return Err(trouble) };
-                put_prefix(out, field_len(sentence.len()));
-                put_field(out, 1, sentence.as_bytes());
+                put_refusal(out, &sentence, &id);
             }
             Err(trouble) => return Err(trouble),
         }
@@ -238,9 +239,12 @@ async fn last_bytes(phase: &mut watch::Receiver<Phase>) {
     tokio::time::sleep(LAST_BYTES).await;
 }
 
-/// Answers that are due, the images that they are for, and the room kept for them.
+/// An outcome, and the id of the request that it is for.
+type Answered = (Outcome, String);
+
+/// Answers that are due, the images and the request that each is for, and the room kept for them.
 struct Due {
-    line: VecDeque<(oneshot::Receiver<Outcome>, Share)>,
+    line: VecDeque<(oneshot::Receiver<Outcome>, Share, String)>,
     all: Share,
     /// Never less than `all` takes, and seldom changed: there may be a million answers a second.
     room: Reserved,
@@ -261,38 +265,36 @@ impl Due {
         self.line.is_empty()
     }
 
-    fn push(&mut self, answer: oneshot::Receiver<Outcome>, images: usize, bytes: usize) {
+    fn push(&mut self, answer: oneshot::Receiver<Outcome>, images: usize, bytes: usize, id: String) {
         self.all.images += images;
         self.all.bytes += bytes;
-        self.line.push_back((answer, Share { images, bytes }));
+        self.line.push_back((answer, Share { images, bytes }, id));
         if self.all.bytes > self.room.bytes() {
             self.room.set(self.all.bytes + ROOM_STEP);
         }
     }
 
     /// The oldest; never where none is due.
-    async fn next(&mut self) -> Outcome {
-        let Some((first, _)) = self.line.front_mut() else { return pending().await };
+    async fn next(&mut self) -> Answered {
+        let Some((first, ..)) = self.line.front_mut() else { return pending().await };
         let outcome = first.await.unwrap_or(Err(Trouble::Stopping));
-        self.pop();
-        outcome
+        (outcome, self.pop())
     }
 
     /// The oldest, where it is here.
-    fn next_ready(&mut self) -> Option<Outcome> {
+    fn next_ready(&mut self) -> Option<Answered> {
         let outcome = self.line.front_mut()?.0.try_recv().ok()?;
-        self.pop();
-        Some(outcome)
+        Some((outcome, self.pop()))
     }
 
-    fn pop(&mut self) {
-        if let Some((_, share)) = self.line.pop_front() {
-            self.all.images -= share.images;
-            self.all.bytes -= share.bytes;
-            if self.line.is_empty() || self.all.bytes + 2 * ROOM_STEP < self.room.bytes() {
-                self.room.set(self.all.bytes);
-            }
+    fn pop(&mut self) -> String {
+        let Some((_, share, id)) = self.line.pop_front() else { return String::new() };
+        self.all.images -= share.images;
+        self.all.bytes -= share.bytes;
+        if self.line.is_empty() || self.all.bytes + 2 * ROOM_STEP < self.room.bytes() {
+            self.room.set(self.all.bytes);
         }
+        id
     }
 }
 

@@ -26,7 +26,7 @@ from service.pb.digits.v1.digits_pb2 import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from service.handlers import Answer, Together
+    from service.handlers import Alternative, Answer, Together
     from service.handlers.predicting import Predictor
     from service.model import ModelInfo, Parameters, Pixels, Predictions
 
@@ -58,6 +58,7 @@ class DigitsHandler:
         }
         self.streams: Mapping[str, Answer] = {"PredictStream": self.predict}
         self.together: Mapping[str, Together] = {"PredictStream": self.predict_together}
+        self.alternatives: Mapping[str, Alternative] = {}
 
     async def predict(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised PredictRequest -> a serialised PredictResponse; ServiceError for anything else."""

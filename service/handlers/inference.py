@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from service.errors import InvalidInput, NotOffered, ServiceError, UnknownModel
-from service.handlers import tensors
+from service.handlers import Alternative, tensors
 from service.handlers.predicting import PIXELS, echo
 from service.pb.inference import open_inference_pb2 as pb
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from service.statistics import Duration
 
 M = TypeVar("M", bound=Message)
+
+ERROR_STATUS = ("triton_grpc_error", "true")
+"""Metadata of a stream whose first error is to end it, with a gRPC status; as in Triton."""
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 EXTENSIONS = ("model_configuration", "statistics")
@@ -80,6 +83,8 @@ class InferenceHandler:
         }
         self.streams: Mapping[str, Answer] = {"ModelStreamInfer": self.infer_in_stream}
         self.together: Mapping[str, Together] = {"ModelStreamInfer": self.infer_together}
+        error_status = Alternative(*ERROR_STATUS, self.infer_in_stream_or_raise)
+        self.alternatives: Mapping[str, Alternative] = {"ModelStreamInfer": error_status}
 
     async def infer(self, request: bytes, deadline: float = float("inf")) -> bytes:
         """A serialised ModelInferRequest -> a serialised ModelInferResponse; ServiceError for anything else."""
@@ -90,7 +95,12 @@ class InferenceHandler:
         try:
             return await self._infer(request, deadline, _in_stream)
         except ServiceError as error:
-            return pb.ModelStreamInferResponse(error_message=str(error)).SerializeToString()
+            reply = _final(pb.ModelInferResponse(id=_id(request)))
+            return pb.ModelStreamInferResponse(error_message=str(error), infer_response=reply).SerializeToString()
+
+    async def infer_in_stream_or_raise(self, request: bytes, deadline: float = float("inf")) -> bytes:
+        """As `infer_in_stream`, but a ServiceError ends the stream, with its status."""
+        return await self._infer(request, deadline, _in_stream)
 
     def infer_together(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
         """As `infer_in_stream` for several, at once; None unless all can be answered and the model is idle."""
@@ -124,6 +134,7 @@ class InferenceHandler:
     def _asked(self, request: bytes) -> _Asked:
         message = _parse(pb.ModelInferRequest(), request)
         self._check_model(message.model_name, message.model_version)
+        _check_empty_final(message)
         outputs = tensors.wanted(message)
         pixels = tensors.to_pixels(message, self._predictor)
         return _Asked(message.id, pixels, outputs, tensors.is_typed(message), _own_deadline(message))
@@ -246,7 +257,28 @@ class _Asked(NamedTuple):
 
 
 def _in_stream(reply: pb.ModelInferResponse) -> bytes:
-    return pb.ModelStreamInferResponse(infer_response=reply).SerializeToString()
+    return pb.ModelStreamInferResponse(infer_response=_final(reply)).SerializeToString()
+
+
+def _final(reply: pb.ModelInferResponse) -> pb.ModelInferResponse:
+    """Mark the only response to a message of a stream as its last, which clients of decoupled models wait for."""
+    reply.parameters["triton_final_response"].bool_param = True
+    return reply
+
+
+def _id(request: bytes) -> str:
+    """Return the id of a request that is refused; nothing where its bytes are no message."""
+    try:
+        return pb.ModelInferRequest.FromString(request).id
+    except DecodeError:
+        return ""
+
+
+def _check_empty_final(request: pb.ModelInferRequest) -> None:
+    """Refuse what Triton refuses; the parameter itself asks for nothing of a model with one response a request."""
+    name = "triton_enable_empty_final_response"
+    if name in request.parameters and request.parameters[name].WhichOneof("parameter_choice") != "bool_param":
+        raise InvalidInput(name, "is no bool_param; expected true or false")
 
 
 def _own_deadline(request: pb.ModelInferRequest) -> float:

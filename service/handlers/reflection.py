@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FileDescriptor
     from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FieldDescriptorProto
 
-    from service.handlers import Answer, Together
+    from service.handlers import Alternative, Answer, Together
 
 V1 = "grpc.reflection.v1"
 V1ALPHA = "grpc.reflection.v1alpha"
@@ -46,6 +46,7 @@ class ReflectionHandler:
         self.unary: Mapping[str, Answer] = {}
         self.streams: Mapping[str, Answer] = {"ServerReflectionInfo": self.answer}
         self.together: Mapping[str, Together] = {"ServerReflectionInfo": lambda *_: None}
+        self.alternatives: Mapping[str, Alternative] = {}
 
     async def answer(self, request: bytes, _: float) -> bytes:
         """Map a serialised ServerReflectionRequest to its one response; InvalidInput for other or too many bytes."""

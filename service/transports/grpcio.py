@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.errors import Overloaded
-    from service.handlers import Answer, Service, Together
+    from service.handlers import Alternative, Answer, Service, Together
     from service.metrics import Metrics
     from service.tracing import Tracing
     from service.transports.credentials import Pem, Tls, Tokens
@@ -180,7 +180,9 @@ def _methods(service: Service) -> dict[str, Any]:
     return {
         **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
         **{
-            name: grpc.stream_stream_rpc_method_handler(_stream(answer, service.together[name]))
+            name: grpc.stream_stream_rpc_method_handler(
+                _stream(answer, service.together[name], service.alternatives.get(name))
+            )
             for name, answer in service.streams.items()
         },
     }
@@ -268,11 +270,12 @@ def _unary(answer: Answer) -> Any:
     return call
 
 
-def _stream(answer: Answer, together: Together) -> Any:
+def _stream(usual: Answer, together: Together, alternative: Alternative | None) -> Any:
     """One reply a message, in order."""
 
     async def call(_: Any, stream: Any) -> None:
         deadline = _deadline(stream)
+        answer = alternative.answer if alternative and alternative.is_wanted(stream.invocation_metadata()) else usual
         with ReadAhead(stream.read) as ahead:
             while requests := await ahead.take():
                 if len(requests) > 1 and (replies := together(requests, deadline)):

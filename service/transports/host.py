@@ -29,10 +29,16 @@ class Host:
     """What the wheel calls, on threads of its own; the handlers run on `loop`."""
 
     def __init__(
-        self, answers: Mapping[str, Answer], log: FilteringBoundLogger, *, before_answer: Callable[[], None]
+        self,
+        answers: Mapping[str, Answer],
+        alternatives: Mapping[str, Answer],
+        log: FilteringBoundLogger,
+        *,
+        before_answer: Callable[[], None],
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self._answers = answers
+        self._alternatives = {**answers, **alternatives}
         self._reports = Reports(log)
         self._before_answer = before_answer
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,22 +51,23 @@ class Host:
         """One run of a model, that of `set_model`, on the first so many images."""
         return model.predict(pixels[:images])
 
-    def ask(self, path: str, message: bytes, remaining: float | None, reply: Any) -> None:
-        """Let the handler answer `reply`; `remaining` is in seconds."""
+    def ask(self, path: str, message: bytes, remaining: float | None, alternative: bool, reply: Any) -> None:
+        """Let the handler, or its alternative, answer `reply`; `remaining` is in seconds."""
         deadline = float("inf") if remaining is None else time.monotonic() + remaining
-        self.loop.call_soon_threadsafe(self._begin, path, message, deadline, reply)
+        answer = (self._alternatives if alternative else self._answers)[path]
+        self.loop.call_soon_threadsafe(self._begin, answer, message, deadline, reply)
 
-    def _begin(self, path: str, message: bytes, deadline: float, reply: Any) -> None:
-        task = self.loop.create_task(self._answer(path, message, deadline, reply))
+    def _begin(self, answer: Answer, message: bytes, deadline: float, reply: Any) -> None:
+        task = self.loop.create_task(self._answer(answer, message, deadline, reply))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, path: str, message: bytes, deadline: float, reply: Any) -> None:
+    async def _answer(self, answer: Answer, message: bytes, deadline: float, reply: Any) -> None:
         if reply.is_gone():
             return
         self._before_answer()
         try:
-            reply.answer(await self._answers[path](message, deadline))
+            reply.answer(await answer(message, deadline))
         except Exception as error:  # noqa: BLE001 (whatever failed, its caller must hear of it)
             reply.fail(error)
 

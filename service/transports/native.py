@@ -139,7 +139,12 @@ class NativeTransport:
             for rpc, one in zip(rpcs, offered, strict=True)
         ]
         self._batcher = batcher
-        self._host = Host(answers, log, before_answer=self._settle_statistics)
+        alternatives = {
+            f"/{service.name}/{name}": alternative.answer
+            for service in services
+            for name, alternative in service.alternatives.items()
+        }
+        self._host = Host(answers, alternatives, log, before_answer=self._settle_statistics)
         self._server = batcher.server = import_module(WHEEL).Server(
             self._host,
             routes,

@@ -244,6 +244,7 @@ class _Stream:
         self._rpc = rpc
         self._streams = streams
         self.time_remaining = context.time_remaining
+        self.invocation_metadata = context.invocation_metadata
 
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF`."""

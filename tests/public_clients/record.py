@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Proxy(grpc.GenericRpcHandler):
         """A handler for whatever method is called."""
         method = details.method
         if method == STREAM:
-            return grpc.stream_stream_rpc_method_handler(lambda requests, _: self._stream(method, requests))
+            return grpc.stream_stream_rpc_method_handler(partial(self._stream, method))
         return grpc.unary_unary_rpc_method_handler(lambda request, context: self._unary(method, request, context))
 
     def _unary(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -55,8 +56,11 @@ class Proxy(grpc.GenericRpcHandler):
         kept |= {"code": "OK", "sentence": "", "replies": [_text(reply)]}
         return bytes(reply)
 
-    def _stream(self, method: str, requests: Any) -> Any:
+    def _stream(self, method: str, requests: Any, context: grpc.ServicerContext) -> Any:
         kept: dict[str, Any] = {"method": method, "requests": [], "replies": [], "code": "OK", "sentence": ""}
+        metadata = [(key, value) for key, value in context.invocation_metadata() if key.startswith("triton_")]
+        if metadata:
+            kept["metadata"] = metadata
         self.calls.append(kept)
 
         def sent() -> Any:
@@ -64,9 +68,13 @@ class Proxy(grpc.GenericRpcHandler):
                 kept["requests"].append(_text(request))
                 yield request
 
-        for reply in self._channel.stream_stream(method)(sent(), timeout=30):
-            kept["replies"].append(_text(reply))
-            yield reply
+        try:
+            for reply in self._channel.stream_stream(method)(sent(), timeout=30, metadata=metadata):
+                kept["replies"].append(_text(reply))
+                yield reply
+        except grpc.RpcError as e:
+            kept |= {"code": e.code().name, "sentence": e.details()}
+            context.abort(e.code(), e.details())
 
 
 def _text(data: bytes) -> str:

@@ -83,6 +83,20 @@ for _ in range(7):
 client.stop_stream()
 found["stream"] = streamed
 
+
+# A client of decoupled models waits for the final response to each request.
+client.start_stream(lambda result, error: answers.put((result, error)))
+client.async_stream_infer("digits", given(pixels[:1]), request_id="f", enable_empty_final_response=True)
+result, _ = answers.get(timeout=10)
+client.stop_stream()
+found["final"] = [result.get_response().id, result.get_response().parameters["triton_final_response"].bool_param]
+
+client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})
+client.async_stream_infer("digits", given(pixels[:1], name="picture"))
+_, error = answers.get(timeout=10)
+client.stop_stream()
+found["stream_status"] = [str(error.status()), error.message()]
+
 found["refused"] = {
     "name": refusal(client.infer, "mnist", given(pixels)),
     "version": refusal(client.infer, "digits", given(pixels), model_version="9"),
