@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,17 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import ANSWERS_WITHIN, ROOT
+from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from conftest import ServiceProcess
 
 CLIENTS = ROOT / ".venv" / "clients"
 PROGRAMS = ROOT / "tests" / "public_clients"
 
 pytestmark = pytest.mark.slow
+
+REQUIREMENTS = subprocess.run(
+    [sys.executable, "scripts/requirements.py"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.splitlines()
+"""What `pip install digitserve` asks for."""
+
+BOUNDS = re.findall(r"^(\S+)>=(.+),<(.+)$", "\n".join(REQUIREMENTS), re.MULTILINE)
+"""Package, the oldest version that it may have, and the first that it may not."""
+
+OURS = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def python_with(name: str, *requirements: str) -> Path:
@@ -162,6 +171,56 @@ def test_kserves_client_infers_typed_and_raw(server: ServiceProcess, pixels: Pat
         assert found[way] == answers, way
     assert found["id"] == "k1"
     assert "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024" in found["refused"]
+
+
+# The packages that the client is installed beside, the module that they are taken up by, and what pip is asked for.
+BESIDE: dict[str, tuple[list[str], list[str]]] = {
+    "oldest": ([], [f"{name}=={oldest}" for name, oldest, _ in BOUNDS]),
+    "newest": ([], []),
+    "tritonclient": (["tritonclient.grpc"], ["tritonclient[grpc]==2.73.0"]),
+    "kserve": (["kserve"], ["kserve==0.21.0"]),
+    "mlserver": (["mlserver", "mlserver.grpc.dataplane_pb2_grpc"], ["mlserver==1.7.1"]),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_client_reads_digits_where_pip_installs_it_beside(
+    name: str, server: ServiceProcess, pixels: Path, answers: list[int], tmp_path: Path
+) -> None:
+    modules, packages = BESIDE[name]
+    python = python_with(f"beside-{name}", *REQUIREMENTS, *packages)
+    found = json.loads(run(python, PROGRAMS / "beside.py", server.address, pixels, *modules, cwd=tmp_path, env=OURS))
+    assert found["digits"] == answers
+    for package, oldest, next_major in BOUNDS:
+        installed = found["versions"][package]
+        assert numbers(oldest) <= numbers(installed) < numbers(next_major)
+        if name == "oldest":
+            assert installed == oldest
+    # The others exclude the newest protobuf; by itself pip takes it.
+    assert (numbers(found["versions"]["protobuf"])[0] == 7) == (name == "newest")
+
+
+@pytest.mark.parametrize("name", ["oldest", "newest"])
+def test_the_server_serves_with_the_packages_at_both_ends_of_their_bounds(
+    name: str, model_path: Path, pixels: Path, answers: list[int], tmp_path: Path
+) -> None:
+    python = python_with(f"beside-{name}", *REQUIREMENTS, *BESIDE[name][1])
+    ports = ("--port", "0", "--metrics-port", "0")
+    command = [python, "-m", "service", "--log-format", "json", "--model", model_path, "--transport", "grpcio", *ports]
+    service = ServiceProcess(
+        subprocess.Popen(command, cwd=tmp_path, env=OURS, stderr=subprocess.PIPE, text=True),
+    )
+    try:
+        service.wait_for("serving")
+        found = json.loads(run(python, PROGRAMS / "beside.py", service.address, pixels, cwd=tmp_path, env=OURS))
+        assert found["digits"] == answers
+        assert service.stop() == 0
+    finally:
+        service.close()
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def test_grpcurl_without_a_proto_lists_both_services_and_predicts(

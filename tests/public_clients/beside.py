@@ -1,0 +1,25 @@
+"""Our client in one process with other packages; prints what it read, and with which versions, as JSON.
+
+python beside.py ADDRESS PIXELS.npy [MODULE ...]
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import warnings
+from importlib.metadata import version
+
+import numpy as np
+
+address, path, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+warnings.simplefilter("error")
+from client import DigitsClient  # noqa: E402 (after the others, as a program of theirs takes it up)
+
+with DigitsClient(address) as client:
+    digits = [int(digit) for digit in client.predict(np.load(path)).digits]
+packages = ("grpcio", "protobuf", "grpcio-health-checking", "grpcio-status", "googleapis-common-protos")
+json.dump({"digits": digits, "versions": {name: version(name) for name in packages}}, sys.stdout)
