@@ -7,6 +7,7 @@ Exception
 |  |- Overloaded         too much is waiting; says when to try again
 |  |- DeadlinePassed     it could not have been answered in time
 |  |- ModelUnavailable   the server is loading or draining, or its device has failed
+|  |- ServerStopping     the server stops, and ends the streams that wait for their client
 |  |- ReloadRefused      another model was asked for and cannot serve; the one before does
 |  |- Unauthenticated    the caller brought no token that is known here
 |  `- NotOffered         an RPC of a protocol that this server does not have
@@ -73,6 +74,13 @@ def late() -> DeadlinePassed:
 
 class ModelUnavailable(ServiceError):
     """No model can answer just now: the server is loading or draining, or its device has failed."""
+
+
+class ServerStopping(ServiceError):
+    """The server stops, and ends a stream that waits for its client."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping: open the stream again elsewhere")
 
 
 class ReloadRefused(ServiceError):

@@ -133,6 +133,7 @@ async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None
             began = time.monotonic()
             assert await asyncio.to_thread(service.stop) == 0
             assert time.monotonic() - began < 50
+        assert {line["level"] for line in service.lines} == {"info"}, "a stop like any other is no warning"
 
 
 async def test_an_idle_stream_is_ended_with_unavailable_when_the_server_stops(model_path: Path) -> None:

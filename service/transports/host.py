@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.errors import ModelUnavailable, ServiceError, late, malformed, overloaded
+from service.errors import ServerStopping, ServiceError, late, malformed, overloaded
 from service.handlers.predicting import PIXELS
 from service.transports import credentials
 from service.transports.reports import Reports
@@ -91,7 +91,7 @@ class Host:
 
     def stopping(self) -> Exception:
         """The error of a stream that a drain ends."""
-        return ModelUnavailable("the server is stopping: open the stream again elsewhere")
+        return ServerStopping()
 
     def handshake_failed(self, peer: str, reason: str) -> None:
         """A connection has come to no TLS."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.errors import DeadlinePassed, ModelUnavailable, Overloaded, ServiceError, Unauthenticated
+from service.errors import DeadlinePassed, ModelUnavailable, Overloaded, ServerStopping, ServiceError, Unauthenticated
 from service.logs import RateLimiter
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Reports:
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
         # These say how the server is, or that tokens are tried: one says as much as a hundred.
-        of_a_kind = (Overloaded, DeadlinePassed, ModelUnavailable, Unauthenticated)
+        of_a_kind = (Overloaded, DeadlinePassed, ModelUnavailable, ServerStopping, Unauthenticated)
         self._seldom: dict[type[Exception], RateLimiter] = {kind: RateLimiter() for kind in of_a_kind}
         self._requests, self._faults = RateLimiter(_BURST, _RATE), RateLimiter(_BURST, _RATE)
         self._handshakes = RateLimiter()
@@ -33,7 +33,9 @@ class Reports:
         if (others := limit.suppressed()) is None:
             return
         if expected:
-            self._log.warning("refused", **about, reason=str(error), others=others)
+            # Every stop ends the health watches of its clients: nothing that an operator has to look into.
+            write = self._log.info if isinstance(error, ServerStopping) else self._log.warning
+            write("refused", **about, reason=str(error), others=others)
         else:
             self._log.error("failed", **about, others=others, exc_info=error)
 

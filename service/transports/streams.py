@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from service.errors import ModelUnavailable
+from service.errors import ServerStopping
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -25,7 +25,7 @@ class OpenStreams:
         self._draining = False
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
-        """What `awaitable` gives; ModelUnavailable where the server drains before that."""
+        """What `awaitable` gives; ServerStopping where the server drains before that."""
         task = asyncio.current_task()
         assert task is not None
         self._idle.add(task)
@@ -36,7 +36,7 @@ class OpenStreams:
         except asyncio.CancelledError:
             if not self._draining:
                 raise
-            raise ModelUnavailable("the server is stopping: open the stream again elsewhere") from None
+            raise ServerStopping from None
         finally:
             self._idle.discard(task)
 
