@@ -85,7 +85,7 @@ def play(
         print(_refusal(host, port, e), file=sys.stderr)
         raise typer.Exit(1) from None
     url = _url(host, listening.getsockname()[1])
-    print(f"look inside at {url}", flush=True)
+    print(f"look inside at {url}\nCtrl-C stops it.", flush=True)
     if open_browser and browser.is_wanted(os.environ, sys.platform, is_terminal=sys.stdout.isatty()):
         browser.open_when_answering(url, os.environ)
     signal.signal(signal.SIGINT, signal.default_int_handler)

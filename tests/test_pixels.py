@@ -179,6 +179,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "dark on light": (255 - ONE, "pixels is dark on light; expected light ink on 0, black: pass 255 - pixels, or"),
     "dark on light, floats": (1 - ONE / 255, "pixels is dark on light"),
     "dark on grey": (np.where(ONE > 127, 20, 100), "pixels is dark on light"),
+    "dark on light, a black side": (np.where(np.arange(784) < 28, 0, 255 - ONE), "pixels is dark on light"),
     "one of many": (np.concatenate([DIGITS[:3], 255 - DIGITS[3:4]]), "pixels[3] is dark on light"),
     "colours": (np.zeros((2, 28, 28, 3), np.uint8), "pixels is uint8[2, 28, 28, 3]; expected [n, 784]"),
     "columns": (np.zeros((784, 5), np.uint8), "pixels is uint8[784, 5]; expected [n, 784], [n, 28, 28] or one image"),
