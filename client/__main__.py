@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from commandline import beginning
+from commandline import startup
 
-beginning.end_at_ctrl_c(__name__)
+startup.exit_on_interrupt(__name__)
 
 import json
 import os
@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-with beginning.needs_extra("client"):
+# gRPC's C core writes to standard error in a format of its own; what matters of it is in the error of a call. Read at
+# its import.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+with startup.require_extra("client"):
     import grpc
     import typer
     from PIL import Image
@@ -36,7 +40,7 @@ UNREACHABLE, REFUSED = 3, 4
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=beginning.started_by_name(),
+    add_completion=startup.is_installed_script(),
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""Have handwritten digits read by the service.

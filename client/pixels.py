@@ -30,8 +30,8 @@ _OVERSHOOT = 0.3
 
 _UINT8 = np.dtype(np.uint8)
 _BACKGROUND_TO_INK = "expected uint8 from 0, background, to 255, ink; or bool; or floats from 0 to 1"
-_OF_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"GIF87a", b"GIF89a")
-_MAYBE_OF_PICTURES = (b"\xff\xd8\xff", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6", b"\x1f\x8b", b"\0\0\x08\x03")
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"GIF87a", b"GIF89a")
+_SHORT_SIGNATURES = (b"\xff\xd8\xff", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6", b"\x1f\x8b", b"\0\0\x08\x03")
 """How the files begin that `prepare` reads, gzip and IDX among them."""
 _SHAPES = f"expected [n, {PIXELS}], [n, {SIDE}, {SIDE}] or one image of these"
 
@@ -74,7 +74,7 @@ def prepare(picture: Pixels) -> Levels:
     (height, width, 3 or 4) with colours; dark on light or light on dark. Raises ImageError where there is no digit, and
     ImportError without Pillow.
     """
-    if _is_pictures(picture):
+    if _holds_pictures(picture):
         return _read_all(picture)
     array = _array(picture)
     shape = array.squeeze().shape
@@ -96,7 +96,7 @@ def _are_rows(shape: tuple[int, ...]) -> bool:
 
 def _raw(pixels: bytes) -> bytes:
     # The longer a signature, the less it is like pixels: those of two bytes tell only why a length is wrong.
-    if pixels.startswith(_OF_PICTURES) or (len(pixels) % PIXELS and pixels.startswith(_MAYBE_OF_PICTURES)):
+    if pixels.startswith(_SIGNATURES) or (len(pixels) % PIXELS and pixels.startswith(_SHORT_SIGNATURES)):
         raise ImageError("pixels holds the bytes of a picture's file; expected the file: pass io.BytesIO(pixels)")
     if not pixels or len(pixels) % PIXELS:
         raise ImageError(f"pixels holds {len(pixels)} bytes; expected n x {PIXELS}, n at least 1")
@@ -112,7 +112,7 @@ def _is_images(shape: tuple[int, ...]) -> bool:
 
 def _array(pixels: Any) -> npt.NDArray[Any]:
     """The numbers of anything that has some; pictures are prepared."""
-    if _is_pictures(pixels):
+    if _holds_pictures(pixels):
         return _read_all(pixels)
     if isinstance(pixels, np.ma.MaskedArray) and np.ma.is_masked(pixels):
         raise ImageError("pixels is an array with masked values; expected all of them: pass pixels.filled(0)")
@@ -213,7 +213,7 @@ def _is_picture(value: Any) -> bool:
     )
 
 
-def _is_pictures(value: Any) -> bool:
+def _holds_pictures(value: Any) -> bool:
     """Whether it is a picture, or a list that begins with one."""
     return _is_picture(value) or (isinstance(value, list | tuple) and bool(value) and _is_picture(value[0]))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from commandline import beginning
+from commandline import startup
 
-beginning.end_at_ctrl_c(__name__)
+startup.exit_on_interrupt(__name__)
 
 import sys
 from importlib.util import find_spec

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from commandline import beginning
+from commandline import startup
 
-beginning.end_at_ctrl_c(__name__)
+startup.exit_on_interrupt(__name__)
 
 import sys
 from pathlib import Path
 from typing import Annotated
 
-with beginning.needs_extra("export"):
+with startup.require_extra("export"):
     import typer
 
     from commandline import streams
@@ -23,7 +23,7 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyt
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=beginning.started_by_name(),
+    add_completion=startup.is_installed_script(),
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="""Train the network, write it as ONNX, measure it.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from commandline import beginning
+from commandline import startup
 
-beginning.end_at_ctrl_c(__name__)
+startup.exit_on_interrupt(__name__)
 
 import contextlib
 import errno
@@ -14,7 +14,11 @@ import socket
 import sys
 from typing import Annotated
 
-with beginning.needs_extra("play"):
+# gRPC's C core writes to standard error in a format of its own; what matters of it reaches the page. Read at
+# its import.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+with startup.require_extra("play"):
     import typer
     import uvicorn
 
@@ -32,7 +36,7 @@ TIMEOUT = 2.0
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser asks for an address, not for all of them)
 
 app = typer.Typer(
-    add_completion=beginning.started_by_name(), pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    add_completion=startup.is_installed_script(), pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 PAGE = "Page"
 """A heading of `--help`."""

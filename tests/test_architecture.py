@@ -136,7 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster/__init__.py": set(),
     "cluster/__main__.py": {
         *("cluster", "service.config", "service.errors", "service.logs"),
-        *("commandline.beginning", "service.transports.address"),
+        *("commandline.startup", "service.transports.address"),
     },
     "cluster/config.py": {"service.config", "pydantic", "pydantic_settings"},
     "cluster/deploying.py": {"cluster", "service.errors", "service.model", "service.versions", "ray"},
