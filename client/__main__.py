@@ -178,8 +178,6 @@ def _complain(sentence: str) -> None:
 
 def main() -> int:
     """Run a command; the exit status as `--help` tells it."""
-    # gRPC's C core writes to standard error in a format of its own; what matters of it is in the error of a call.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return streams.run(_main)
 
 

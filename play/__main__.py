@@ -128,8 +128,6 @@ def _url(host: str, port: int) -> str:
 
 def main() -> int:
     """Run the command; the exit status as `--help` tells it."""
-    # gRPC's C core writes to standard error in a format of its own; what matters of it reaches the page.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return streams.run(app)
 
 
