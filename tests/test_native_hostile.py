@@ -288,7 +288,7 @@ async def test_a_drain_does_not_wait_for_replies_that_are_not_read() -> None:
             other.call(1, block(PREDICT), framed(PIXELS))
             await until(lambda: sum(map(len, server.model.runs)) == 2)
             reading = [asyncio.to_thread(each.is_ended, 60) for each in (peer, other)]
-            _, *ended = await asyncio.gather(asyncio.wait_for(server.transport.stop(0, 600), 60), *reading)
+            _, *ended = await asyncio.gather(asyncio.wait_for(server.transport.stop(600), 60), *reading)
             assert ended == [True, True]
 
 
@@ -297,7 +297,7 @@ async def test_a_drain_does_not_wait_for_a_peer_without_a_call_that_does_not_ans
         with contextlib.closing(connect(server)) as peer:
             peer.call(1, block(PREDICT), framed(PIXELS))
             assert await asyncio.to_thread(peer.answers)
-            await asyncio.wait_for(server.transport.stop(0, 600), 60)
+            await asyncio.wait_for(server.transport.stop(600), 60)
 
 
 def test_lines_of_the_log_that_a_peer_causes_are_bounded_and_the_others_counted(model_path: Path) -> None:
