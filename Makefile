@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -61,7 +61,8 @@ native-check: .venv/dev.stamp
 	@if command -v cargo >/dev/null; then \
 		set -e; cd native; export PYO3_PYTHON="$$PWD/../$(PY)"; cargo fmt --check; \
 		cargo clippy --quiet --locked --all-targets -- --deny warnings; cargo test --quiet --locked; \
-		cargo fmt --check --manifest-path fuzz/Cargo.toml; \
+		cargo fmt --check --manifest-path fuzz/Cargo.toml; cargo fmt --check --manifest-path model-check/Cargo.toml; \
+		cargo test --quiet --locked --manifest-path model-check/Cargo.toml; \
 		if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error --locked check bans licenses sources; \
 		else echo "native-check: the crates' licences and sources not looked at: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
@@ -111,6 +112,13 @@ native-fuzz: .venv/dev.stamp ## fuzz the native transport, SECONDS=60 each; carg
 conformance: .venv/dev.stamp ## h2spec, gRPC's tools and clients in 4 languages
 	@$(PY) -m pytest tests/conformance --verbosity=1
 
+native-model: ## search the schedules of native's threads, with loom
+	@command -v cargo >/dev/null || { echo "native-model: cargo was not found: install Rust from https://rustup.rs" >&2; exit 1; }
+	@cd native/model-check && cargo test --locked
+
+native-sanitize: .venv/dev.stamp model.onnx ## native's tests under Thread- and AddressSanitizer
+	@scripts/sanitize
+
 licences: .venv/dev.stamp ## write docs/licences.md: those of what serving installs
 	@scripts/audit licences
 
@@ -131,7 +139,7 @@ lock: ## write constraints.txt anew from the newest versions
 
 clean: ## remove what was made: .venv, model.onnx, caches
 	rm -rf .venv .venv-gpu .venv*.new .venv*.old model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
-	rm -rf native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
+	rm -rf native/model-check/target native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
 	rm -rf examples/go/pb examples/java/target examples/node/node_modules examples/rust/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -3,16 +3,17 @@
 //! A connection that has reached its bound is read no further until its peer reads. Where all connections together
 //! have, the one that holds most is ended, for a peer that reads what it asked for holds next to nothing.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::counts::{nanos, Counter};
 use crate::status::{Refusal, RESOURCE_EXHAUSTED};
+use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify};
 
 /// Bytes of replies that one connection may have unread before its next call with a large one waits.
 const CONNECTION_HELD: usize = 8 << 20;
@@ -38,7 +39,7 @@ pub struct Budget {
     unfinished: AtomicUsize,
     strangers: AtomicUsize,
     most_unfinished: usize,
-    usages: Mutex<HashMap<u64, Arc<Usage>>>,
+    usages: Mutex<BTreeMap<u64, Arc<Usage>>>,
     next: AtomicU64,
     began: Instant,
     /// Connections that are to end and have not yet: no other is told to meanwhile.
@@ -56,7 +57,7 @@ impl Budget {
             most_unfinished: PROCESS_UNFINISHED.max(4 * largest_message),
             usages: Mutex::default(),
             next: AtomicU64::new(0),
-            began: Instant::now(),
+            began: now(),
             ending: AtomicUsize::new(0),
             shed: Counter::default(),
         })
@@ -82,16 +83,17 @@ impl Budget {
         Opened(usage)
     }
 
-    fn usages(&self) -> MutexGuard<'_, HashMap<u64, Arc<Usage>>> {
+    fn usages(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Usage>>> {
         self.usages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> u64 {
-        nanos(self.began.elapsed())
+        nanos(now() - self.began)
     }
 
     /// Ends the connection that holds most by `held`; false where that is the one that asks.
     fn shed(&self, asking: &Usage, held: impl Fn(&Usage) -> usize) -> bool {
+        let usages = self.usages();
         if self.ending.load(Relaxed) > 0 {
             return true;
         }
@@ -100,7 +102,6 @@ impl Budget {
             let is_stuck = u128::from(now.saturating_sub(usage.moved.load(Relaxed))) > STUCK.as_nanos();
             held(usage) * if is_stuck { STUCK_WEIGHT } else { 1 }
         };
-        let usages = self.usages();
         let most = usages.values().filter(|usage| !usage.is_shed.load(Relaxed)).max_by_key(|usage| weight(usage));
         let Some(most) = most.filter(|most| most.id != asking.id && held(most) > 0) else { return false };
         most.is_shed.store(true, Relaxed);

@@ -12,6 +12,7 @@ mod counts;
 mod frames;
 mod health;
 mod inflate;
+mod inline;
 mod line;
 mod messages;
 mod model;
@@ -21,6 +22,7 @@ mod served;
 mod server;
 mod status;
 mod stream;
+mod sync;
 mod wire;
 
 use std::collections::HashMap;

@@ -5,15 +5,14 @@
 //! too, as far as it expects to be done at once. Nothing waits for a timer: an idle model takes a batch of one.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
 
 use crate::counts::{self, nanos};
 use crate::reply::{Reply, Trouble};
 use crate::served::Served;
+use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Notify};
 use crate::wire::{Message, Span};
 
 /// How long the reading thread may run large requests itself where nobody small is about.
@@ -63,7 +62,7 @@ impl Line {
             large: Mutex::default(),
             small_waits: Notify::new(),
             large_waits: Condvar::new(),
-            began: Instant::now(),
+            began: now(),
             last_small: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             images: AtomicUsize::new(0),
@@ -92,14 +91,13 @@ impl Line {
     pub fn push(&self, item: Item, model: &counts::Model) {
         let is_small = item.images <= self.inline;
         let mut lane = lock(if is_small { &self.small } else { &self.large });
-        let waiting = self.images();
         // A small request that finds nobody waiting runs at once, whatever the bound.
-        if waiting + item.images > self.max_waiting && !(is_small && lane.is_empty()) {
+        let is_next = is_small && lane.is_empty();
+        if let Err(waiting) = self.count(item.images, is_next) {
             drop(lane);
             model.overloaded.add(1);
             return item.fail(self.overloaded(waiting));
         }
-        self.images.fetch_add(item.images, Relaxed);
         if is_small {
             self.last_small.store(nanos(item.since - self.began), Relaxed);
         }
@@ -112,6 +110,16 @@ impl Line {
         } else if was_empty {
             self.small_waits.notify_one();
         }
+    }
+
+    /// Counts images that are to wait; how many wait already where these are too many.
+    ///
+    /// In one step, for another thread may be putting some in the other lane.
+    #[allow(deprecated)] // in favour of a name that the oldest Rust which this is for does not know
+    fn count(&self, images: usize, is_next: bool) -> Result<usize, usize> {
+        self.images.fetch_update(Relaxed, Relaxed, |waiting| {
+            Some(waiting + images).filter(|all| is_next || *all <= self.max_waiting)
+        })
     }
 
     /// Whether no small request has come for a while.
@@ -142,7 +150,7 @@ impl Line {
         let mut lane = lock(&self.large);
         let Some(first) = lane.front() else { return Vec::new() };
         let most = self.spare_images();
-        let is_spare = first.images <= most && self.is_quiet(Instant::now());
+        let is_spare = first.images <= most && self.is_quiet(now());
         let taken = if is_spare { self.take(&mut lane, most) } else { Taken::default() };
         if !lane.is_empty() {
             self.large_waits.notify_one();
@@ -181,7 +189,7 @@ impl Line {
     /// The longest run of waiting requests that fits and has one model; those that left or are late cost nothing.
     fn take(&self, lane: &mut VecDeque<Item>, most: usize) -> Taken {
         let mut taken = Taken { batch: Vec::with_capacity(lane.len().min(most)), ..Taken::default() };
-        let (mut size, now) = (0, Instant::now());
+        let (mut size, now) = (0, now());
         while let Some(next) = lane.front() {
             let fits = |first: &Item| size + next.images <= most && Arc::ptr_eq(&first.served, &next.served);
             if !taken.batch.first().is_none_or(fits) {
@@ -216,7 +224,7 @@ impl Taken {
     /// With the lane unlocked again, for to tell and to let go of an item may ask Python: a thread that waits for the
     /// interpreter with a lane locked, and one of Python's that waits for that lane, would wait for ever.
     fn batch(self, model: &counts::Model) -> Vec<Item> {
-        let now = Instant::now();
+        let now = now();
         for item in &self.batch {
             let waited = nanos(now - item.since);
             model.queue.observe(waited);

@@ -1,11 +1,12 @@
 //! The model that serves, which may change while it does: whoever came under one is answered by it.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use pyo3::prelude::*;
 
 use crate::asked::Serves;
 use crate::counts::Statistics;
+use crate::sync::RwLock;
 
 /// What may be replaced while others use it: they go on with what they got.
 #[derive(Debug)]

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
-use tokio::task::{yield_now, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::connection;
 use crate::core::{draining, Core, Phase};
+use crate::inline::run_small;
 use crate::model::Runner;
 
 const BACKLOG: u32 = 1024;
@@ -54,24 +55,6 @@ pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::
             ended = small => Err(io::Error::other(format!("small batches are run no more: {ended:?}"))),
         }
     })
-}
-
-/// Runs what small requests have gathered: after every task that was ready has had its turn.
-async fn run_small(core: Arc<Core>, mut runner: Runner) {
-    loop {
-        core.line.small_waits.notified().await;
-        loop {
-            let mut batch = core.line.small_batch(&core.model);
-            if batch.is_empty() {
-                batch = core.line.spare_batch(&core.model);
-            }
-            if batch.is_empty() {
-                break;
-            }
-            runner.run(batch);
-            yield_now().await;
-        }
-    }
 }
 
 async fn serve(core: Arc<Core>, listeners: Vec<TcpListener>) {

@@ -1,0 +1,36 @@
+//! Searches the schedules of the transport's threads with loom: the queue, the hand-over to Python, the budget.
+//!
+//! The modules in which threads meet are the crate's own, with loom's primitives in `sync`. Python, h2 and the model are
+//! stand-ins that take the locks which the real ones take: the interpreter's, and one for each connection.
+#![allow(dead_code, unused_mut, unused_variables)] // the modules have more than is searched, and some a mistake
+
+#[path = "../../src/asked.rs"]
+pub mod asked;
+#[path = "../../src/counts.rs"]
+pub mod counts;
+#[path = "../../src/status.rs"]
+pub mod status;
+#[path = "../../src/wire.rs"]
+pub mod wire;
+
+pub mod access;
+pub mod prelude;
+pub mod server;
+pub mod sync;
+
+// So that `h2::server` and `pyo3::prelude` are the stand-ins beside.
+extern crate self as h2;
+extern crate self as pyo3;
+
+include!(concat!(env!("OUT_DIR"), "/variants.rs"));
+
+/// Runs `scenario` once for each schedule with at most so many preemptions; panics where one of them does or deadlocks.
+pub fn search(preemptions: usize, scenario: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 20_000;
+    builder.check(move || {
+        sync::set_clock(std::time::Duration::ZERO);
+        scenario();
+    });
+}
