@@ -24,8 +24,8 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what one listens
 class Processes:
     """What one command starts, and ends at SIGINT, SIGTERM or SIGHUP.
 
-    They start with SIGINT ignored: a terminal's Ctrl-C reaches them too, and makes a Python that is starting print a
-    traceback.
+    Each has a process group of its own, so that a terminal's Ctrl-C reaches them through this one alone: a Python that
+    is starting would print a traceback, and a server would count each signal twice.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Processes:
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start `python -m` with these arguments, and these variables beside those of this process."""
         command, variables = [sys.executable, "-m", *arguments], {**os.environ, **environment}
-        process = subprocess.Popen(command, env=variables, preexec_fn=_ignore_ctrl_c)  # noqa: PLW1509 (no thread yet)
+        process = subprocess.Popen(command, env=variables, process_group=0)
         self._started.append(process)
         if self.stopped_by:  # while it was being started
             process.terminate()
@@ -54,9 +54,10 @@ class Processes:
         return self.start("service", DIGITS_LOG_LEVEL=log_level() or "warning")
 
     def stop(self) -> None:
-        """Ask all of them to end, and wait until they have."""
-        for process in self._started:
-            process.terminate()
+        """Ask all of them to end, unless a signal has, and wait until they have."""
+        if not self.stopped_by:
+            for process in self._started:
+                process.terminate()
         for process in self._started:
             process.wait()
 
@@ -64,10 +65,6 @@ class Processes:
         self.stopped_by = self.stopped_by or number
         for process in self._started:
             process.terminate()
-
-
-def _ignore_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def log_level() -> str:

@@ -47,7 +47,7 @@ async def listening(
         Metrics(registry),
         make_logger("json", "error"),
         limits=Limits(**{"max_batch": 8, **limits}),
-        with_reflection=True,
+        with_reflection=not services,  # what a test makes up has no descriptors
         changed=changed,
         tls=tls,
     )

@@ -21,6 +21,7 @@ from service.transports.address import check_free, joined, listen
 from service.transports.grpcio_server import RestartingServer
 from service.transports.http import HttpEndpoint
 from service.transports.reports import Reports
+from service.transports.unsent import UnsentReplies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +138,9 @@ def test_http_answers_on_every_address_of_a_name(resolve_to: Callable[..., None]
 
 
 def grpcio_server() -> RestartingServer:
-    return RestartingServer([], None, Metrics(CollectorRegistry()), Reports(CapturingLogger()), bool)
+    return RestartingServer(
+        [], None, Metrics(CollectorRegistry()), Reports(CapturingLogger()), bool, UnsentReplies(0, bool)
+    )
 
 
 @needs_ipv6

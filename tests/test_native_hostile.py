@@ -310,7 +310,7 @@ def test_lines_of_the_log_that_a_peer_causes_are_bounded_and_the_others_counted(
                 assert len(peer.answers(250)) == 250, start
         service.stop()
         refused = [line for line in service.lines if line["event"] == "refused"]
-        assert 0 < len(refused) < 100
+        assert 0 < len(refused) < calls / 2  # a hundred at once, and ten a second
         assert all(line.get("others", 0) < calls for line in refused)
 
 

@@ -57,7 +57,9 @@ def echoing() -> Any:
     def together(*_: object) -> None:
         return None
 
-    return SimpleNamespace(name="t.T", unary={"One": answer}, streams={"Many": answer}, together={"Many": together})
+    return SimpleNamespace(
+        name="t.T", unary={"One": answer}, streams={"Many": answer}, together={"Many": together}, alternatives={}
+    )
 
 
 def ended_calls(server: Bare, reason: str) -> float:
