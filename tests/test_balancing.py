@@ -16,6 +16,8 @@ from bench.balancing import Outage, Outcome, Scene, Simulation
 
 LONG = {"service": 1.0, "seconds": 200_000.0, "warm_up": 2_000.0}
 
+pytestmark = pytest.mark.slow  # simulations of a million calls
+
 
 def run(**of_scene: Any) -> Outcome:
     return Simulation(Scene(**of_scene)).run()

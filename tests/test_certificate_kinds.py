@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Make = Callable[[Authority], "Files"]
 
+pytestmark = pytest.mark.slow  # a handshake of gRPC for each kind
+
 EXPECTED_KEY = "expected RSA of 2048 bits or more, P-256 or P-384"
 
 

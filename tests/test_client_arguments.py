@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+pytestmark = pytest.mark.slow  # the client's own pauses are what is waited for
+
+
 def refusing(listener: socket.socket, count: int) -> None:
     """Close so many connections as soon as they come."""
     listener.settimeout(60)
