@@ -19,7 +19,7 @@ run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on
 play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
 	@$(PY) scripts/look.py
 
-test: .venv/dev.stamp model.onnx ## run the quick tests, in two minutes on two cores
+test: .venv/dev.stamp model.onnx ## run the quick tests, in three minutes on two cores
 	@$(PYTEST) -m "not slow"
 
 test-all: .venv/dev.stamp model.onnx ## run every test, the slow ones too
