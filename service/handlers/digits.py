@@ -196,5 +196,5 @@ def _decoded(kind: type[M], request: bytes) -> M:
 
 def _plain_requests(max_batch: int) -> dict[int, tuple[int, bytes]]:
     """Bytes of a PredictRequest with pixels and no other field -> its images, and what stands before the pixels."""
-    heads = {images: head(_PIXELS, images * PIXELS) for images in range(1, max_batch + 1)}
-    return {len(head) + images * PIXELS: (images, head) for images, head in heads.items()}
+    prefixes = {images: head(_PIXELS, images * PIXELS) for images in range(1, max_batch + 1)}
+    return {len(prefix) + images * PIXELS: (images, prefix) for images, prefix in prefixes.items()}

@@ -257,11 +257,9 @@ class _Stream:
 
     async def write(self, message: Any) -> None:
         """Send one message."""
-        if self._call is None:
-            await self._streams.complete(self.context.write(message))
-        else:
-            self._unsent.hold(len(message) if isinstance(message, bytes) else 0, self.context.peer)
-            await self._streams.complete(self.context.write(message))
+        self._unsent.hold(len(message) if isinstance(message, bytes) else 0, self.context.peer)
+        await self._streams.complete(self.context.write(message))
+        if self._call is not None:
             self._unsent.release(self._call)
         self._rpc.sent()
 
