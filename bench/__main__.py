@@ -79,7 +79,7 @@ def measure(
         sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
     if not servers.MODEL.exists():
         sys.exit(f"bench: {servers.MODEL.name} is missing: `make model.onnx` writes it")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever is started is stopped
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # stops every server that was started
     chosen, missing = servers.available(names.split(","))
     rows = [row for row in ROWS if only in row.name]
     results = report.Results(missing=missing)

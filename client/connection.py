@@ -45,7 +45,7 @@ class Connection(Channel):
         """Meet the server for the first time; the seconds that are left. DigitsError where there is none to meet.
 
         Health is asked, since its calls are not retried: they fail when the connection does. The retries of other calls
-        are for a server that is started anew, and would only keep waiting who has the wrong address.
+        are for a server that restarts; with a wrong address they would only delay the error.
         """
         if self._is_reached:
             return within

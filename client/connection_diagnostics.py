@@ -67,7 +67,7 @@ class _Fault(Exception):
 def probe(address: str, tls: Tls | None, *, within: float) -> concurrent.futures.Future[str | None]:
     """Find out, in a thread of its own, why no connection comes about; None where it does, or only gRPC could tell.
 
-    It ends within seconds, but for a name server that does not answer, which nobody needs to wait for.
+    Ends within seconds, unless a name server does not answer; no call waits for that.
     """
     found: concurrent.futures.Future[str | None] = concurrent.futures.Future()
     until = time.monotonic() + min(within, LONGEST)

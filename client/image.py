@@ -46,7 +46,7 @@ LARGEST_IMAGE = 100_000_000  # pixels: more than any camera, less than a decompr
 MOST_IMAGES = 100_000
 
 SMALLEST_DRAWING = 1 / 7
-"""Of a drawing's side: whatever is smaller than this is the first dot of a stroke."""
+"""Share of a drawing's side; anything smaller is the first dot of a stroke."""
 
 THINNEST_STROKE = 2.0
 """Pixels in the 20x20 box: MNIST's pens are this broad, and a hairline would vanish when it is scaled down."""
