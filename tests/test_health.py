@@ -65,6 +65,18 @@ async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_s
 
 
 @pytest.mark.usefixtures("transport")
+async def test_every_watcher_hears_of_a_stop_before_its_stream_ends(model_path: Path) -> None:
+    with serving(model_path) as service:
+        async with aio.insecure_channel(service.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            calls = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(32)]
+            assert {(await call.read()).status for call in calls} == {SERVING}
+            service.process.send_signal(signal.SIGTERM)
+            assert {(await call.read()).status for call in calls} == {NOT_SERVING}
+        assert await asyncio.to_thread(service.ended) == 0
+
+
+@pytest.mark.usefixtures("transport")
 def test_a_stop_that_comes_while_a_status_is_being_sent_waits_for_that_alone(model_path: Path) -> None:
     with (
         serving(model_path, "--grace", str(10 * ANSWERS_WITHIN)) as service,

@@ -231,6 +231,7 @@ async fn keep_alive(mut ping_pong: PingPong, limits: &Limits) {
     loop {
         limits.keepalive.pass().await;
         tokio::select! {
+            biased; // on a machine that was asleep both are ready: an answer that is there counts
             answer = ping_pong.ping(Ping::opaque()) => if answer.is_err() { return },
             () = limits.keepalive_timeout.pass() => return,
         }

@@ -61,6 +61,8 @@ pub async fn watch(core: &Arc<Core>, call: Call, mut respond: SendResponse<Unsen
             call.route.counts.sent.add(1);
         }
         tokio::select! {
+            biased;
+            // A stop says NOT_SERVING and drains at once: the status goes out before the stream ends.
             changed = healthy.changed() => if changed.is_err() { return },
             () = draining(&mut phase) => {
                 drop(stream.send_trailers(call.refuse(&Trouble::Stopping)));
