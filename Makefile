@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke roll certificate e2e clean
+.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -11,13 +11,13 @@ PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
 EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on until Ctrl-C
 	@$(PY) scripts/run.py
 
 play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
-	@$(PY) scripts/look.py
+	@$(PY) scripts/run_playground.py
 
 test: .venv/dev.stamp model.onnx ## run the quick tests, in three minutes on two cores
 	@$(PYTEST) -m "not slow"
@@ -76,8 +76,8 @@ down: ## take it down; models and measurements stay in volumes
 smoke: .venv/run.stamp ## send digits to the stack, see that Prometheus counts them
 	@$(PY) scripts/smoke.py
 
-roll: ## take new settings, model or image to every replica in turn
-	scripts/roll
+rolling-update: ## take new settings, model or image to every replica in turn
+	scripts/rolling-update
 
 certificate: ## make tls/tls.crt and tls.key for localhost
 	scripts/certificate tls

@@ -7,7 +7,7 @@ import time
 
 from bench.messages import sample_images
 from bench.servers import MODEL
-from service.model import Model
+from service.inference.model import Model
 
 SIZES = (1, 8, 64, 256, 1024, 4096)
 _SECONDS = 0.2

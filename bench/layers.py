@@ -17,16 +17,16 @@ from prometheus_client import CollectorRegistry
 from bench.messages import predict_request, sample_images
 from bench.servers import MODEL
 from service.__main__ import loop_factory
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.handlers.digits import DigitsHandler
-from service.handlers.predicting import Predictor
-from service.logs import make_logger
-from service.metrics import Metrics
-from service.model import Model
-from service.statistics import Statistics
-from service.transports.observed import Observer
-from service.transports.streams import OpenStreams
-from service.transports.unsent import UnsentReplies
+from service.handlers.predictor import Predictor
+from service.inference.model import Model
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
+from service.transports.grpcio.instrumentation import Observer
+from service.transports.grpcio.streams import OpenStreams
+from service.transports.grpcio.unsent_replies import UnsentReplies
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -25,11 +25,11 @@ from grpc import aio
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from service import server as composition  # noqa: E402
 from service.config import Settings  # noqa: E402
-from service.logs import make_logger  # noqa: E402
+from service.observability.logs import make_logger  # noqa: E402
 from service.pb.digits.v1.digits_pb2 import PredictRequest  # noqa: E402
-from service.transports import observed  # noqa: E402
+from service.runtime import server as composition  # noqa: E402
+from service.transports.grpcio import instrumentation  # noqa: E402
 
 CALLS = 3000
 IN_FLIGHT = 16
@@ -64,7 +64,7 @@ class Nothing:
 async def serve(*, counting: bool) -> None:
     """A server on free ports, which are printed, until the process is ended."""
     if not counting:
-        vars(composition)["Metrics"] = vars(observed)["RpcMetrics"] = Nothing
+        vars(composition)["Metrics"] = vars(instrumentation)["RpcMetrics"] = Nothing
     settings = Settings(model=ROOT / "model.onnx", port=0, metrics_port=0, transport="grpcio")
     server = composition.Server(settings, make_logger("json", "error"))
     await server.start()

@@ -15,13 +15,14 @@ from prometheus_client import CollectorRegistry
 from bench.servers import LARGEST_BATCH, MODEL
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
-from service.handlers.predicting import Predictor
-from service.logs import make_logger
-from service.metrics import Metrics
-from service.model import Model, Pixels, Predictions
-from service.statistics import Statistics
+from service.handlers.predictor import Predictor
+from service.inference.model import Model
+from service.network import Pixels, Predictions
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 from service.transports.limits import Limits
-from service.transports.native import NativeBatcher, NativeTransport
+from service.transports.native.transport import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from service.handlers import Service

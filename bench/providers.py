@@ -26,9 +26,9 @@ from bench.messages import PREDICT, predict_request, sample_images
 from bench.servers import LARGEST_BATCH, MODEL, ROOT, Server
 from commandline.options import output_folder
 from service.errors import StartError
-from service.logs import make_logger
-from service.model import Model
-from service.providers import Execution
+from service.inference.model import Model
+from service.inference.providers import Execution
+from service.observability.logs import make_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

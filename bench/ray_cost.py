@@ -83,7 +83,7 @@ def on_ray() -> Iterator[str]:
     command = [*start, "--port", str(head), *size]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deploy = [sys.executable, "-m", "cluster", "--ray-address", f"127.0.0.1:{head}", "--max-replicas", "1"]
+            deploy = [sys.executable, "-m", "ray_serve", "--ray-address", f"127.0.0.1:{head}", "--max-replicas", "1"]
             ports = ["--port", str(port), "--metrics-port", str(metrics_port)]
             time.sleep(5)
             subprocess.run([*deploy, *ports], env=ENVIRONMENT, check=True, stderr=subprocess.DEVNULL, timeout=120)

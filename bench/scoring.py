@@ -1,4 +1,4 @@
-"""python -m bench.scoring: how many images a second `python -m client score` reads, and what memory it takes.
+"""python -m bench.scoring: how many images a second `python -m digitserve score` reads, and what memory it takes.
 
 Makes the images by distorting the samples, scores them with 1, 2 and 4 workers, and prints two tables. Ten million
 images are 7.84 GB on the disk of --folder, and are deleted at the end.
@@ -86,7 +86,7 @@ def make(folder: Path, images: int) -> None:
 
 def score(images: Path, output: Path, workers: int, engine: str, total: int) -> Run:
     """Run the command as a user would, and look at its memory all along."""
-    command = [sys.executable, "-m", "client", "score", str(images), "--output", str(output)]
+    command = [sys.executable, "-m", "digitserve", "score", str(images), "--output", str(output)]
     command += ["--workers", str(workers), "--engine", engine]
     began, memory = time.monotonic(), []
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:

@@ -26,9 +26,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.metrics_cost import CALLS, IN_FLIGHT, Round, Running, compare  # noqa: E402
-from service import server as composition  # noqa: E402
 from service.config import Settings  # noqa: E402
-from service.logs import make_logger  # noqa: E402
+from service.observability.logs import make_logger  # noqa: E402
+from service.runtime import server as composition  # noqa: E402
 
 OFF = "no traces"
 RATIOS = {"1 in 100": 0.01, "every call": 1.0}

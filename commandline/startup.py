@@ -23,7 +23,7 @@ def exit_on_interrupt(module: str) -> None:
 
 
 def is_installed_script() -> bool:
-    """Return whether the program is an installed script: `digitserve-client`, not `python -m client`."""
+    """Return whether the program is an installed script: `digitserve-client`, not `python -m digitserve`."""
     return sys.argv[0].rpartition(os.sep)[2].startswith("digitserve")
 
 

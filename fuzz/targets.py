@@ -9,22 +9,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from digitserve_client import image
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
-from client import image
 from export import checkpoint, graph, mnist
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.config import Settings, SettingsError, load
 from service.errors import CredentialsError, ModelFileError, Unauthenticated
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
-from service.handlers.predicting import Predictor
-from service.metrics import Metrics
-from service.model import Model
-from service.statistics import Statistics
-from service.transports.credentials import Tokens
+from service.handlers.predictor import Predictor
+from service.inference.model import Model
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
+from service.security.credentials import Tokens
 from service.transports.status import to_status
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def any_image(data: bytes) -> None:
-    """Any file as a picture or IDX file, as `python -m client predict` reads it: pixels, or ImageError."""
+    """Any file as a picture or IDX file, as `python -m digitserve predict` reads it: pixels, or ImageError."""
     try:
         pixels = image.read_bytes(data)
     except image.ImageError as e:

@@ -45,7 +45,7 @@ def main() -> None:
     service = _started("service", "--port", "0", "--metrics-port", "0", "--log-format", "json", stderr=subprocess.PIPE)
     assert service.stderr is not None
     address = _said(service.stderr, r'"address": ?"([^"]+)"')
-    page = _started("play", "--address", address, "--port", "0", stdout=subprocess.PIPE)
+    page = _started("playground", "--address", address, "--port", "0", stdout=subprocess.PIPE)
     assert page.stdout is not None
     browser = _browser()
     try:

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-import own_server
+import local_server
 
 if TYPE_CHECKING:
     import subprocess
@@ -21,12 +21,12 @@ UP_WITHIN = 60  # seconds
 
 def main() -> int:
     """The server's exit status, or the demonstration's where that failed; 130 where Ctrl-C came before its end."""
-    settings = own_server.settings()
-    own_server.end_if_taken(settings)
-    address = own_server.address(settings)
-    processes = own_server.Processes()
+    settings = local_server.settings()
+    local_server.end_if_taken(settings)
+    address = local_server.address(settings)
+    processes = local_server.Processes()
     server = processes.start_service()
-    demo = processes.start("client", "demo", "--wait", str(UP_WITHIN), DIGITS_ADDRESS=address)
+    demo = processes.start("digitserve", "demo", "--wait", str(UP_WITHIN), DIGITS_ADDRESS=address)
     threading.Thread(target=_end_with, args=(server, demo), daemon=True).start()
     failed = demo.wait()
     if processes.stopped_by:
@@ -41,7 +41,7 @@ def main() -> int:
 
 def _announce(address: str) -> None:
     print(f"\nServing on at {address}; Ctrl-C stops it.", flush=True)
-    if not own_server.log_level():
+    if not local_server.log_level():
         print("Its log shows warnings alone; DIGITS_LOG_LEVEL=info shows all of it.", flush=True)
 
 

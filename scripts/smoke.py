@@ -19,10 +19,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # imports are not prepared for KeyboardInterrupt
 
-from client import DigitsClient, DigitsError  # noqa: E402
-from client.demo import read_labels  # noqa: E402
-from client.image import read  # noqa: E402
+from digitserve_client import DigitsClient, DigitsError  # noqa: E402
+from digitserve_client.image import read  # noqa: E402
+
 from commandline import proxies  # noqa: E402
+from digitserve.demo import read_labels  # noqa: E402
 
 SAMPLES = ROOT / "samples"
 RIGHT_AT_LEAST = 90  # of a hundred; the networks read more than 95

@@ -44,8 +44,8 @@ def main() -> int:
         return 2
     # Imported late: --help and a bad option answer at once.
     from service.errors import StartError  # noqa: PLC0415
-    from service.logs import capture_libraries, make_logger  # noqa: PLC0415
-    from service.server import serve  # noqa: PLC0415
+    from service.observability.logs import capture_libraries, make_logger  # noqa: PLC0415
+    from service.runtime.server import serve  # noqa: PLC0415
 
     keep_memory_together()
     log = make_logger(settings.log_format, settings.log_level)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
-from service.logs import make_logger
-from service.metrics import Metrics
-from service.transports.grpcio import GrpcioTransport
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from service.handlers import Service
-    from service.transports.credentials import Tls
+    from service.security.credentials import Tls
 
 
 class Bare(SimpleNamespace):

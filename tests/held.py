@@ -10,7 +10,8 @@ from conftest import ANSWERS_WITHIN
 if TYPE_CHECKING:
     import numpy as np
 
-    from service.model import Model, Predictions
+    from service.inference.model import Model
+    from service.network import Predictions
 
 
 class Held:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from conftest import ANSWERS_WITHIN
+from digitserve_client import DigitsClient
 
 from bench.messages import framed
-from client import DigitsClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import onnxruntime as ort
 
-from service import diagnosis, providers
+from service.inference import provider_diagnostics, providers
 
 CUDA = "CUDAExecutionProvider"
 CALL = (
@@ -107,7 +107,7 @@ def _break_if_broken() -> None:
 
 
 def ask(provider: str, _: bytes, __: dict[str, str]) -> tuple[str, list[str]]:
-    """What `service.diagnosis.ask` was told."""
+    """What `service.inference.provider_diagnostics.ask` was told."""
     assert provider == CUDA
     return {
         "no library": (NOT_LOADED.format("libcublasLt.so.13"), []),
@@ -124,7 +124,7 @@ def replay() -> None:
     """From now on, in this process."""
     providers.ort.InferenceSession = Replayed
     providers.ort.get_available_providers = available
-    diagnosis.ask = ask
+    provider_diagnostics.ask = ask
 
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 from conftest import ANSWERS_WITHIN, on_both_transports, serving
+from digitserve_client import DigitsClient
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
-from client import DigitsClient
+from service.address import check_free, joined, listen
 from service.errors import AddressInUse
-from service.metrics import Metrics
-from service.transports.address import check_free, joined, listen
-from service.transports.grpcio_server import RestartingServer
-from service.transports.http import HttpEndpoint
-from service.transports.reports import Reports
-from service.transports.unsent import UnsentReplies
+from service.observability.metrics import Metrics
+from service.observability.metrics_server import HttpEndpoint
+from service.transports.call_log import Reports
+from service.transports.grpcio.server import RestartingServer
+from service.transports.grpcio.unsent_replies import UnsentReplies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ async def test_grpcio_answers_on_every_address_of_a_name(resolve_to: Callable[..
 
 
 async def test_an_address_that_is_lost_between_leaves_no_port_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.transports.grpcio_server.check_free", lambda *_: ["127.0.0.1", OF_NO_MACHINE])
+    monkeypatch.setattr("service.transports.grpcio.server.check_free", lambda *_: ["127.0.0.1", OF_NO_MACHINE])
     server = grpcio_server()
     with pytest.raises(AddressInUse, match=f"cannot listen on {OF_NO_MACHINE} port"):
         await server.start("here.example", 0)

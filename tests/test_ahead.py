@@ -10,7 +10,7 @@ import pytest
 from conftest import until
 from grpc import aio
 
-from service.transports.ahead import AHEAD, PATIENCE, ReadAhead
+from service.transports.grpcio.read_ahead import AHEAD, PATIENCE, ReadAhead
 
 
 class Caller:

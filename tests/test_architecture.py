@@ -1,8 +1,9 @@
-"""Who may import whom, as docs/architecture.md draws it: anything absent from the table is forbidden."""
+"""Who may import whom, as tests/import_table.py says: anything absent from the table is forbidden."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -10,201 +11,87 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ROOT
+from import_table import BEGIN, END, FOLDERS, PAGE, TABLE, render
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PB = "service.pb"
-
-# Module or folder -> what it may import: ours by full name, third parties by their top-level name.
-MAY_IMPORT: dict[str, set[str]] = {
-    "service/__init__.py": set(),
-    "service/errors.py": set(),
-    "service/config.py": {"service.usage", "pydantic", "pydantic_core", "pydantic_settings"},
-    "service/usage.py": {"service.__version__", "pydantic"},
-    "service/healthcheck.py": set(),
-    "service/logs.py": {"structlog"},
-    "service/distribution.py": {"prometheus_client", "numpy"},
-    "service/metrics.py": {"service", "service.distribution", "service.model", "prometheus_client", "numpy"},
-    "service/onnx_outputs.py": set(),
-    "service/diagnosis.py": {"onnxruntime"},
-    "service/providers.py": {
-        *("service.diagnosis", "service.errors", "service.onnx_outputs"),
-        *("onnxruntime", "numpy", "structlog"),
-    },
-    "service/model.py": {"service.errors", "service.providers", "onnxruntime", "numpy"},
-    "service/device.py": {"service.errors", "service.metrics", "service.model", "structlog"},
-    "service/watchdog.py": {"service.batcher", "service.metrics", "service.model", "structlog"},
-    "service/gpu_metrics.py": {"prometheus_client", "pynvml", "structlog"},
-    "service/explain.py": {"service.model", "numpy"},
-    "service/statistics.py": set(),
-    "service/versions.py": {"service.errors", "service.model", "service.providers"},
-    "service/reloading.py": {*("service.errors", "service.metrics", "service.model", "service.versions"), "structlog"},
-    "service/batcher.py": {
-        *("service.company", "service.errors", "service.metrics", "service.model", "service.statistics"),
-        "numpy",
-    },
-    "service/company.py": set(),
-    "service/handlers": {
-        *("service.errors", "service.batcher", "service.model", "service.statistics", "service.handlers", PB),
-        "service.explain",
-        *("numpy", "google"),
-    },
-    "service/outbox.py": {"service.metrics", "opentelemetry", "structlog"},
-    "service/tracing.py": {"service.errors", "service.metrics", "service.outbox", "opentelemetry", "structlog"},
-    "service/traced.py": {
-        *("service.batcher", "service.handlers", "service.metrics", "service.model", "service.statistics"),
-        "service.tracing",
-    },
-    "service/transports/__init__.py": set(),
-    "service/transports/status.py": {"service.errors", "google"},
-    "service/transports/address.py": {"service.errors"},
-    "service/transports/connections.py": set(),
-    "service/transports/streams.py": {"service.errors"},
-    "service/transports/unfinished.py": {"service.errors"},
-    "service/transports/unsent.py": set(),
-    "service/transports/reports.py": {"service.errors", "service.logs", "structlog"},
-    "service/transports/ahead.py": {"grpc"},
-    "service/transports/limits.py": {"service.handlers"},
-    "service/transports/credentials.py": {
-        *("service.errors", "service.metrics", "service.transports.certificates", "service.transports.rehearsal"),
-        "structlog",
-    },
-    "service/transports/certificates.py": set(),
-    "service/transports/rehearsal.py": {
-        *("service.errors", "service.transports.certificates", "service.transports.credentials"),
-        "grpc",
-    },
-    "service/transports/http.py": {"service.healthcheck", "service.transports", "prometheus_client", "waitress"},
-    "service/transports/observed.py": {
-        *("service.errors", "service.metrics", "service.transports"),
-        *("grpc", "google", "structlog"),
-    },
-    "service/transports/traced.py": {
-        *("service.metrics", "service.tracing", "service.transports"),
-        "structlog",
-    },
-    "service/transports/grpcio.py": {
-        *("service.errors", "service.handlers", "service.metrics", "service.tracing", "service.transports"),
-        *("grpc", "grpc_health", "structlog"),
-    },
-    "service/transports/grpcio_health.py": {"grpc", "grpc_health"},
-    "service/transports/grpcio_server.py": {*("service.errors", "service.metrics", "service.transports"), "grpc"},
-    "service/transports/counts.py": {
-        *("service.distribution", "service.metrics", "service.statistics", "service.transports"),
-        "prometheus_client",
-    },
-    "service/transports/native.py": {
-        *("service.errors", "service.handlers", "service.metrics", "service.model", "service.statistics"),
-        *("service.batcher", "service.transports", "grpc_health", "structlog"),
-    },
-    "service/transports/host.py": {
-        *("service.errors", "service.batcher", "service.handlers", "service.model", "service.transports"),
-        *("numpy", "structlog"),
-    },
-    "service/parts.py": {"service", "structlog"},
-    "service/stopping.py": {"structlog"},
-    "service/server.py": {"service", "prometheus_client", "structlog"},
-    "service/__main__.py": {"service.config", "service.errors", "service.logs", "service.server", "uvloop"},
-    "commandline": {"service.__version__", "typer", "_typeshed"},
-    "export": {
-        *("commandline", "export", "numpy", "onnx", "onnxruntime", "safetensors", "typer", "rich"),
-        *("jax", "optax", "matplotlib", "jaxlib"),
-    },
-    "play/__init__.py": set(),
-    "play/gateway.py": {"client", "grpc", "numpy", "starlette"},
-    "play/browser.py": set(),
-    "play/__main__.py": {
-        *("play.browser", "play.gateway", "client.digits", "client.options", "client.secure", "commandline"),
-        *("typer", "uvicorn"),
-    },
-    # Scoring loads the model as the server does, and reads pictures as the client does.
-    "score/__init__.py": set(),
-    "score/errors.py": set(),
-    "score/columns.py": {"client.image", "score.errors", "numpy", "pyarrow"},
-    "score/inputs.py": {"client.image", "score.columns", "score.errors", "pyarrow"},
-    "score/reading.py": {"client.image", "score.columns", "score.errors", "score.inputs", "score", "numpy", "pyarrow"},
-    "score/writing.py": {
-        *("service.model", "score.errors", "score.inputs", "score.reading"),
-        *("numpy", "pyarrow"),
-    },
-    "score/output.py": {"score.errors", "score.writing", "pyarrow"},
-    "score/engines.py": {"score.errors", "score.inputs", "score.writing", "cluster.reaching", "ray"},
-    "score/run.py": {"score", "service.errors", "service.model"},
-    "score/command.py": {"commandline", "score", "typer", "rich"},
-    # On a cluster the same handlers and model answer, put together as service.server does; nothing imports it.
-    "cluster/__init__.py": set(),
-    "cluster/__main__.py": {
-        *("cluster", "service.config", "service.errors", "service.logs"),
-        *("commandline.startup", "service.transports.address"),
-    },
-    "cluster/config.py": {"service.config", "pydantic", "pydantic_settings"},
-    "cluster/deploying.py": {"cluster", "service.errors", "service.model", "service.versions", "ray"},
-    "cluster/registration.py": {
-        *("service.errors", "service.transports.status", PB),
-        *("grpc", "grpc_health", "google", "ray"),
-    },
-    "cluster/answering.py": {
-        *("service.errors", "service.handlers", "service.metrics"),
-        *("service.transports.observed", "service.transports.status", "grpc", "google", "structlog"),
-    },
-    "cluster/replica.py": {
-        *("cluster", "service", "service.batcher", "service.errors", "service.handlers", "service.logs"),
-        *("service.metrics", "service.model", "service.statistics"),
-        *("numpy", "grpc_health", "google", "prometheus_client", "ray", "starlette"),
-    },
-    "cluster/reaching.py": set(),
-    "cluster/exposition.py": {"prometheus_client"},
-    # The command line alone takes up the command of scoring, whose module is light until it runs.
-    "client/__main__.py": {"client", "commandline", "score.command", "numpy", "PIL", "rich", "typer", "grpc"},
-    "client": {
-        *("client", PB, "numpy", "PIL", "rich", "typer", "click"),
-        *("grpc", "grpc_health", "grpc_status", "google"),
-    },
-}
+PACKAGES = {package.name: package for package in TABLE}
+SOURCES = sorted(
+    path
+    for name in {package.name.partition(".")[0] for package in TABLE}
+    for path in (ROOT / FOLDERS.get(name, name)).rglob("*.py")
+)
 
 
-def rule(path: Path) -> set[str]:
-    name = path.relative_to(ROOT).as_posix()
-    keys = [key for key in MAY_IMPORT if name == key or name.startswith(f"{key}/")]
-    assert keys, f"{name} has no row in the table: say what it may import"
-    return MAY_IMPORT[max(keys, key=len)]
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removeprefix("client.").removesuffix(".__init__")
 
 
-def imported(path: Path) -> set[str]:
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def package_of(module: str) -> str:
+    """The package of the table that holds a module of ours."""
+    return max((name for name in PACKAGES if f"{module}.".startswith(f"{name}.")), key=len)
+
+
+def imported(path: Path, *, at_run_time: bool = False) -> set[str]:
+    """The modules that a file imports; at run time without those that type checkers alone read, and late ones."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_run_time else ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             # `from service.handlers import digits` imports a module, `from service.errors import X` a name.
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found = {n for n in names if (ROOT / f"{n.replace('.', '/')}.py").exists() or n.endswith(".__version__")}
-            modules |= found or {node.module or ""}
-    return {m for m in modules if m.split(".")[0] not in sys.stdlib_module_names}
+            modules |= {
+                name if (name := f"{node.module}.{alias.name}") in MODULES else node.module or ""
+                for alias in node.names
+            }
+    return {module for module in modules if module.partition(".")[0] not in sys.stdlib_module_names}
 
 
-def allowed(module: str, rules: set[str]) -> bool:
-    return any(module == rule or module.startswith(f"{rule}.") for rule in rules)
+def is_ours(module: str) -> bool:
+    return module in MODULES
 
 
-SOURCES = [
-    path
-    for package in ("service", "export", "client", "play", "score", "cluster", "commandline")
-    for path in sorted((ROOT / package).rglob("*.py"))
-    if "pb" not in path.parts
-]
+def used() -> dict[str, set[str]]:
+    """What each package imports: packages of ours, and third parties by their top-level name."""
+    found: dict[str, set[str]] = {name: set() for name in PACKAGES}
+    for module, path in MODULES.items():
+        for other in imported(path):
+            found[package_of(module)].add(package_of(other) if is_ours(other) else other.partition(".")[0])
+    return {name: others - {name} for name, others in found.items()}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_only_what_the_table_allows(path: Path) -> None:
-    rules = rule(path)
-    forbidden = sorted(module for module in imported(path) if not allowed(module, rules))
-    assert not forbidden, f"may import {sorted(rules)}"
+def test_a_package_imports_only_what_stands_above_it_in_the_table() -> None:
+    names = [package.name for package in TABLE]
+    for i, package in enumerate(TABLE):
+        assert set(package.ours) <= set(names[:i]), package.name
 
 
-KNOW_ONNX_RUNTIME = {"service/model.py", "service/providers.py", "service/diagnosis.py"}
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_imports_all_that_the_table_allows_and_nothing_else(name: str) -> None:
+    assert sorted(used()[name]) == sorted({*PACKAGES[name].ours, *PACKAGES[name].third_party})
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {module: imported(path, at_run_time=True) & MODULES.keys() for module, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the modules of a circle
+
+
+def test_the_page_shows_the_table() -> None:
+    assert BEGIN + render() + END in PAGE.read_text(), "write it anew: python tests/import_table.py"
+
+
+KNOW_ONNX_RUNTIME = {
+    "service/inference/model.py",
+    "service/inference/providers.py",
+    "service/inference/provider_diagnostics.py",
+}
 
 
 def test_only_the_model_and_what_chooses_its_provider_know_onnx_runtime_and_nothing_served_knows_onnx() -> None:
@@ -213,7 +100,7 @@ def test_only_the_model_and_what_chooses_its_provider_know_onnx_runtime_and_noth
     assert not [name for name, modules in served.items() if "onnx" in modules or "export" in modules]
 
 
-@pytest.mark.parametrize("module", ["service.model", "export.graph"])
+@pytest.mark.parametrize("module", ["service.inference.model", "export.graph"])
 def test_onnx_runtime_is_told_not_to_report_its_use_before_it_is_imported(module: str) -> None:
     look = f"""
 import os, sys
@@ -229,10 +116,6 @@ import {module}
         [sys.executable, "-c", look], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert seen.stdout == "ORT_DISABLE_TELEMETRY 1\n"
-
-
-def test_the_table_has_no_row_for_what_is_not_there() -> None:
-    assert [key for key in MAY_IMPORT if not (ROOT / key).exists()] == []
 
 
 def test_every_module_says_in_its_first_line_what_it_is_for() -> None:

@@ -13,8 +13,8 @@ from structlog.testing import CapturingLogger
 
 from service.config import Settings, SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
-from service.metrics import Metrics
-from service.transports.credentials import Tokens
+from service.observability.metrics import Metrics
+from service.security.credentials import Tokens
 
 if TYPE_CHECKING:
     from pathlib import Path

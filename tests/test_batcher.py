@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.errors import DeadlinePassed, Overloaded
-from service.metrics import Metrics
-from service.model import Model
-from service.statistics import Statistics
+from service.inference.model import Model
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from service.model import Predictions
+    from service.network import Predictions
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from conftest import ANSWERS_WITHIN, launch, on_both_transports, serving
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-from client import DigitsClient
+from digitserve_client import DigitsClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -12,12 +12,11 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, ROOT, free_port, on_both_transports, serving
+from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
+from digitserve_client.address import authority, checked, is_this_machine
 from hypothesis import given
 from hypothesis import strategies as st
 from relay import Relay
-
-from client import AsyncDigitsClient, DigitsClient, DigitsError
-from client.address import authority, checked, is_this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +93,7 @@ def test_no_text_that_is_no_address_ends_otherwise(address: str) -> None:
 CLOSED = """
 import asyncio, sys
 import numpy as np
-from client import AsyncDigitsClient, DigitsClient
+from digitserve_client import AsyncDigitsClient, DigitsClient
 
 def said(ask):
     try:

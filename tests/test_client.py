@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES, launch, on_both_transports, serving
+from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError, FieldViolation
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import RetryInfo
@@ -27,7 +28,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from PIL import Image
 
-from client import AsyncDigitsClient, DigitsClient, DigitsError, FieldViolation, render
+from digitserve import render
 from export import checkpoint
 from service.pb.digits.v1.digits_pb2 import PredictResponse
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceServicer, add_DigitServiceServicer_to_server
@@ -312,7 +313,7 @@ def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.nd
 
 
 def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "client", *map(str, arguments)]
+    command = [sys.executable, "-m", "digitserve", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "80", **env}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
@@ -464,12 +465,12 @@ def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServicePro
     assert "p99" in done.stdout
     unfolded = done.stdout.replace(" \\\n      ", " ")
     assert f"client predict {IMAGES.relative_to(ROOT)} --limit 3 --address {server.address}" in unfolded
-    assert all(len(line) <= 80 or "-m client" in line for line in done.stdout.splitlines())
+    assert all(len(line) <= 80 or "-m digitserve" in line for line in done.stdout.splitlines())
 
 
 def on_a_terminal(address: str, **env: str) -> bytes:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "client", "predict", str(IMAGES), "--limit", "1", "--address", address]
+    command = [sys.executable, "-m", "digitserve", "predict", str(IMAGES), "--limit", "1", "--address", address]
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80", **env}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs) as process:
         os.close(theirs)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from digitserve_client import DigitsClient, base
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hostile import PING, PREFACE, SETTINGS, each_frame, frame, kernel_waits
 from test_server_arguments import ACK, keys_in_sources
-
-from client import DigitsClient, channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,9 +33,9 @@ def refusing(listener: socket.socket, count: int) -> None:
 
 def replaced(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     """Other values for some of the client's arguments, so that a test need not wait as long."""
-    options = [(key, values.get(key.removeprefix("grpc."), value)) for key, value in channel._OPTIONS]
-    assert options != channel._OPTIONS
-    monkeypatch.setattr(channel, "_OPTIONS", options)
+    options = [(key, values.get(key.removeprefix("grpc."), value)) for key, value in base._OPTIONS]
+    assert options != base._OPTIONS
+    monkeypatch.setattr(base, "_OPTIONS", options)
 
 
 def tries_grow_from_the_first_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +184,7 @@ CLIENT = {
 
 
 def test_each_argument_of_the_client_has_a_test_of_its_effect() -> None:
-    assert sorted(keys_in_sources("client")) == list(CLIENT)
+    assert sorted(keys_in_sources("client/digitserve_client")) == list(CLIENT)
 
 
 @pytest.mark.parametrize("effect", CLIENT.values(), ids=lambda effect: effect.__name__)

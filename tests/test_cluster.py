@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from conftest import ROOT
+from digitserve_client import AsyncDigitsClient
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import aio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import AsyncDigitsClient
-from cluster.config import ClusterSettings, load
-from cluster.exposition import merged
+from ray_serve.config import ClusterSettings, load
+from ray_serve.exposition import merged
 from service.config import Settings, SettingsError
-from service.metrics import Metrics, Rpc, RpcMetrics
+from service.observability.metrics import Metrics, Rpc, RpcMetrics
 from service.pb.digits.v1.digits_pb2 import PredictResponse
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_a_bad_option_is_a_sentence(arguments: list[str], sentence: str) -> None
 
 def test_the_service_knows_nothing_of_ray() -> None:
     look = """
-import sys, service.server, service.__main__
+import sys, service.runtime.server, service.__main__
 print([name for name in sys.modules if name.split(".")[0] in ("ray", "cluster")])
 """
     seen = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -129,7 +129,7 @@ GONE = "the replica that had this call is gone, or none is there yet; send it ag
 def test_what_ray_says_of_its_failures_is_told_in_our_words(
     code: grpc.StatusCode | None, details: str, expected: grpc.StatusCode | None, sentence: str
 ) -> None:
-    registration = pytest.importorskip("cluster.registration", reason="Ray is not installed: `make test-ray` does")
+    registration = pytest.importorskip("ray_serve.registration", reason="Ray is not installed: `make test-ray` does")
     context = Context(code, details)
     registration.tell_plainly(context)
     assert (context.told["code"], context.told["details"]) == (expected, sentence)
@@ -140,7 +140,7 @@ def test_what_ray_says_of_its_failures_is_told_in_our_words(
 
 
 def test_messages_pass_the_proxy_as_bytes_and_each_method_is_registered_once() -> None:
-    registration = pytest.importorskip("cluster.registration", reason="Ray is not installed: `make test-ray` does")
+    registration = pytest.importorskip("ray_serve.registration", reason="Ray is not installed: `make test-ray` does")
     registered: dict[str, Any] = {}
     server = SimpleNamespace(
         service_handler_factory=lambda **_: None,
@@ -154,7 +154,7 @@ def test_messages_pass_the_proxy_as_bytes_and_each_method_is_registered_once() -
 
 
 async def test_a_call_whose_replica_died_is_sent_again_by_a_client_that_retries(digits: np.ndarray) -> None:
-    registration = pytest.importorskip("cluster.registration", reason="Ray is not installed: `make test-ray` does")
+    registration = pytest.importorskip("ray_serve.registration", reason="Ray is not installed: `make test-ray` does")
     calls = 0
 
     async def as_ray(_: bytes, context: Any) -> bytes:

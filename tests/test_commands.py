@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, SAMPLES, serving
 
 from bench import servers
-from cluster.config import ClusterSettings
+from ray_serve.config import ClusterSettings
 from service import __version__
 from service.config import OF_OTHERS, PREFIX, Settings, unknown_variables
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
 
 IMAGES = SAMPLES / "digits-100-images-idx3-ubyte"
-PROGRAMS = ("service", "cluster", "client", "export", "play", "bench")
+PROGRAMS = ("service", "ray_serve", "digitserve", "export", "playground", "bench")
 COMMANDS = (
     *((program,) for program in PROGRAMS),
-    *(("client", name) for name in ("predict", "demo", "health", "score")),
+    *(("digitserve", name) for name in ("predict", "demo", "health", "score")),
     *(("export", name) for name in ("onnx", "data", "train", "evaluate", "draw", "ablate", "mistakes", "nonsense")),
 )
 WITHIN = 120  # seconds, for a machine that is busy
@@ -55,7 +55,7 @@ def unboxed(said: str) -> str:
     return " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
 
 
-NARROW = (("service",), ("cluster",), ("client", "predict"), ("export", "train"))
+NARROW = (("service",), ("ray_serve",), ("digitserve", "predict"), ("export", "train"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_help_is_ascii_where_the_terminal_is() -> None:
     assert "+- Model --" in done.stdout
 
 
-@pytest.mark.parametrize("command", [*((program,) for program in PROGRAMS), ("client", "score")], ids=" ".join)
+@pytest.mark.parametrize("command", [*((program,) for program in PROGRAMS), ("digitserve", "score")], ids=" ".join)
 def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
     done = run(*command, "--version", text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"digitserve {__version__}\n", "")
@@ -110,7 +110,13 @@ def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("program", "missing"),
-    [("client", "rich"), ("client", "PIL"), ("export", "onnx"), ("play", "uvicorn"), ("play", "PIL")],
+    [
+        ("digitserve", "rich"),
+        ("digitserve", "PIL"),
+        ("export", "onnx"),
+        ("playground", "uvicorn"),
+        ("playground", "PIL"),
+    ],
 )
 def test_a_command_names_the_extra_that_is_missing(program: str, missing: str) -> None:
     """As after `make run`, which installs what it needs itself and not what the page needs."""
@@ -122,7 +128,7 @@ def test_a_command_names_the_extra_that_is_missing(program: str, missing: str) -
     assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
 
 
-@pytest.mark.parametrize("program", ["client", "export", "play"])
+@pytest.mark.parametrize("program", ["digitserve", "export", "playground"])
 def test_an_installed_command_completes_itself(program: str) -> None:
     installed = Path(sys.executable).with_name(f"digitserve-{program}")
     words = {"COMP_WORDS": f"{installed.name} --ver", "COMP_CWORD": "1"}
@@ -132,7 +138,7 @@ def test_an_installed_command_completes_itself(program: str) -> None:
     assert done.stdout.split() == ["--version"], done.stderr
 
 
-@pytest.mark.parametrize(("module", "name"), [("service", "digitserve"), ("cluster", "digitserve-cluster")])
+@pytest.mark.parametrize(("module", "name"), [("service", "digitserve"), ("ray_serve", "digitserve-cluster")])
 def test_the_server_completes_in_bash(module: str, name: str) -> None:
     line = f'source <("$PYTHON" -m {module} --show-completion bash); complete -p {name}; compgen -W "$WORDS" -- --por'
     flags = run(module, "--show-completion", "bash", text=True).stdout.split("'")[1]
@@ -148,22 +154,22 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("service", "--port"), "--port: expected one argument"),
     (("service", "--prot", "1"), "did you mean --port?"),
     (("service", "--log-level", "loud"), "--log-level"),
-    (("cluster", "--port", "x"), "--port (or DIGITS_PORT) is 'x'"),
-    (("cluster", "--model", ""), "--model (or DIGITS_MODEL) is ''"),
-    (("client", "nonsense"), "No such command 'nonsense'"),
+    (("ray_serve", "--port", "x"), "--port (or DIGITS_PORT) is 'x'"),
+    (("ray_serve", "--model", ""), "--model (or DIGITS_MODEL) is ''"),
+    (("digitserve", "nonsense"), "No such command 'nonsense'"),
     (("export", "nonsens"), "No such command 'nonsens'"),
-    (("client", "predict", str(IMAGES), "--limit"), "--limit"),
-    (("client", "predict", str(IMAGES), "--limit", "many"), "'--limit': Input should be a valid integer"),
-    (("client", "health", "--tls-ca", "docs"), "tls_ca docs: cannot be read: Is a directory"),
-    (("client", "health", "--tls-ca", "EMPTY"), "not certificates in PEM"),
-    (("client", "health", "--tls-ca", "GARBAGE"), "not certificates in PEM"),
-    (("client", "health", "--token-file", "EMPTY"), "holds no token"),
-    (("client", "health", "--token-file", "GARBAGE"), "holds no token"),
-    (("client", "score", "EMPTY", "--output", "out", "--engine", "fast"), "'fast' is not one of"),
+    (("digitserve", "predict", str(IMAGES), "--limit"), "--limit"),
+    (("digitserve", "predict", str(IMAGES), "--limit", "many"), "'--limit': Input should be a valid integer"),
+    (("digitserve", "health", "--tls-ca", "docs"), "tls_ca docs: cannot be read: Is a directory"),
+    (("digitserve", "health", "--tls-ca", "EMPTY"), "not certificates in PEM"),
+    (("digitserve", "health", "--tls-ca", "GARBAGE"), "not certificates in PEM"),
+    (("digitserve", "health", "--token-file", "EMPTY"), "holds no token"),
+    (("digitserve", "health", "--token-file", "GARBAGE"), "holds no token"),
+    (("digitserve", "score", "EMPTY", "--output", "out", "--engine", "fast"), "'fast' is not one of"),
     (("export", "onnx", "--activation", "gelu"), "'gelu' is not one of"),
     (("export", "onnx", "--weights", "docs"), "is a directory"),
     (("export", "onnx", "--weights", "no-such-file"), "does not exist"),
-    (("play", "--port", "70000"), "Input should be less than or equal to 65535"),
+    (("playground", "--port", "70000"), "Input should be less than or equal to 65535"),
     (("bench", "--names", "grpcio,tritn"), "no server named 'tritn'; expected some of nothing: a server of grpcio"),
     (("bench", "--only", "nothing like it"), "no row's name contains 'nothing like it'; expected a part of one of"),
 ]
@@ -181,7 +187,7 @@ def test_wrong_usage_is_a_sentence_and_status_two(tmp_path: Path, arguments: tup
 
 
 FILES: list[tuple[str, ...]] = [
-    ("client", "predict", str(IMAGES), "--explain-png"),
+    ("digitserve", "predict", str(IMAGES), "--explain-png"),
     ("export", "onnx", "--out"),
     ("export", "train", "--out"),
     ("export", "evaluate", "--json"),
@@ -192,7 +198,7 @@ FILES: list[tuple[str, ...]] = [
     ("export", "nonsense", "--png"),
 ]
 FOLDERS: list[tuple[str, ...]] = [
-    ("client", "score", str(IMAGES), "--output"),
+    ("digitserve", "score", str(IMAGES), "--output"),
     ("export", "data", "--folder"),
     ("bench", "--out"),
     ("bench.providers", "--out"),
@@ -223,7 +229,11 @@ def test_a_folder_to_write_into_is_no_file(tmp_path: Path, command: tuple[str, .
 
 
 def test_the_two_tables_hold_every_option_that_names_something_to_write() -> None:
-    sources = [path for name in ("bench", "client", "export", "play", "score") for path in (ROOT / name).glob("*.py")]
+    sources = [
+        path
+        for name in ("bench", "digitserve", "export", "playground", "digitserve/score")
+        for path in (ROOT / name).glob("*.py")
+    ]
     found = [match for path in sources for match in re.findall(r"output_(file|folder)\(", path.read_text())]
     shared = 1  # --png of ablate, mistakes and nonsense is one option
     assert (found.count("file") + 3 - shared, found.count("folder")) == (len(FILES), len(FOLDERS))
@@ -280,10 +290,10 @@ def test_the_server_does_not_warn_of_what_the_client_reads(model_path: Path) -> 
 def test_predict_reads_standard_input(server: ServiceProcess, content: str) -> None:
     how = {"idx": "cat", "gzip": "gzip -c", "png": '"$PYTHON" -c "$PICTURE"'}[content]
     picture = (
-        "import sys; from PIL import Image; from client.image import read_open;"
+        "import sys; from PIL import Image; from digitserve_client.image import read_open;"
         "Image.frombytes('L', (28, 28), read_open(sys.stdin.buffer)[0].tobytes()).save(sys.stdout.buffer, 'PNG')"
     )
-    predict = '"$PYTHON" -m client predict - --json --limit 1'
+    predict = '"$PYTHON" -m digitserve predict - --json --limit 1'
     done = shell(f"{how} < {IMAGES} | {predict}", DIGITS_ADDRESS=server.address, PICTURE=picture)
     assert done.returncode == 0, done.stderr
     [answer] = json.loads(done.stdout)
@@ -299,7 +309,7 @@ def test_predict_reads_standard_input(server: ServiceProcess, content: str) -> N
     ],
 )
 def test_standard_input_that_is_no_picture_is_a_sentence(server: ServiceProcess, source: str, reason: str) -> None:
-    done = shell(f'"$PYTHON" -m client predict - --json {source}', DIGITS_ADDRESS=server.address)
+    done = shell(f'"$PYTHON" -m digitserve predict - --json {source}', DIGITS_ADDRESS=server.address)
     assert (done.returncode, done.stderr) == (1, f"standard input: {reason}\n")
     assert json.loads(done.stdout) == [{"file": "-", "error": reason}]
 
@@ -309,7 +319,7 @@ def test_json_is_whole_where_the_server_goes_away_midway(model_path: Path, tmp_p
     os.mkfifo(fifo)
     with serving(model_path) as service:
         arguments = ["predict", IMAGES, fifo, IMAGES, "--json", "--limit", "1", "--timeout", "2"]
-        command = [sys.executable, "-m", "client", *arguments, "--address", service.address]
+        command = [sys.executable, "-m", "digitserve", *arguments, "--address", service.address]
         with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
             with fifo.open("wb") as writing:  # which waits for the reader: the first file has been answered
                 service.stop()
@@ -324,7 +334,7 @@ def test_json_is_whole_where_the_server_goes_away_midway(model_path: Path, tmp_p
 
 
 def test_json_is_a_document_where_no_server_answers() -> None:
-    done = run("client", "predict", IMAGES, "--json", "--address", "127.0.0.1:1", "--timeout", "1", text=True)
+    done = run("digitserve", "predict", IMAGES, "--json", "--address", "127.0.0.1:1", "--timeout", "1", text=True)
     assert done.returncode == 3
     assert [sorted(one) for one in json.loads(done.stdout)] == [["error", "file"]]
 
@@ -336,7 +346,9 @@ STRANGE = ["[red]x.idx", "a[b] 12.5 :smile:.idx", "[bold]1.idx", "umlaut ü 3.id
 def test_a_name_is_shown_as_it_is(server: ServiceProcess, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(IMAGES.read_bytes())
     env = {"DIGITS_ADDRESS": server.address, "FORCE_COLOR": "1"}
-    done = run("client", "predict", name, "--limit", "1", cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, text=True)
+    done = run(
+        "digitserve", "predict", name, "--limit", "1", cwd=tmp_path, env={**env, "PYTHONPATH": str(ROOT)}, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert f"{name}, image 0" in done.stdout
     assert f"99 more images in {name}; --limit 100 reads them all" in done.stdout
@@ -344,7 +356,7 @@ def test_a_name_is_shown_as_it_is(server: ServiceProcess, tmp_path: Path, name: 
 
 def test_the_folder_of_a_score_is_shown_as_it_is(model_path: Path, tmp_path: Path) -> None:
     output = tmp_path / "[bold]out 12"
-    done = run("client", "score", IMAGES, "--output", output, "--model", model_path, "--workers", "1", text=True)
+    done = run("digitserve", "score", IMAGES, "--output", output, "--model", model_path, "--workers", "1", text=True)
     assert done.returncode == 0, done.stderr
     assert f"100 images scored into {output}" in done.stderr
 
@@ -356,10 +368,10 @@ def test_a_name_that_is_no_utf8_is_no_traceback(
     good, bad = (os.fsencode(tmp_path) + name for name in (b"/\xff.idx", b"/\xfdno"))
     Path(os.fsdecode(good)).write_bytes(IMAGES.read_bytes())
     env = {**environment, "DIGITS_ADDRESS": server.address}
-    shown = run("client", "predict", good, bad, "--limit", "1", env=env)
+    shown = run("digitserve", "predict", good, bad, "--limit", "1", env=env)
     assert shown.returncode == 1, shown.stderr
     assert b"Traceback" not in shown.stderr
-    told = json.loads(run("client", "predict", good, bad, "--limit", "1", "--json", env=env).stdout)
+    told = json.loads(run("digitserve", "predict", good, bad, "--limit", "1", "--json", env=env).stdout)
     assert [os.fsencode(one["file"]) for one in told] == [good, bad]
     model = os.fsencode(tmp_path) + b"/\xff.onnx"
     assert run("export", "onnx", "--out", model, env=env).returncode == 0
@@ -368,9 +380,9 @@ def test_a_name_that_is_no_utf8_is_no_traceback(
     with pa.OSFile(os.fsencode(tmp_path) + b"/\xff.parquet", "wb") as file:
         pq.write_table(table, file)
     for source in (good, good.removesuffix(b"idx") + b"parquet"):
-        scored = run("client", "score", source, "--output", output, "--model", model, "--overwrite", env=env)
+        scored = run("digitserve", "score", source, "--output", output, "--model", model, "--overwrite", env=env)
         assert scored.returncode == 0, scored.stderr
-    for command in (("service", "--model", bad), ("client", "predict", bad), ("export", "evaluate", bad)):
+    for command in (("service", "--model", bad), ("digitserve", "predict", bad), ("export", "evaluate", bad)):
         refused = run(*command, env=env)
         assert refused.returncode == 1, refused.stderr
         assert b"Traceback" not in refused.stderr
@@ -378,11 +390,11 @@ def test_a_name_that_is_no_utf8_is_no_traceback(
 
 PRINTING = [
     ("service", "--help"),
-    ("client", "predict", str(IMAGES)),
-    ("client", "predict", str(IMAGES), "--json"),
-    ("client", "health"),
+    ("digitserve", "predict", str(IMAGES)),
+    ("digitserve", "predict", str(IMAGES), "--json"),
+    ("digitserve", "health"),
     ("export", "onnx", "--out", "OUT"),
-    ("play", "--help"),
+    ("playground", "--help"),
 ]
 
 
@@ -407,6 +419,6 @@ def test_output_that_cannot_be_written_is_no_traceback(
 
 
 def test_a_sentence_for_a_closed_standard_error_does_not_go_into_the_answer(server: ServiceProcess) -> None:
-    done = shell(f'"$PYTHON" -m client predict no-such-file {IMAGES} --json 2>&-', DIGITS_ADDRESS=server.address)
+    done = shell(f'"$PYTHON" -m digitserve predict no-such-file {IMAGES} --json 2>&-', DIGITS_ADDRESS=server.address)
     assert done.returncode == 1
     assert "error" in json.loads(done.stdout)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.company import FIRST_INTERVAL, LONGEST_INTERVAL, LONGEST_WAIT, PACE, SHORTEST_WAIT, Company
+from service.batching.adaptive import FIRST_INTERVAL, LONGEST_INTERVAL, LONGEST_WAIT, PACE, SHORTEST_WAIT, Company
 
 
 def gather(company: Company, present: int, pace: float = PACE / 2) -> bool:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
 from service.healthcheck import publish
-from service.transports.http import HttpEndpoint
+from service.observability.metrics_server import HttpEndpoint
 from service.transports.limits import Limits
 
 if TYPE_CHECKING:

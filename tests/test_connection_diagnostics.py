@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from authority import Authority, Pair
 from conftest import ROOT, SAMPLES, on_both_transports, serving
+from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
+from digitserve_client.address import Proxy, endpoints, proxy
 from grpc_health.v1 import health_pb2
-
-from client import AsyncDigitsClient, DigitsClient, DigitsError
-from client.address import Proxy, endpoints, proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +99,7 @@ def test_every_kind_of_address_has_its_reason(address: str, sentence: str) -> No
 
 
 def predict_by_command(address: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "client", "predict", IMAGES, "--address", address, *options]
+    command = [sys.executable, "-m", "digitserve", "predict", IMAGES, "--address", address, *options]
     quiet = "GRPC_VERBOSITY"  # which the tests have from the server's module, and a terminal has not
     environment = {name: value for name, value in os.environ.items() if name != quiet}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -315,7 +314,7 @@ async def test_loopback_never_goes_through_a_proxy(
         assert client.health() == "SERVING"
     async with AsyncDigitsClient(server.address) as asynchronous:
         assert len(await asynchronous.predict(BLANK)) == 1
-    command = [sys.executable, "-m", "client", "health", "--address", server.address]
+    command = [sys.executable, "-m", "digitserve", "health", "--address", server.address]
     done = await asyncio.to_thread(
         subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.transports import connections
+from service.observability import connections
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

@@ -21,15 +21,15 @@ import pytest
 from authority import Authority, Pair, put
 from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, on_both_transports, serving, until
 from cryptography import x509
+from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
-from client import AsyncDigitsClient, DigitsClient, DigitsError
 from service.config import SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
-from service.logs import LOG_INTERVAL
-from service.metrics import Metrics
-from service.transports.credentials import Tls, Tokens
+from service.observability.logs import LOG_INTERVAL
+from service.observability.metrics import Metrics
+from service.security.credentials import Tls, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -240,7 +240,7 @@ def test_a_file_that_becomes_readable_is_taken_up_without_another_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
-    monkeypatch.setattr("service.transports.credentials._RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr("service.security.credentials._RETRY_INTERVAL", 0.0)
     metrics, log = silent()
     path, denied = tmp_path / "tokens", [False]
     put(path, FIRST.encode())
@@ -300,7 +300,7 @@ def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair:
 def test_a_failure_that_is_a_fault_of_ours_is_tried_again_and_told_once(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, pair: Pair
 ) -> None:
-    monkeypatch.setattr("service.transports.credentials._RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr("service.security.credentials._RETRY_INTERVAL", 0.0)
     metrics, log = silent()
     tls = Tls(pair.certificate, pair.key, None, metrics, log)
     tries = []
@@ -560,7 +560,7 @@ def test_a_token_does_not_leave_the_machine_in_plain_text(tmp_path: Path) -> Non
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "client", *map(str, arguments)]
+    words = [sys.executable, "-m", "digitserve", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -25,18 +25,18 @@ from structlog.testing import CapturingLogger
 from test_providers import failing_on_ink, replaying
 from test_reloading import add
 
-from service import device
-from service.batcher import INLINE_IMAGES, Batcher
+from service.batching.batcher import INLINE_IMAGES, Batcher
 from service.config import load
-from service.device import FAILURES_IN_A_ROW, Keeper
 from service.errors import ModelUnavailable
-from service.metrics import Metrics
-from service.model import Model
+from service.inference.model import Model
+from service.observability.metrics import Metrics
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 from service.pb.inference import open_inference_pb2 as pb
 from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from service.server import Server
+from service.runtime import device_recovery
+from service.runtime.device_recovery import FAILURES_IN_A_ROW, Keeper
+from service.runtime.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,7 +110,7 @@ async def test_several_failures_in_a_row_are_told_and_a_new_session_ends_them(ke
 async def test_calls_fail_at_once_while_no_session_works_and_each_try_is_counted(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "SHORTEST_WAIT", 0.01)
+    monkeypatch.setattr(device_recovery, "SHORTEST_WAIT", 0.01)
     mended = asyncio.Event()
 
     def renew() -> None:
@@ -132,7 +132,7 @@ async def test_calls_fail_at_once_while_no_session_works_and_each_try_is_counted
 async def test_a_session_that_fails_soon_after_it_was_made_is_not_made_anew_at_once(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "SHORTEST_WAIT", 0.2)
+    monkeypatch.setattr(device_recovery, "SHORTEST_WAIT", 0.2)
     kept.fails(FAILURES_IN_A_ROW)
     await until(lambda: kept.said == [False, True])  # the first try comes at once
     began = time.monotonic()
@@ -151,7 +151,7 @@ async def test_another_model_in_its_place_ends_the_trouble_of_the_one_before(
         loop.call_soon_threadsafe(tried.set)
         raise RuntimeError("no device")
 
-    monkeypatch.setattr(device, "SHORTEST_WAIT", 60)
+    monkeypatch.setattr(device_recovery, "SHORTEST_WAIT", 60)
     kept.kept.renew = renew
     kept.fails(FAILURES_IN_A_ROW)
     await tried.wait()

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.errors import InvalidInput, ServiceError, UnknownModel
 from service.handlers.digits import DigitsHandler
-from service.handlers.predicting import Predictor
-from service.metrics import Metrics
-from service.model import Model
+from service.handlers.predictor import Predictor
+from service.inference.model import Model
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path

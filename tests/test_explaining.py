@@ -11,15 +11,15 @@ import pytest
 from conftest import ANSWERS_WITHIN, until
 from prometheus_client import CollectorRegistry
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.errors import DeadlinePassed, Overloaded
-from service.explain import Explainer
 from service.handlers.digits import DigitsHandler
-from service.handlers.predicting import Predictor
-from service.metrics import Metrics
-from service.model import Model
+from service.handlers.predictor import Predictor
+from service.inference.explain import Explainer
+from service.inference.model import Model
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import ExplainRequest, PredictRequest
-from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from conftest import serving
+from digitserve_client import image
 from grpc import aio
 from hostile import LONG, resident, still_serves
 from PIL import Image
 
-from client import image
 from export import mnist
 from fuzz.seeds import damaged, seeds
 from fuzz.targets import BrokenPromise, targets
 from service.errors import ModelFileError
-from service.model import Model
+from service.inference.model import Model
 from service.pb.inference import open_inference_pb2 as pb
 
 if TYPE_CHECKING:

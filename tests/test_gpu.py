@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from conftest import ROOT, serving
+from digitserve_client import DigitsClient
 from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import CapturingLogger
 
 from bench.providers import crossover
-from client import DigitsClient
-from service import gpu_metrics
-from service.model import Model
-from service.providers import TOLERANCE, Execution
+from service.inference.model import Model
+from service.inference.providers import TOLERANCE, Execution
+from service.observability import gpu_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

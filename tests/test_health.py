@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bare_grpcio import listening
 from conftest import ANSWERS_WITHIN, serving
+from digitserve_client import AsyncDigitsClient
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import BLANK, HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal, still_tells
 
-from client import AsyncDigitsClient
-from service.transports.grpcio_health import HealthServicer
+from service.transports.grpcio.health import HealthServicer
 
 if TYPE_CHECKING:
     import socket

@@ -15,7 +15,7 @@ import pytest
 from conftest import ANSWERS_WITHIN, launch, serving
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.transports.http import HttpEndpoint
+from service.observability.metrics_server import HttpEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +142,7 @@ def test_a_client_that_hangs_up_in_a_scrape_leaves_no_traceback_in_the_log(model
 def test_what_libraries_log_is_an_event_of_the_log(tmp_path: Path) -> None:
     script = """
 import logging, threading, warnings
-from service.logs import capture_libraries, make_logger
+from service.observability.logs import capture_libraries, make_logger
 capture_libraries(make_logger("json", "info"))
 try:
     raise ValueError("inside")

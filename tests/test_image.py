@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from conftest import SAMPLES
+from digitserve_client.image import ImageError, NoDigitError, read, to_mnist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from client.image import ImageError, NoDigitError, read, to_mnist
 from export import checkpoint
 
 if TYPE_CHECKING:

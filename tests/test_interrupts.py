@@ -43,15 +43,15 @@ NOBODY = "127.0.0.1:1"
 # What each is started with, and its exit statuses where the signal came too late.
 COMMANDS = {
     "service": (["-m", "service"], {0}),
-    "client": (["-m", "client", "demo", "--wait", "60", "--address", NOBODY], set[int]()),
-    "predict": (["-m", "client", "predict", DIGITS, "--address", NOBODY], {3}),
-    "score": (["-m", "client", "score", DIGITS, "--output", "scored", "--workers", "1"], {0}),
+    "client": (["-m", "digitserve", "demo", "--wait", "60", "--address", NOBODY], set[int]()),
+    "predict": (["-m", "digitserve", "predict", DIGITS, "--address", NOBODY], {3}),
+    "score": (["-m", "digitserve", "score", DIGITS, "--output", "scored", "--workers", "1"], {0}),
     "export": (["-m", "export", "onnx", "--out", "model.onnx"], {0}),
-    "play": (["-m", "play"], {0}),
-    "cluster": (["-m", "cluster", "--ray-address", NOBODY], {1}),
+    "play": (["-m", "playground"], {0}),
+    "cluster": (["-m", "ray_serve", "--ray-address", NOBODY], {1}),
     "bench": (["-m", "bench", "--help"], {0}),
     "run": ([ROOT / "scripts" / "run.py"], {0}),
-    "look": ([ROOT / "scripts" / "look.py"], {0}),
+    "look": ([ROOT / "scripts" / "run_playground.py"], {0}),
 }
 
 

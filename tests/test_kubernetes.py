@@ -13,10 +13,10 @@ import pytest
 import yaml
 from authority import put
 from conftest import ANSWERS_WITHIN, ROOT, serving, wait_until
+from digitserve_client import DigitsClient, DigitsError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from manifests import KUBERNETES, NEWEST, OLDEST, container, kustomization, mistakes, one, options, resources
 
-from client import DigitsClient, DigitsError
 from service.config import Settings, load
 
 if TYPE_CHECKING:

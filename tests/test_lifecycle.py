@@ -18,9 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.config import SettingsError, load
 from service.errors import StartError
-from service.parts import chosen_transport
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.transports import native
+from service.runtime.components import chosen_transport
+from service.transports.native import transport as native
 
 pytestmark = pytest.mark.usefixtures("transport")
 

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from authority import Authority, put
 from conftest import ANSWERS_WITHIN, on_both_transports, serving
+from digitserve_client import DigitsClient, DigitsError
 
-from client import DigitsClient, DigitsError
 from export import checkpoint, graph
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from conftest import on_both_transports, serving
 from hostile import HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal
 
-from service.logs import LOG_INTERVAL
+from service.observability.logs import LOG_INTERVAL
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,10 +19,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import GOAWAY, HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal, still_serves
 from prometheus_client import CollectorRegistry
 
-from service.logs import make_logger
-from service.metrics import Metrics
-from service.transports import grpcio_server
-from service.transports.credentials import Tls
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.security.credentials import Tls
+from service.transports.grpcio import server as grpcio_server
 
 if TYPE_CHECKING:
     from pathlib import Path

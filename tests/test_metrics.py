@@ -22,10 +22,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from export import checkpoint
 from service import __version__
-from service.distribution import LONGEST_IN_EXEMPLAR
-from service.metrics import CONFIDENCE_BUCKETS, Metrics
+from service.observability.histogram import LONGEST_IN_EXEMPLAR
+from service.observability.metrics import CONFIDENCE_BUCKETS, Metrics
+from service.observability.metrics_server import HttpEndpoint
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.transports.http import HttpEndpoint
 from service.transports.status import code_name
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[
 
 
 def test_a_connection_on_which_nothing_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.transports.http._IDLE_TIMEOUT", 1)
+    monkeypatch.setattr("service.observability.metrics_server._IDLE_TIMEOUT", 1)
     endpoint = HttpEndpoint("127.0.0.1", 0, CollectorRegistry(), serving=lambda: True)
     with socket.create_connection(("127.0.0.1", endpoint.port), ANSWERS_WITHIN) as silent:
         assert silent.recv(1) == b""

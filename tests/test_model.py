@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from export import checkpoint, graph
 from service.errors import ModelFileError
-from service.model import Model
+from service.inference.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

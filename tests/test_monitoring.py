@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import ANSWERS_WITHIN, ROOT, free_port, serving, wait_until
 
-from service.metrics import NATIVE_SERIES
+from service.observability.metrics import NATIVE_SERIES
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 from service.pb.inference.open_inference_pb2 import ModelInferRequest
 

@@ -21,15 +21,15 @@ from prometheus_client import CollectorRegistry
 from service.errors import DeadlinePassed, ModelUnavailable, Overloaded
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
-from service.handlers.predicting import Predictor
-from service.logs import make_logger
-from service.metrics import Metrics
-from service.model import Parameters, Predictions
+from service.handlers.predictor import Predictor
+from service.network import Parameters, Predictions
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
-from service.statistics import Statistics
 from service.transports.limits import Limits
-from service.transports.native import NativeBatcher, NativeTransport
+from service.transports.native.transport import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

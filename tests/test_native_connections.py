@@ -13,8 +13,8 @@ from conftest import needs_native, until
 from grpc import StatusCode, aio
 from test_native import PREDICT, STREAM, images, request, running
 
+from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import PredictResponse
-from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from test_native import Running

@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, needs_h2load, serving, until, wait_until
+from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
 from held import Held
 from hostile import (
     BLANK,
@@ -38,16 +39,15 @@ from hostile import (
 )
 from prometheus_client import CollectorRegistry
 
-from client import AsyncDigitsClient, DigitsClient, DigitsError
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.handlers.digits import DigitsHandler
-from service.handlers.predicting import Predictor
-from service.logs import make_logger
-from service.metrics import Metrics
-from service.model import Model
+from service.handlers.predictor import Predictor
+from service.inference.model import Model
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.statistics import Statistics
-from service.transports.grpcio import GrpcioTransport
+from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
 
 if TYPE_CHECKING:

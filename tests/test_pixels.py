@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES
+from digitserve_client import AsyncDigitsClient, DigitsClient, ImageError, prepare
+from digitserve_client.pixels import to_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from client import AsyncDigitsClient, DigitsClient, ImageError, prepare
-from client.pixels import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -310,7 +309,7 @@ WITHOUT_PILLOW = """
 import sys
 sys.modules["PIL"] = None
 import numpy as np
-from client import DigitsClient
+from digitserve_client import DigitsClient
 with DigitsClient(sys.argv[1]) as client:
     print(client.predict(np.zeros((1, 784), np.uint8)).digits.shape)
     try:

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from authority import Authority
 from conftest import ANSWERS_WITHIN, ROOT, launch, serving
+from digitserve_client.image import read_bytes
 from PIL import Image, ImageDraw, ImageOps
 
-from client.image import read_bytes
-from play.gateway import HARD
+from playground.gateway import HARD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +58,8 @@ SEVEN = [(-60, -72), (0, -74), (60, -72), (35, -10), (10, 40), (-10, 85)]
 
 @contextlib.contextmanager
 def page_of(address: str, *arguments: str | Path) -> Iterator[str]:
-    """`python -m play` over that server; the page's address."""
-    command = [sys.executable, "-m", "play", "--address", address, "--port", "0", *map(str, arguments)]
+    """`python -m playground` over that server; the page's address."""
+    command = [sys.executable, "-m", "playground", "--address", address, "--port", "0", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -1,4 +1,4 @@
-"""`python -m play` as a command: what it says of a mistake, which address it announces, whom it shows the page."""
+"""`python -m playground` as a command: its errors, the address that it announces, whether it opens a browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import ROOT
 
-from play import browser
+from playground import browser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,20 +37,20 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "play", "--port", port]
+        command = [sys.executable, "-m", "playground", "--port", port]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
     assert done.returncode == 1
     assert done.stderr.startswith(f"port: cannot listen on 127.0.0.1 port {port}: Address already in use; expected")
-    assert "PLAY_PORT=... make play, or python -m play --port ..." in done.stderr
+    assert "PLAY_PORT=... make play, or python -m playground --port ..." in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_a_host_that_is_not_of_this_machine_is_one_sentence() -> None:
-    command = [sys.executable, "-m", "play", "--port", "0", "--host", "203.0.113.1"]  # of the block for documents
+    command = [sys.executable, "-m", "playground", "--port", "0", "--host", "203.0.113.1"]  # of the block for documents
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
     assert done.returncode == 1
     assert done.stderr.startswith("host: cannot listen on 203.0.113.1 port 0: ")
-    assert "PLAY_HOST=... make play, or python -m play --host ..." in done.stderr
+    assert "PLAY_HOST=... make play, or python -m playground --host ..." in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -69,11 +69,11 @@ def test_the_address_that_is_announced_is_one_that_a_browser_opens(host: str, sh
 
 @contextlib.contextmanager
 def at_a_terminal(environment: dict[str, str], *arguments: str) -> Iterator[str]:
-    """`python -m play` with a terminal to write to, where nothing else tells of a desktop; the page's address."""
+    """`python -m playground` with a terminal to write to, where nothing else tells of a desktop; the page's address."""
     desktops = {"DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME", "SSH_CONNECTION", "BROWSER", "PLAY_BROWSER"}
     kept = {name: value for name, value in os.environ.items() if name not in desktops}
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "play", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "playground", "--port", "0", *arguments]
     with (
         open(ours) as terminal,  # noqa: PTH123 (a file that is open already)
         subprocess.Popen(command, cwd=ROOT, env={**kept, **environment}, stdout=theirs) as process,
@@ -152,7 +152,7 @@ def test_a_browser_is_wanted_by_a_person_at_a_desktop(
 
 
 def test_a_page_without_its_token_file_does_not_start(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "play", "--token-file", str(tmp_path / "none")]
+    command = [sys.executable, "-m", "playground", "--token-file", str(tmp_path / "none")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN, check=False)
     assert done.returncode == 2
     assert "cannot be read: No such file" in " ".join(done.stderr.replace("│", " ").split())

@@ -23,11 +23,11 @@ from structlog.testing import CapturingLogger
 from test_model import sealed
 
 from service.config import SettingsError, load, parsed_options
-from service.diagnosis import sentence
 from service.errors import ProviderError, StartError
-from service.model import Model
-from service.onnx_outputs import only_outputs
-from service.providers import OUTPUTS, Execution
+from service.inference.model import Model
+from service.inference.onnx_outputs import only_outputs
+from service.inference.provider_diagnostics import sentence
+from service.inference.providers import OUTPUTS, Execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     monkeypatch.setattr(ort, "InferenceSession", replayed.Replayed)
     monkeypatch.setattr(ort, "get_available_providers", replayed.available)
-    monkeypatch.setattr("service.diagnosis.ask", replayed.ask)
+    monkeypatch.setattr("service.inference.provider_diagnostics.ask", replayed.ask)
     monkeypatch.setattr(ort, "set_default_logger_severity", lambda _: None)  # it is this process's for good
     return replay
 
@@ -312,7 +312,7 @@ def test_without_them_there_are_no_provider_options_and_no_memory_limit() -> Non
 
 @has_azure
 def test_the_process_that_is_asked_why_names_the_operators_that_the_cpu_would_run(model_path: Path) -> None:
-    command = [sys.executable, "-m", "service.diagnosis", "AzureExecutionProvider", "{}"]
+    command = [sys.executable, "-m", "service.inference.provider_diagnostics", "AzureExecutionProvider", "{}"]
     asked = subprocess.run(command, cwd=ROOT, input=model_path.read_bytes(), capture_output=True, check=True)
     assert asked.stdout.decode() == '["ArgMax", "Cast", "Gemm", "Sigmoid"]\n'
     assert asked.stderr == b""

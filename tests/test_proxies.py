@@ -9,8 +9,8 @@ import urllib.request
 
 import pytest
 from conftest import DEAD_PROXIES, ROOT
+from digitserve_client.address import proxy
 
-from client.address import proxy
 from commandline import proxies
 
 VARIABLES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")

@@ -80,7 +80,7 @@ def pixels(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def answers(digits: np.ndarray, server: ServiceProcess) -> list[int]:
     """What digits.v1 says of them."""
-    from client import DigitsClient  # noqa: PLC0415 (its stubs only where they are needed)
+    from digitserve_client import DigitsClient  # noqa: PLC0415 (its stubs only where they are needed)
 
     with DigitsClient(server.address) as client:
         return [int(digit) for digit in client.predict(digits[::10]).digits]

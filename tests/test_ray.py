@@ -25,6 +25,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES
+from digitserve_client import DigitsClient, DigitsError
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -59,8 +60,6 @@ from test_wiring import (  # noqa: F401
     test_reflection_shows_the_contract_to_those_without_the_proto,
     test_refuses,
 )
-
-from client import DigitsClient, DigitsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +106,7 @@ class Cluster:
 
     def deploy(self, *options: str | int, model: Path | None = None) -> subprocess.CompletedProcess[str]:
         arguments = ["--ray-address", self.ray_address, "--port", self._port, "--metrics-port", self._metrics_port]
-        command = [sys.executable, "-m", "cluster", *arguments, "--model", model or self._model, *options]
+        command = [sys.executable, "-m", "ray_serve", *arguments, "--model", model or self._model, *options]
         return finished([*command, "--log-format", "json"])
 
     def command(self, line: str) -> None:
@@ -349,7 +348,7 @@ def test_scoring_on_the_cluster_gives_the_bytes_of_one_process(
     assert score(SAMPLES, tmp_path / "local", model_path, "--shard-rows", 30).exit_code == 1
     for workers in (1, 2):
         output = tmp_path / f"ray-{workers}"
-        command = [sys.executable, "-m", "client", "score", SAMPLES, "--output", output, "--model", model_path]
+        command = [sys.executable, "-m", "digitserve", "score", SAMPLES, "--output", output, "--model", model_path]
         command += ["--ray-address", cluster.ray_address, "--workers", workers, "--shard-rows", 30]
         scored = finished(command)
         assert scored.returncode == 1, scored.stderr
@@ -367,7 +366,7 @@ def test_where_no_ray_answers_is_a_sentence(model_path: Path, tmp_path: Path, ad
     scored = score(SAMPLES, tmp_path / "out", model_path, "--ray-address", address)
     assert scored.exit_code == 5
     assert f"--ray-address is {address!r}: {sentence}" in scored.stderr
-    command = [sys.executable, "-m", "cluster", "--ray-address", address, "--model", model_path]
+    command = [sys.executable, "-m", "ray_serve", "--ray-address", address, "--model", model_path]
     found = subprocess.run(
         [*map(str, command), "--log-format", "json"], cwd=ROOT, capture_output=True, text=True, check=False
     )

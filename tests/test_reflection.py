@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from conftest import wait_until
+from digitserve_client import DigitsClient
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2 as v1alpha
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from client import DigitsClient
 from service.handlers.reflection import MAX_REQUEST_BYTES, SymbolIndex
 from service.pb.digits.v1 import digits_pb2
 from service.pb.grpc.reflection.v1 import reflection_pb2 as pb

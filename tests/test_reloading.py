@@ -17,20 +17,20 @@ import onnx
 import pytest
 from authority import put
 from conftest import ANSWERS_WITHIN, launch, on_both_transports, serving, wait_until
+from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
 from grpc import aio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
-from client import AsyncDigitsClient, DigitsClient, DigitsError
 from export import checkpoint, graph
 from service.config import SettingsError, load
 from service.errors import ModelFileError, ReloadRefused
-from service.metrics import Metrics
+from service.inference.repository import ModelPlace
+from service.observability.metrics import Metrics
 from service.pb.inference import open_inference_pb2 as pb
-from service.reloading import Reloader
-from service.versions import ModelPlace
+from service.runtime.reloader import Reloader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,8 +280,8 @@ async def test_a_hundred_swaps_under_load_lose_nothing_and_mix_nothing(
 
 
 async def test_whoever_came_under_a_version_is_answered_by_it(folder: Path, digits: np.ndarray) -> None:
-    from service.batcher import Batcher  # noqa: PLC0415 (only here)
-    from service.statistics import Statistics  # noqa: PLC0415
+    from service.batching.batcher import Batcher  # noqa: PLC0415 (only here)
+    from service.observability.statistics import Statistics  # noqa: PLC0415
 
     place = ModelPlace(folder)
     first = place.load(place.candidates()[0])
@@ -331,7 +331,7 @@ async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
     reloader = Reloader(place, Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
     taken: list[str] = []
     candidates = place.candidates
-    monkeypatch.setattr("service.reloading.PATIENCE", 0.1)
+    monkeypatch.setattr("service.runtime.reloader.PATIENCE", 0.1)
     monkeypatch.setattr(place, "candidates", lambda: (answers.wait(ANSWERS_WITHIN), candidates())[1])
     add(folder, 2)
     for _ in range(2):
@@ -352,7 +352,7 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
-    monkeypatch.setattr("service.reloading.RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr("service.runtime.reloader.RETRY_INTERVAL", 0.0)
     log = CapturingLogger()
     reloader = Reloader(ModelPlace(folder), Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
     taken: list[str] = []

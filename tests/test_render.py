@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES
+from digitserve_client.image import read
+from digitserve_client.messages import Explanation, Predictions
 from rich.console import Console
 from rich.text import Text
 
-from client import demo, render
-from client.image import read
-from client.messages import Explanation, Predictions
+from digitserve import demo, render
 
 DIGITS = SAMPLES / "digits-100-images-idx3-ubyte"
 WIDTHS = (30, 40, 60, 80, 100, 120, 160, 240)

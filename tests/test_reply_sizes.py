@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.errors import InvalidInput
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
-from service.handlers.predicting import Predictor
-from service.metrics import Metrics
-from service.model import Model
+from service.handlers.predictor import Predictor
+from service.inference.model import Model
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 from service.pb.inference import open_inference_pb2 as pb
-from service.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path

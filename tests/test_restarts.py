@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ANSWERS_WITHIN, free_port, launch, until
+from digitserve_client import AsyncDigitsClient, DigitsError
 from grpc import StatusCode
 from hostile import BLANK, LONG, still_serves
-
-from client import AsyncDigitsClient, DigitsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

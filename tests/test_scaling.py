@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import ROOT, serving
+from digitserve_client import DigitsClient
 
 from bench.scaling import SERIES, WIRE, Assumed, Fleet, Way, cpu_of
-from client import DigitsClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

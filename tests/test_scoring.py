@@ -1,4 +1,4 @@
-"""python -m client score: every form of input, what is done with what cannot be read, and runs that are killed."""
+"""python -m digitserve score: every form of input, what is done with what cannot be read, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.__main__ import app
+from digitserve.__main__ import app
 from export import checkpoint, mnist
 
 if TYPE_CHECKING:
@@ -270,10 +270,10 @@ def test_a_column_may_have_a_dot_in_its_name(tmp_path: Path, model_path: Path) -
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("score.engines.has_ray", lambda: False)
+    monkeypatch.setattr("digitserve.score.engines.has_ray", lambda: False)
     refused = score(IMAGES, tmp_path / "out", model_path, "--engine", "ray")
     assert (refused.exit_code, "-c constraints-ray.txt -e '.[ray]'" in refused.stderr) == (5, True)
-    monkeypatch.setattr("score.command.find_spec", lambda _: None)
+    monkeypatch.setattr("digitserve.score.command.find_spec", lambda _: None)
     refused = score(IMAGES, tmp_path / "out", model_path)
     assert (refused.exit_code, "scoring needs pyarrow, which is not installed" in refused.stderr) == (5, True)
 
@@ -402,7 +402,7 @@ def test_killed_again_and_again_and_run_again_gives_the_bytes_of_an_undisturbed_
     options: list[Any] = ["--shard-rows", 2000]
     assert score(many, tmp_path / "whole", model_path, *options, workers=2).exit_code == 1
     output = tmp_path / "killed"
-    command = [sys.executable, "-m", "client", "score", many, "--output", output, "--model", model_path]
+    command = [sys.executable, "-m", "digitserve", "score", many, "--output", output, "--model", model_path]
     command += [*options, "--workers", workers]
     killed_after(5, list(map(str, command)), output)
     done = len(list(output.glob("part-*")))
@@ -436,7 +436,7 @@ def test_ctrl_c_while_the_workers_begin_is_one_sentence_too(
 
 def interrupted(source: Path, output: Path, model: Path, when: Callable[[int], bool]) -> str:
     """What a run on two workers says when it and they get Ctrl-C as soon as `when` holds of its process."""
-    command = [sys.executable, "-m", "client", "score", source, "--output", output, "--model", model]
+    command = [sys.executable, "-m", "digitserve", "score", source, "--output", output, "--model", model]
     command += ["--workers", 2, "--shard-rows", 2000]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with subprocess.Popen(
@@ -460,7 +460,7 @@ def children(pid: int) -> list[str]:
 @pytest.mark.slow
 def test_two_runs_into_one_folder_are_one_too_many(tmp_path: Path, model_path: Path, many: Path) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "client", "score", many, "--output", output, "--model", model_path]
+    command = [sys.executable, "-m", "digitserve", "score", many, "--output", output, "--model", model_path]
     command += ["--workers", 1, "--shard-rows", 2000]
     with subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.DEVNULL) as first:
         while not list(output.glob("part-*")):
@@ -484,7 +484,7 @@ def test_help_is_quick_and_says_what_the_output_holds() -> None:
         [
             sys.executable,
             "-c",
-            "import sys, client.__main__; print([m for m in ('pyarrow', 'onnxruntime', 'ray') if m in sys.modules])",
+            "import digitserve.__main__, sys; print(sys.modules.keys() & {'pyarrow', 'onnxruntime', 'ray'} or [])",
         ],
         cwd=ROOT,
         capture_output=True,

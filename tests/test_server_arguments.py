@@ -33,7 +33,7 @@ from hostile import (
     literal,
 )
 
-from service.transports import grpcio
+from service.transports.grpcio import transport as grpcio
 from service.transports.limits import Limits
 
 if TYPE_CHECKING:

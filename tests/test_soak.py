@@ -13,11 +13,11 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ROOT, serving
+from digitserve_client import DigitsClient, DigitsError
 from hostile import INFER, LONG, PREDICT, h2load, handles, loaded, resident
 from test_reloading import add
 
 from bench.messages import infer_request, predict_request, sample_images
-from client import DigitsClient, DigitsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

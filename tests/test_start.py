@@ -76,7 +76,7 @@ def test_run_asks_no_proxy_for_its_own_server(environment: dict[str, str], host:
 
 
 def test_the_play_page_asks_no_proxy_for_its_own_server(environment: dict[str, str]) -> None:
-    with started("look.py", {**environment, **DEAD_PROXIES}) as process:
+    with started("run_playground.py", {**environment, **DEAD_PROXIES}) as process:
         lines_until(process.stdout, "look inside at")
 
 
@@ -102,7 +102,7 @@ def test_run_shows_the_whole_log_where_a_level_is_given(environment: dict[str, s
     assert [event for event in ("starting", "serving", "stopping", "stopped") if f'"{event}"' not in said] == []
 
 
-@pytest.mark.parametrize("script", ["run.py", "look.py"])
+@pytest.mark.parametrize("script", ["run.py", "run_playground.py"])
 @pytest.mark.parametrize("variable", ["DIGITS_PORT", "DIGITS_METRICS_PORT"])
 def test_a_port_that_is_taken_is_told_before_anything_starts(
     environment: dict[str, str], script: str, variable: str
@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(
     assert variable in said
 
 
-@pytest.mark.parametrize("script", ["run.py", "look.py"])
+@pytest.mark.parametrize("script", ["run.py", "run_playground.py"])
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [("DIGITS_MAX_BATCH", "0", "max-batch"), ("DIGITS_PORT", "0", "DIGITS_PORT is 0"), ("DIGITS_MODEL", "/no", "/no")],
@@ -130,7 +130,7 @@ def test_a_mistake_in_the_environment_is_told_and_no_page_is_announced(
 
 
 def test_play_serves_model_and_page_until_it_is_stopped(environment: dict[str, str]) -> None:
-    with started("look.py", environment) as process:
+    with started("run_playground.py", environment) as process:
         lines_until(process.stdout, f"look inside at http://127.0.0.1:{environment['PLAY_PORT']}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(ANSWERS_WITHIN) == 0
@@ -141,7 +141,7 @@ def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
 ) -> None:
     with serving(model_path) as service:
         port = service.address.rpartition(":")[2]
-        with started("look.py", {**environment, "DIGITS_PORT": port}) as process:
+        with started("run_playground.py", {**environment, "DIGITS_PORT": port}) as process:
             shown = lines_until(process.stdout, "look inside at")
             assert shown[0] == f"a server is up at 127.0.0.1:{port}: the page asks that one\n"
             process.send_signal(signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
 @pytest.mark.slow
 def test_play_whose_own_port_is_taken_fails_and_takes_its_server_with_it(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", int(environment["PLAY_PORT"]))):
-        status, shown, said = refused("look.py", environment)
+        status, shown, said = refused("run_playground.py", environment)
     assert status == 1
     assert "look inside at" not in shown
     assert f"cannot listen on 127.0.0.1 port {environment['PLAY_PORT']}" in said

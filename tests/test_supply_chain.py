@@ -57,7 +57,7 @@ def test_every_reason_for_which_something_is_refused_is_explained_to_the_operato
     """Each value of a label that counts refusals, drops, reloads and rotations, and each such counter."""
     from prometheus_client import CollectorRegistry  # noqa: PLC0415
 
-    from service.metrics import Metrics  # noqa: PLC0415
+    from service.observability.metrics import Metrics  # noqa: PLC0415
 
     text = (ROOT / "docs" / "operating.md").read_text()
     registry = CollectorRegistry()
@@ -78,7 +78,7 @@ def test_every_reason_for_which_something_is_refused_is_explained_to_the_operato
 def test_each_counter_of_the_service_stands_in_the_table_of_metrics() -> None:
     from prometheus_client import CollectorRegistry  # noqa: PLC0415
 
-    from service.metrics import Metrics  # noqa: PLC0415
+    from service.observability.metrics import Metrics  # noqa: PLC0415
 
     text = (ROOT / "docs" / "operating.md").read_text()
     registry = CollectorRegistry()

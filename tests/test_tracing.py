@@ -16,16 +16,16 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, DEAD_PROXIES, ROOT, launch, needs_native, serving
+from digitserve_client import AsyncDigitsClient, DigitsClient
 from opentelemetry import propagate
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from client import AsyncDigitsClient, DigitsClient
+from service.observability.tracing import MESSAGES
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as oip
-from service.tracing import MESSAGES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -497,8 +497,8 @@ def test_without_an_endpoint_nothing_of_it_is_loaded_and_the_plain_parts_serve(m
     look = f"""
 import asyncio, json, sys
 from service.config import Settings
-from service.logs import make_logger
-from service.server import Server
+from service.observability.logs import make_logger
+from service.runtime.server import Server
 async def main():
     settings = Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio")
     server = Server(settings, make_logger("json", "error"))
@@ -507,7 +507,7 @@ async def main():
 asyncio.run(main())
 """
     seen = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(seen.stdout) == ["service.batcher", "service.transports.observed", False]
+    assert json.loads(seen.stdout) == ["service.batching.batcher", "service.transports.grpcio.instrumentation", False]
 
 
 def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_path: Path) -> None:
@@ -579,9 +579,9 @@ def test_the_run_that_failed_is_in_the_trace(model_path: Path) -> None:
     look = f"""
 import asyncio, grpc
 from service.config import Settings
-from service.logs import make_logger
-from service.server import Server
-from service.model import Model
+from service.observability.logs import make_logger
+from service.runtime.server import Server
+from service.inference.model import Model
 async def main():
     server = Server(Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio",
                     trace_endpoint=ENDPOINT), make_logger("json", "critical"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import needs_native, serving
 
-from service.metrics import NATIVE_SERIES
+from service.observability.metrics import NATIVE_SERIES
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 from service.pb.inference import open_inference_pb2 as pb
 

@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal
 
 from service.errors import DeadlinePassed
-from service.transports import grpcio
-from service.transports.unfinished import UnfinishedMessages
+from service.transports.grpcio import transport as grpcio
+from service.transports.grpcio.unfinished_calls import UnfinishedMessages
 
 if TYPE_CHECKING:
     import socket

@@ -15,7 +15,7 @@ from hostile import HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, 
 
 from bench.messages import framed
 from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron
-from service.transports import unsent
+from service.transports.grpcio import unsent_replies
 
 if TYPE_CHECKING:
     import socket
@@ -107,7 +107,7 @@ async def test_a_call_whose_reply_is_not_read_ends_and_no_other(path: str) -> No
 async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_loses_its_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unsent, "MAX_PROCESS", 5 * REPLY)
+    monkeypatch.setattr(unsent_replies, "MAX_PROCESS", 5 * REPLY)
     async with listening([echoing()], stall=60) as server:
         with (
             contextlib.closing(connected(server, NO_WINDOW)) as little,
@@ -126,7 +126,7 @@ async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_lo
 async def test_a_connection_that_holds_too_much_has_its_next_call_wait_until_it_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unsent, "MAX_ANY", 2 * REPLY)
+    monkeypatch.setattr(unsent_replies, "MAX_ANY", 2 * REPLY)
     async with listening([echoing()], stall=60) as server:
         with contextlib.closing(connected(server, NO_WINDOW)) as peer:
             calls = {"grpc_type": "unary", "grpc_service": "t.T", "grpc_method": "One"}

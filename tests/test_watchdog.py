@@ -19,13 +19,13 @@ from replayed import HANGS
 from structlog.testing import CapturingLogger
 from test_device import DEVICE, NOT_SERVING, SERVING, ask, on_device
 
-from service import watchdog
 from service.config import load
-from service.metrics import Metrics
-from service.model import Model
-from service.server import Server
-from service.transports.host import Host
-from service.watchdog import Watchdog
+from service.inference.model import Model
+from service.observability.metrics import Metrics
+from service.runtime import watchdog
+from service.runtime.server import Server
+from service.runtime.watchdog import Watchdog
+from service.transports.native.callbacks import Host
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export import checkpoint
-from service.logs import LOG_INTERVAL
+from service.observability.logs import LOG_INTERVAL
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import InvalidInput
-from service.explain import INK, Explainer
-from service.handlers.explaining import Admission, ExplanationQueue, cost, packed_explanations
+from service.handlers.explanation import Admission, ExplanationQueue, cost, packed_explanations
 from service.handlers.fields import field, floats, head
-from service.handlers.predicting import PIXELS
+from service.inference.explain import INK, Explainer
+from service.network import PIXELS
 from service.pb.digits.v1.digits_pb2 import (
     DESCRIPTOR,
     ExplainRequest,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from service.handlers import Alternative, Answer, Together
-    from service.handlers.predicting import Predictor
-    from service.model import ModelInfo, Parameters, Pixels, Predictions
+    from service.handlers.predictor import Predictor
+    from service.network import ModelInfo, Parameters, Pixels, Predictions
 
 M = TypeVar("M", bound=Message)
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.model import Floats
+    from service.network import Floats
 
 
 def field(tag: bytes, content: bytes) -> bytes:

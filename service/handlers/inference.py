@@ -11,16 +11,17 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from service.errors import InvalidInput, NotOffered, ServiceError, UnknownModel
 from service.handlers import Alternative, tensors
-from service.handlers.predicting import PIXELS, echo
+from service.handlers.predictor import echo
+from service.network import PIXELS
 from service.pb.inference import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from service.handlers import Answer, Together
-    from service.handlers.predicting import Predictor
-    from service.model import ModelInfo, Pixels, Predictions
-    from service.statistics import Duration
+    from service.handlers.predictor import Predictor
+    from service.network import ModelInfo, Pixels, Predictions
+    from service.observability.statistics import Duration
 
 M = TypeVar("M", bound=Message)
 

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from service.errors import InvalidInput
-from service.handlers.predicting import echo
+from service.handlers.predictor import echo
 from service.pb.grpc.reflection.v1 import reflection_pb2 as pb
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from service.errors import InvalidInput
-from service.handlers.predicting import PIXELS, echo
+from service.handlers.predictor import echo
+from service.network import PIXELS
 from service.pb.inference.open_inference_pb2 import InferTensorContents, ModelInferResponse
 
 if TYPE_CHECKING:
-    from service.handlers.predicting import Predictor
-    from service.model import Pixels, Predictions
+    from service.handlers.predictor import Predictor
+    from service.network import Pixels, Predictions
     from service.pb.inference.open_inference_pb2 import ModelInferRequest
 
 INPUT = "pixels"

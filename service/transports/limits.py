@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.handlers.predicting import PIXELS
+from service.network import PIXELS
 
 _IMAGE_BYTES = PIXELS * 4
 """The most that an image takes on the wire: as floats. As bytes it takes a quarter, so a batch a little too large

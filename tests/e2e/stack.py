@@ -314,7 +314,7 @@ def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, ima
         time.sleep(2)
         began = time.monotonic()
         rolled = subprocess.run(
-            [ROOT / "scripts/roll"], cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False
+            [ROOT / "scripts/rolling-update"], cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False
         )
         took = time.monotonic() - began
         time.sleep(2)
@@ -334,7 +334,7 @@ def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack
     old = {container["Id"] for container in stack.containers("service")}
     kept = dict(stack.settings)
     stack.settings = {**kept, "DIGITS_MAX_BATCH": "0", "ROLL_TIMEOUT": "20"}  # no replica starts with that
-    command, log = [ROOT / "scripts/roll"], subprocess.DEVNULL
+    command, log = [ROOT / "scripts/rolling-update"], subprocess.DEVNULL
     with Load(images, callers=8).running() as load:
         failed = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
         say(failed.stderr.strip().splitlines()[-1])
@@ -361,7 +361,9 @@ def test_a_roll_beside_what_a_killed_one_left_changes_nothing_and_says_what(stac
     stack.settings = {**kept, "DIGITS_GRACE": "9"}
     stack.up("--no-recreate", "--scale", "service=6")
     mixed = {container["Id"] for container in stack.containers("service")}
-    roll = subprocess.run([ROOT / "scripts/roll"], cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
+    roll = subprocess.run(
+        [ROOT / "scripts/rolling-update"], cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False
+    )
     assert roll.returncode == 1
     say(roll.stderr.strip())
     assert "replicas of 2 images or configurations are up; expected 1" in roll.stderr

@@ -17,7 +17,7 @@ address, path, *modules = sys.argv[1:]
 for module in modules:
     importlib.import_module(module)
 warnings.simplefilter("error")
-from client import DigitsClient  # noqa: E402 (after the others, as a program of theirs takes it up)
+from digitserve_client import DigitsClient  # noqa: E402 (after the others, as a program of theirs takes it up)
 
 with DigitsClient(address) as client:
     digits = [int(digit) for digit in client.predict(np.load(path)).digits]

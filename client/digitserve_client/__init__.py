@@ -1,0 +1,39 @@
+"""The client: send handwritten digits to the service and get its answers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from digitserve_client.client import AsyncDigitsClient, DigitsClient
+    from digitserve_client.messages import DigitsError, Explained, Explanation, FieldViolation, Network, Predictions
+    from digitserve_client.pixels import ImageError, prepare
+
+__all__ = [
+    "AsyncDigitsClient",
+    "DigitsClient",
+    "DigitsError",
+    "Explained",
+    "Explanation",
+    "FieldViolation",
+    "ImageError",
+    "Network",
+    "Predictions",
+    "prepare",
+]
+
+_MODULES = {
+    **dict.fromkeys(("AsyncDigitsClient", "DigitsClient"), "digitserve_client.client"),
+    **dict.fromkeys(("ImageError", "prepare"), "digitserve_client.pixels"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is named at its first use: gRPC takes most of a start, and Ctrl-C is to be dealt with before it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_MODULES.get(name, "digitserve_client.messages"))
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

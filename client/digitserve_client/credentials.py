@@ -1,0 +1,111 @@
+"""What a caller shows and trusts: TLS with a CA, a certificate of its own, a bearer token from a file."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from digitserve_client.address import is_this_machine
+
+
+def channel_credentials(
+    tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """Credentials from PEM files; None for plain text, where none is named.
+
+    A server is trusted that one of `tls_ca` vouches for; `tls_cert` and `tls_key` are shown to one that asks for them.
+    Raises ValueError, naming the parameter, where a file cannot be read or is no PEM, or a pair is not whole.
+    """
+    if tls_ca is None and tls_cert is None and tls_key is None:
+        return None
+    if (tls_cert is None) != (tls_key is None):
+        given, missing = ("tls_cert", "tls_key") if tls_key is None else ("tls_key", "tls_cert")
+        raise ValueError(f"{given} is given without {missing}: give both")
+    files = _content("tls_ca", tls_ca), _content("tls_key", tls_key), _content("tls_cert", tls_cert)
+    _check_pem(tls_ca, tls_cert, tls_key)
+    return grpc.ssl_channel_credentials(*files)
+
+
+def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> None:
+    """ValueError where gRPC would find out at the first call, and say so in its own log alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if tls_ca is not None:
+            context.load_verify_locations(tls_ca)
+    except ssl.SSLError:
+        raise ValueError(f"tls_ca {tls_ca}: not certificates in PEM") from None
+    try:
+        if tls_cert is not None:
+            context.load_cert_chain(tls_cert, tls_key, password="")
+    except ssl.SSLError as e:
+        mismatched = "MISMATCH" in str(e.reason)
+        found = "the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM"
+        raise ValueError(f"tls_cert {tls_cert} and tls_key {tls_key}: {found}") from None
+
+
+def probe_context(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> ssl.SSLContext:
+    """What shows and trusts the same in a handshake of Python's own, which tells why it fails."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC: any certificate of tls_ca is trusted
+    context.load_default_certs() if tls_ca is None else context.load_verify_locations(tls_ca)
+    if tls_cert is not None:
+        context.load_cert_chain(tls_cert, tls_key, password="")
+    return context
+
+
+def trusting_context() -> ssl.SSLContext:
+    """A context that trusts anyone, to find out whether a server speaks TLS at all; nothing is sent with it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+class Token:
+    """The bearer token in a file, read again when the file changes; no metadata where there is no file.
+
+    Raises ValueError, naming the file, where it cannot be read or holds no token, and where the token would go in
+    plain text to another machine.
+    """
+
+    def __init__(self, path: str | Path | None, *, address: str, encrypted: bool) -> None:
+        self._path = None if path is None else Path(path)
+        self._seen: tuple[int, int, int] | None = None
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        if self._path is not None and not encrypted and not is_this_machine(address):
+            raise ValueError(f"token_file is given without TLS for {address}: anyone on the way could read it")
+        self.metadata()
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with each call."""
+        if self._path is not None and (stamp := _stamp(self._path)) != self._seen:
+            self._metadata = (("authorization", f"Bearer {_token(self._path)}"),)
+            self._seen = stamp
+        return self._metadata
+
+
+def _token(path: Path) -> str:
+    token = (_content("token_file", path) or b"").decode(errors="replace").strip()
+    if not token or not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"token_file {path}: holds no token; expected one line of printable characters")
+    return token
+
+
+def _content(parameter: str, path: str | Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise ValueError(f"{parameter} {path}: cannot be read: {e.strerror}") from None
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)

@@ -1,1 +1,0 @@
-"""Serves the same handlers and model on a cluster of Ray, as a Ray Serve application: `python -m cluster`."""

@@ -1,0 +1,39 @@
+"""The options that every command takes which asks a server: where it is, whom to trust, what to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from digitserve_client.address import checked
+
+
+def _address(value: str) -> str:
+    try:
+        return checked(value)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+
+
+GRPC, SECURITY = "gRPC", "TLS and tokens"
+"""Where `--help` shows them: under the same headings as the server's own."""
+
+Address = Annotated[
+    str,
+    typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address, rich_help_panel=GRPC),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(envvar="DIGITS_TLS_CA", help="TLS, to a server that this CA vouches for", rich_help_panel=SECURITY),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option(help="certificate to show to the server, PEM; with --tls-key", rich_help_panel=SECURITY)
+]
+TlsKey = Annotated[Path | None, typer.Option(help="its key", rich_help_panel=SECURITY)]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DIGITS_TOKEN_FILE", help="file with the bearer token that goes with each call", rich_help_panel=SECURITY
+    ),
+]

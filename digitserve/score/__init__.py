@@ -1,0 +1,1 @@
+"""Scores files of digits with a model.onnx, millions at a time: `python -m digitserve score`."""

@@ -1,0 +1,163 @@
+"""The command line of scoring, which `python -m digitserve` takes up; it imports what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from commandline.options import Version, output_folder
+
+if TYPE_CHECKING:
+    from digitserve.score.run import Plan
+    from digitserve.score.writing import Scored
+
+SOME_BAD, STOPPED, INTERRUPTED = 1, 5, 130
+CORES = os.cpu_count() or 1
+PARQUET, ENGINE = "Parquet", "Engine"
+"""Headings of `--help`."""
+
+Source = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="Parquet, IDX (plain or gzipped) or picture, or a folder of any of them")
+]
+Output = Annotated[
+    Path, output_folder("--output", help="folder for the answers; it is made, or a run that stopped is taken up")
+]
+Model = Annotated[Path, typer.Option(help="the file that `python -m export onnx` wrote")]
+Column = Annotated[str, typer.Option(help="Parquet column of the pixels", rich_help_panel=PARQUET)]
+IdColumn = Annotated[
+    str,
+    typer.Option(help="Parquet column of ids; without one a row is FILE#ROW, counted from 0", rich_help_panel=PARQUET),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, max=4096, help="processes, or with Ray actors", show_default="one a core", rich_help_panel=ENGINE
+    ),
+]
+Engine = Annotated[
+    Literal["auto", "local", "ray"],
+    typer.Option(
+        help="local: processes of this machine; ray: Ray Data; auto: ray with --ray-address, else local",
+        rich_help_panel=ENGINE,
+    ),
+]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_ADDRESS",
+        help="a Ray cluster; all its nodes must see INPUT, --output and --model",
+        rich_help_panel=ENGINE,
+    ),
+]
+ShardRows = Annotated[
+    int, typer.Option(min=1, max=100_000_000, help="images in one file of the output, and between two savings")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the run that the folder holds")]
+
+
+def score(
+    source: Source,
+    output: Output,
+    model: Model = Path("model.onnx"),
+    column: Column = "pixels",
+    id_column: IdColumn = "",
+    workers: Workers = CORES,
+    engine: Engine = "auto",
+    ray_address: RayAddress = "",
+    shard_rows: ShardRows = 262_144,
+    overwrite: Overwrite = False,
+    version: Version = False,  # noqa: ARG001 (its callback answers)
+) -> None:
+    """Read millions of digits from files into Parquet: id, digit, activations, model version. No server is needed.
+
+    A run that was stopped, even by kill -9, goes on where it was when the same command is given again. What cannot be
+    read is in _errors.jsonl beside the output, with its reason.
+
+    Parquet pixels are binary of 784 bytes, lists of 784 numbers (integers 0 to 255 or floats 0 to 1), or binary that is
+    a picture. Pictures are brought into MNIST's form first. Read the output as one table:
+    `pyarrow.dataset.dataset(DIR)`, `pandas.read_parquet(DIR)`.
+
+    Exit status: 0 all was read; 1 some rows could not be; 2 wrong usage; 5 the run could not start or go on;
+    130 Ctrl-C stopped it.
+    """
+    if find_spec("pyarrow") is None:
+        _end("scoring needs pyarrow, which is not installed: pip install -c constraints.txt -e '.[score]'")
+    from digitserve.score import engines  # noqa: PLC0415 (pyarrow and ONNX Runtime take a second, which --help does not need)
+    from digitserve.score.errors import ScoreError  # noqa: PLC0415
+    from digitserve.score.inputs import Columns  # noqa: PLC0415
+    from digitserve.score.run import Options, run  # noqa: PLC0415
+
+    chosen: Literal["local", "ray"] = "ray" if engine == "ray" or (engine == "auto" and ray_address) else "local"
+    if chosen == "ray" and not engines.has_ray():
+        how = "pip install -c constraints.txt -c constraints-ray.txt -e '.[ray]'"
+        _end(f"--engine ray needs Ray, which is not installed: {how}")
+    options = Options(
+        source, output, model, Columns(column, id_column), chosen, workers, shard_rows, overwrite, ray_address
+    )
+    report = _Report(output)
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's job in the background has it
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what is under way is cleared up
+        with report.bar:
+            totals = run(options, report.begin, report.tell)
+    except ScoreError as e:
+        _end(str(e))
+    except KeyboardInterrupt:
+        _end(f"stopped: the same command goes on with it; {output} keeps what is done", INTERRUPTED)
+    report.end(totals.rows, totals.bad)
+    if totals.bad:
+        raise typer.Exit(SOME_BAD)
+
+
+class _Report:
+    """What the terminal is told; it goes to standard error, as all that is not an answer."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self.console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TextColumn("{task.fields[rate]}"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+        self._task = self.bar.add_task("", total=None, rate="", visible=False)
+        self._scored = 0
+        self._began = time.monotonic()
+
+    def begin(self, plan: Plan) -> None:
+        """Say what there is to do, and what an earlier run did of it."""
+        if plan.shards_done:
+            self._print(f"going on: {plan.shards_done:,} of {plan.shards:,} files are done")
+        self._began = time.monotonic()
+        self.bar.update(self._task, total=plan.images, completed=plan.images_done, visible=plan.images > 0)
+
+    def tell(self, scored: Scored) -> None:
+        """A shard is done."""
+        self._scored += scored.rows + scored.bad
+        rate = self._scored / max(time.monotonic() - self._began, 1e-3)
+        self.bar.update(self._task, advance=scored.rows + scored.bad, rate=f"{rate:,.0f}/s")
+
+    def end(self, rows: int, bad: int) -> None:
+        """Say what is there now."""
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        if self._scored:
+            now = f", {self._scored:,} now in {seconds:.1f} s: {self._scored / seconds:,.0f} a second"
+        else:
+            now = "; all was done before, and --overwrite would do it anew"
+        self._print(f"{rows:,} images scored into {self._output}{now}")
+        if bad:
+            self._print(f"{bad:,} rows could not be read: {self._output / '_errors.jsonl'} says why")
+
+    def _print(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _end(sentence: str, status: int = STOPPED) -> None:
+    print(sentence, file=sys.stderr)
+    raise typer.Exit(status)

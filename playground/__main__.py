@@ -1,0 +1,135 @@
+"""python -m playground: serve the page that looks inside, over a digitserve server."""
+
+from __future__ import annotations
+
+from commandline import startup
+
+startup.exit_on_interrupt(__name__)
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+from typing import Annotated
+
+# gRPC's C core writes to standard error in a format of its own; what matters of it reaches the page. Read at
+# its import.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+with startup.require_extra("play"):
+    import typer
+    import uvicorn
+    from digitserve_client.client import AsyncDigitsClient
+    from digitserve_client.credentials import Token, channel_credentials
+
+    from commandline import streams
+    from commandline.options import Version
+    from commandline.server_options import Address, TlsCa, TlsCert, TlsKey, TokenFile
+    from playground import browser
+    from playground.gateway import application
+
+TIMEOUT = 2.0
+"""Seconds that the service may take for one answer: a person is waiting."""
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser asks for an address, not for all of them)
+
+app = typer.Typer(
+    add_completion=startup.is_installed_script(), pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+PAGE = "Page"
+"""A heading of `--help`."""
+
+
+@app.command()
+def play(
+    host: Annotated[
+        str, typer.Option(envvar="PLAY_HOST", help="address to listen on; 0.0.0.0 for all", rich_help_panel=PAGE)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="PLAY_PORT", min=0, max=65535, help="port of the page; 0 takes a free one", rich_help_panel=PAGE
+        ),
+    ] = 8080,
+    address: Address = "localhost:50051",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    open_browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser/--no-browser",
+            envvar="PLAY_BROWSER",
+            help="open the page, from a terminal on a desktop",
+            rich_help_panel=PAGE,
+        ),
+    ] = True,
+    version: Version = False,  # noqa: ARG001 (its callback answers)
+) -> None:
+    """Serve the page that looks inside, over a digitserve server; Ctrl-C stops it.
+
+    Exit status: 0 stopped; 1 the port cannot be listened on; 2 wrong usage.
+    """
+    try:
+        credentials = channel_credentials(tls_ca, tls_cert, tls_key)
+        Token(token_file, address=address, encrypted=credentials is not None)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+
+    def connect() -> AsyncDigitsClient:  # on the event loop that will ask by it
+        return AsyncDigitsClient(address, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
+
+    config = uvicorn.Config(application(connect), log_level="warning", server_header=False)
+    try:
+        listening = _listening(host, port)
+    except OSError as e:
+        print(_refusal(host, port, e), file=sys.stderr)
+        raise typer.Exit(1) from None
+    url = _url(host, listening.getsockname()[1])
+    print(f"look inside at {url}\nCtrl-C stops it.", flush=True)
+    if open_browser and browser.is_wanted(os.environ, sys.platform, is_terminal=sys.stdout.isatty()):
+        browser.open_when_answering(url, os.environ)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _refusal(host: str, port: int, error: OSError) -> str:
+    """What helps, by either way of starting the page: make passes on the environment and no flags."""
+    field, expected = "host", "an address of this machine"
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        field, expected = "port", "a free port"
+    return (
+        f"{field}: cannot listen on {host} port {port}: {error.strerror}; "
+        f"expected {expected}: PLAY_{field.upper()}=... make play, or python -m playground --{field} ..."
+    )
+
+
+def _url(host: str, port: int) -> str:
+    """What a browser on this machine opens."""
+    name = LOOPBACK.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def main() -> int:
+    """Run the command; the exit status as `--help` tells it."""
+    return streams.run(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Brings the application to a cluster of Ray, and waits until it serves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from ray_serve.connection import NO_ANSWER, why_not
+from service.errors import StartError
+from service.inference.repository import ModelPlace
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+
+if TYPE_CHECKING:
+    from ray_serve.config import ClusterSettings
+    from service.network import ModelInfo
+
+NAME = "digits"
+
+
+def deploy(settings: ClusterSettings) -> ModelInfo:
+    """Start the application, or change the one that runs; returns, when it serves, the model. Raises StartError.
+
+    The model is loaded here first, so that a file that cannot serve never reaches the cluster.
+    """
+    given = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
+    if reason := why_not(settings.ray_address):
+        raise StartError(f"{given}: {reason}")
+    place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
+    candidate = place.candidates()[0]
+    model, content = place.load(candidate), candidate.path.read_bytes()
+    import ray  # noqa: PLC0415 (an extra, and slow to import)
+    from ray import serve  # noqa: PLC0415
+
+    from ray_serve import registration, replica  # noqa: PLC0415
+
+    try:
+        ray.init(settings.ray_address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as e:
+        raise StartError(f"{given}: {NO_ANSWER}") from e
+    options: dict[str, Any] = {
+        "port": settings.port,
+        "grpc_servicer_functions": registration.FUNCTIONS,
+        "enable_reflection": settings.reflection,
+    }
+    serve.start(
+        proxy_location="EveryNode",
+        grpc_options=options,
+        http_options={"host": settings.metrics_host, "port": settings.metrics_port},
+    )
+    try:
+        serve.run(replica.application(settings, content), name=NAME, route_prefix="/")
+    except RuntimeError as e:
+        raise StartError(f"Ray Serve could not start the application: `serve status` says more: {e}") from e
+    return model.info

@@ -1,0 +1,147 @@
+"""One replica: the model, its batcher and the handlers, put together as the server does, called by Ray Serve."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from ray import serve
+from starlette.responses import PlainTextResponse
+
+from ray_serve.adapter import Answering
+from ray_serve.exposition import merged
+from service import __version__
+from service.batching.batcher import Batcher
+from service.errors import InvalidInput, UnknownModel
+from service.handlers.digits import DigitsHandler
+from service.handlers.inference import InferenceHandler
+from service.handlers.predictor import Predictor, echo
+from service.inference.model import Model
+from service.network import PIXELS
+from service.observability.logs import make_logger
+from service.observability.metrics import Metrics
+from service.observability.statistics import Statistics
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from starlette.requests import Request
+
+    from ray_serve.config import ClusterSettings
+    from service.handlers import Service
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+GATHER_WITHIN = 5.0  # seconds that every replica has to tell its metrics
+
+
+class Replica:
+    """What Ray Serve makes of `application`; its methods are the RPCs by name, `__call__` is HTTP, /metrics alone.
+
+    `content` is the model's file: it comes with the application, so that no node needs the file and all replicas
+    serve the same.
+    """
+
+    def __init__(self, settings: ClusterSettings, content: bytes) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # as in service.runtime.server
+        self._log = make_logger(settings.log_format, settings.log_level)
+        self._model = _loaded(content, settings.model_sha256)
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._metrics.serving.set(1)
+        batcher = Batcher(
+            self._model,
+            self._metrics,
+            Statistics(),
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            inline=settings.inline_images,
+        )
+        predictor = Predictor(batcher, max_batch=settings.max_batch)
+        services: list[Service] = [
+            DigitsHandler(predictor, self._metrics.dropped.labels("overloaded").inc),
+            InferenceHandler(predictor, serving=lambda: True, server_version=__version__),
+        ]
+        self._names = ["", *(service.name for service in services)]
+        self._offer(services)
+        self._metrics.set_model_info(
+            self._model.info, provider=self._model.provider, runtime=self._model.runtime, transport="ray"
+        )
+
+    def _offer(self, services: list[Service]) -> None:
+        """Give this object a method for each RPC, which is what Ray Serve calls."""
+        answering = Answering(self._metrics, self._log)
+        for service in services:
+            for name, answer in service.unary.items():
+                setattr(self, name, answering.unary(service.name, name, answer))
+            for name, answer in service.streams.items():
+                setattr(self, name, answering.stream(service.name, name, answer, service.alternatives.get(name)))
+        self.Check = answering.unary(HEALTH, "Check", self._check)
+        self.List = answering.unary(HEALTH, "List", self._list)
+
+    def check_health(self) -> None:
+        """For Ray Serve, which ends a replica that raises here."""
+        self._model.predict(np.zeros((1, PIXELS), np.uint8))
+
+    async def __call__(self, request: Request) -> PlainTextResponse:
+        """HTTP through Ray's proxy: /metrics of all replicas."""
+        if request.url.path != "/metrics":
+            return PlainTextResponse("here is /metrics\n", status_code=404)
+        context = serve.get_replica_context()
+        everyone = serve.get_deployment_handle(context.deployment, context.app_name)
+        found = await everyone.broadcast("exposition").results_async(timeout_s=GATHER_WITHIN, return_exceptions=True)
+        told = dict(one for one in found if not isinstance(one, BaseException))  # one that ends just now has none
+        return PlainTextResponse(merged(told), media_type="text/plain; version=0.0.4")
+
+    async def exposition(self) -> tuple[str, str]:
+        """This replica's id, and its metrics as text."""
+        return serve.get_replica_context().replica_tag, generate_latest(self._registry).decode()
+
+    async def _check(self, request: bytes, _: float) -> bytes:
+        try:
+            name = health_pb2.HealthCheckRequest.FromString(request).service
+        except DecodeError:
+            raise InvalidInput("message", "is not what this RPC takes") from None
+        if name not in self._names:
+            raise UnknownModel(f"service: there is no service {echo(name)}")
+        return _SERVING.SerializeToString()
+
+    async def _list(self, _: bytes, __: float) -> bytes:
+        reply: Message = health_pb2.HealthListResponse(  # type: ignore[attr-defined] # the stubs are of an older version
+            statuses=dict.fromkeys(self._names, _SERVING)
+        )
+        return reply.SerializeToString()
+
+
+_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+def _loaded(content: bytes, sha256: str) -> Model:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(content)
+        return Model(path, sha256=sha256)
+
+
+def application(settings: ClusterSettings, content: bytes) -> Any:
+    """The Ray Serve application."""
+    deployment: Any = serve.deployment(
+        name="digits",
+        max_ongoing_requests=settings.max_ongoing,
+        max_queued_requests=settings.max_queued,
+        graceful_shutdown_timeout_s=settings.grace,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": settings.replica_cpus},
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.target_ongoing,
+            "upscale_delay_s": settings.scale_up_after,
+            "downscale_delay_s": settings.scale_down_after,
+            "look_back_period_s": max(10.5, min(30.0, settings.scale_up_after)),  # Ray refuses ten and fewer one day
+        },
+    )(Replica)
+    return deployment.bind(settings, content)

@@ -1,1 +1,0 @@
-"""Scores files of digits with a model.onnx, millions at a time: `python -m client score`."""

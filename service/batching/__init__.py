@@ -1,0 +1,1 @@
+"""How concurrent requests share runs of the model: admission, queue, adaptive batch size."""

@@ -1,0 +1,160 @@
+"""Explain's part that costs: what a request may ask for, the queue before the one thread that explains, the packing."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from service.errors import SHORTEST_RETRY, InvalidInput, Overloaded, late
+from service.handlers.fields import field, floats, head
+from service.pb.digits.v1.digits_pb2 import Neuron
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from service.inference.explain import Explainer, Explanations
+    from service.network import Pixels, Predictions
+
+MAX_EXPLANATIONS = 1024
+"""In one message: images times neurons, those of layer 1 counted twice.
+
+One of layer 1 is 6.3 kB of reply and any other 3.2 kB. So no reply exceeds 4 MiB, a gRPC client's default limit.
+"""
+
+_MAX_QUEUED = 64 * MAX_EXPLANATIONS
+"""Explanations queued, some 0.3 s of work; the largest 64 requests hold 100 MB."""
+
+_INLINE = 64
+"""Explanations that take 0.2 ms, less than the way to a thread and back. All neurons of one image are 58."""
+
+_EXPLANATION = bytes([9 << 3 | 2])  # ExplainResponse's
+_NEURON, _CONTRIBUTIONS, _GRADIENT = (bytes([number << 3 | 2]) for number in (1, 3, 4))  # Explanation's
+_BIAS = bytes([2 << 3 | 5])  # four bytes, without a length
+
+
+class ExplanationQueue:
+    """Admits requests by cost, and explains on one thread for all clients; small requests run where they are.
+
+    `rejected` is called for each request that finds the queue full.
+    """
+
+    def __init__(self, rejected: Callable[[], object]) -> None:
+        self._rejected = rejected
+        self._queued = 0
+        self._seconds_each = 1e-5
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
+
+    def admit(self, explanations: int) -> None:
+        """Add so many to the queue; Overloaded where it has no room for them."""
+        if self._queued + explanations > _MAX_QUEUED:
+            self._rejected()
+            raise Overloaded(
+                f"queue full: {self._queued} explanations queued, limit {_MAX_QUEUED}",
+                max(SHORTEST_RETRY, self._queued * self._seconds_each),
+            )
+        self._queued += explanations
+
+    def leave(self, explanations: int) -> None:
+        """Remove so many, done or not."""
+        self._queued -= explanations
+
+    async def run(self, explanations: int, deadline: float, work: Callable[[], bytes]) -> bytes:
+        """Return what `work` makes of so many; DeadlinePassed if its turn comes after the deadline."""
+
+        def run() -> tuple[bytes, float]:
+            began = time.monotonic()
+            if began >= deadline:
+                raise late()
+            return work(), time.monotonic() - began
+
+        if explanations <= _INLINE:
+            return run()[0]
+        reply, seconds = await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        self._seconds_each = seconds / explanations
+        return reply
+
+
+class Admission:
+    """One request's place in the queue, from `admit` to the end of the `with`."""
+
+    def __init__(self, queue: ExplanationQueue, deadline: float) -> None:
+        self._queue = queue
+        self._deadline = deadline
+        self._explanations = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.leave(self._explanations)
+
+    def admit(self, explanations: int) -> None:
+        """As `ExplanationQueue.admit`."""
+        self._queue.admit(explanations)
+        self._explanations = explanations
+
+    async def run(self, work: Callable[[], bytes]) -> bytes:
+        """As `ExplanationQueue.run`."""
+        return await self._queue.run(self._explanations, self._deadline, work)
+
+
+def cost(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -> int:
+    """Explanations to make, those of layer 1 counted twice; InvalidInput if neurons are wrong or it is too much."""
+    first: dict[tuple[int, int], int] = {}
+    for i, neuron in enumerate(neurons):
+        if not 1 <= neuron.layer <= 3:
+            raise InvalidInput(f"neurons[{i}].layer", f"is {neuron.layer}; expected 1, 2 or 3")
+        size = sizes[neuron.layer - 1]
+        if neuron.index >= size:
+            raise InvalidInput(
+                f"neurons[{i}].index", f"is {neuron.index}; layer {neuron.layer} has neurons 0 to {size - 1}"
+            )
+        if (before := first.setdefault((neuron.layer, neuron.index), i)) != i:
+            raise InvalidInput(f"neurons[{i}]", f"is neurons[{before}] once more; expected each neuron at most once")
+    each = sum(2 if neuron.layer == 1 else 1 for neuron in neurons) or 1
+    if (explanations := images * each) > MAX_EXPLANATIONS:
+        raise InvalidInput(
+            "neurons",
+            f"asks for {explanations} explanations, {images} images x {len(neurons) or 1} neurons with those of "
+            f"layer 1 counted twice; expected at most {MAX_EXPLANATIONS}, which keeps the reply below 4 MiB",
+        )
+    return explanations
+
+
+def packed_explanations(
+    explainer: Explainer, neurons: list[tuple[int, int]], pixels: Pixels, found: Predictions
+) -> list[bytes]:
+    """A field for each, all neurons of an image before the next image's; without neurons the digit's of each image."""
+    count = len(neurons) or 1
+    asked = np.array(neurons * len(pixels) or [(3, digit) for digit in found.digit], np.int64)
+    fields = [b""] * len(asked)
+    for layer in (1, 2, 3):
+        places = np.flatnonzero(asked[:, 0] == layer)
+        indices = asked[places, 1]
+        explained = explainer.explain(layer, indices, places // count, pixels, found)
+        for place, one in zip(places.tolist(), _packed(layer, indices.tolist(), explained), strict=True):
+            fields[place] = one
+    return fields
+
+
+def _packed(layer: int, indices: list[int], explained: Explanations) -> list[bytes]:
+    contributions, gradients = floats(explained.contributions), floats(explained.gradients)
+    below, pixels = (4 * array.shape[1] for array in explained[1:])
+    middle, end = head(_CONTRIBUTIONS, below), head(_GRADIENT, pixels)
+    heads = dict[int, bytes]()
+    for index, bias in zip(indices, explained.biases.tolist(), strict=True):
+        if index not in heads:
+            neuron = field(_NEURON, Neuron(layer=layer, index=index).SerializeToString())
+            start = neuron + _BIAS + struct.pack("<f", bias) + middle
+            heads[index] = head(_EXPLANATION, len(start) + below + len(end) + pixels) + start
+    return [
+        b"".join(
+            (heads[index], contributions[i * below : (i + 1) * below], end, gradients[i * pixels : (i + 1) * pixels])
+        )
+        for i, index in enumerate(indices)
+    ]

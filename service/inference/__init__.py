@@ -1,0 +1,1 @@
+"""The model: ONNX Runtime session, execution providers, repository of versions, explanation."""

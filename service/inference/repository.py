@@ -1,0 +1,104 @@
+"""Where the model lies on disk, and which version of it serves: a file, or a folder of versions FOLDER/3/model.onnx."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.errors import ModelFileError
+from service.inference.model import Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from service.inference.providers import Execution
+
+FILE = "model.onnx"
+
+_VERSION = re.compile("[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may serve, and what its metadata must call it; no version is any."""
+
+    path: Path
+    version: str
+
+    def stamp(self) -> tuple[str | int, ...]:
+        """Changes whenever another file lies there, the file itself changes, or who may read it."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return (str(self.path),)
+        return (
+            str(self.path),
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+        )
+
+
+class ModelPlace:
+    """The file or folder at `path`; with `version` that version alone, with `sha256` a file of that digest alone.
+
+    `execution` chooses what runs the models, the CPU where there is none.
+    """
+
+    def __init__(self, path: Path, *, version: str = "", sha256: str = "", execution: Execution | None = None) -> None:
+        self.path = path
+        self._execution = execution
+        self._pinned = version
+        self._sha256 = sha256
+
+    def candidates(self) -> list[Candidate]:
+        """The files that may serve, the newest version first. Raises ModelFileError for a folder of none."""
+        if not self.path.is_dir():
+            return [Candidate(self.path, self._pinned)]
+        if self._pinned:
+            return [Candidate(self.path / self._pinned / FILE, self._pinned)]
+        versions = [child.name for child in self._folders() if _VERSION.fullmatch(child.name) and _has_file(child)]
+        if not versions:
+            raise ModelFileError(f"{self.path}: has no version; expected {self.path / '1' / FILE}")
+        return [Candidate(self.path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
+
+    def ignored(self) -> dict[str, str]:
+        """Folders beside the versions that look like some and are none, each with the reason."""
+        if self._pinned or not self.path.is_dir():
+            return {}
+        found = {}
+        for child in self._folders():
+            if _VERSION.fullmatch(child.name):
+                if not _has_file(child):
+                    found[child.name] = f"holds no {FILE}"
+            elif _has_file(child):
+                found[child.name] = "the name is no version; expected a number from 1, without leading zeros"
+        return found
+
+    def _folders(self) -> list[Path]:
+        """What lies in the folder, but for hidden names, under which volumes of Kubernetes keep their files."""
+        try:
+            return [child for child in self.path.iterdir() if not child.name.startswith(".")]
+        except OSError as e:
+            raise ModelFileError(f"{self.path}: cannot be read: {e.strerror}") from None
+
+    def load(self, candidate: Candidate) -> Model:
+        """The model in a file, verified and warmed up.
+
+        Raises ModelFileError where it is another than it should be, ProviderError where it cannot run where it should.
+        """
+        model = Model(candidate.path, sha256=self._sha256, execution=self._execution)
+        if candidate.version and model.info.version != candidate.version:
+            raise ModelFileError(
+                f"{candidate.path}: its metadata says version {model.info.version}; expected {candidate.version}: "
+                f"export it with --version {candidate.version}"
+            )
+        return model
+
+
+def _has_file(folder: Path) -> bool:
+    return (folder / FILE).exists()

@@ -1,0 +1,1 @@
+"""What makes a process of the parts: composition, lifecycle, reload, recovery, watchdog."""

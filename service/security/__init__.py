@@ -1,0 +1,1 @@
+"""TLS, bearer tokens, and the files that both come from."""

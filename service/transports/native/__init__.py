@@ -1,0 +1,1 @@
+"""The native transport's Python side; the Rust crate is in native/."""
