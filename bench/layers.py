@@ -57,8 +57,8 @@ class Context:
 def layers() -> dict[str, Callable[[], Awaitable[object]]]:
     """From the inside out: each answers one image."""
     model, metrics, statistics_ = Model(MODEL), Metrics(CollectorRegistry()), Statistics()
-    batcher = Batcher(model, metrics, statistics_, max_batch=1024, max_waiting=65536)
-    predict = DigitsHandler(Predictor(batcher, max_batch=1024)).predict
+    batcher = Batcher(model, metrics, statistics_, max_batch_size=1024, max_queued_images=65536)
+    predict = DigitsHandler(Predictor(batcher, max_batch_size=1024)).predict
     observer = Observer(metrics, OpenStreams(), make_logger("json", "error"), UnsentReplies(0, bool))
 
     async def answer(request: bytes, _: Any) -> bytes:

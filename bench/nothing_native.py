@@ -44,15 +44,15 @@ class Nothing(Model):
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
     batcher = NativeBatcher(Nothing(MODEL), Statistics())
-    predictor = Predictor(batcher, max_batch=LARGEST_BATCH)
+    predictor = Predictor(batcher, max_batch_size=LARGEST_BATCH)
     services: list[Service] = [
         DigitsHandler(predictor),
         InferenceHandler(predictor, serving=lambda: True, server_version="0"),
     ]
     log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
-    limits = Limits(max_batch=LARGEST_BATCH)
+    limits = Limits(max_batch_size=LARGEST_BATCH)
     transport = NativeTransport(
-        services, batcher, metrics, log, limits=limits, with_reflection=False, max_waiting=65536, inline=128
+        services, batcher, metrics, log, limits=limits, with_reflection=False, max_queued_images=65536, inline=128
     )
     await transport.start("127.0.0.1", int(sys.argv[1]))
     await transport.say(True)

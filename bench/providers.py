@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 FOLDER = ROOT / "build" / "bench" / "providers"
 CALLERS = (1, 8, 64, 256, 512)
 BATCHING = {
-    "batched": ("--max-batch", str(LARGEST_BATCH)),
-    "batched, up to 128 inline": ("--max-batch", str(LARGEST_BATCH), "--inline-images", "128"),
-    "one image a run": ("--max-batch", "1"),
+    "batched": ("--max-batch-size", str(LARGEST_BATCH)),
+    "batched, up to 128 inline": ("--max-batch-size", str(LARGEST_BATCH), "--inline-images", "128"),
+    "one image a run": ("--max-batch-size", "1"),
 }
 """Ways to serve one-image calls, and the options that make them."""
 

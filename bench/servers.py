@@ -180,7 +180,7 @@ def _digitserve(transport: str) -> Server:
     def command(port: int, http: int) -> list[str]:
         return [
             *(sys.executable, "-m", "service", "--model", str(MODEL), "--port", str(port), "--metrics-port", str(http)),
-            *("--transport", transport, "--max-batch", str(LARGEST_BATCH), "--log-level", "warning"),
+            *("--transport", transport, "--max-batch-size", str(LARGEST_BATCH), "--log-level", "warning"),
         ]
 
     return Server(f"digitserve {transport}", ABOUT[transport], command, (PREDICT, INFER))

@@ -61,8 +61,8 @@ async def serve(endpoint: str, ratio: float) -> None:
         port=0,
         metrics_port=0,
         transport="grpcio",
-        trace_endpoint=endpoint,
-        trace_ratio=ratio,
+        otlp_endpoint=endpoint,
+        trace_sample_ratio=ratio,
     )
     server = composition.Server(settings, make_logger("json", "error"))
     await server.start()

@@ -56,10 +56,10 @@ class Messages:
         path = _FOLDER / "served.onnx"
         path.write_bytes(model_file())
         metrics = Metrics(CollectorRegistry())
-        limits = {"max_batch": MOST_IMAGES, "max_waiting": 64, "inline": MOST_IMAGES}
+        limits = {"max_batch_size": MOST_IMAGES, "max_queued_images": 64, "inline": MOST_IMAGES}
         self._runner = asyncio.Runner()
         self._batcher = Batcher(Model(path), metrics, Statistics(), **limits)
-        predictor = Predictor(self._batcher, max_batch=MOST_IMAGES)
+        predictor = Predictor(self._batcher, max_batch_size=MOST_IMAGES)
         services = (DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0"))
         self._answers: list[Answer] = [
             answer for one in services for _, answer in sorted({**one.unary, **one.streams}.items())

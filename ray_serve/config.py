@@ -40,7 +40,7 @@ class ClusterSettings(BaseSettings):
         "Model": "model",
         "gRPC": "port",
         "Replicas": "min_replicas",
-        "Limits": "max_batch",
+        "Limits": "max_batch_size",
         "Observability": "metrics_host",
     }
     """Of `--help`, each with the first field under it."""
@@ -67,10 +67,10 @@ class ClusterSettings(BaseSettings):
     max_ongoing: Count = Field(256, description="calls that a replica works on at a time; more wait at the proxies")
     max_queued: Count = Field(4096, description="calls that may wait at one proxy before more are refused")
 
-    max_batch: int = _of_service("max_batch")
-    max_waiting: int = _of_service("max_waiting")
+    max_batch_size: int = _of_service("max_batch_size")
+    max_queued_images: int = _of_service("max_queued_images")
     inline_images: int | None = _of_service("inline_images")
-    grace: Seconds = _of_service("grace")
+    shutdown_grace: Seconds = _of_service("shutdown_grace")
 
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics on every node")
     metrics_port: int = Field(

@@ -56,11 +56,11 @@ class Replica:
             self._model,
             self._metrics,
             Statistics(),
-            max_batch=settings.max_batch,
-            max_waiting=settings.max_waiting,
+            max_batch_size=settings.max_batch_size,
+            max_queued_images=settings.max_queued_images,
             inline=settings.inline_images,
         )
-        predictor = Predictor(batcher, max_batch=settings.max_batch)
+        predictor = Predictor(batcher, max_batch_size=settings.max_batch_size)
         services: list[Service] = [
             DigitsHandler(predictor, self._metrics.dropped.labels("overloaded").inc),
             InferenceHandler(predictor, serving=lambda: True, server_version=__version__),
@@ -132,7 +132,7 @@ def application(settings: ClusterSettings, content: bytes) -> Any:
         name="digits",
         max_ongoing_requests=settings.max_ongoing,
         max_queued_requests=settings.max_queued,
-        graceful_shutdown_timeout_s=settings.grace,
+        graceful_shutdown_timeout_s=settings.shutdown_grace,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": settings.replica_cpus},
         autoscaling_config={

@@ -56,7 +56,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "short",
             (
                 (f"sum by (reason) (increase(digits_device_failures_total{HERE}[10m]))", "{{reason}}"),
-                (f"sum(increase(digits_stuck_total{HERE}[10m]))", "stuck"),
+                (f"sum(increase(digits_stalls_total{HERE}[10m]))", "stuck"),
             ),
             about="In ten minutes.",
         ),
@@ -95,8 +95,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "How full is it?": (
         Panel("Calls in flight", "short", ((f"sum by (instance) (digits_requests_in_flight{HERE})", "{{instance}}"),)),
-        Panel("Images in line", "short", ((f"digits_images_waiting{HERE}", "{{instance}}"),)),
-        Panel("Share of the line taken", "percentunit", (("job_instance:digits_line:saturation", "{{instance}}"),)),
+        Panel("Images in line", "short", ((f"digits_queue_images{HERE}", "{{instance}}"),)),
+        Panel("Share of the line taken", "percentunit", (("job_instance:digits_queue:saturation", "{{instance}}"),)),
     ),
     "Are the answers still good?": (
         Panel("Digits read, last hour", "percentunit", (("job_digit:digits_predictions:share1h", "{{digit}}"),)),
@@ -133,7 +133,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Log lines and spans that were lost",
             "short",
             (
-                (f"sum(digits_log_lines_lost{HERE})", "log lines since the start"),
+                (f"sum(digits_log_lines_dropped_total{HERE})", "log lines since the start"),
                 (f"sum by (result) (increase({SPANS_LOST}[10m]))", "spans {{result}} in ten minutes"),
             ),
         ),

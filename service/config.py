@@ -53,8 +53,8 @@ class Settings(BaseSettings):
         "gRPC": "host",
         "TLS and tokens": "tls_cert",
         "Execution": "provider",
-        "Limits": "max_batch",
-        "Faults and stopping": "stuck_after",
+        "Limits": "max_batch_size",
+        "Faults and stopping": "watchdog_timeout",
         "Observability": "metrics_host",
     }
     """Of `--help`, each with the first field under it."""
@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     tokens_file: Path | None = Field(
         None, description="bearer tokens, one a line: only calls that bring one are answered; changes are taken up"
     )
-    open_health: bool = Field(True, description="with tokens, answer gRPC health checks without one")
+    health_without_token: bool = Field(True, description="with tokens, answer gRPC health checks without one")
 
     provider: str = Field(
         "auto",
@@ -113,8 +113,10 @@ class Settings(BaseSettings):
         description="most memory for tensors on the GPU, in bytes, MiB or GiB: 512MiB; without it what there is",
     )
 
-    max_batch: int = Field(1024, ge=1, le=65536, description="most images in one message and in one run of the model")
-    max_waiting: int = Field(
+    max_batch_size: int = Field(
+        1024, ge=1, le=65536, description="most images in one message and in one run of the model"
+    )
+    max_queued_images: int = Field(
         65536, ge=1, le=10_000_000, description="most images that may wait for the model before calls are refused"
     )
     inline_images: int | None = Field(
@@ -127,7 +129,7 @@ class Settings(BaseSettings):
     )
 
     max_connections: int = Field(4096, ge=1, le=1_000_000, description="most connections; one more is closed at once")
-    max_streams: int = Field(
+    max_concurrent_streams: int = Field(
         1024, ge=1, le=1_000_000, description="most calls open at a time on one connection; more wait at the caller"
     )
     max_connection_age: Seconds = Field(
@@ -137,7 +139,7 @@ class Settings(BaseSettings):
         900.0, description="seconds without a call after which a connection is ended; 0 is never"
     )
 
-    stuck_after: Seconds = Field(
+    watchdog_timeout: Seconds = Field(
         30.0,
         description="seconds after which health says NOT_SERVING where a run of the model has not come back, or the "
         "event loop stands still; 0 is never",
@@ -145,14 +147,16 @@ class Settings(BaseSettings):
     drain_wait: Seconds = Field(
         0.0, description="seconds between saying NOT_SERVING and refusing new calls, for load balancers to notice"
     )
-    grace: Seconds = Field(10.0, description="seconds that calls in flight have to finish when the server stops")
+    shutdown_grace: Seconds = Field(
+        10.0, description="seconds that calls in flight have to finish when the server stops"
+    )
 
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
     metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
-    trace_endpoint: str = Field(
+    otlp_endpoint: str = Field(
         "", description="OTLP receiver over gRPC that traces go to, as http://localhost:4317; without it there are none"
     )
-    trace_ratio: float = Field(
+    trace_sample_ratio: float = Field(
         1.0, ge=0, le=1, description="share of calls that are traced, where the caller has not decided by traceparent"
     )
 
@@ -161,7 +165,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
 
-    @field_validator("trace_endpoint")
+    @field_validator("otlp_endpoint")
     @classmethod
     def _is_a_receiver(cls, value: str) -> str:
         if value and not _RECEIVER.fullmatch(value):

@@ -46,7 +46,7 @@ async def listening(
         queue,
         Metrics(registry),
         make_logger("json", "error"),
-        limits=Limits(**{"max_batch": 8, **limits}),
+        limits=Limits(**{"max_batch_size": 8, **limits}),
         with_reflection=not services,  # what a test makes up has no descriptors
         changed=changed,
         tls=tls,

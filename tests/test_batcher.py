@@ -34,7 +34,7 @@ def model(model_path: Path) -> Model:
 
 def make(model: Any, **options: int) -> tuple[Batcher, CollectorRegistry]:
     registry = CollectorRegistry()
-    limits = {"max_batch": 1024, "max_waiting": 100_000, "inline": 0, **options}
+    limits = {"max_batch_size": 1024, "max_queued_images": 100_000, "inline": 0, **options}
     return Batcher(model, Metrics(registry), Statistics(), **limits), registry
 
 
@@ -49,7 +49,7 @@ def images(*firsts: int) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 def test_concurrent_callers_get_their_own_rows(model: Model, sizes: list[int], inline: int) -> None:
     async def check() -> None:
-        batcher, _ = make(model, inline=inline, max_batch=64)
+        batcher, _ = make(model, inline=inline, max_batch_size=64)
         asked = [images(*range(i, i + n)) for i, n in enumerate(sizes)]
         replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
         for pixels, reply in zip(asked, replies, strict=True):
@@ -134,7 +134,7 @@ async def test_a_request_without_time_to_wait_ends_the_gathering(model: Model) -
 
 async def test_a_gathering_never_lasts_long(model: Model) -> None:
     """One comes at every turn of the loop: where that made it wait on, nobody would be answered before they end."""
-    batcher, _ = make(model, inline=100_000, max_batch=100_000)
+    batcher, _ = make(model, inline=100_000, max_batch_size=100_000)
     await asyncio.gather(*(batcher.predict(images(i)) for i in range(300)))
     tasks: list[asyncio.Task[Predictions]] = []
 
@@ -198,7 +198,7 @@ async def test_requests_that_came_together_are_one_run_and_counted_one_by_one(mo
 
 async def test_requests_that_came_together_are_no_run_where_they_are_many_or_the_model_is_busy(model: Model) -> None:
     held = Held(model)
-    batcher, _ = make(held, inline=8, max_batch=7)
+    batcher, _ = make(held, inline=8, max_batch_size=7)
     assert batcher.run_together(images(*range(8)), 2) is None
     busy = asyncio.create_task(batcher.predict(images(*range(9))))
     await until(lambda: held.sizes == [9])
@@ -211,7 +211,7 @@ async def test_requests_that_came_together_are_no_run_where_they_are_many_or_the
 
 async def test_a_batch_is_no_larger_than_allowed_and_no_request_is_split(model: Model) -> None:
     held = Held(model)
-    batcher, _ = make(held, max_batch=10)
+    batcher, _ = make(held, max_batch_size=10)
     tasks = [asyncio.create_task(batcher.predict(images(*range(n)))) for n in (4, 4, 4, 9, 1, 10)]
     await asyncio.sleep(0.05)
     held.go.set()
@@ -235,7 +235,7 @@ async def test_a_caller_who_left_costs_no_run(model: Model) -> None:
     assert held.sizes == [1, 1]
     assert left.cancelled()
     assert registry.get_sample_value("digits_dropped_total", {"reason": "cancelled"}) == 1
-    assert registry.get_sample_value("digits_images_waiting") == 0
+    assert registry.get_sample_value("digits_queue_images") == 0
     await batcher.close()
 
 
@@ -264,7 +264,7 @@ async def test_a_deadline_that_has_passed_already_is_refused_at_once(model: Mode
 
 async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> None:
     held = Held(model)
-    batcher, registry = make(held, max_waiting=10)
+    batcher, registry = make(held, max_queued_images=10)
     first = asyncio.create_task(batcher.predict(images(1)))
     await until(lambda: held.sizes == [1])
     waiting = asyncio.create_task(batcher.predict(images(*range(8))))
@@ -272,7 +272,7 @@ async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> N
     with pytest.raises(Overloaded, match="8 images wait already; at most 10 may") as refused:
         await batcher.predict(images(1, 2, 3))
     assert refused.value.retry_after > 0
-    assert registry.get_sample_value("digits_images_waiting") == 8
+    assert registry.get_sample_value("digits_queue_images") == 8
     held.go.set()
     await asyncio.gather(first, waiting)
     assert registry.get_sample_value("digits_dropped_total", {"reason": "overloaded"}) == 1
@@ -282,7 +282,7 @@ async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> N
 async def test_a_failed_run_fails_its_own_callers_only(model: Model) -> None:
     held = Held(model)
     held.fail = {5}
-    batcher, _ = make(held, max_batch=5)
+    batcher, _ = make(held, max_batch_size=5)
     good = asyncio.create_task(batcher.predict(images(1)))
     await until(lambda: held.sizes == [1])
     bad = asyncio.create_task(batcher.predict(images(*range(5))))

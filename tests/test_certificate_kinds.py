@@ -247,7 +247,7 @@ def test_a_kind_that_is_taken_up_serves_our_client(
 ) -> None:
     files = SERVED[kind](authority)
     put_both(place, files)
-    rotating.wait_for("credentials loaded", what="tls")
+    rotating.wait_for("credentials loaded", kind="tls")
     assert presented(rotating).strip().encode() in files.certificate.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"")
     with DigitsClient(rotating.address, timeout=ANSWERS_WITHIN, tls_ca=authority.certificate) as client:
         assert len(client.predict(np.zeros((1, 784), np.uint8)).digits) == 1
@@ -261,7 +261,7 @@ def test_a_kind_that_cannot_serve_is_refused_in_rotation_by_its_true_reason(
     files, before, loaded = make(authority), presented(rotating), count_of_loaded(rotating)
     expiry = rotating.series()["digits_tls_expiry_timestamp_seconds", ()]
     put_both(place, files)
-    while sentence not in rotating.wait_for("credentials refused", what="tls")["reason"]:
+    while sentence not in rotating.wait_for("credentials refused", kind="tls")["reason"]:
         pass  # the key was seen before the certificate was in place
     assert presented(rotating) == before
     assert count_of_loaded(rotating) == loaded

@@ -382,7 +382,7 @@ def test_exit_statuses_are_those_of_the_help(arguments: list[str], status: int) 
 
 
 def test_a_refused_batch_is_status_four(model_path: Path) -> None:
-    with serving(model_path, "--max-batch", "2") as small:
+    with serving(model_path, "--max-batch-size", "2") as small:
         done = run("predict", IMAGES, "--limit", "3", "--address", small.address)
     assert done.returncode == 4
     assert "pixels: holds 3 images; at most 2 are allowed" in done.stderr

@@ -51,7 +51,7 @@ def test_the_metrics_of_replicas_are_one_text_with_a_label_for_each() -> None:
 
 def test_an_option_of_the_service_is_the_same_here() -> None:
     shared = set(ClusterSettings.model_fields) & set(Settings.model_fields) - {"port", "metrics_host", "metrics_port"}
-    assert {"model", "max_batch", "log_level"} < shared
+    assert {"model", "max_batch_size", "log_level"} < shared
     for name in shared:
         here, there = ClusterSettings.model_fields[name], Settings.model_fields[name]
         assert (here.default, here.description) == (there.default, there.description)
@@ -61,7 +61,10 @@ def test_an_option_of_the_service_is_the_same_here() -> None:
     ("arguments", "sentence"),
     [
         (["--min-replicas", "3", "--max-replicas", "2"], "--min-replicas is 3, more than --max-replicas, 2"),
-        (["--max-batch", "0"], "--max-batch (or DIGITS_MAX_BATCH) is '0': should be greater than or equal to 1"),
+        (
+            ["--max-batch-size", "0"],
+            "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0': should be greater than or equal to 1",
+        ),
         (["--port", "0"], "--port (or DIGITS_PORT) is '0': should be greater than or equal to 1"),
         (["--target-ongoing", "none"], "--target-ongoing (or DIGITS_TARGET_ONGOING) is 'none': should be a valid"),
     ],

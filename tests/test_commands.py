@@ -267,7 +267,7 @@ def test_every_variable_that_the_tree_names_is_known_to_the_server() -> None:
     [
         ("DIGITS_PROT", "DIGITS_PORT"),
         ("DIGITS_TOKENFILE", "DIGITS_TOKENS_FILE"),
-        ("DIGITS_MAX_BATCH_SIZE", "DIGITS_MAX_BATCH"),
+        ("DIGITS_MAX_BATCH_SIZE", "DIGITS_MAX_BATCH_SIZE"),
         ("DIGITS_ADDR", ""),
         ("DIGITS_WEIGHTS", ""),
         ("DIGITS_", ""),

@@ -261,8 +261,8 @@ def test_envoy_grants_a_client_what_the_service_grants_it_and_bounds_the_rest() 
     (listener,) = envoy("listener.yaml")["resources"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     http2 = manager["http2_protocol_options"]
-    assert http2["max_concurrent_streams"] == Settings().max_streams
-    assert manager["max_request_headers_kb"] * 1024 == Limits(max_batch=1).headers
+    assert http2["max_concurrent_streams"] == Settings().max_concurrent_streams
+    assert manager["max_request_headers_kb"] * 1024 == Limits(max_batch_size=1).headers
     longest = max(http2["initial_stream_window_size"], listener["per_connection_buffer_limit_bytes"])
     assert longest <= http2["initial_connection_window_size"] <= 2**20
     for frames in ("max_outbound_frames", "max_outbound_control_frames", "max_inbound_priority_frames_per_stream"):
@@ -384,7 +384,7 @@ def http_address(service: ServiceProcess) -> str:
 def test_the_probe_finds_a_server_whatever_chose_its_ports(model_path: Path, tmp_path: Path) -> None:
     misleading = {"DIGITS_PORT": "1", "DIGITS_METRICS_PORT": "1", **DEAD_PROXIES}
     (tmp_path / "tokens").write_text("a-token-of-some-length")
-    options = ("--tokens-file", tmp_path / "tokens", "--no-open-health")
+    options = ("--tokens-file", tmp_path / "tokens", "--no-health-without-token")
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", *options, env=misleading)
     try:
         service.wait_for("serving")

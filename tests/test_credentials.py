@@ -129,7 +129,7 @@ def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
 
         # The CA of the callers rotates: those of before are out, the stranger's are in.
         put(callers.certificate, stranger.certificate.read_bytes())
-        assert service.wait_for("credentials loaded", what="tls")["client_ca"] == ["commonName=stranger"]
+        assert service.wait_for("credentials loaded", kind="tls")["client_ca"] == ["commonName=stranger"]
         assert answers(service, **shows(stranger.issue("good")))
         assert refused(service, **shows(callers.issue("good"))) in UNREACHABLE
 
@@ -177,7 +177,7 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
         first = pair.certificate.read_bytes()
         assert presented(service) == first
         second = authority.issue("server").certificate.read_bytes()  # by the same names, so in their place
-        service.wait_for("credentials loaded", what="tls")
+        service.wait_for("credentials loaded", kind="tls")
         assert presented(service) == second != first
         good_key = pair.key.read_bytes()
         for content, sentence in [
@@ -185,11 +185,11 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
             (second[:300], "holds no certificate in PEM"),
         ]:
             put(pair.certificate, content)
-            assert sentence in service.wait_for("credentials refused", what="tls")["reason"]
+            assert sentence in service.wait_for("credentials refused", kind="tls")["reason"]
             assert presented(service) == second
         assert pair.key.read_bytes() == good_key
         pair.certificate.unlink()
-        assert "no such file" in service.wait_for("credentials refused", what="tls")["reason"]
+        assert "no such file" in service.wait_for("credentials refused", kind="tls")["reason"]
         assert presented(service) == second
         assert answers(service, tls_ca=authority.certificate)
         series = service.series()
@@ -204,7 +204,7 @@ def test_a_rotated_certificate_is_seen_before_anybody_connects(
     with secured(model_path, pair) as service:
         before = service.series()["digits_tls_expiry_timestamp_seconds", ()]
         authority.issue("server", days=8)
-        assert service.wait_for("credentials loaded", what="tls")["subject"] == "commonName=server"
+        assert service.wait_for("credentials loaded", kind="tls")["subject"] == "commonName=server"
         after = service.series()["digits_tls_expiry_timestamp_seconds", ()]
         assert after - before == pytest.approx(3 * 86400, abs=60)
 
@@ -229,8 +229,8 @@ def test_a_certificate_that_becomes_valid_is_taken_up_without_another_change(
 ) -> None:
     with secured(model_path, pair) as service:
         authority.issue("server", begins=dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5))
-        assert "not yet valid" in service.wait_for("credentials refused", what="tls")["reason"]
-        service.wait_for("credentials loaded", what="tls")
+        assert "not yet valid" in service.wait_for("credentials refused", kind="tls")["reason"]
+        service.wait_for("credentials loaded", kind="tls")
         assert presented(service) == pair.certificate.read_bytes()
         assert service.series()["digits_credentials_rotations_total", ("refused", "tls")] == 1
         assert [line["event"] for line in service.lines].count("credentials refused") == 1
@@ -341,7 +341,7 @@ def test_a_pipe_in_the_place_of_the_tokens_stops_nothing(model_path: Path, tmp_p
     with serving(model_path, "--tokens-file", tokens) as service:
         tokens.unlink()
         os.mkfifo(tokens)
-        assert service.wait_for("credentials refused", what="tokens")["reason"].endswith("is no regular file")
+        assert service.wait_for("credentials refused", kind="tokens")["reason"].endswith("is no regular file")
         assert answers(service, token_file=mine)
 
 
@@ -437,7 +437,7 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
 def test_health_can_be_closed_too(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(FIRST)
     with (
-        serving(model_path, "--tokens-file", tmp_path / "tokens", "--no-open-health") as closed,
+        serving(model_path, "--tokens-file", tmp_path / "tokens", "--no-health-without-token") as closed,
         grpc.insecure_channel(closed.address) as channel,
     ):
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -458,13 +458,13 @@ def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_pat
     ):
         assert len(client.predict(BLANK).digits) == 1
         put(tokens, SECOND.encode())
-        service.wait_for("credentials loaded", what="tokens")
+        service.wait_for("credentials loaded", kind="tokens")
         with pytest.raises(DigitsError, match="UNAUTHENTICATED"):
             client.predict(BLANK)
         put(mine, SECOND.encode())
         assert len(client.predict(BLANK).digits) == 1
         put(tokens, b"")
-        assert "holds no token" in service.wait_for("credentials refused", what="tokens")["reason"]
+        assert "holds no token" in service.wait_for("credentials refused", kind="tokens")["reason"]
         assert len(client.predict(BLANK).digits) == 1
 
 

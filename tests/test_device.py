@@ -217,8 +217,10 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
         assert next(watch).status == NOT_SERVING
         [cause] = service.wait_for("run failed", in_a_row=1)["exception"]
         assert "CUDA failure 700" in cause["exc_value"]
-        service.wait_for("model unwell", reason=f"{DEVICE} failed 3 runs in a row and is being tried again")
-        assert service.wait_for("no new session")["reason"].startswith("CUDA says 700: an illegal memory access")
+        service.wait_for("model unhealthy", reason=f"{DEVICE} failed 3 runs in a row and is being tried again")
+        assert service.wait_for("session recreation failed")["reason"].startswith(
+            "CUDA says 700: an illegal memory access"
+        )
         with pytest.raises(OSError, match="503"):
             service.get("/healthz")
         assert ask(channel) == grpc.StatusCode.UNAVAILABLE
@@ -276,5 +278,5 @@ def test_it_stops_cleanly_while_its_device_is_broken(model_path: Path, transport
         put(broken, b"")
         for _ in range(FAILURES_IN_A_ROW):
             ask(channel)
-        service.wait_for("no new session")
+        service.wait_for("session recreation failed")
         assert service.stop() == 0

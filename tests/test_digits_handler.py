@@ -35,8 +35,8 @@ def model(model_path: Path) -> Model:
 @pytest.fixture(scope="module")
 def handler(model: Model) -> DigitsHandler:
     statistics, metrics = Statistics(), Metrics(CollectorRegistry())
-    batcher = Batcher(model, metrics, statistics, max_batch=MOST, max_waiting=1000, inline=MOST)
-    return DigitsHandler(Predictor(batcher, max_batch=MOST))
+    batcher = Batcher(model, metrics, statistics, max_batch_size=MOST, max_queued_images=1000, inline=MOST)
+    return DigitsHandler(Predictor(batcher, max_batch_size=MOST))
 
 
 def ask(handler: DigitsHandler, request: bytes) -> PredictResponse:
@@ -95,8 +95,8 @@ def test_a_run_of_messages_that_came_together_fails_each_of_them(model: Model) -
     held, statistics = Held(model), Statistics()
     held.go.set()
     held.fail = {3}
-    batcher = Batcher(held, Metrics(CollectorRegistry()), statistics, max_batch=MOST, max_waiting=1000)
-    handler = DigitsHandler(Predictor(batcher, max_batch=MOST))
+    batcher = Batcher(held, Metrics(CollectorRegistry()), statistics, max_batch_size=MOST, max_queued_images=1000)
+    handler = DigitsHandler(Predictor(batcher, max_batch_size=MOST))
     request = PredictRequest(pixels=bytes(784)).SerializeToString()
     with pytest.raises(RuntimeError, match="device lost"):
         handler.predict_together([request] * 3)

@@ -42,8 +42,10 @@ NEURONS = [(layer, index) for layer, size in SIZES.items() for index in range(si
 def variant(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> tuple[DigitsHandler, Network]:
     model = Model(make_model(request.param))
     statistics = Statistics()
-    batcher = Batcher(model, Metrics(CollectorRegistry()), statistics, max_batch=MOST, max_waiting=MOST, inline=MOST)
-    handler = DigitsHandler(Predictor(batcher, max_batch=MOST))
+    batcher = Batcher(
+        model, Metrics(CollectorRegistry()), statistics, max_batch_size=MOST, max_queued_images=MOST, inline=MOST
+    )
+    handler = DigitsHandler(Predictor(batcher, max_batch_size=MOST))
     return handler, checkpoint.load(checkpoint.committed(request.param)).network
 
 
@@ -209,8 +211,8 @@ def test_any_bytes_get_an_answer_or_a_named_refusal(variant: tuple[DigitsHandler
 def test_after_a_swap_the_new_model_explains_itself(make_model: Callable[..., Path], digits: np.ndarray) -> None:
     statistics, metrics = Statistics(), Metrics(CollectorRegistry())
     first, second = Model(make_model("sigmoid")), Model(make_model("relu"))
-    batcher = Batcher(first, metrics, statistics, max_batch=MOST, max_waiting=MOST, inline=MOST)
-    handler = DigitsHandler(Predictor(batcher, max_batch=MOST))
+    batcher = Batcher(first, metrics, statistics, max_batch_size=MOST, max_queued_images=MOST, inline=MOST)
+    handler = DigitsHandler(Predictor(batcher, max_batch_size=MOST))
     batcher.swap(second, Statistics())
     network = checkpoint.load(checkpoint.committed("relu")).network
     reply = explain(handler, digits[:5])

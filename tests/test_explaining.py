@@ -59,8 +59,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def handler(model_path: Path, metrics: Metrics) -> DigitsHandler:
-    batcher = Batcher(Model(model_path), metrics, Statistics(), max_batch=1024, max_waiting=2**20)
-    return DigitsHandler(Predictor(batcher, max_batch=1024), metrics.dropped.labels("overloaded").inc)
+    batcher = Batcher(Model(model_path), metrics, Statistics(), max_batch_size=1024, max_queued_images=2**20)
+    return DigitsHandler(Predictor(batcher, max_batch_size=1024), metrics.dropped.labels("overloaded").inc)
 
 
 async def test_others_are_answered_while_a_large_request_is_explained(

@@ -80,7 +80,7 @@ async def test_damaged_messages_over_the_socket_get_a_status_that_is_the_callers
 ) -> None:
     """In a stream, where a refusal is a reply, and as calls of their own: never INTERNAL, and no fault in the log."""
     count = 1_000_000 if LONG else 4_000
-    with serving(model_path, "--max-batch", "8") as service:
+    with serving(model_path, "--max-batch-size", "8") as service:
         still_serves(service)
         async with aio.insecure_channel(service.address) as channel:
             await converse(channel, spoiled("messages", count // 20, seed=3))

@@ -45,7 +45,7 @@ async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_s
     model_path: Path,
 ) -> None:
     with (
-        serving(model_path, "--grace", "3") as service,
+        serving(model_path, "--shutdown-grace", "3") as service,
         contextlib.closing(connected(service, PREFACE + NO_WINDOW)) as peer,
     ):
         await asyncio.to_thread(watch, peer, 1, SERVICE)
@@ -79,7 +79,7 @@ async def test_every_watcher_hears_of_a_stop_before_its_stream_ends(model_path: 
 @pytest.mark.usefixtures("transport")
 def test_a_stop_that_comes_while_a_status_is_being_sent_waits_for_that_alone(model_path: Path) -> None:
     with (
-        serving(model_path, "--grace", str(10 * ANSWERS_WITHIN)) as service,
+        serving(model_path, "--shutdown-grace", str(10 * ANSWERS_WITHIN)) as service,
         contextlib.closing(connected(service, PREFACE + NO_WINDOW)) as peer,
     ):
         watch(peer, 1, SERVICE)

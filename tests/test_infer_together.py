@@ -28,8 +28,10 @@ OUTPUTS = ("activations", "digit", "layer1", "layer2")
 
 @pytest.fixture(scope="module")
 def handler(model_path: Path) -> InferenceHandler:
-    batcher = Batcher(Model(model_path), Metrics(CollectorRegistry()), Statistics(), max_batch=MOST, max_waiting=1000)
-    return InferenceHandler(Predictor(batcher, max_batch=MOST), serving=lambda: True, server_version="0")
+    batcher = Batcher(
+        Model(model_path), Metrics(CollectorRegistry()), Statistics(), max_batch_size=MOST, max_queued_images=1000
+    )
+    return InferenceHandler(Predictor(batcher, max_batch_size=MOST), serving=lambda: True, server_version="0")
 
 
 def message(images: int = 1, *, seed: int = 0, typed: bool = False, outputs: Any = (), **fields: Any) -> bytes:

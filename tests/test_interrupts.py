@@ -104,7 +104,7 @@ def start(arguments: list[str | Path], folder: Path, model: Path) -> Command:
         **{name: free_port() for name in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "PLAY_PORT")},
         "DIGITS_MODEL": str(model),
         "DIGITS_LOG_LEVEL": "error",
-        "DIGITS_GRACE": "1",
+        "DIGITS_SHUTDOWN_GRACE": "1",
         "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))),
         "TELL_OF_SIGNALS": str(writing),
     }

@@ -196,7 +196,7 @@ def test_memory_is_limited_as_in_compose_and_nothing_may_be_throttled() -> None:
 
 def test_a_pod_is_given_longer_to_stop_than_its_drain_takes() -> None:
     given = options("base")
-    drain = float(given["DIGITS_DRAIN_WAIT"]) + float(given["DIGITS_GRACE"])
+    drain = float(given["DIGITS_DRAIN_WAIT"]) + float(given["DIGITS_SHUTDOWN_GRACE"])
     assert deployment()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain + 5
     kserve = float(variables(runtime())["DIGITS_DRAIN_WAIT"]) + Settings().grace
     assert kserve + 5 <= 30, "KServe leaves Kubernetes' own 30 seconds"

@@ -99,7 +99,7 @@ def test_tracing_opens_the_way_to_the_collector_that_it_names_and_nothing_else_g
     manifests = built(str(tmp_path))
     assert [mistake for manifest in manifests for mistake in mistakes(manifest)] == []
     (config,) = [m for m in manifests if m["kind"] == "ConfigMap"]
-    endpoint = urllib.parse.urlsplit(config["data"]["DIGITS_TRACE_ENDPOINT"])
+    endpoint = urllib.parse.urlsplit(config["data"]["DIGITS_OTLP_ENDPOINT"])
     collector, _ = one(manifests, "NetworkPolicy")["spec"]["egress"]
     assert collector["ports"] == [{"port": endpoint.port, "protocol": "TCP"}]
     (to,) = collector["to"]

@@ -67,9 +67,9 @@ def test_an_empty_flag_is_refused_by_name(arguments: list[str]) -> None:
 
 
 def test_the_start_line_shows_every_option(model_path: Path) -> None:
-    with serving(model_path, "--max-batch", "12") as service:
+    with serving(model_path, "--max-batch-size", "12") as service:
         starting = service.lines[0]
-        assert starting["max_batch"] == 12
+        assert starting["max_batch_size"] == 12
         assert starting["model"] == str(model_path)
         assert {"port", "metrics_port", "grace", "reflection", "log_level"} <= set(starting)
 
@@ -92,7 +92,7 @@ async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_
 async def test_a_second_signal_skips_the_drain_wait_and_answers_what_is_in_flight(
     model_path: Path, second: signal.Signals
 ) -> None:
-    with serving(model_path, "--drain-wait", "600", "--grace", "100") as service:
+    with serving(model_path, "--drain-wait", "600", "--shutdown-grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
@@ -113,7 +113,7 @@ async def test_a_second_signal_skips_the_drain_wait_and_answers_what_is_in_fligh
 
 
 async def test_a_third_signal_ends_it_at_once(model_path: Path) -> None:
-    with serving(model_path, "--drain-wait", "600", "--grace", "600") as service:
+    with serving(model_path, "--drain-wait", "600", "--shutdown-grace", "600") as service:
         async with aio.insecure_channel(service.address) as channel:
             # A call whose message does not come keeps the server for long.
             await channel.stream_unary("/digits.v1.DigitService/Predict")().wait_for_connection()
@@ -126,7 +126,7 @@ async def test_a_third_signal_ends_it_at_once(model_path: Path) -> None:
 
 
 async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None:
-    with serving(model_path, "--grace", "100") as service:
+    with serving(model_path, "--shutdown-grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
@@ -137,7 +137,7 @@ async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None
 
 
 async def test_an_idle_stream_is_ended_with_unavailable_when_the_server_stops(model_path: Path) -> None:
-    with serving(model_path, "--grace", "100") as service:
+    with serving(model_path, "--shutdown-grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:
             stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")()
             await stream.write(IMAGE)
@@ -233,8 +233,16 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
     [
         (["--port", "abc"], {}, "--port (or DIGITS_PORT) is 'abc': should be a valid integer"),
         (["--port", "65536"], {}, "--port (or DIGITS_PORT) is '65536': should be less than or equal to 65535"),
-        ([], {"DIGITS_MAX_BATCH": "0"}, "--max-batch (or DIGITS_MAX_BATCH) is '0': should be greater than or equal"),
-        (["--grace", "nan"], {}, "--grace (or DIGITS_GRACE) is 'nan': should be a finite number"),
+        (
+            [],
+            {"DIGITS_MAX_BATCH_SIZE": "0"},
+            "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0': should be greater than or equal",
+        ),
+        (
+            ["--shutdown-grace", "nan"],
+            {},
+            "--shutdown-grace (or DIGITS_SHUTDOWN_GRACE) is 'nan': should be a finite number",
+        ),
         (["--model-sha256", "abc"], {}, "--model-sha256 (or DIGITS_MODEL_SHA256) is 'abc': should match pattern"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--prot", "1"], {}, "unrecognized arguments: --prot 1"),
@@ -250,7 +258,7 @@ def test_a_bad_option_is_refused_by_name(arguments: list[str], env: dict[str, st
 def test_help_teaches_every_option() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for option in ("--model", "--port", "--metrics-port", "--max-batch", "--drain-wait", "--log-format"):
+    for option in ("--model", "--port", "--metrics-port", "--max-batch-size", "--drain-wait", "--log-format"):
         assert option in done.stdout
     assert "DIGITS_METRICS_PORT" in done.stdout
 
@@ -285,10 +293,10 @@ def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -
 def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: True)
     monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
-    option = "--trace-endpoint=http://127.0.0.1:1"
+    option = "--otlp-endpoint=http://127.0.0.1:1"
     assert chosen_transport(load(["--transport=grpcio", option])) == ("grpcio", "")
-    assert chosen_transport(load([option])) == ("grpcio", "native does not offer --trace-endpoint")
-    with pytest.raises(StartError, match="'native', which does not offer --trace-endpoint: choose grpcio"):
+    assert chosen_transport(load([option])) == ("grpcio", "native does not offer --otlp-endpoint")
+    with pytest.raises(StartError, match="'native', which does not offer --otlp-endpoint: choose grpcio"):
         chosen_transport(load(["--transport=native", option]))
 
 

@@ -122,9 +122,9 @@ def test_no_two_locks_of_the_server_are_taken_in_both_orders(tmp_path: Path, mon
             add(folder, 2)
             service.wait_for("model loaded", model_version="2")
             put(tokens, SECOND.encode())
-            service.wait_for("credentials loaded", what="tokens")
+            service.wait_for("credentials loaded", kind="tokens")
             authority.issue("server")
-            service.wait_for("credentials loaded", what="tls")
+            service.wait_for("credentials loaded", kind="tls")
             service.process.send_signal(signal.SIGHUP)
             traffic.go_on()
         finally:

@@ -102,7 +102,7 @@ def test_runs_and_batch_sizes_are_counted(after_traffic: tuple[ServiceProcess, l
     assert series["digits_batch_size_sum", ()] == 112
     assert 7 <= series["digits_batch_size_bucket", ("1.0",)] <= runs - 1
     assert series["digits_queue_seconds_count", ()] == 13
-    assert series["digits_images_waiting", ()] == 0
+    assert series["digits_queue_images", ()] == 0
 
 
 def test_predictions_are_counted_by_digit(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
@@ -165,8 +165,8 @@ def test_the_time_of_the_last_success_moves_with_answers_and_not_with_refusals(m
 
 
 def test_the_limit_of_the_line_stands_beside_what_waits(model_path: Path) -> None:
-    with serving(model_path, "--max-waiting", "77") as service:
-        assert service.series()["digits_images_waiting_limit", ()] == 77
+    with serving(model_path, "--max-queued-images", "77") as service:
+        assert service.series()["digits_queue_capacity_images", ()] == 77
 
 
 def test_serving_says_what_health_says(model_path: Path) -> None:

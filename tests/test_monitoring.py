@@ -316,15 +316,15 @@ def test_the_autoscalers_metric_is_the_saturation_that_is_recorded(tmp_path: Pat
     case = {
         "interval": "5s",
         "input_series": [
-            {"series": f"digits_images_waiting{{{labels}}}", "values": "16384x24"},
-            {"series": f"digits_images_waiting_limit{{{labels}}}", "values": "65536x24"},
+            {"series": f"digits_queue_images{{{labels}}}", "values": "16384x24"},
+            {"series": f"digits_queue_capacity_images{{{labels}}}", "values": "65536x24"},
         ],
         "promql_expr_test": [
             {"expr": adapted()[1], "eval_time": "1m", "exp_samples": sample('{pod="digitserve-0"}')},
             {
-                "expr": "job_instance:digits_line:saturation",
+                "expr": "job_instance:digits_queue:saturation",
                 "eval_time": "1m",
-                "exp_samples": sample('job_instance:digits_line:saturation{job="digitserve",instance="a"}'),
+                "exp_samples": sample('job_instance:digits_queue:saturation{job="digitserve",instance="a"}'),
             },
         ],
     }

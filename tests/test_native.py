@@ -94,9 +94,9 @@ class Running(SimpleNamespace):
 async def running(**limits: Any) -> AsyncIterator[Running]:
     model, registry = Fake(), CollectorRegistry()
     batcher: Any = NativeBatcher(model, Statistics())  # type: ignore[arg-type]
-    sizes = {"max_waiting": 100, "inline": 2, **limits}
-    bounds = Limits(**{"max_batch": 8, **{name: sizes.pop(name) for name in BOUNDS if name in sizes}})
-    predictor = Predictor(batcher, max_batch=bounds.max_batch)
+    sizes = {"max_queued_images": 100, "inline": 2, **limits}
+    bounds = Limits(**{"max_batch_size": 8, **{name: sizes.pop(name) for name in BOUNDS if name in sizes}})
+    predictor = Predictor(batcher, max_batch_size=bounds.max_batch_size)
     services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
     log = make_logger("json", "error")
     metrics = Metrics(registry)
@@ -123,7 +123,7 @@ async def test_what_gathers_while_the_model_is_busy_is_one_batch() -> None:
         first = asyncio.ensure_future(server.predict(1, 1, 1))
         await until(lambda: server.model.runs)
         rest = [asyncio.ensure_future(server.predict(digit, digit, digit)) for digit in (2, 3, 4)]
-        await until(lambda: server.value("digits_images_waiting") == 9)
+        await until(lambda: server.value("digits_queue_images") == 9)
         server.model.gate.set()
         assert await asyncio.gather(first, *rest) == [[digit] * 3 for digit in (1, 2, 3, 4)]
         # At most eight images go into one run, and no request is split.
@@ -185,12 +185,12 @@ async def test_a_failed_run_fails_its_own_callers_alone_and_tells_them_nothing()
 
 
 async def test_a_full_line_refuses_with_a_sentence_and_says_when_to_come_again() -> None:
-    async with running(max_waiting=4) as server:
+    async with running(max_queued_images=4) as server:
         server.model.gate.clear()
         calls = [asyncio.ensure_future(server.predict(1, 1, 1))]
         await until(lambda: server.model.runs)
         calls.append(asyncio.ensure_future(server.predict(2, 2, 2)))
-        await until(lambda: server.value("digits_images_waiting") == 3)
+        await until(lambda: server.value("digits_queue_images") == 3)
         with pytest.raises(aio.AioRpcError) as caught:
             await server.predict(3, 3, 3)
         assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -212,7 +212,7 @@ async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
         await until(lambda: server.model.runs)
         gone = server.channel.unary_unary(PREDICT)(request(2, 2, 2))
         late = asyncio.ensure_future(server.batcher.predict(images(3, 3, 3), time.monotonic() + 0.5))
-        await until(lambda: server.value("digits_images_waiting") == 6)
+        await until(lambda: server.value("digits_queue_images") == 6)
         gone.cancel()
         await asyncio.sleep(0.7)
         server.model.gate.set()
@@ -240,7 +240,7 @@ async def test_a_stream_of_one_caller_is_batched_and_answered_in_order() -> None
         await until(lambda: server.model.runs)
         for digit in range(1, 7):
             await stream.write(request(digit))
-        await until(lambda: server.value("digits_images_waiting") == 6)
+        await until(lambda: server.value("digits_queue_images") == 6)
         server.model.gate.set()
         await stream.done_writing()
         assert [list(PredictResponse.FromString(raw).digits) async for raw in stream] == [[i] for i in range(7)]

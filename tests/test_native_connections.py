@@ -178,7 +178,7 @@ async def test_more_calls_than_one_connection_may_have_wait_at_the_caller() -> N
         calls = [asyncio.ensure_future(server.predict(digit, digit, digit)) for digit in range(5)]
         await until(lambda: server.model.runs)
         await asyncio.sleep(0.2)
-        assert server.value("digits_images_waiting") <= 3
+        assert server.value("digits_queue_images") <= 3
         server.model.gate.set()
         assert await asyncio.gather(*calls) == [[digit] * 3 for digit in range(5)]
 
@@ -205,11 +205,11 @@ async def test_whoever_came_under_a_model_is_answered_by_it_and_no_batch_spans_a
         early = [asyncio.ensure_future(server.batcher.predict(images(1, 1, 1)))]
         await until(lambda: first.runs)
         early.append(asyncio.ensure_future(server.batcher.predict(images(1, 1, 1))))
-        await until(lambda: server.value("digits_images_waiting") == 3)
+        await until(lambda: server.value("digits_queue_images") == 3)
         statistics = Statistics()
         server.batcher.swap(second, statistics)  # type: ignore[arg-type]
         late = asyncio.ensure_future(server.predict(2, 2, 2))
-        await until(lambda: server.value("digits_images_waiting") == 6)
+        await until(lambda: server.value("digits_queue_images") == 6)
         first.gate.set()
         assert [found.digit.tolist() for found in await asyncio.gather(*early)] == [[1, 1, 1]] * 2
         assert await late == [2, 2, 2]

@@ -69,7 +69,7 @@ def service(model_path: Path) -> Iterator[ServiceProcess]:
 
 
 async def test_a_message_that_holds_no_images_is_taken_up_to_a_few_kilobytes_compressed_or_not() -> None:
-    async with running(max_batch=1024) as server:
+    async with running(max_batch_size=1024) as server:
         bomb = b"\x10\x01" * 1_600_000
         for path in (HEALTH, "/grpc.health.v1.Health/List", "/inference.GRPCInferenceService/ModelMetadata"):
             for how in (Compression.Gzip, Compression.Deflate, Compression.NoCompression):
@@ -88,7 +88,7 @@ async def test_large_compressed_messages_are_not_read_before_the_calls_of_others
     message = gzip.compress(b"\x0a\x80\x80\xc4\x01" + bytes(3211264))[:-8] + bytes(8)  # whole but for its checksum
     head = block(PREDICT, literal(b"grpc-encoding", b"gzip"))
     calls = 200
-    async with running(max_batch=1024) as server:
+    async with running(max_batch_size=1024) as server:
         with contextlib.closing(connect(server)) as peer:
             for n in range(calls):
                 peer.call(2 * n + 1, head, compressed(message))

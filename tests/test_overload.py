@@ -101,7 +101,7 @@ def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_ans
     """Forty callers that do not wait when refused: some ten times what the model runs. The line is 2,000 images."""
     message = PredictRequest(pixels=bytes(784 * 500)).SerializeToString()
     seconds, slowest = (20 if LONG else 2), 0.0
-    with serving(model_path, "--max-waiting", "2000", "--inline-images", "0") as service:
+    with serving(model_path, "--max-queued-images", "2000", "--inline-images", "0") as service:
         before = most = resident(service)
         load = h2load(service, tmp_path, message, "--duration", seconds, "--clients=40", "--max-concurrent-streams=1")
         caller = light_caller(service.address, seconds - 1)
@@ -137,9 +137,9 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
     """
     held = Held(Model(model_path))
     registry = CollectorRegistry()
-    metrics, limits = Metrics(registry), Limits(max_batch=500)
-    batcher = Batcher(held, metrics, Statistics(), max_batch=500, max_waiting=500, inline=0)
-    services = [DigitsHandler(Predictor(batcher, max_batch=500))]
+    metrics, limits = Metrics(registry), Limits(max_batch_size=500)
+    batcher = Batcher(held, metrics, Statistics(), max_batch_size=500, max_queued_images=500, inline=0)
+    services = [DigitsHandler(Predictor(batcher, max_batch_size=500))]
     log = make_logger("json", "error")
     transport = GrpcioTransport(services, batcher, metrics, log, limits=limits, with_reflection=False)
     port = await transport.start("127.0.0.1", 0)
@@ -149,7 +149,7 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
         admitted = [asyncio.ensure_future(predict(message))]
         await until(lambda: held.sizes == [500])
         admitted.append(asyncio.ensure_future(predict(message)))
-        await until(lambda: registry.get_sample_value("digits_images_waiting") == 500)
+        await until(lambda: registry.get_sample_value("digits_queue_images") == 500)
         with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
             await predict(message)
         with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
@@ -197,10 +197,10 @@ async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: st
 def test_small_calls_by_the_thousand_are_bounded(
     model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
-    """10,000 at a time: those beyond --max-streams wait at the caller, and memory does not grow with the flood."""
+    """10,000 at a time: calls beyond --max-concurrent-streams wait at the client; a flood adds no memory."""
     seconds = 20 if LONG else 2
     message = PredictRequest(pixels=bytes(784)).SerializeToString()
-    with serving(model_path, "--max-streams", "64") as service:
+    with serving(model_path, "--max-concurrent-streams", "64") as service:
         before = most = resident(service)
         load = h2load(
             service, tmp_path, message, "--duration", seconds, "--clients=10", "--max-concurrent-streams=1000"
@@ -253,7 +253,10 @@ def served(address: str) -> bool:
 
 @pytest.mark.usefixtures("transport")
 def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: Path) -> None:
-    with serving(model_path, "--max-streams", "2") as service, grpc.insecure_channel(service.address) as channel:
+    with (
+        serving(model_path, "--max-concurrent-streams", "2") as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
         stream: Any = channel.stream_stream("/digits.v1.DigitService/PredictStream")
         gates = [Gate(), Gate()]
         open_ = [stream(gate.messages(), timeout=ANSWERS_WITHIN) for gate in gates]

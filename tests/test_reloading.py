@@ -288,7 +288,9 @@ async def test_whoever_came_under_a_version_is_answered_by_it(folder: Path, digi
     add(folder, 2)
     second = place.load(place.candidates()[0])
     statistics = [Statistics(), Statistics()]
-    batcher = Batcher(first, Metrics(CollectorRegistry()), statistics[0], max_batch=1000, max_waiting=1000, inline=0)
+    batcher = Batcher(
+        first, Metrics(CollectorRegistry()), statistics[0], max_batch_size=1000, max_queued_images=1000, inline=0
+    )
     early = [asyncio.ensure_future(batcher.predict(digits[:10])) for _ in range(3)]
     await asyncio.sleep(0)
     batcher.swap(second, statistics[1])

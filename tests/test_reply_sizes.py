@@ -75,8 +75,10 @@ LARGEST = {
 @pytest.fixture(scope="module")
 def handlers(model_path: Path) -> tuple[DigitsHandler, InferenceHandler, Statistics]:
     statistics = Statistics()
-    batcher = Batcher(Model(model_path), Metrics(CollectorRegistry()), statistics, max_batch=BATCH, max_waiting=BATCH)
-    predictor = Predictor(batcher, max_batch=BATCH)
+    batcher = Batcher(
+        Model(model_path), Metrics(CollectorRegistry()), statistics, max_batch_size=BATCH, max_queued_images=BATCH
+    )
+    predictor = Predictor(batcher, max_batch_size=BATCH)
     return DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0"), statistics
 
 

@@ -96,10 +96,10 @@ async def no_port_is_shared() -> None:
 
 
 async def messages_are_as_large_as_a_batch() -> None:
-    async with listening(max_batch=1) as server:
+    async with listening(max_batch_size=1) as server:
         assert await check(server, 19_000) is StatusCode.NOT_FOUND
         assert await check(server, 20_000) is StatusCode.RESOURCE_EXHAUSTED
-    async with listening(max_batch=2000) as server:
+    async with listening(max_batch_size=2000) as server:
         assert await check(server, 5_000_000) is StatusCode.NOT_FOUND
 
 
@@ -228,7 +228,7 @@ SERVER = {
 
 
 def test_each_argument_of_the_server_has_a_test_of_its_effect() -> None:
-    assert [key for key, _ in grpcio._options(Limits(max_batch=1))] == list(SERVER)
+    assert [key for key, _ in grpcio._options(Limits(max_batch_size=1))] == list(SERVER)
 
 
 @pytest.mark.parametrize("effect", dict.fromkeys(SERVER.values()), ids=lambda effect: effect.__name__)
@@ -238,4 +238,4 @@ async def test_server(effect: Callable[[], Awaitable[None]]) -> None:
 
 def test_the_documented_keepalive_of_grpc_clients_is_permitted_with_slack() -> None:
     """grpc-go and grpc-java ping every 10 s at most; packets of a busy network come a while apart from that."""
-    assert 2 * Limits(max_batch=1).ping_interval <= 10
+    assert 2 * Limits(max_batch_size=1).ping_interval <= 10

@@ -80,7 +80,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(model_path: Path, way: str) -
         service = Quiet(port, metrics_port)
         service.wait()
         still_serves(service)  # type: ignore[arg-type] # an address and its metrics is all it needs
-        assert service.series()["digits_log_lines_lost", ()] > 0
+        assert service.series()["digits_log_lines_dropped_total", ()] > 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(ANSWERS_WITHIN) == 0
     finally:
@@ -129,7 +129,7 @@ def test_a_clock_that_jumps_forward_and_back_disturbs_no_call(model_path: Path, 
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # as with a real jump, which the monotonic clock does not follow
     }
-    with started(*command(model_path, "--grace", "5"), **fake) as service:
+    with started(*command(model_path, "--shutdown-grace", "5"), **fake) as service:
         for jump in ("+0", "+40d", "-3650d", "+3650d", "+0"):
             clock.write_text(jump)
             still_serves(service)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def environment(model_path: Path) -> dict[str, str]:
     """Ports that nobody else has."""
     ports = {name: str(free_port()) for name in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "PLAY_PORT")}
-    return {**os.environ, **ports, "DIGITS_MODEL": str(model_path), "DIGITS_GRACE": "1"}
+    return {**os.environ, **ports, "DIGITS_MODEL": str(model_path), "DIGITS_SHUTDOWN_GRACE": "1"}
 
 
 @contextmanager
@@ -117,7 +117,11 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(
 @pytest.mark.parametrize("script", ["run.py", "run_playground.py"])
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
-    [("DIGITS_MAX_BATCH", "0", "max-batch"), ("DIGITS_PORT", "0", "DIGITS_PORT is 0"), ("DIGITS_MODEL", "/no", "/no")],
+    [
+        ("DIGITS_MAX_BATCH_SIZE", "0", "max-batch"),
+        ("DIGITS_PORT", "0", "DIGITS_PORT is 0"),
+        ("DIGITS_MODEL", "/no", "/no"),
+    ],
 )
 def test_a_mistake_in_the_environment_is_told_and_no_page_is_announced(
     environment: dict[str, str], script: str, variable: str, value: str, sentence: str

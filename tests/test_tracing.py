@@ -102,7 +102,7 @@ def traced(model: Path, endpoint: str, *arguments: str, **env: str) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "50", "DIGITS_TRANSPORT": "grpcio", **env}.items():
             patch.setenv(name, value)
-        with serving(model, "--trace-endpoint", endpoint, *arguments) as service:
+        with serving(model, "--otlp-endpoint", endpoint, *arguments) as service:
             yield service
 
 
@@ -116,7 +116,7 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def service(model_path: Path, collector: Collector) -> Iterator[ServiceProcess]:
     """A server that traces what its callers trace and nothing else; requests of more than 64 images go to a thread."""
-    with traced(model_path, collector.endpoint, "--trace-ratio", "0", "--inline-images", "64") as service:
+    with traced(model_path, collector.endpoint, "--trace-sample-ratio", "0", "--inline-images", "64") as service:
         yield service
 
 
@@ -215,7 +215,7 @@ def test_a_trace_context_that_says_nothing_begins_a_trace_by_our_own_ratio(
     model_path: Path, context: list[tuple[str, str]]
 ) -> None:
     collector = Collector()
-    with traced(model_path, collector.endpoint, "--trace-ratio", "1") as service:
+    with traced(model_path, collector.endpoint, "--trace-sample-ratio", "1") as service:
         with grpc.insecure_channel(service.address) as channel:
             call(channel, PREDICT, IMAGE, *context)
         service.stop()
@@ -483,7 +483,7 @@ def test_the_log_tells_when_the_collector_is_back(model_path: Path) -> None:
 @pytest.mark.slow
 def test_a_collector_that_hangs_holds_up_no_stop_beyond_the_grace(model_path: Path) -> None:
     collector = Collector(seconds=100)
-    with traced(model_path, collector.endpoint, "--grace", "1") as service:
+    with traced(model_path, collector.endpoint, "--shutdown-grace", "1") as service:
         with grpc.insecure_channel(service.address) as channel:
             call(channel, PREDICT, IMAGE)
         began = time.monotonic()
@@ -522,14 +522,14 @@ def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_p
         "0",
         "--metrics-port",
         "0",
-        "--trace-endpoint",
+        "--otlp-endpoint",
         "http://localhost:4317",
     )
     service = launch(*arguments, env={"PYTHONPATH": str(tmp_path), "DIGITS_TRANSPORT": "grpcio"})
     try:
         assert service.ended() == 1
         assert service.lines[-1]["event"] == "cannot start"
-        assert "--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing`" in service.lines[-1]["reason"]
+        assert "--otlp-endpoint (or DIGITS_OTLP_ENDPOINT) needs the extra `tracing`" in service.lines[-1]["reason"]
         assert "pip install -c constraints.txt -e '.[tracing]'" in service.lines[-1]["reason"]
     finally:
         service.close()
@@ -554,14 +554,14 @@ def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sente
         "0",
         "--metrics-port",
         "0",
-        "--trace-endpoint",
+        "--otlp-endpoint",
         "http://localhost:4317",
     )
     service = launch(*arguments, env={variable: value, "DIGITS_TRANSPORT": "grpcio"})
     try:
         assert service.ended() == 1
         assert service.lines[-1]["event"] == "cannot start"
-        assert service.lines[-1]["reason"].startswith("--trace-endpoint http://localhost:4317: ")
+        assert service.lines[-1]["reason"].startswith("--otlp-endpoint http://localhost:4317: ")
         assert service.lines[-1]["reason"].endswith(": look at the OTEL_ variables")
     finally:
         service.close()
@@ -571,7 +571,7 @@ def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sente
 def test_the_native_transport_leaves_it_to_grpcio(model_path: Path, collector: Collector) -> None:
     with traced(model_path, collector.endpoint, DIGITS_TRANSPORT="auto") as service:
         (chosen,) = [line for line in service.lines if line["event"] == "transport chosen"]
-        assert (chosen["transport"], chosen["reason"]) == ("grpcio", "native does not offer --trace-endpoint")
+        assert (chosen["transport"], chosen["reason"]) == ("grpcio", "native does not offer --otlp-endpoint")
 
 
 def test_the_run_that_failed_is_in_the_trace(model_path: Path) -> None:
@@ -584,7 +584,7 @@ from service.runtime.server import Server
 from service.inference.model import Model
 async def main():
     server = Server(Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio",
-                    trace_endpoint=ENDPOINT), make_logger("json", "critical"))
+                    otlp_endpoint=ENDPOINT), make_logger("json", "critical"))
     def fail(pixels): raise MemoryError("no room")
     server.model.predict = fail
     await server.start()

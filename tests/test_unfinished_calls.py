@@ -42,7 +42,7 @@ def first_end(peer: socket.socket) -> int:
 
 @on_both_transports
 def test_calls_without_a_message_are_answered_and_hold_up_no_stop(model_path: Path) -> None:
-    with serving(model_path, "--grace", "60") as service, grpc.insecure_channel(service.address) as channel:
+    with serving(model_path, "--shutdown-grace", "60") as service, grpc.insecure_channel(service.address) as channel:
         for path in PATHS:
             call: Any = channel.stream_unary(path)
             with pytest.raises(grpc.RpcError) as caught:

@@ -49,7 +49,7 @@ class Dog:
 
     @property
     def count(self) -> float | None:
-        return self.registry.get_sample_value("digits_stuck_total")
+        return self.registry.get_sample_value("digits_stalls_total")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_it
     await until(lambda: len(watched.told) == 1)
     assert watched.told[0].startswith("a run of the model has been under way for ")
     [bark] = watched.log.calls
-    assert (bark.method_name, bark.args) == ("error", ("stuck",))
+    assert (bark.method_name, bark.args) == ("error", ("watchdog stall",))
     assert any("held.py" in place and "predict" in place for place in bark.kwargs["at"])
     assert watched.count == 1
     held.go.set()
@@ -71,7 +71,7 @@ async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_it
     await until(lambda: len(watched.told) == 2)
     assert watched.told[1] == watched.dog.trouble == ""
     watched.dog.stop()
-    assert [call.args for call in watched.log.calls] == [("stuck",), ("goes on again",)]
+    assert [call.args for call in watched.log.calls] == [("watchdog stall",), ("watchdog recovered",)]
 
 
 async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:
@@ -128,7 +128,7 @@ async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch:
     plenty = Host.array
     monkeypatch.setattr(Host, "array", array)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    options = ["--transport=native", f"--model={model_path}", "--port=0", "--metrics-port=0", "--grace=0"]
+    options = ["--transport=native", f"--model={model_path}", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
     log: Any = CapturingLogger()
     server = Server(load(options), log)
     await server.start()
@@ -147,7 +147,7 @@ def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
     del transport
     broken = tmp_path / "broken"
     with (
-        on_device(model_path, broken, "--stuck-after", "1") as service,
+        on_device(model_path, broken, "--watchdog-timeout", "1") as service,
         grpc.insecure_channel(service.address) as channel,
     ):
         health: Any = health_pb2_grpc.HealthStub(channel)
@@ -157,13 +157,13 @@ def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
         caller = threading.Thread(target=ask, args=(channel,))
         caller.start()
         assert next(watch).status == NOT_SERVING
-        bark = service.wait_for("stuck")
+        bark = service.wait_for("watchdog stall")
         assert bark["reason"].startswith("a run of the model has been under way for ")
         assert any("replayed.py" in place for place in bark["at"])
         with pytest.raises(OSError, match="503"):
             service.get("/healthz")
         series = service.series()
-        assert series["digits_stuck_total", ()] == 1
+        assert series["digits_stalls_total", ()] == 1
         assert series["digits_serving", ()] == 0
         broken.unlink()
         assert next(watch).status == SERVING
@@ -179,7 +179,10 @@ def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
 ) -> None:
     del transport
     broken = tmp_path / "broken"
-    with on_device(model_path, broken, "--grace", "0.5") as service, grpc.insecure_channel(service.address) as channel:
+    with (
+        on_device(model_path, broken, "--shutdown-grace", "0.5") as service,
+        grpc.insecure_channel(service.address) as channel,
+    ):
         broken.write_text(HANGS)
         caller = threading.Thread(target=ask, args=(channel,))
         caller.start()
@@ -194,10 +197,10 @@ def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
 @pytest.mark.slow
 @pytest.mark.usefixtures("transport")
 def test_a_process_that_was_frozen_is_not_thought_stuck(model_path: Path) -> None:
-    with serving(model_path, "--stuck-after", "2") as service:
+    with serving(model_path, "--watchdog-timeout", "2") as service:
         service.process.send_signal(signal.SIGSTOP)
         time.sleep(4)
         service.process.send_signal(signal.SIGCONT)
         time.sleep(1.5)
         assert service.get("/healthz").startswith("SERVING")
-        assert service.series()["digits_stuck_total", ()] == 0
+        assert service.series()["digits_stalls_total", ()] == 0

@@ -22,8 +22,8 @@ const MISTAKES: [Mistake; 9] = [
     Mistake {
         name: "told_locked",
         module: "line",
-        right: "let taken = self.take(&mut lock(&self.small), self.max_batch);\n        taken.batch(model)",
-        wrong: "let mut lane = lock(&self.small);\n        self.take(&mut lane, self.max_batch).batch(model)",
+        right: "let taken = self.take(&mut lock(&self.small), self.max_batch_size);\n        taken.batch(model)",
+        wrong: "let mut lane = lock(&self.small);\n        self.take(&mut lane, self.max_batch_size).batch(model)",
     },
     Mistake {
         name: "late_forgotten",
@@ -35,10 +35,10 @@ const MISTAKES: [Mistake; 9] = [
         name: "bound_in_two_steps",
         module: "line",
         right: "self.images.fetch_update(Relaxed, Relaxed, |waiting| {
-            Some(waiting + images).filter(|all| is_next || *all <= self.max_waiting)
+            Some(waiting + images).filter(|all| is_next || *all <= self.max_queued_images)
         })",
         wrong: "let waiting = self.images();
-        if !is_next && waiting + images > self.max_waiting {
+        if !is_next && waiting + images > self.max_queued_images {
             return Err(waiting);
         }
         Ok(self.images.fetch_add(images, Relaxed))",

@@ -19,7 +19,7 @@ const LONGEST_TEXT: usize = 1024;
 pub struct Serves {
     pub name: String,
     pub version: String,
-    pub max_batch: usize,
+    pub max_batch_size: usize,
 }
 
 /// A well-formed request: its images, `n` times 784 bytes at `span` of the message, and how to answer.
@@ -146,7 +146,7 @@ impl Serves {
 
     fn whole_images(&self, span: Span) -> Option<usize> {
         let images = span.len / PIXELS;
-        (span.len % PIXELS == 0 && images >= 1 && images <= self.max_batch).then_some(images)
+        (span.len % PIXELS == 0 && images >= 1 && images <= self.max_batch_size).then_some(images)
     }
 }
 
@@ -270,7 +270,7 @@ pub fn put_reply(out: &mut BytesMut, form: &Form, found: &Predictions, rows: Row
 pub fn put_prefix(out: &mut BytesMut, len: usize) {
     out.reserve(PREFIX + len);
     out.put_u8(0);
-    #[allow(clippy::cast_possible_truncation)] // a reply holds at most max_batch images, far below 4 GiB
+    #[allow(clippy::cast_possible_truncation)] // a reply holds at most max_batch_size images, far below 4 GiB
     out.put_u32(len as u32);
 }
 
@@ -386,7 +386,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn serves() -> Serves {
-        Serves { name: "digits".into(), version: "1".into(), max_batch: 16 }
+        Serves { name: "digits".into(), version: "1".into(), max_batch_size: 16 }
     }
 
     fn field(number: u8, content: &[u8]) -> Vec<u8> {

@@ -70,7 +70,7 @@ pub async fn draining(phase: &mut watch::Receiver<Phase>) {
 /// `service.transports.limits.Limits`, whose fields these are.
 #[derive(FromPyObject)]
 pub struct Limits {
-    pub max_batch: usize,
+    pub max_batch_size: usize,
     pub message: usize,
     pub connections: usize,
     pub streams: u32,
@@ -227,8 +227,8 @@ impl Host {
             Trouble::Stopping => self.0.call_method0(py, intern!(py, "stopping")),
             Trouble::Malformed => self.0.call_method0(py, intern!(py, "malformed")),
             Trouble::Stranger(who) => self.0.call_method1(py, intern!(py, "stranger"), (*who == Stranger::Silent,)),
-            Trouble::Overloaded { waiting, max_waiting, retry_after } => {
-                self.0.call_method1(py, intern!(py, "overloaded"), (*waiting, *max_waiting, *retry_after))
+            Trouble::Overloaded { waiting, max_queued_images, retry_after } => {
+                self.0.call_method1(py, intern!(py, "overloaded"), (*waiting, *max_queued_images, *retry_after))
             }
             Trouble::Failed(error) => Ok(error.clone_ref(py)),
         }

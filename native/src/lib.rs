@@ -57,7 +57,7 @@ struct Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (host, routes, *, model, model_name, model_version, limits, max_waiting, inline, latency_buckets,
+    #[pyo3(signature = (host, routes, *, model, model_name, model_version, limits, max_queued_images, inline, latency_buckets,
                         inference_buckets, batch_buckets, confidence_buckets, health_names))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // every one by keyword, as Python has it
     fn new(
@@ -67,7 +67,7 @@ impl Server {
         model_name: String,
         model_version: String,
         limits: Limits,
-        max_waiting: usize,
+        max_queued_images: usize,
         inline: usize,
         latency_buckets: Vec<f64>,
         inference_buckets: Vec<f64>,
@@ -83,14 +83,14 @@ impl Server {
             })
             .collect::<PyResult<Vec<Arc<Route>>>>()?;
         let routes: HashMap<_, _> = ordered.iter().map(|route| (route.path.clone(), route.clone())).collect();
-        let serves = Serves { name: model_name, version: model_version, max_batch: limits.max_batch };
+        let serves = Serves { name: model_name, version: model_version, max_batch_size: limits.max_batch_size };
         let core = Core {
             served: Current::new(Served::new(model, serves)),
             tokens: Current::new(access::Digests::new()),
             tls: Current::new(None),
             routes,
             ordered,
-            line: line::Line::new(max_waiting, limits.max_batch, inline),
+            line: line::Line::new(max_queued_images, limits.max_batch_size, inline),
             model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
             refused: counts::Refused::default(),
             budget: budget::Budget::new(limits.message),
@@ -122,7 +122,7 @@ impl Server {
 
     /// Lets another model answer whoever comes from now on; those who are here are answered by the one before.
     fn set_model(&self, model: Py<PyAny>, name: String, version: String) {
-        let serves = Serves { name, version, max_batch: self.core.limits.max_batch };
+        let serves = Serves { name, version, max_batch_size: self.core.limits.max_batch_size };
         self.core.served.set(Served::new(model, serves));
     }
 

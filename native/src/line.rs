@@ -50,13 +50,13 @@ pub struct Line {
     images: AtomicUsize,
     /// What the last run took; 0 before the first.
     ns_per_image: AtomicU64,
-    max_waiting: usize,
-    max_batch: usize,
+    max_queued_images: usize,
+    max_batch_size: usize,
     inline: usize,
 }
 
 impl Line {
-    pub fn new(max_waiting: usize, max_batch: usize, inline: usize) -> Self {
+    pub fn new(max_queued_images: usize, max_batch_size: usize, inline: usize) -> Self {
         Self {
             small: Mutex::default(),
             large: Mutex::default(),
@@ -67,8 +67,8 @@ impl Line {
             closed: AtomicBool::new(false),
             images: AtomicUsize::new(0),
             ns_per_image: AtomicU64::new(0),
-            max_waiting,
-            max_batch,
+            max_queued_images,
+            max_batch_size,
             inline,
         }
     }
@@ -80,7 +80,7 @@ impl Line {
 
     /// Whether one caller may put in a request more before its last is answered, and leave room for others.
     pub fn has_room_ahead(&self) -> bool {
-        self.images() * 2 + self.max_batch <= self.max_waiting
+        self.images() * 2 + self.max_batch_size <= self.max_queued_images
     }
 
     pub fn took(&self, ns: u64, images: usize) {
@@ -118,7 +118,7 @@ impl Line {
     #[allow(deprecated)] // in favour of a name that the oldest Rust which this is for does not know
     fn count(&self, images: usize, is_next: bool) -> Result<usize, usize> {
         self.images.fetch_update(Relaxed, Relaxed, |waiting| {
-            Some(waiting + images).filter(|all| is_next || *all <= self.max_waiting)
+            Some(waiting + images).filter(|all| is_next || *all <= self.max_queued_images)
         })
     }
 
@@ -134,12 +134,12 @@ impl Line {
         };
         #[allow(clippy::cast_precision_loss)] // a hint in seconds
         let retry_after = (waiting as u64 * each) as f64 / 1e9;
-        Trouble::Overloaded { waiting, max_waiting: self.max_waiting, retry_after }
+        Trouble::Overloaded { waiting, max_queued_images: self.max_queued_images, retry_after }
     }
 
     /// The next batch of small requests; empty where nobody waits.
     pub fn small_batch(&self, model: &counts::Model) -> Vec<Item> {
-        let taken = self.take(&mut lock(&self.small), self.max_batch);
+        let taken = self.take(&mut lock(&self.small), self.max_batch_size);
         taken.batch(model)
     }
 
@@ -162,7 +162,7 @@ impl Line {
     /// How many images are expected to be done within SPARE; none before the first run.
     fn spare_images(&self) -> usize {
         let most = nanos(SPARE).checked_div(self.ns_per_image.load(Relaxed)).unwrap_or(0);
-        usize::try_from(most).unwrap_or(usize::MAX).min(self.max_batch)
+        usize::try_from(most).unwrap_or(usize::MAX).min(self.max_batch_size)
     }
 
     /// Waits for large requests; `None` once the line is closed and empty.
@@ -174,7 +174,7 @@ impl Line {
             }
             lane = self.large_waits.wait(lane).unwrap_or_else(PoisonError::into_inner);
         }
-        let taken = self.take(&mut lane, self.max_batch);
+        let taken = self.take(&mut lane, self.max_batch_size);
         drop(lane);
         Some(taken.batch(model))
     }

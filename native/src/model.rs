@@ -27,7 +27,7 @@ pub struct Runner {
 impl Runner {
     pub fn new(core: Arc<Core>) -> PyResult<Self> {
         Python::attach(|py| {
-            let array = core.host.array(py, core.limits.max_batch)?;
+            let array = core.host.array(py, core.limits.max_batch_size)?;
             let pixels = PyBuffer::get(&array)?;
             if pixels.readonly() {
                 return Err(PyValueError::new_err("an array to gather pixels in must be writable"));

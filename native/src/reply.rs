@@ -22,7 +22,7 @@ use crate::status::{self, Refusal};
 #[derive(Debug)]
 pub enum Trouble {
     Late,
-    Overloaded { waiting: usize, max_waiting: usize, retry_after: f64 },
+    Overloaded { waiting: usize, max_queued_images: usize, retry_after: f64 },
     Stopping,
     Malformed,
     Stranger(Stranger),
@@ -36,8 +36,8 @@ impl Trouble {
             Self::Stopping => Self::Stopping,
             Self::Malformed => Self::Malformed,
             Self::Stranger(who) => Self::Stranger(*who),
-            Self::Overloaded { waiting, max_waiting, retry_after } => {
-                Self::Overloaded { waiting: *waiting, max_waiting: *max_waiting, retry_after: *retry_after }
+            Self::Overloaded { waiting, max_queued_images, retry_after } => {
+                Self::Overloaded { waiting: *waiting, max_queued_images: *max_queued_images, retry_after: *retry_after }
             }
             Self::Failed(error) => Self::Failed(error.clone_ref(py)),
         }
@@ -180,8 +180,8 @@ impl Reply {
                 // The callback knows these two by name; only a failed run has an error of its own.
                 match trouble {
                     Trouble::Failed(error) => call_back(&callback, py, None, Some(error)),
-                    Trouble::Overloaded { waiting, max_waiting, retry_after } => {
-                        report(py, callback.call_method1(py, "overloaded", (waiting, max_waiting, retry_after)));
+                    Trouble::Overloaded { waiting, max_queued_images, retry_after } => {
+                        report(py, callback.call_method1(py, "overloaded", (waiting, max_queued_images, retry_after)));
                     }
                     Trouble::Late | Trouble::Stopping | Trouble::Malformed | Trouble::Stranger(_) => {
                         report(py, callback.call_method0(py, "late"));

@@ -123,7 +123,7 @@ impl Stream {
     /// A stream is no reason to refuse its own messages: it is read as far as the line has room.
     fn may_read_ahead(&self) -> bool {
         let core = &self.call.core;
-        let is_within = self.due.all.images < BATCHES_AHEAD * core.limits.max_batch && core.line.has_room_ahead();
+        let is_within = self.due.all.images < BATCHES_AHEAD * core.limits.max_batch_size && core.line.has_room_ahead();
         !self.in_doubt && (self.due.is_empty() || is_within)
     }
 

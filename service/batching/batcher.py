@@ -65,7 +65,7 @@ class _Waiting:
 class Batcher:
     """Asks `model` for many callers on one event loop.
 
-    At most `max_batch` images go into one run (one request is never split) and at most `max_waiting` images wait.
+    At most `max_batch_size` images go into one run (one request is never split) and at most `max_queued_images` wait.
     Requests of up to `inline` images, INLINE_IMAGES unless told, run on the event loop when the model is idle, alone or
     gathered.
     """
@@ -76,15 +76,15 @@ class Batcher:
         metrics: Metrics,
         statistics: Statistics,
         *,
-        max_batch: int,
-        max_waiting: int,
+        max_batch_size: int,
+        max_queued_images: int,
         inline: int | None = None,
     ) -> None:
         self._served = _Served(model, statistics)
         self._metrics = metrics
         self._last_run_ms = 0
-        self._max_batch = max_batch
-        self._max_waiting = max_waiting
+        self._max_batch = max_batch_size
+        self._max_waiting = max_queued_images
         self._inline = INLINE_IMAGES if inline is None else inline
         self._line: deque[_Waiting] = deque()
         self._images = 0
@@ -96,7 +96,7 @@ class Batcher:
         self._gathering_since = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         metrics.waiting.set_function(lambda: self._images)
-        metrics.waiting_limit.set(max_waiting)
+        metrics.waiting_limit.set(max_queued_images)
         metrics.last_success.set_function(lambda: self._last_run_ms / 1e3)
 
     @property

@@ -49,7 +49,7 @@ class DigitsHandler:
         self._predictor = predictor
         self._explanations = ExplanationQueue(rejected)
         self._network: tuple[ModelInfo, bytes] | None = None
-        self._plain = _plain_requests(predictor.max_batch)
+        self._plain = _plain_requests(predictor.max_batch_size)
         self.name: str = DESCRIPTOR.services_by_name["DigitService"].full_name
         self.unary: Mapping[str, Answer] = {
             "Predict": self.predict,
@@ -194,7 +194,7 @@ def _decoded(kind: type[M], request: bytes) -> M:
         raise InvalidInput("message", f"is not a {kind.DESCRIPTOR.full_name}") from None
 
 
-def _plain_requests(max_batch: int) -> dict[int, tuple[int, bytes]]:
+def _plain_requests(max_batch_size: int) -> dict[int, tuple[int, bytes]]:
     """Bytes of a PredictRequest with pixels and no other field -> its images, and what stands before the pixels."""
-    prefixes = {images: head(_PIXELS, images * PIXELS) for images in range(1, max_batch + 1)}
+    prefixes = {images: head(_PIXELS, images * PIXELS) for images in range(1, max_batch_size + 1)}
     return {len(prefix) + images * PIXELS: (images, prefix) for images, prefix in prefixes.items()}

@@ -197,7 +197,7 @@ class InferenceHandler:
             name=self._info.name,
             platform=PLATFORM,
             backend=BACKEND,
-            max_batch_size=self._predictor.max_batch,
+            max_batch_size=self._predictor.max_batch_size,
             dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=0),
             instance_group=[pb.ModelInstanceGroup(name=f"{self._info.name}_0", count=1, kind=self._kind)],
             default_model_filename="model.onnx",

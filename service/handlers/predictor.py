@@ -57,10 +57,10 @@ _LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
 
 
 class Predictor:
-    """One model behind every protocol; a message may hold at most `max_batch` images."""
+    """One model behind every protocol; a message may hold at most `max_batch_size` images."""
 
-    def __init__(self, batcher: Batching, *, max_batch: int) -> None:
-        self.max_batch = max_batch
+    def __init__(self, batcher: Batching, *, max_batch_size: int) -> None:
+        self.max_batch_size = max_batch_size
         self._batcher = batcher
 
     @property
@@ -124,14 +124,16 @@ class Predictor:
         return replies
 
     def images(self, data: bytes, field: str) -> Pixels:
-        """Bytes as images, a view (n, 784); InvalidInput, naming the field, unless 1 to `max_batch` whole ones."""
+        """Bytes as images, a view (n, 784); InvalidInput, naming the field, unless 1 to `max_batch_size` whole ones."""
         images, rest = divmod(len(data), PIXELS)
         if not data:
             raise InvalidInput(field, f"is empty; expected n x {PIXELS} bytes, n at least 1")
         if rest:
             raise InvalidInput(field, f"holds {len(data)} bytes; expected a multiple of {PIXELS}")
-        if images > self.max_batch:
-            raise InvalidInput(field, f"holds {images} images; at most {self.max_batch} are allowed in one message")
+        if images > self.max_batch_size:
+            raise InvalidInput(
+                field, f"holds {images} images; at most {self.max_batch_size} are allowed in one message"
+            )
         return np.frombuffer(data, dtype=np.uint8).reshape(images, PIXELS)
 
     def check_version(self, version: str) -> None:

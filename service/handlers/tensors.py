@@ -58,8 +58,10 @@ def to_pixels(request: ModelInferRequest, predictor: Predictor) -> Pixels:
     if tensor.datatype not in _INPUT_BYTES:
         raise InvalidInput(INPUT, f"has datatype {echo(tensor.datatype)}; expected 'UINT8' or 'FP32'")
     shape = list(tensor.shape)
-    if len(shape) != 2 or shape[1] != PIXELS or not 1 <= shape[0] <= predictor.max_batch:
-        raise InvalidInput(INPUT, f"has shape {shape[:8]}; expected [n, {PIXELS}], n from 1 to {predictor.max_batch}")
+    if len(shape) != 2 or shape[1] != PIXELS or not 1 <= shape[0] <= predictor.max_batch_size:
+        raise InvalidInput(
+            INPUT, f"has shape {shape[:8]}; expected [n, {PIXELS}], n from 1 to {predictor.max_batch_size}"
+        )
     values = _raw(request, shape[0]) if request.raw_input_contents else _typed(tensor, shape[0])
     return predictor.images(values, INPUT)
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 
-class Tolerant:
+class LossyStderr:
     """Standard error as the log writes to it: a line that cannot be written is lost and counted, and nothing fails.
 
     A full disk or a reader that has gone must not end the server or a call.
     """
 
-    lost = 0
+    dropped = 0
     """Lines, of the whole process."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -30,12 +30,12 @@ class Tolerant:
     def write(self, text: str) -> None:
         """Write it if that can be done."""
         if self._stream is None:  # the process was started without one
-            Tolerant.lost += 1
+            LossyStderr.dropped += 1
             return
         try:
             self._stream.write(text)
         except (OSError, ValueError):  # ValueError: it is closed
-            Tolerant.lost += 1
+            LossyStderr.dropped += 1
 
     def flush(self) -> None:
         """As `write`."""
@@ -113,7 +113,7 @@ def capture_libraries(log: FilteringBoundLogger) -> None:
 
 def make_logger(log_format: str, level: str) -> FilteringBoundLogger:
     """A logger that writes to standard error; `log_format` is auto, console or json."""
-    stream = Tolerant(sys.stderr)
+    stream = LossyStderr(sys.stderr)
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     processors: list[Any] = [
         structlog.processors.add_log_level,

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from service import __version__
 from service.observability.histogram import Distribution, exemplar
+from service.observability.logs import LossyStderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -118,7 +119,7 @@ class Metrics(Collector):
             reason=("memory", "run", "session"),
         )
         self.stuck = Counter(
-            "digits_stuck_total",
+            "digits_stalls_total",
             "Times that a run of the model did not come back, the event loop stood still, or a thread ended.",
             registry=registry,
         )
@@ -131,7 +132,7 @@ class Metrics(Collector):
             registry,
             "digits_credentials_rotations_total",
             "Changed certificates or tokens that were taken up or refused.",
-            what=("tls", "tokens"),
+            kind=("tls", "tokens"),
             result=("loaded", "refused"),
         )
         self.spans = _counter(
@@ -142,9 +143,9 @@ class Metrics(Collector):
         )
 
     def _make_gauges(self, registry: CollectorRegistry) -> None:
-        self.waiting = Gauge("digits_images_waiting", "Images that wait for the model.", registry=registry)
+        self.waiting = Gauge("digits_queue_images", "Images that wait for the model.", registry=registry)
         self.waiting_limit = Gauge(
-            "digits_images_waiting_limit", "Images that may wait before calls are refused.", registry=registry
+            "digits_queue_capacity_images", "Images that may wait before calls are refused.", registry=registry
         )
         self.connections = Gauge("digits_connections", "Connections open on the gRPC port.", registry=registry)
         self.connections_limit = Gauge(
@@ -159,9 +160,6 @@ class Metrics(Collector):
             "digits_last_success_timestamp_seconds",
             "Unix time of the last successful run of the model; 0 before the first.",
             registry=registry,
-        )
-        self.log_lines_lost = Gauge(
-            "digits_log_lines_lost", "Log lines that could not be written, as on a full disk.", registry=registry
         )
         self.serving = Gauge("digits_serving", "1 while health says SERVING, 0 otherwise.", registry=registry)
         self.model_info = Info("digits_model", "The model that serves.", registry=registry)
@@ -221,6 +219,11 @@ class Metrics(Collector):
         for digit, count in enumerate(self.by_digit):
             predictions.add_metric([str(digit)], count)
         yield predictions
+        yield CounterMetricFamily(
+            "digits_log_lines_dropped",
+            "Log lines that could not be written, as on a full disk.",
+            value=LossyStderr.dropped,
+        )
         yield from self._connection_series()
 
     def describe(self) -> Iterable[Metric]:

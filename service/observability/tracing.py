@@ -181,7 +181,7 @@ class Tracing:
                 shutdown_on_exit=False,
             )
         except Exception as e:  # each variable has an error of its own
-            raise StartError(f"--trace-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
+            raise StartError(f"--otlp-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
         self._provider.add_span_processor(self._line)
         self._tracer = self._provider.get_tracer("digitserve", version)
 

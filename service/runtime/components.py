@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from service.observability.metrics import Metrics
     from service.observability.tracing import Tracing
 
-_GRPCIO_ALONE = ("trace_endpoint",)
+_GRPCIO_ALONE = ("otlp_endpoint",)
 
 
 def needs_grpcio(settings: Settings) -> list[str]:
@@ -50,16 +50,16 @@ def execution(settings: Settings, log: FilteringBoundLogger) -> Execution:
         options=parsed_options(settings.provider_options),
         device_id=settings.device_id,
         memory_limit=settings.gpu_memory_bytes,
-        largest=settings.max_batch,
+        largest=settings.max_batch_size,
     )
 
 
 def limits(settings: Settings) -> Limits:
     """What a peer may take."""
     return Limits(
-        max_batch=settings.max_batch,
+        max_batch_size=settings.max_batch_size,
         connections=settings.max_connections,
-        streams=settings.max_streams,
+        streams=settings.max_concurrent_streams,
         connection_age=settings.max_connection_age,
         connection_idle=settings.max_connection_idle,
     )
@@ -79,13 +79,13 @@ def tokens(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> T
 
 def tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:
     """Where traces go, where they are asked for; StartError without the packages that they need."""
-    if not settings.trace_endpoint:
+    if not settings.otlp_endpoint:
         return None
     try:
         from service.observability.tracing import Tracing  # noqa: PLC0415 (an extra, and nothing that a server without traces loads)
     except ImportError as e:
         raise StartError(
-            f"--trace-endpoint (or DIGITS_TRACE_ENDPOINT) needs the extra `tracing` ({e}): "
+            f"--otlp-endpoint (or DIGITS_OTLP_ENDPOINT) needs the extra `tracing` ({e}): "
             "pip install -c constraints.txt -e '.[tracing]'"
         ) from None
-    return Tracing(settings.trace_endpoint, settings.trace_ratio, version=__version__, metrics=metrics, log=log)
+    return Tracing(settings.otlp_endpoint, settings.trace_sample_ratio, version=__version__, metrics=metrics, log=log)

@@ -109,7 +109,7 @@ class Keeper:
                 continue
             since = time.monotonic()
             wait = 0.0 if since - well_since > LONGEST_WAIT else wait
-            self._log.error("model unwell", reason=self.trouble)
+            self._log.error("model unhealthy", reason=self.trouble)
             self._changed()
             while self.trouble:
                 await self._pause(wait)
@@ -137,6 +137,6 @@ class Keeper:
         except Exception as e:  # noqa: BLE001 (whatever failed, a later try may succeed)
             self._metrics.device_failures.labels("session").inc()
             reason = e.reason if isinstance(e, ProviderError) else repr(e)
-            self._log.error("no new session", provider=kept.provider, reason=reason)
+            self._log.error("session recreation failed", provider=kept.provider, reason=reason)
         else:
             kept.recovered()

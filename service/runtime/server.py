@@ -22,7 +22,6 @@ from service.inference.providers import CPU, ON_NVIDIA
 from service.inference.repository import ModelPlace
 from service.observability import gpu_metrics
 from service.observability.connections import established
-from service.observability.logs import Tolerant
 from service.observability.metrics import Metrics
 from service.observability.metrics_server import HttpEndpoint
 from service.observability.statistics import Statistics
@@ -65,7 +64,6 @@ class Server:
             log.info("transport chosen", transport=self.transport_name, reason=why)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.metrics.log_lines_lost.set_function(lambda: Tolerant.lost)
         self.metrics.serving.set_function(self._is_serving)
         self.metrics.connections_limit.set(settings.max_connections)
         self._tracing = components.tracing(settings, self.metrics, log)
@@ -77,7 +75,7 @@ class Server:
         self._health = asyncio.Lock()
         self._keeper = Keeper(self.metrics, log, self._health_changed)
         self._watchdog = Watchdog(
-            settings.stuck_after, self.metrics, log, asyncio.get_running_loop(), self._health_changed
+            settings.watchdog_timeout, self.metrics, log, asyncio.get_running_loop(), self._health_changed
         )
         if self._execution.name in ON_NVIDIA:
             gpu_metrics.register(self.registry, settings.device_id, log)
@@ -102,8 +100,8 @@ class Server:
             self._watched(self.model),
             self.metrics,
             statistics,
-            max_batch=settings.max_batch,
-            max_waiting=settings.max_waiting,
+            max_batch_size=settings.max_batch_size,
+            max_queued_images=settings.max_queued_images,
             inline=self._inline(),
         )
         transport = GrpcioTransport(
@@ -115,7 +113,7 @@ class Server:
             with_reflection=settings.reflection,
             tls=self._tls,
             tokens=self._tokens,
-            open_health=settings.open_health,
+            health_without_token=settings.health_without_token,
             tracing=self._tracing,
             changed=self._health_changed,
         )
@@ -138,19 +136,19 @@ class Server:
             self.metrics,
             self._log,
             limits=components.limits(settings),
-            max_waiting=settings.max_waiting,
+            max_queued_images=settings.max_queued_images,
             inline=self._inline(),
             with_reflection=settings.reflection,
             tls=self._tls,
             tokens=self._tokens,
-            open_health=settings.open_health,
+            health_without_token=settings.health_without_token,
         )
         return batcher, transport
 
     def _services(self, batcher: Batching) -> list[Service]:
         settings = self._settings
         make = Predictor if self._tracing is None else partial(TracedPredictor, tracing=self._tracing)
-        predictor = make(batcher, max_batch=settings.max_batch)
+        predictor = make(batcher, max_batch_size=settings.max_batch_size)
         return [
             DigitsHandler(predictor, self.metrics.dropped.labels("overloaded").inc),
             InferenceHandler(
@@ -242,8 +240,8 @@ class Server:
         with suppress(TimeoutError):
             await asyncio.wait_for((hurry or asyncio.Event()).wait(), settings.drain_wait)
             self._log.info("drain wait skipped")
-        until = time.monotonic() + settings.grace
-        await self.transport.stop(settings.grace)
+        until = time.monotonic() + settings.shutdown_grace
+        await self.transport.stop(settings.shutdown_grace)
         await self.batcher.close()
         if self._tracing is not None:
             await self._tracing.close(max(0.0, until - time.monotonic()))
@@ -280,7 +278,7 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
         seconds=round(time.monotonic() - began, 3),
     )
     await signals.first.wait()
-    log.info("stopping", signal=signals.name, grace=settings.grace)
-    end_within(settings.drain_wait + settings.grace, log)
+    log.info("stopping", signal=signals.name, grace=settings.shutdown_grace)
+    end_within(settings.drain_wait + settings.shutdown_grace, log)
     await server.stop(signals.second)
     log.info("stopped")

@@ -138,8 +138,8 @@ class TracedBatcher(Batcher):
 class TracedPredictor(Predictor):
     """A predictor that records how long each request took to decode and to encode."""
 
-    def __init__(self, batcher: Batching, *, max_batch: int, tracing: Tracing) -> None:
-        super().__init__(batcher, max_batch=max_batch)
+    def __init__(self, batcher: Batching, *, max_batch_size: int, tracing: Tracing) -> None:
+        super().__init__(batcher, max_batch_size=max_batch_size)
         self._tracing = tracing
 
     def answer(self, decode: Decode, encode: Encode, run_encode: RunEncode | None = None) -> Coroutine[Any, Any, bytes]:

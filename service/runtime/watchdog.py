@@ -114,10 +114,10 @@ class Watchdog:
 
     def _tell(self, stuck: _Stuck | None) -> None:
         if stuck is None:
-            self._log.info("goes on again")
+            self._log.info("watchdog recovered")
         else:
             self._metrics.stuck.inc()
-            self._log.error("stuck", reason=stuck.what, at=_place(stuck.thread))
+            self._log.error("watchdog stall", reason=stuck.what, at=_place(stuck.thread))
 
 
 class _Stuck(NamedTuple):

@@ -218,7 +218,7 @@ class _Rotation:
             return
         self._refusal = ""
         self._metrics.rotations.labels(self._what, "loaded").inc()
-        self._log.info("credentials loaded", what=self._what, **about)
+        self._log.info("credentials loaded", kind=self._what, **about)
 
     def _is_due(self) -> bool:
         return bool(self._refusal) and time.monotonic() >= self._retry_at
@@ -228,7 +228,7 @@ class _Rotation:
             return
         self._refusal = reason
         self._metrics.rotations.labels(self._what, "refused").inc()
-        self._log.error("credentials refused", what=self._what, reason=reason, instead="those before serve on")
+        self._log.error("credentials refused", kind=self._what, reason=reason, instead="those before serve on")
 
     def _stamps(self) -> _Stamps:
         return tuple(map(_stamp, self._paths))

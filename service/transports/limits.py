@@ -20,7 +20,7 @@ SMALL_MESSAGE = 16384
 class Limits:
     """Bounds on connections and what comes over them; seconds, of which 0 is no bound."""
 
-    max_batch: int
+    max_batch_size: int
     """Images in one message, which sets the largest message."""
     connections: int = 4096
     streams: int = 1024
@@ -46,4 +46,4 @@ class Limits:
     @property
     def message(self) -> int:
         """Bytes of the largest message."""
-        return self.max_batch * _IMAGE_BYTES + _ROOM_BESIDE_IMAGES
+        return self.max_batch_size * _IMAGE_BYTES + _ROOM_BESIDE_IMAGES

@@ -333,14 +333,14 @@ def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, ima
 def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack: Stack, images: list[bytes]) -> None:
     old = {container["Id"] for container in stack.containers("service")}
     kept = dict(stack.settings)
-    stack.settings = {**kept, "DIGITS_MAX_BATCH": "0", "ROLL_TIMEOUT": "20"}  # no replica starts with that
+    stack.settings = {**kept, "DIGITS_MAX_BATCH_SIZE": "0", "ROLL_TIMEOUT": "20"}  # no replica starts with that
     command, log = [ROOT / "scripts/rolling-update"], subprocess.DEVNULL
     with Load(images, callers=8).running() as load:
         failed = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
         say(failed.stderr.strip().splitlines()[-1])
         assert failed.returncode == 1
         assert "roll: failed; removed the 3 new replicas, the 3 old ones go on" in failed.stderr
-        assert "--max-batch (or DIGITS_MAX_BATCH) is '0'" in failed.stderr
+        assert "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0'" in failed.stderr
         assert {container["Id"] for container in stack.containers("service")} == old
 
         stack.settings = {**kept, "MODEL_VERSION": "3"}
@@ -358,7 +358,7 @@ def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack
 
 def test_a_roll_beside_what_a_killed_one_left_changes_nothing_and_says_what(stack: Stack) -> None:
     kept = dict(stack.settings)
-    stack.settings = {**kept, "DIGITS_GRACE": "9"}
+    stack.settings = {**kept, "DIGITS_SHUTDOWN_GRACE": "9"}
     stack.up("--no-recreate", "--scale", "service=6")
     mixed = {container["Id"] for container in stack.containers("service")}
     roll = subprocess.run(

@@ -20,7 +20,7 @@ use wire::Message;
 pub const MAX_BATCH: usize = 4;
 
 pub fn serves() -> Serves {
-    Serves { name: "digits".into(), version: "1".into(), max_batch: MAX_BATCH }
+    Serves { name: "digits".into(), version: "1".into(), max_batch_size: MAX_BATCH }
 }
 
 /// The first byte says how long the pieces are in which the rest arrives.

@@ -72,8 +72,8 @@ class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `say` tells health, `stop` drains.
 
     While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
-    bring one, health checks too unless `open_health`; with `tracing` each call has a span. `changed` is called when
-    `trouble` has changed. Raises AddressInUse from `start`.
+    bring one, health checks too unless `health_without_token`; with `tracing` each call has a span. `changed` is called
+    when `trouble` has changed. Raises AddressInUse from `start`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class GrpcioTransport:
         with_reflection: bool,
         tls: Tls | None = None,
         tokens: Tokens | None = None,
-        open_health: bool = True,
+        health_without_token: bool = True,
         tracing: Tracing | None = None,
         changed: Callable[[], object] = bool,
     ) -> None:
@@ -97,7 +97,7 @@ class GrpcioTransport:
         self._streams = OpenStreams()
         names = [service.name for service in services]
         self._health = HealthServicer(["", *names])
-        open_services = [health.SERVICE_NAME] if open_health else []
+        open_services = [health.SERVICE_NAME] if health_without_token else []
         observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
         unsent = UnsentReplies(limits.stall, lambda reason: metrics.calls_ended.labels(reason).inc())
         self._observer = observer(

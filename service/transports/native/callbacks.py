@@ -85,9 +85,9 @@ class Host:
         """The error of a request whose time has run out in the line."""
         return late()
 
-    def overloaded(self, waiting: int, max_waiting: int, retry_after: float) -> Exception:
+    def overloaded(self, waiting: int, max_queued_images: int, retry_after: float) -> Exception:
         """The error of a request that found the line full."""
-        return overloaded(waiting, max_waiting, retry_after)
+        return overloaded(waiting, max_queued_images, retry_after)
 
     def stopping(self) -> Exception:
         """The error of a stream that a drain ends."""
@@ -121,9 +121,9 @@ class Waiting:
         """The deadline passed before the run."""
         self.done(None, late())
 
-    def overloaded(self, waiting: int, max_waiting: int, retry_after: float) -> None:
+    def overloaded(self, waiting: int, max_queued_images: int, retry_after: float) -> None:
         """The line was full."""
-        self.done(None, overloaded(waiting, max_waiting, retry_after))
+        self.done(None, overloaded(waiting, max_queued_images, retry_after))
 
     def _settle(self, rows: Predictions | None, error: Exception | None) -> None:
         if self.future.done():

@@ -108,7 +108,7 @@ class NativeTransport:
     """Serves on threads of its own: `start` listens, `say` tells health, `stop` drains.
 
     The handlers run on the event loop that called `start`. With `tokens` a call must bring one, health checks too
-    unless `open_health`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
+    unless `health_without_token`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
     """
 
     trouble = ""
@@ -122,19 +122,19 @@ class NativeTransport:
         log: FilteringBoundLogger,
         *,
         limits: Limits,
-        max_waiting: int,
+        max_queued_images: int,
         inline: int | None = None,
         with_reflection: bool,
         tls: Tls | None = None,
         tokens: Tokens | None = None,
-        open_health: bool = True,
+        health_without_token: bool = True,
     ) -> None:
         names = [service.name for service in services]
         reflection = reflection_handlers((*names, health.SERVICE_NAME)) if with_reflection else []
         offered = [*_offered((*services, *reflection))]
         rpcs = [RpcMetrics(metrics, one.rpc) for one in offered]
         answers = {rpc.method: one.answer for rpc, one in zip(rpcs, offered, strict=True) if one.answer}
-        open_services = [health.SERVICE_NAME] if open_health else []
+        open_services = [health.SERVICE_NAME] if health_without_token else []
         routes = [
             (
                 rpc.method,
@@ -159,7 +159,7 @@ class NativeTransport:
             model_name=batcher.info.name,
             model_version=batcher.info.version,
             limits=limits,
-            max_waiting=max_waiting,
+            max_queued_images=max_queued_images,
             inline=INLINE_IMAGES if inline is None else inline,
             latency_buckets=LATENCY_BUCKETS,
             inference_buckets=INFERENCE_BUCKETS,
@@ -171,7 +171,7 @@ class NativeTransport:
             tls.take_up(self._use)
         if tokens is not None:
             tokens.take_up(self._server.set_tokens)
-        metrics.waiting_limit.set(max_waiting)
+        metrics.waiting_limit.set(max_queued_images)
         metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
         self.threads = [
             Thread(target=self._server.run, name="native", daemon=True),

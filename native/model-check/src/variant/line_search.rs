@@ -35,11 +35,11 @@ struct World {
 }
 
 impl World {
-    fn new(max_waiting: usize) -> Arc<Self> {
+    fn new(max_queued_images: usize) -> Arc<Self> {
         let budget = Budget::new(1000);
         let opened = budget.open(true);
         let core = Core {
-            line: Line::new(max_waiting, 4, LARGE - 1),
+            line: Line::new(max_queued_images, 4, LARGE - 1),
             model: counts::Model::new(&[1.0], &[1.0], &[1.0], &[1.0]),
             budget,
             host: Host,
@@ -119,7 +119,7 @@ impl World {
 }
 
 fn served(model: Py<PyAny>) -> Served {
-    Served::new(model, Serves { name: String::new(), version: String::new(), max_batch: 4 })
+    Served::new(model, Serves { name: String::new(), version: String::new(), max_batch_size: 4 })
 }
 
 fn start(world: &Arc<World>, f: impl FnOnce(&World) + 'static) -> thread::JoinHandle<()> {
