@@ -89,7 +89,7 @@ data: .venv/run.stamp ## fetch MNIST into data/mnist, for training and evaluatio
 	@$(PY) -m export data
 
 chaos: .venv/dev.stamp ## the faults of docs/faults.md, half an hour; needs h2load
-	@CHAOS=1 $(PY) -m pytest tests/test_overload.py tests/test_peers.py tests/test_restarts.py tests/test_shortages.py \
+	@CHAOS=1 $(PY) -m pytest tests/test_overload.py tests/test_slow_clients.py tests/test_restarts.py tests/test_resource_exhaustion.py \
 		tests/test_fuzz.py tests/test_soak.py --verbosity=1
 	@$(PY) scripts/draw_soak.py
 
@@ -129,7 +129,7 @@ audit: .venv/dev.stamp ## ask PyPI for known vulnerabilities of what serving ins
 	@scripts/audit vulnerabilities
 
 test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes; some minutes
-	@$(PY) -m pytest tests/test_ray.py tests/test_cluster.py --verbosity=1
+	@$(PY) -m pytest tests/test_ray.py tests/test_ray_serve.py --verbosity=1
 
 bench: .venv/dev.stamp model.onnx ## this server beside its peers, ten minutes; needs h2load
 	@$(PY) -m bench

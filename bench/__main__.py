@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import bare, curves, load, report, servers
+from bench import bare_onnxruntime, curves, load, report, servers
 from bench.messages import sample_images
-from bench.rows import ROWS, Row
-from bench.servers import NotHere, Running, Server
+from bench.scenarios import SCENARIOS, Scenario
+from bench.servers import Running, Server, ServerUnavailable
 from commandline import streams
 from commandline.options import Version, output_folder
 
@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 
 def _known_names(value: str) -> str:
-    """Take a server as `--names` or the tables name it: `nothing-tuned` or `nothing tuned`."""
+    """Take a server as `--names` or the tables name it: `noop-tuned` or `no-op tuned`."""
     names = [name.strip().removeprefix("digitserve ").replace(" ", "-") for name in value.split(",")]
     if unknown := [name for name in names if name not in servers.SERVERS]:
         listed = "\n".join(f"  {name}: {about}" for name, about in servers.ABOUT.items())
@@ -39,8 +39,8 @@ def _known_names(value: str) -> str:
 
 
 def _some_rows(value: str) -> str:
-    if not any(value in row.name for row in ROWS):
-        listed = "\n".join(f"  {row.name}" for row in ROWS)
+    if not any(value in row.name for row in SCENARIOS):
+        listed = "\n".join(f"  {row.name}" for row in SCENARIOS)
         raise typer.BadParameter(f"no row's name contains {value!r}; expected a part of one of\n{listed}")
     return value
 
@@ -81,7 +81,7 @@ def measure(
         sys.exit(f"bench: {servers.MODEL.name} is missing: `make model.onnx` writes it")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # stops every server that was started
     chosen, missing = servers.available(names.split(","))
-    rows = [row for row in ROWS if only in row.name]
+    rows = [row for row in SCENARIOS if only in row.name]
     results = report.Results(missing=missing)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -103,7 +103,7 @@ def measure(
             finally:
                 for one in running:
                     one.stop()
-    results.bare = bare.images_a_second()
+    results.bare = bare_onnxruntime.images_a_second()
     report.write(results, rows, out)
 
 
@@ -115,7 +115,7 @@ def _started(chosen: list[Server], results: report.Results) -> list[Running]:
             continue
         try:
             running.append(servers.start(server, image, digit=0))
-        except NotHere as e:
+        except ServerUnavailable as e:
             results.missing[server.name] = str(e)
     time.sleep(1)
     for one in running:
@@ -124,11 +124,13 @@ def _started(chosen: list[Server], results: report.Results) -> list[Running]:
     return running
 
 
-def _counts(running: list[Running], rows: list[Row]) -> dict[tuple[str, str], int]:
+def _counts(running: list[Running], rows: list[Scenario]) -> dict[tuple[str, str], int]:
     return {(one.server.name, row.name): row.count_for(one) for row in rows for one in running if row.path(one)}
 
 
-def _measure(row: Row, running: list[Running], counts: dict[tuple[str, str], int], results: report.Results) -> None:
+def _measure(
+    row: Scenario, running: list[Running], counts: dict[tuple[str, str], int], results: report.Results
+) -> None:
     for one in running:
         if row.path(one):
             results.add_load(one.server, row, row.measure(one, counts[one.server.name, row.name]))

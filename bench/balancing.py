@@ -34,7 +34,7 @@ class Outage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SimulationConfig:
     """What is simulated. Either `rate` calls/s come by chance, or `callers` ask anew as soon as they are answered."""
 
     replicas: int
@@ -110,33 +110,33 @@ class _Client:
 
 
 class Simulation:
-    """One run of a scene."""
+    """One run of a config."""
 
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self._random = np.random.default_rng(scene.seed)
+    def __init__(self, config: SimulationConfig) -> None:
+        self._config = config
+        self._random = np.random.default_rng(config.seed)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._now = 0.0
-        self._replicas = [_Replica() for _ in range(scene.replicas)]
+        self._replicas = [_Replica() for _ in range(config.replicas)]
         self._clients = [
-            _Client([], {}, np.zeros(scene.replicas, np.int64), int(self._random.integers(scene.replicas)))
-            for _ in range(scene.clients)
+            _Client([], {}, np.zeros(config.replicas, np.int64), int(self._random.integers(config.replicas)))
+            for _ in range(config.clients)
         ]
         self._answered: list[tuple[float, float, int]] = []
-        self._sent = np.zeros(scene.replicas, np.int64)
+        self._sent = np.zeros(config.replicas, np.int64)
         self._in_system = 0
         self._area = 0.0
 
     def run(self) -> Outcome:
         """What becomes of the calls. Raises ValueError where the outages leave no replica up."""
         self._set_up()
-        while self._events and self._events[0][0] <= self._scene.seconds:
+        while self._events and self._events[0][0] <= self._config.seconds:
             time, _, happens = heapq.heappop(self._events)
             self._pass(time)
             happens()
-        self._pass(self._scene.seconds)
-        counted = self._scene.seconds - self._scene.warm_up
+        self._pass(self._config.seconds)
+        counted = self._config.seconds - self._config.warm_up
         answered = np.array(self._answered, np.float64).reshape(-1, 3)
         return Outcome(
             came=answered[:, 0],
@@ -148,68 +148,68 @@ class Simulation:
         )
 
     def _set_up(self) -> None:
-        scene = self._scene
+        config = self._config
         for client in self._clients:
             self._look(client)
-            if scene.resolves < float("inf"):
-                self._at(float(self._random.uniform(0, scene.resolves)), partial(self._look_again, client))
-        for outage in scene.outages:
+            if config.resolves < float("inf"):
+                self._at(float(self._random.uniform(0, config.resolves)), partial(self._look_again, client))
+        for outage in config.outages:
             self._at(outage.begin, partial(self._drain, outage.replica))
             self._at(outage.end, partial(self._return, outage.replica))
-        for caller in range(scene.callers):
-            self._arrive(caller % scene.clients)
-        if scene.rate:
-            self._at(float(self._random.exponential(1 / scene.rate)), self._arrive_by_chance)
+        for caller in range(config.callers):
+            self._arrive(caller % config.clients)
+        if config.rate:
+            self._at(float(self._random.exponential(1 / config.rate)), self._arrive_by_chance)
 
     def _at(self, time: float, happens: Callable[[], None]) -> None:
         self._count += 1  # events of one time happen in the order in which they were set
         heapq.heappush(self._events, (time, self._count, happens))
 
     def _pass(self, time: float) -> None:
-        self._area += self._in_system * max(0.0, time - max(self._now, self._scene.warm_up))
+        self._area += self._in_system * max(0.0, time - max(self._now, self._config.warm_up))
         self._now = time
 
     # Calls.
 
     def _arrive_by_chance(self) -> None:
-        self._at(self._now + float(self._random.exponential(1 / self._scene.rate)), self._arrive_by_chance)
-        self._arrive(int(self._random.integers(self._scene.clients)))
+        self._at(self._now + float(self._random.exponential(1 / self._config.rate)), self._arrive_by_chance)
+        self._arrive(int(self._random.integers(self._config.clients)))
 
     def _arrive(self, number: int) -> None:
         client = self._clients[number]
         chosen = self._choose(client)
         client.open_calls[chosen] += 1
-        self._sent[chosen] += self._now >= self._scene.warm_up
+        self._sent[chosen] += self._now >= self._config.warm_up
         self._in_system += 1
         self._replicas[chosen].line.append((number, self._now))
         if not self._replicas[chosen].busy:
             self._begin(chosen)
 
     def _choose(self, client: _Client) -> int:
-        if self._scene.policy == "round_robin":
+        if self._config.policy == "round_robin":
             client.turn += 1
             return client.known[client.turn % len(client.known)]
-        if self._scene.policy == "least_request":
+        if self._config.policy == "least_request":
             one, other = (client.known[int(i)] for i in self._random.integers(len(client.known), size=2))
             return one if client.open_calls[one] <= client.open_calls[other] else other
         return client.known[0]
 
     def _begin(self, replica: int) -> None:
         self._replicas[replica].busy = True
-        scene = self._scene
-        took = scene.service if scene.fixed else float(self._random.exponential(scene.service))
+        config = self._config
+        took = config.service if config.fixed else float(self._random.exponential(config.service))
         self._at(self._now + took, partial(self._end, replica))
 
     def _end(self, replica: int) -> None:
         number, came = self._replicas[replica].line.popleft()
         self._clients[number].open_calls[replica] -= 1
         self._in_system -= 1
-        if came >= self._scene.warm_up:
+        if came >= self._config.warm_up:
             self._answered.append((came, self._now - came, replica))
         self._replicas[replica].busy = False
         if self._replicas[replica].line:
             self._begin(replica)
-        if self._scene.callers:
+        if self._config.callers:
             self._arrive(number)
 
     # Connections.
@@ -219,7 +219,7 @@ class Simulation:
         up = [number for number, replica in enumerate(self._replicas) if replica.up]
         if not up:
             raise ValueError(f"no replica is up at {self._now:g} s: let the outages leave one")
-        if self._scene.policy == "pick_first":
+        if self._config.policy == "pick_first":
             new = [] if client.known else [int(self._random.choice(up))]
         else:
             new = [number for number in up if number not in client.known]
@@ -227,17 +227,17 @@ class Simulation:
         for replica in new:
             self._count += 1
             client.connections[replica] = self._count
-            if self._scene.age < float("inf"):
+            if self._config.age < float("inf"):
                 self._at(self._now + self._lasts(), partial(self._grow_old, client, replica, self._count))
 
     def _lasts(self) -> float:
         """Seconds of a new connection; those of the start began some time before it."""
         of_age = self._random.uniform(0.9, 1.1) if self._now else self._random.uniform(0.0, 1.0)
-        return self._scene.age * float(of_age)
+        return self._config.age * float(of_age)
 
     def _look_again(self, client: _Client) -> None:
         self._look(client)
-        self._at(self._now + self._scene.resolves, partial(self._look_again, client))
+        self._at(self._now + self._config.resolves, partial(self._look_again, client))
 
     def _grow_old(self, client: _Client, replica: int, connection: int) -> None:
         if client.connections.get(replica) == connection:

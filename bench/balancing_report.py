@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.balancing import Outage, Outcome, Policy, Scene, Simulation
+from bench.balancing import Outage, Outcome, Policy, Simulation, SimulationConfig
 
 DOC = Path(__file__).parent.parent / "docs" / "scaling.md"
 MEASURED = {1: 470, 2: 1009, 3: 1462}
@@ -32,9 +32,9 @@ WAYS: dict[str, tuple[Policy, int]] = {
 """Of 48 programs that call: what each does, and how many clients of their own they make."""
 
 
-def run(**of_scene: Any) -> Outcome:
-    """One scene."""
-    return Simulation(Scene(**of_scene)).run()
+def run(**values: Any) -> Outcome:
+    """One config."""
+    return Simulation(SimulationConfig(**values)).run()
 
 
 def beside_measured() -> list[str]:
@@ -43,16 +43,16 @@ def beside_measured() -> list[str]:
         "| replicas | measured, calls/s | times one | simulated, calls/s | times one |",
         "|---|---|---|---|---|",
     ]
-    scene = {"service": 1 / MEASURED[1], "policy": "least_request", "seconds": 31.0, "warm_up": 1.0}
-    rates = {n: run(replicas=n, callers=48, **scene).rate for n in MEASURED}
+    config = {"service": 1 / MEASURED[1], "policy": "least_request", "seconds": 31.0, "warm_up": 1.0}
+    rates = {n: run(replicas=n, callers=48, **config).rate for n in MEASURED}
     lines += [
         f"| {n} | {MEASURED[n]:,} | {MEASURED[n] / MEASURED[1]:.2f} | {rates[n]:,.0f} | {rates[n] / rates[1]:.2f} |"
         for n in MEASURED
     ]
-    scene["seconds"] = 11.0
-    shares = [sorted(run(replicas=3, callers=24, seed=seed, **scene).shares * 100) for seed in range(20)]
+    config["seconds"] = 11.0
+    shares = [sorted(run(replicas=3, callers=24, seed=seed, **config).shares * 100) for seed in range(20)]
     low, _, high = np.mean(shares, axis=0)
-    one = run(replicas=3, callers=24, **{**scene, "policy": "pick_first"}).shares * 100
+    one = run(replicas=3, callers=24, **{**config, "policy": "pick_first"}).shares * 100
     lines += [
         "",
         "| shares of three replicas | smallest | largest |",
@@ -98,10 +98,10 @@ LATER: dict[str, dict[str, Any]] = {
 }
 
 
-def joined(**of_scene: Any) -> Outcome:
+def joined(**values: Any) -> Outcome:
     """Three replicas that a fourth joins, asked by 60 programs."""
-    scene = {"replicas": 4, "clients": 60, "rate": 200.0, "service": 0.01, "seconds": 900.0}
-    return run(**{**scene, "outages": (Outage(replica=3, begin=0.0, end=JOIN),), **of_scene})
+    config = {"replicas": 4, "clients": 60, "rate": 200.0, "service": 0.01, "seconds": 900.0}
+    return run(**{**config, "outages": (Outage(replica=3, begin=0.0, end=JOIN),), **values})
 
 
 def scale_up() -> list[str]:
@@ -110,8 +110,8 @@ def scale_up() -> list[str]:
         "| a fourth replica joins three | half of its share after | share after 5 minutes |",
         "|---|---|---|",
     ]
-    for name, of_scene in LATER.items():
-        share = joined(**of_scene).shares_over_time(10.0)[:, 3]
+    for name, values in LATER.items():
+        share = joined(**values).shares_over_time(10.0)[:, 3]
         there = np.flatnonzero(share >= 0.125)
         after = f"{max(0.0, there[0] * 10 - JOIN) + 10:.0f} s" if len(there) else "not within 13 minutes"
         late = share[int((JOIN + 300) // 10) : int((JOIN + 300) // 10) + 6].mean()
@@ -143,8 +143,8 @@ def draw(path: Path) -> None:
         ]
         left.plot(loads, late, marker="o", label=name)
     left.set(yscale="log", xlabel="load of 12 replicas", ylabel="99% within, in times of a call", ylim=(3, 1000))
-    for name, of_scene in LATER.items():
-        share = joined(**of_scene).shares_over_time(20.0)[:, 3]
+    for name, values in LATER.items():
+        share = joined(**values).shares_over_time(20.0)[:, 3]
         right.plot((np.arange(len(share)) + 0.5) * 20 - JOIN, share * 100, label=name)
     right.axhline(25, color="#888", linewidth=0.8)
     right.set(xlabel="seconds since a fourth replica joined", ylabel="its share of the calls, %", xlim=(-60, 760))

@@ -20,7 +20,7 @@ def measure(running: list[Running]) -> dict[str, Any]:
     """Open-loop latency at shares of the highest rate; rate, CPU and memory by connections, one call on each."""
     found: dict[str, Any] = {}
     for one in running:
-        path = PREDICT if PREDICT in one.server.speaks else INFER
+        path = PREDICT if PREDICT in one.server.protocols else INFER
         message = [(predict_request if path == PREDICT else infer_request)(sample_images(1))]
         highest = calls(one, path, message, connections=8, in_flight=8, count=4000).rate
         latency = []

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from bench import servers
 from bench.messages import sample_images
-from bench.rows import ROWS, Row
+from bench.scenarios import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ def check_tools() -> None:
             raise Missing(f"{tool} is not installed ({install})")
 
 
-def record(row: Row, seconds: int) -> str:
+def record(row: Scenario, seconds: int) -> str:
     """The samples, as `perf script` prints them, of about so many seconds of that row's load on a server of its own."""
     running = servers.start(servers.SERVERS["native"](), sample_images(1)[0], digit=0)
     try:
@@ -111,7 +111,7 @@ def main(out: Path, seconds: int, say: Callable[[str], None]) -> None:
     check_tools()
     columns = {}
     for name, wanted in GRAPHS.items():
-        row = next(row for row in ROWS if row.name == wanted)
+        row = next(row for row in SCENARIOS if row.name == wanted)
         script = record(row, seconds)
         (out / f"{name}.svg").write_text(draw(script, row.name))
         columns[row.name] = shares(script)
@@ -129,5 +129,5 @@ if __name__ == "__main__":
         parser.error(f"--seconds must be at least 1, and --out {given.out} a folder that exists")
     try:
         main(given.out, given.seconds, print)
-    except (Missing, servers.NotHere) as e:
+    except (Missing, servers.ServerUnavailable) as e:
         sys.exit(f"bench.flames: {e}")

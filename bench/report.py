@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.load import Load
-    from bench.rows import Row
+    from bench.scenarios import Scenario
     from bench.servers import Running, Server
 
 PACKAGES = ("grpcio", "numpy", "onnxruntime", "protobuf", "prometheus-client")
-FLOORS = {"digitserve native": "nothing native"}
+FLOORS = {"digitserve native": "no-op native"}
 """What each server is held against: the one of its own kind that does nothing, which is grpcio's unless it is here."""
 FOLDER = Path("build") / "bench"
 COLOURS = {
     "digitserve native": "#0a7d4f",
     "digitserve grpcio": "#1f6fb4",
-    "nothing native": "#5b7a6c",
-    "nothing": "#8a8a8a",
-    "nothing tuned": "#b5b5b5",
+    "no-op native": "#5b7a6c",
+    "no-op": "#8a8a8a",
+    "no-op tuned": "#b5b5b5",
     "triton": "#c0392b",
     "mlserver": "#e08e0b",
     "kserve": "#8e44ad",
@@ -58,7 +58,7 @@ class Results:
         for one in running:
             self.add(one.server, name, one.megabytes())
 
-    def add_load(self, server: Server, row: Row, found: Load) -> None:
+    def add_load(self, server: Server, row: Scenario, found: Load) -> None:
         """One measurement of a row."""
         images = found.rate * row.images_a_call
         self.loads[row.name][server.name].append({**vars(found), "images": images})
@@ -73,7 +73,7 @@ class Results:
         return [one[what] / other[what] for one, other in pairs]
 
 
-def write(results: Results, rows: list[Row], out: Path | None) -> None:
+def write(results: Results, rows: list[Scenario], out: Path | None) -> None:
     """Print the tables, and write results.json, results.md and the plots into `out` (build/bench unless told)."""
     folder = out or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def markdown(results: Results, rows: list[Row]) -> str:
+def markdown(results: Results, rows: list[Scenario]) -> str:
     """The tables."""
     of = machine()
     taken_on = (
@@ -143,13 +143,13 @@ def markdown(results: Results, rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(results: Results, row: Row, server: str) -> str:
+def _line(results: Results, row: Scenario, server: str) -> str:
     found = {what: results.median(row.name, server, what) for what in ("rate", "images", "cpu_us", "p50", "p99")}
     figures = [f"{found[what]:,.0f}" for what in ("rate", "images", "cpu_us", "p50", "p99")]
     return (
         f"| {row.name} | {server} | "
         + " | ".join(
-            [*figures, *(_against(results, row, server, base) for base in (FLOORS.get(server, "nothing"), "triton"))]
+            [*figures, *(_against(results, row, server, base) for base in (FLOORS.get(server, "no-op"), "triton"))]
         )
         + " |"
     )
@@ -161,7 +161,7 @@ def _under_load(server: str, curve: dict[str, Any]) -> str:
     return f"| {server} | {figures} |"
 
 
-def _against(results: Results, row: Row, server: str, base: str) -> str:
+def _against(results: Results, row: Scenario, server: str, base: str) -> str:
     """The ratio of rates, median and range; of latencies (p50) where the Python client asks one call at a time."""
     if base == server or base not in results.loads[row.name]:
         return ""
@@ -169,7 +169,7 @@ def _against(results: Results, row: Row, server: str, base: str) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def _plot(results: Results, rows: list[Row], folder: Path) -> None:
+def _plot(results: Results, rows: list[Scenario], folder: Path) -> None:
     try:
         import matplotlib as mpl  # noqa: PLC0415 (an extra)
     except ImportError:
@@ -181,7 +181,7 @@ def _plot(results: Results, rows: list[Row], folder: Path) -> None:
         _plot_curves(results, folder / "latency-under-load.png")
 
 
-def _plot_rates(results: Results, rows: list[Row], path: Path) -> None:
+def _plot_rates(results: Results, rows: list[Scenario], path: Path) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415 (an extra)
 
     shown = [row for row in rows if not row.client]

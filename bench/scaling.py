@@ -43,7 +43,7 @@ class Assumed:
     cores: int = 15
     """Of a machine, for pods: 16 but for one that the kubelet and its like have."""
     gigabits: float = 12.5
-    """Of a machine's network card, each way."""
+    """Of a machine's network card, each mode."""
     price: float = 0.68
     """Dollars an hour for a machine of 16 virtual cores."""
     zone_price: float = 0.01
@@ -54,8 +54,8 @@ class Assumed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """What a digit costs when it is sent in this way."""
+class SendMode:
+    """What a digit costs when it is sent in this mode."""
 
     name: str
     images: int
@@ -83,12 +83,12 @@ def cpu_of(row: str, server: str, performance: str) -> float:
     raise KeyError(f"docs/performance.md has no row {row!r} of {server!r}")
 
 
-def ways(performance: str) -> list[Way]:
+def send_modes(performance: str) -> list[SendMode]:
     """Every way of sending digits, with its cost."""
     found = []
     for name, (row, server) in WAYS.items():
         images = 256 if row.startswith("256") else 1
-        found.append(Way(name=name, images=images, cpu_us=cpu_of(row, server, performance) / images))
+        found.append(SendMode(name=name, images=images, cpu_us=cpu_of(row, server, performance) / images))
     return found
 
 
@@ -96,14 +96,14 @@ def ways(performance: str) -> list[Way]:
 class Fleet:
     """What so many digits a second take."""
 
-    way: Way
+    mode: SendMode
     rate: float
     assumed: Assumed
 
     @property
     def busy(self) -> float:
         """Cores that compute at any moment."""
-        return self.rate * self.way.cpu_us / 1e6
+        return self.rate * self.mode.cpu_us / 1e6
 
     @property
     def pods(self) -> int:
@@ -112,8 +112,8 @@ class Fleet:
 
     @property
     def gigabits(self) -> float:
-        """A second, the busier way, which is towards the service."""
-        return self.rate * max(self.way.bytes_in, self.way.bytes_out) * 8 / 1e9
+        """A second, the busier mode, which is towards the service."""
+        return self.rate * max(self.mode.bytes_in, self.mode.bytes_out) * 8 / 1e9
 
     @property
     def machines(self) -> tuple[int, int]:
@@ -124,7 +124,7 @@ class Fleet:
     @property
     def dollars(self) -> tuple[float, float]:
         """A month: for the machines, and for bytes between zones where no call is kept in its own."""
-        crosses = self.rate * (self.way.bytes_in + self.way.bytes_out) * (1 - 1 / self.assumed.zones)
+        crosses = self.rate * (self.mode.bytes_in + self.mode.bytes_out) * (1 - 1 / self.assumed.zones)
         return (
             max(self.machines) * self.assumed.price * HOURS,
             crosses / 1e9 * 2 * self.assumed.zone_price * HOURS * 3600,
@@ -136,53 +136,53 @@ def short(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:,.2f}"
 
 
-def costs(of: list[Way], assumed: Assumed) -> list[str]:
+def costs(of: list[SendMode], assumed: Assumed) -> list[str]:
     """The table of what a digit costs."""
     lines = [
         "| digits are sent | CPU us a digit | digits/s a pod | bytes in | bytes out |",
         "|---|---|---|---|---|",
     ]
-    for way in of:
-        a_pod = assumed.full * 1e6 / way.cpu_us
+    for mode in of:
+        a_pod = assumed.full * 1e6 / mode.cpu_us
         lines.append(
-            f"| {way.name} | {short(way.cpu_us)} | {a_pod:,.0f} | {way.bytes_in:,.0f} | {way.bytes_out:,.0f} |"
+            f"| {mode.name} | {short(mode.cpu_us)} | {a_pod:,.0f} | {mode.bytes_in:,.0f} | {mode.bytes_out:,.0f} |"
         )
     return lines
 
 
-def sizes(of: list[Way], assumed: Assumed) -> list[str]:
+def sizes(of: list[SendMode], assumed: Assumed) -> list[str]:
     """The table of pods, machines and money."""
     lines = [
         "| digits/s | sent | cores busy | pods | machines by CPU | by network | Gbit/s | $ a month | between zones |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for load, rate in LOADS.items():
-        for way in of:
-            fleet = Fleet(way=way, rate=rate, assumed=assumed)
+        for mode in of:
+            fleet = Fleet(mode=mode, rate=rate, assumed=assumed)
             cpu, network = fleet.machines
             machines, zones = fleet.dollars
             lines.append(
-                f"| {load} | {way.name} | {short(fleet.busy)} | {fleet.pods:,} | {cpu:,} | {network:,} "
+                f"| {load} | {mode.name} | {short(fleet.busy)} | {fleet.pods:,} | {cpu:,} | {network:,} "
                 f"| {short(fleet.gigabits)} | {machines:,.0f} | {zones:,.0f} |"
             )
     return lines
 
 
-def beside(of: list[Way], assumed: Assumed) -> list[str]:
-    """The table of what grows with the pods: of the first and the last way."""
+def beside(of: list[SendMode], assumed: Assumed) -> list[str]:
+    """The table of what grows with the pods: of the first and the last mode."""
     lines = ["| digits/s | sent | series | samples/s | disk a day, GB |", "|---|---|---|---|---|"]
     for load, rate in LOADS.items():
-        for way in (of[0], of[-1]):
-            series = Fleet(way=way, rate=rate, assumed=assumed).pods * SERIES
+        for mode in (of[0], of[-1]):
+            series = Fleet(mode=mode, rate=rate, assumed=assumed).pods * SERIES
             samples = series / assumed.scrape
             disk = samples * BYTES_A_SAMPLE * 86400 / 1e9
-            lines.append(f"| {load} | {way.name} | {series:,} | {samples:,.0f} | {short(disk)} |")
+            lines.append(f"| {load} | {mode.name} | {series:,} | {samples:,.0f} | {short(disk)} |")
     return lines
 
 
 def tables(assumed: Assumed, performance: str) -> list[list[str]]:
     """All of them, as docs/scaling.md has them."""
-    of = ways(performance)
+    of = send_modes(performance)
     return [costs(of, assumed), sizes(of, assumed), beside(of, assumed)]
 
 

@@ -35,10 +35,10 @@ _LOG = ROOT / "build" / "bench"
 
 
 ABOUT = {
-    "nothing": "a server of grpcio as it comes that answers every message with the same bytes",
-    "nothing-tuned": "the same with connections read as this server has them read",
+    "noop": "a server of grpcio as it comes that answers every message with the same bytes",
+    "noop-tuned": "the same with connections read as this server has them read",
     "grpcio": "this server, --transport grpcio",
-    "nothing-native": "the native transport with a model that answers zeros",
+    "noop-native": "the native transport with a model that answers zeros",
     "native": "this server, --transport native",
     "mlserver": "MLServer with a runtime of our own around ONNX Runtime, no worker processes",
     "kserve": "KServe's Python server with a model of our own around ONNX Runtime",
@@ -47,7 +47,7 @@ ABOUT = {
 """What can be asked for by name, and what it is."""
 
 
-class NotHere(Exception):
+class ServerUnavailable(Exception):
     """A server cannot be had on this machine; the text says why."""
 
 
@@ -58,7 +58,7 @@ class Server:
     name: str
     about: str
     command: Callable[[int, int], list[str]]
-    speaks: tuple[str, ...] = (INFER,)
+    protocols: tuple[str, ...] = (INFER,)
     answers: bool = True
     """False for what does nothing: its replies are not looked at."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def available(names: list[str]) -> tuple[list[Server], dict[str, str]]:
     for name in names:
         try:
             servers.append(SERVERS[name]())
-        except NotHere as e:
+        except ServerUnavailable as e:
             missing[name] = str(e)
     return servers, missing
 
@@ -145,7 +145,7 @@ def start(server: Server, image: npt.NDArray[np.uint8], digit: int) -> Running:
 def _check_answers(running: Running, image: npt.NDArray[np.uint8], digit: int) -> None:
     for found in _asked(running, image):
         if running.server.answers and found != digit:
-            raise NotHere(f"{running.server.name} reads the digit {digit} as {found}")
+            raise ServerUnavailable(f"{running.server.name} reads the digit {digit} as {found}")
 
 
 def _asked(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
@@ -154,7 +154,7 @@ def _asked(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
     with grpc.insecure_channel(
         running.address, [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 20)]
     ) as channel:
-        for method in running.server.speaks:
+        for method in running.server.protocols:
             make, read = (predict_request, read_predict) if method == PREDICT else (infer_request, read_infer)
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
             while True:
@@ -164,7 +164,7 @@ def _asked(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
                 except grpc.RpcError as e:
                     if running.process.poll() is not None or time.monotonic() > give_up:
                         reason = f"{running.server.name} does not answer ({e.code().name}); see {_LOG}"
-                        raise NotHere(reason) from e
+                        raise ServerUnavailable(reason) from e
                     time.sleep(0.005)
             yield read(reply) if running.server.answers else -1
 
@@ -192,33 +192,33 @@ def _grpcio() -> Server:
 
 def _native() -> Server:
     if find_spec("digitserve_native") is None:
-        raise NotHere("its wheel is not installed: `make native`")
+        raise ServerUnavailable("its wheel is not installed: `make native`")
     return _digitserve("native")
 
 
-def _nothing() -> Server:
-    return _does_nothing("nothing", ABOUT["nothing"], {"GRPC_EXPERIMENTS": ""})
+def _noop() -> Server:
+    return _noop_server("no-op", ABOUT["noop"], {"GRPC_EXPERIMENTS": ""})
 
 
-def _nothing_tuned() -> Server:
-    return _does_nothing("nothing tuned", ABOUT["nothing-tuned"], {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
+def _noop_tuned() -> Server:
+    return _noop_server("no-op tuned", ABOUT["noop-tuned"], {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
 
 
-def _does_nothing(name: str, about: str, environment: dict[str, str]) -> Server:
+def _noop_server(name: str, about: str, environment: dict[str, str]) -> Server:
     def command(port: int, _: int) -> list[str]:
-        return [sys.executable, "-m", "bench.nothing", str(port)]
+        return [sys.executable, "-m", "bench.noop_grpcio", str(port)]
 
     return Server(name, about, command, (PREDICT,), answers=False, environment=environment)
 
 
-def _nothing_native() -> Server:
+def _noop_native() -> Server:
     if find_spec("digitserve_native") is None:
-        raise NotHere("the native wheel is not installed: `make native`")
+        raise ServerUnavailable("the native wheel is not installed: `make native`")
 
     def command(port: int, _: int) -> list[str]:
-        return [sys.executable, "-m", "bench.nothing_native", str(port)]
+        return [sys.executable, "-m", "bench.noop_native", str(port)]
 
-    return Server("nothing native", ABOUT["nothing-native"], command, (PREDICT, INFER), answers=False)
+    return Server("no-op native", ABOUT["noop-native"], command, (PREDICT, INFER), answers=False)
 
 
 def _mlserver() -> Server:
@@ -291,16 +291,16 @@ def _environment(peer: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)]
         if subprocess.run(pip, check=False).returncode:
-            raise NotHere(f"pip cannot install {wanted.relative_to(ROOT)}")
+            raise ServerUnavailable(f"pip cannot install {wanted.relative_to(ROOT)}")
         done.write_text(wanted.read_text())
     return python
 
 
 SERVERS: dict[str, Callable[[], Server]] = {
-    "nothing": _nothing,
-    "nothing-tuned": _nothing_tuned,
+    "noop": _noop,
+    "noop-tuned": _noop_tuned,
     "grpcio": _grpcio,
-    "nothing-native": _nothing_native,
+    "noop-native": _noop_native,
     "native": _native,
     "mlserver": _mlserver,
     "kserve": _kserve,

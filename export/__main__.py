@@ -15,7 +15,7 @@ with startup.require_extra("export"):
 
     from commandline import streams
     from commandline.options import Version, output_file
-    from export import checkpoint, commands_inside, commands_train, evaluate, graph, mnist
+    from export import checkpoint, commands_analysis, commands_train, evaluate, graph, mnist
     from export.network import Activation  # noqa: TC001 (typer reads it)
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyte"
@@ -40,16 +40,16 @@ def _whole(version: Version = False) -> None:
 app.command()(commands_train.data)
 app.command()(commands_train.train)
 app.command()(commands_train.evaluate)
-app.command()(commands_inside.draw)
-app.command()(commands_inside.ablate)
-app.command()(commands_inside.mistakes)
-app.command()(commands_inside.nonsense)
+app.command()(commands_analysis.draw)
+app.command()(commands_analysis.ablate)
+app.command()(commands_analysis.mistakes)
+app.command()(commands_analysis.nonsense)
 
 
 @app.command()
 def onnx(
     activation: Annotated[Activation, typer.Option(help="which committed network: its hidden units")] = "sigmoid",
-    weights: commands_inside.Weights = None,
+    weights: commands_analysis.Weights = None,
     out: Annotated[Path, output_file("--out", help="the file to write")] = Path("model.onnx"),
     input_form: Annotated[
         graph.InputForm, typer.Option("--input", help="uint8 pixels 0..255, which the service runs; or float32 0..1")

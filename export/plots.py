@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from export.analysis import Ablation
     from export.evaluate import Measurement
-    from export.inside import Ablation
     from export.network import Network
     from export.train import Epoch
 

@@ -12,15 +12,15 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.balancing import Outage, Outcome, Scene, Simulation
+from bench.balancing import Outage, Outcome, Simulation, SimulationConfig
 
 LONG = {"service": 1.0, "seconds": 200_000.0, "warm_up": 2_000.0}
 
 pytestmark = pytest.mark.slow  # simulations of a million calls
 
 
-def run(**of_scene: Any) -> Outcome:
-    return Simulation(Scene(**of_scene)).run()
+def run(**config: Any) -> Outcome:
+    return Simulation(SimulationConfig(**config)).run()
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7, 0.85])
@@ -54,9 +54,9 @@ def test_the_less_busy_of_two_waits_as_the_power_of_two_choices_says() -> None:
 
 
 def test_taking_turns_waits_less_than_chance_and_more_than_one_line_for_all() -> None:
-    scene = {"replicas": 4, "rate": 2.8, "service": 1.0, "seconds": 40_000.0, "warm_up": 1_000.0}
-    turns = run(policy="round_robin", **scene).took.mean()
-    chance = run(policy="pick_first", clients=4000, **scene).took.mean()
+    config = {"replicas": 4, "rate": 2.8, "service": 1.0, "seconds": 40_000.0, "warm_up": 1_000.0}
+    turns = run(policy="round_robin", **config).took.mean()
+    chance = run(policy="pick_first", clients=4000, **config).took.mean()
     # Erlang's C for four servers at a load of 0.7: the chance that a call waits at all, and how long it then does.
     offered = 2.8
     terms = [offered**k / np.prod(range(1, k + 1)) for k in range(5)]
@@ -76,7 +76,7 @@ def test_taking_turns_waits_less_than_chance_and_more_than_one_line_for_all() ->
 def test_what_is_true_of_any_system_is_true_of_this_one(
     policy: Any, replicas: int, clients: int, callers: int, age: float, seed: int
 ) -> None:
-    scene = {
+    config = {
         "policy": policy,
         "replicas": replicas,
         "clients": clients,
@@ -89,7 +89,7 @@ def test_what_is_true_of_any_system_is_true_of_this_one(
         "resolves": 1.0,
         "outages": (Outage(replica=0, begin=2.0, end=4.0),),
     }
-    outcome = run(**scene)
+    outcome = run(**config)
     assert outcome.shares.sum() == pytest.approx(1)
     assert outcome.took.min() > 0
     assert outcome.came.min() >= 0
@@ -100,7 +100,7 @@ def test_what_is_true_of_any_system_is_true_of_this_one(
         assert outcome.mean_in_system == pytest.approx(callers)
     during = (outcome.came > 2.0) & (outcome.came < 4.0)
     assert not (outcome.replica[during] == 0).any(), "nothing is sent to a replica that drains"
-    again = run(**scene)
+    again = run(**config)
     assert (outcome.took == again.took).all(), "the same seed, the same run"
 
 
@@ -145,7 +145,7 @@ def test_envoy_gives_each_of_three_replicas_a_third_as_was_measured() -> None:
 
 
 def test_a_new_replica_has_its_share_once_connections_have_grown_old_and_not_before() -> None:
-    scene = {
+    config = {
         "replicas": 4,
         "clients": 60,
         "rate": 100.0,
@@ -154,8 +154,8 @@ def test_a_new_replica_has_its_share_once_connections_have_grown_old_and_not_bef
         "outages": (Outage(replica=3, begin=0.0, end=60.0),),
     }
 
-    def share(policy: Any, begin: float, end: float, **of_scene: Any) -> float:
-        outcome = run(policy=policy, **scene, **of_scene)
+    def share(policy: Any, begin: float, end: float, **more: Any) -> float:
+        outcome = run(policy=policy, **config, **more)
         during = (outcome.came > begin) & (outcome.came < end)
         return float((outcome.replica[during] == 3).mean())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
-from authority import HOSTS, Authority, Pair, private_pem, put
+from certificates import HOSTS, Authority, Pair, private_pem, put
 from conftest import ANSWERS_WITHIN, launch, on_both_transports, serving
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa

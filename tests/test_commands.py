@@ -245,7 +245,7 @@ def test_bench_knows_each_server_by_one_line_and_by_the_name_in_its_tables() -> 
     assert list(servers.ABOUT) == list(servers.SERVERS)
     said = unboxed(run("bench", "--help", text=True).stdout)
     assert all(f"{name}: " in said for name in servers.SERVERS)
-    done = run("bench", "--names", "digitserve grpcio,nothing tuned", "--only", "no such row", text=True)
+    done = run("bench", "--names", "digitserve grpcio,no-op tuned", "--only", "no such row", text=True)
     assert "no server named" not in done.stderr
     assert "no row's name contains" in done.stderr
 

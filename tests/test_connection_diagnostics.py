@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from authority import Authority, Pair
+from certificates import Authority, Pair
 from conftest import ROOT, SAMPLES, on_both_transports, serving
 from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
 from digitserve_client.address import Proxy, endpoints, proxy

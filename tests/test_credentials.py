@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from authority import Authority, Pair, put
+from certificates import Authority, Pair, put
 from conftest import ANSWERS_WITHIN, ROOT, launch, needs_native, on_both_transports, serving, until
 from cryptography import x509
 from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError

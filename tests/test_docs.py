@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
 
 NOT_RUN = {
-    r"make (?!certificate)": "it serves, builds or measures for minutes; test_start and CI run what they can",
+    r"make (?!certificate)": "it serves, builds or measures for minutes; test_make_targets and CI run what they can",
     r"(\w+=\S+ )+make |(export \w+=\S+; )?docker |export COMPOSE_FILE=": "needs a Docker engine; `make e2e` runs it",
     r"kubectl |kind ": "needs a cluster; test_kubernetes holds the manifests to the schemas",
     r"python -m service(?! --help)": "serves until it is stopped; every test of a server starts one",
@@ -39,7 +39,7 @@ NOT_RUN = {
     r"python -m export (train|evaluate|onnx --weights)": "trains for minutes, and needs MNIST",
     r"python -m export (draw|nonsense)|python scripts/draw_play": "draws for minutes",
     r"python -m bench\.|python bench/balancing|CARGO_": "measures for minutes",
-    r"kill -HUP PID": "there is no PID; test_reloading sends it",
+    r"kill -HUP PID": "there is no PID; test_reloader sends it",
     r".* --tls-ca tls/ca.crt": "needs files of one's own; test_credentials shows such",
 }
 """Commands by how they begin, with the reason why they are not run."""

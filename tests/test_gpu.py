@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: `make test-gpu`. Elsewhere these skip; test_providers and test_device make its failures happen."""
+"""On an NVIDIA GPU: `make test-gpu`. Elsewhere these skip; test_providers and test_device_recovery fake its faults."""
 
 from __future__ import annotations
 

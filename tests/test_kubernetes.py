@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import yaml
-from authority import put
+from certificates import put
 from conftest import ANSWERS_WITHIN, ROOT, serving, wait_until
 from digitserve_client import DigitsClient, DigitsError
 from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from authority import Authority, put
+from certificates import Authority, put
 from conftest import ANSWERS_WITHIN, on_both_transports, serving
 from digitserve_client import DigitsClient, DigitsError
 

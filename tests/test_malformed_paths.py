@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from authority import Authority, put
 from bare_grpcio import Bare, listening
+from certificates import Authority, put
 from conftest import ROOT, serving, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import GOAWAY, HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal, still_serves

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, needs_h2load, serving, until, wait_until
 from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
-from held import Held
+from gated_model import Held
 from hostile import (
     BLANK,
     GOAWAY,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from authority import Authority
+from certificates import Authority
 from conftest import ANSWERS_WITHIN, ROOT, launch, serving
 from digitserve_client.image import read_bytes
 from PIL import Image, ImageDraw, ImageOps

@@ -1,7 +1,7 @@
 """What runs the model is what was asked for, or the server does not start.
 
 Of the five ways in which ONNX Runtime ends on the CPU in silence, the first and the fifth happen here for real, with
-the CPU's own wheel; the others are replayed as onnxruntime-gpu was seen to do them (tests/replayed.py).
+the CPU's own wheel; the others are replayed as onnxruntime-gpu was seen to do them (tests/fake_onnxruntime.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import fake_onnxruntime
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import replayed
 from conftest import ROOT, launch, serving
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,9 +65,9 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def replay(what: str) -> None:
         monkeypatch.setenv("REPLAY", what)
 
-    monkeypatch.setattr(ort, "InferenceSession", replayed.Replayed)
-    monkeypatch.setattr(ort, "get_available_providers", replayed.available)
-    monkeypatch.setattr("service.inference.provider_diagnostics.ask", replayed.ask)
+    monkeypatch.setattr(ort, "InferenceSession", fake_onnxruntime.Replayed)
+    monkeypatch.setattr(ort, "get_available_providers", fake_onnxruntime.available)
+    monkeypatch.setattr("service.inference.provider_diagnostics.ask", fake_onnxruntime.ask)
     monkeypatch.setattr(ort, "set_default_logger_severity", lambda _: None)  # it is this process's for good
     return replay
 
@@ -210,17 +210,17 @@ def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_pa
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (replayed.CALL.format("CUDA failure 35: CUDA driver version is insufficient"), "driver is too old"),
-        (replayed.CALL.format("CUDA failure 101: invalid device ordinal"), "there is no device of that number"),
-        (replayed.NO_MEMORY, "CUDA says 2: out of memory"),
-        (replayed.ILLEGAL, "CUDA says 700: an illegal memory access was encountered"),
-        (replayed.NOT_LOADED.format("libnvinfer.so.10"), "libnvinfer.so.10 is missing: install TensorRT"),
-        (replayed.NOT_LOADED.format("libhsa.so.1"), "the library libhsa.so.1 is missing"),
-        (replayed.UNKNOWN_OPTION, "it has no option nonsense: see --provider-options"),
+        (fake_onnxruntime.CALL.format("CUDA failure 35: CUDA driver version is insufficient"), "driver is too old"),
+        (fake_onnxruntime.CALL.format("CUDA failure 101: invalid device ordinal"), "there is no device of that number"),
+        (fake_onnxruntime.NO_MEMORY, "CUDA says 2: out of memory"),
+        (fake_onnxruntime.ILLEGAL, "CUDA says 700: an illegal memory access was encountered"),
+        (fake_onnxruntime.NOT_LOADED.format("libnvinfer.so.10"), "libnvinfer.so.10 is missing: install TensorRT"),
+        (fake_onnxruntime.NOT_LOADED.format("libhsa.so.1"), "the library libhsa.so.1 is missing"),
+        (fake_onnxruntime.UNKNOWN_OPTION, "it has no option nonsense: see --provider-options"),
         ("x.cc:1 f() Invalid OpenVINO EP option: nonsense\n", "it has no option nonsense: see --provider-options"),
         ('Failed to parse provider option "use_tf32": parse_string.h:116', "it does not take the value of its option"),
         (
-            replayed.OPENVINO_THREADS,
+            fake_onnxruntime.OPENVINO_THREADS,
             "ONNX Runtime says: [ERROR] [OpenVINO-EP] Number of threads should be a number.",
         ),
         ("", "ONNX Runtime says: nothing"),

@@ -28,21 +28,7 @@ from conftest import ROOT, SAMPLES
 from digitserve_client import DigitsClient, DigitsError
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-# The same tables and tests as of the server itself; they find the cluster by the fixture `server` below.
-from test_inference import (  # noqa: F401
-    stub,
-    test_a_refusal_in_a_stream_is_a_reply_and_the_stream_goes_on,
-    test_another_model_is_not_found,
-    test_any_bytes_are_refused_never_internal,
-    test_each_mistake_has_its_status_and_sentence,
-    test_metadata_says_what_is_offered,
-    test_the_repository_holds_the_one_model,
-    test_typed_contents_in_give_typed_contents_out,
-    test_what_is_not_offered_says_so,
-)
-from test_scoring import content, score
-from test_wiring import (  # noqa: F401
+from test_grpc_api import (  # noqa: F401
     channel,
     message,
     predict,
@@ -60,6 +46,20 @@ from test_wiring import (  # noqa: F401
     test_reflection_shows_the_contract_to_those_without_the_proto,
     test_refuses,
 )
+
+# The same tables and tests as of the server itself; they find the cluster by the fixture `server` below.
+from test_inference import (  # noqa: F401
+    stub,
+    test_a_refusal_in_a_stream_is_a_reply_and_the_stream_goes_on,
+    test_another_model_is_not_found,
+    test_any_bytes_are_refused_never_internal,
+    test_each_mistake_has_its_status_and_sentence,
+    test_metadata_says_what_is_offered,
+    test_the_repository_holds_the_one_model,
+    test_typed_contents_in_give_typed_contents_out,
+    test_what_is_not_offered_says_so,
+)
+from test_scoring import content, score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

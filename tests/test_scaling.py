@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, serving
 from digitserve_client import DigitsClient
 
-from bench.scaling import SERIES, WIRE, Assumed, Fleet, Way, cpu_of
+from bench.scaling import SERIES, WIRE, Assumed, Fleet, SendMode, cpu_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ def test_a_cost_is_read_from_the_row_of_the_server_that_it_names() -> None:
 
 def test_a_fleet_is_what_its_formulas_say() -> None:
     assumed = Assumed(full=0.5, cores=10, gigabits=10, price=1.0, zone_price=0.01, zones=2)
-    fleet = Fleet(way=Way(name="x", images=1, cpu_us=10), rate=1e6, assumed=assumed)
+    fleet = Fleet(mode=SendMode(name="x", images=1, cpu_us=10), rate=1e6, assumed=assumed)
     assert fleet.busy == pytest.approx(10)
     assert fleet.pods == 20
     on_wire = WIRE[1][0] * (1 + 66 / 1448)

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, serving
 from digitserve_client import DigitsClient, DigitsError
 from hostile import INFER, LONG, PREDICT, h2load, handles, loaded, resident
-from test_reloading import add
+from test_reloader import add
 
 from bench.messages import infer_request, predict_request, sample_images
 

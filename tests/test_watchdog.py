@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, needs_native, serving, until, wait_until
+from fake_onnxruntime import HANGS
+from gated_model import Held
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from held import Held
 from prometheus_client import CollectorRegistry
-from replayed import HANGS
 from structlog.testing import CapturingLogger
-from test_device import DEVICE, NOT_SERVING, SERVING, ask, on_device
+from test_device_recovery import DEVICE, NOT_SERVING, SERVING, ask, on_device
 
 from service.config import load
 from service.inference.model import Model
@@ -64,7 +64,7 @@ async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_it
     assert watched.told[0].startswith("a run of the model has been under way for ")
     [bark] = watched.log.calls
     assert (bark.method_name, bark.args) == ("error", ("watchdog stall",))
-    assert any("held.py" in place and "predict" in place for place in bark.kwargs["at"])
+    assert any("gated_model.py" in place and "predict" in place for place in bark.kwargs["at"])
     assert watched.count == 1
     held.go.set()
     assert (await run).digit.shape == (1,)
@@ -159,7 +159,7 @@ def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
         assert next(watch).status == NOT_SERVING
         bark = service.wait_for("watchdog stall")
         assert bark["reason"].startswith("a run of the model has been under way for ")
-        assert any("replayed.py" in place for place in bark["at"])
+        assert any("fake_onnxruntime.py" in place for place in bark["at"])
         with pytest.raises(OSError, match="503"):
             service.get("/healthz")
         series = service.series()

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from authority import Authority
+from certificates import Authority
 from conftest import serving
 
 if TYPE_CHECKING:

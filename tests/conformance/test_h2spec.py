@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import toolchains
-from authority import Authority
+from certificates import Authority
 from conftest import serving
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import toolchains
-from authority import Authority
+from certificates import Authority
 from conftest import ROOT
 from secure_server import TOKEN, SecureServer, serving_securely
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from export import checkpoint, inside
+from export import analysis, checkpoint
 from export.mnist import Examples
 from export.network import Activation, Network
 
@@ -37,7 +37,7 @@ def test_a_neuron_left_out_is_one_whose_weights_upwards_move_into_the_biases(
     whole = network(activation)
     layers = whole.forward(examples.images)
     right = (layers.digit == examples.labels).mean()
-    found = inside.ablate(whole, examples)
+    found = analysis.ablate(whole, examples)
     assert [(one.layer, one.index) for one in found] == [(layer, i) for layer in (1, 2) for i in range(16)]
     for one in found[::5]:
         weights, biases = [w.copy() for w in whole.weights], [b.copy() for b in whole.biases]
@@ -53,7 +53,7 @@ def test_a_neuron_without_a_say_loses_nothing(examples: Examples) -> None:
     whole = network("sigmoid")
     weights = [w.copy() for w in whole.weights]
     weights[1][:, 4] = 0
-    found = inside.ablate(replace(whole, weights=tuple(weights)), examples)
+    found = analysis.ablate(replace(whole, weights=tuple(weights)), examples)
     assert found[4].lost == 0
     assert not found[4].lost_by_digit.any()
 
@@ -65,7 +65,7 @@ def test_an_edge_is_found_to_be_one_and_noise_is_not() -> None:
     edge = x * np.exp(-(x**2 / 2 + y**2 / 8) / 1.5**2)
     first = np.random.default_rng(0).normal(size=(16, 784)).astype(np.float32)
     first[3] = edge.reshape(-1)
-    found = inside.edges(replace(whole, weights=(first, *whole.weights[1:])))
+    found = analysis.edges(replace(whole, weights=(first, *whole.weights[1:])))
     assert found[3] > 0.99
     assert np.delete(found, 3).max() < 0.1
 
@@ -74,7 +74,7 @@ def test_an_edge_is_found_to_be_one_and_noise_is_not() -> None:
 def test_the_mistakes_are_all_there_the_most_certain_first(activation: Any, examples: Examples) -> None:
     wrong = Examples(examples.images, (examples.labels + 1) % 10)
     layers = network(activation).forward(examples.images)
-    found = inside.mistakes(network(activation), wrong)
+    found = analysis.mistakes(network(activation), wrong)
     assert sorted(found.rows) == np.flatnonzero(layers.digit != wrong.labels).tolist()
     assert (np.diff(found.brightness) <= 0).all()
     np.testing.assert_array_equal(found.read, layers.digit[found.rows])
@@ -82,7 +82,7 @@ def test_the_mistakes_are_all_there_the_most_certain_first(activation: Any, exam
 
 
 def test_nonsense_is_the_same_every_time_and_every_picture_of_it_another() -> None:
-    first, second = inside.nonsense(20), inside.nonsense(20)
+    first, second = analysis.nonsense(20), analysis.nonsense(20)
     for kind, images in first.items():
         assert images.shape == (20, 784), kind
         assert images.dtype == np.uint8
@@ -93,7 +93,7 @@ def test_nonsense_is_the_same_every_time_and_every_picture_of_it_another() -> No
 
 def test_certainty_counts_what_it_says(examples: Examples) -> None:
     activations = network("relu").forward(examples.images[:30]).activations
-    found = inside.certainty(network("relu"), examples.images[:30])
+    found = analysis.certainty(network("relu"), examples.images[:30])
     assert found.certain == pytest.approx((activations.max(axis=1) > 0.99).mean())
     assert found.one_lit == pytest.approx(((activations > 0.5).sum(axis=1) == 1).mean())
     assert found.favourite_share == pytest.approx(np.bincount(activations.argmax(axis=1)).max() / 30)
@@ -115,7 +115,7 @@ def test_the_weights_are_drawn_the_same_every_time(tmp_path: Path) -> None:
 def test_nonsense_is_told_and_drawn(tmp_path: Path) -> None:
     done = export("nonsense", "--activation", "relu", "--images", "50", "--png", str(tmp_path / "nonsense.png"))
     assert done.returncode == 0, done.stderr
-    assert all(kind in done.stdout for kind in inside.nonsense(1))
+    assert all(kind in done.stdout for kind in analysis.nonsense(1))
     assert (tmp_path / "nonsense.png").stat().st_size > 1000
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from commandline.options import output_file
-from export import checkpoint, inside, mnist
+from export import analysis, checkpoint, mnist
 from export.commands_train import in_build, need, write_file
 from export.network import Activation
 
@@ -47,8 +47,8 @@ def ablate(
         need("matplotlib")
     network = _network(activation, weights)
     test = mnist.load(folder).test
-    found = inside.ablate(network, test)
-    edges = inside.edges(network)
+    found = analysis.ablate(network, test)
+    edges = analysis.edges(network)
     table = Table(title=f"{network.activation}: percentage points of {len(test):,} digits lost without each neuron")
     for heading in ("layer", "neuron", "edge R2", "all", *map(str, range(10))):
         table.add_column(heading, justify="right")
@@ -74,11 +74,11 @@ def mistakes(
     if png_file:
         need("matplotlib")
     network, test = _network(activation, weights), mnist.load(folder).test
-    found = inside.mistakes(network, test)
-    certain = int((found.brightness > inside.CERTAIN).sum())
+    found = analysis.mistakes(network, test)
+    certain = int((found.brightness > analysis.CERTAIN).sum())
     print(
         f"{network.activation}: {len(found.rows)} of {len(test):,} test digits are read wrongly, "
-        f"{certain} of them with a brightness over {inside.CERTAIN}"
+        f"{certain} of them with a brightness over {analysis.CERTAIN}"
     )
     table = Table()
     for heading in ("image", "digit", "read as", "brightness"):
@@ -105,13 +105,13 @@ def nonsense(
     if png_file:
         need("matplotlib")
     network = _network(activation, weights)
-    kinds = inside.nonsense(images)
+    kinds = analysis.nonsense(images)
     table = Table(title=f"{network.activation}: {images:,} pictures of each kind")
-    for heading in ("shown", "one output lit", f"over {inside.CERTAIN}", "read most often as"):
+    for heading in ("shown", "one output lit", f"over {analysis.CERTAIN}", "read most often as"):
         table.add_column(heading, justify="left" if heading == "shown" else "right")
     surest = []
     for kind, pictures in kinds.items():
-        found = inside.certainty(network, pictures)
+        found = analysis.certainty(network, pictures)
         favourite = f"{found.favourite} ({found.favourite_share:.0%})"
         table.add_row(kind, f"{found.one_lit:.1%}", f"{found.certain:.1%}", favourite)
         activations = network.forward(pictures).activations

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
-from authority import put
+from certificates import put
 from conftest import ANSWERS_WITHIN, launch, on_both_transports, serving, wait_until
 from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
 from grpc import aio

@@ -1,6 +1,6 @@
 """The native transport with a model that does nothing: everything but ONNX Runtime. The floor of that transport.
 
-python -m bench.nothing_native PORT
+python -m bench.noop_native PORT
 """
 
 from __future__ import annotations

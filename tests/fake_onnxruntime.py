@@ -1,6 +1,6 @@
 """ONNX Runtime as it was seen to behave with CUDA, replayed where there is none: at the boundary, the rest is real.
 
-    python tests/replayed.py [options of the service]
+    python tests/fake_onnxruntime.py [options of the service]
 
 REPLAY says what is replayed. What is raised and printed was recorded from onnxruntime-gpu 1.31.1 on a machine without a
 GPU; the failure of a run is in the form of those. A session that works computes on the CPU and says that it is on CUDA.

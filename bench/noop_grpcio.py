@@ -1,6 +1,6 @@
 """A grpc.aio server that does nothing: it answers every message with the same bytes. The floor of this transport.
 
-python -m bench.nothing PORT
+python -m bench.noop_grpcio PORT
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A device that fails while it serves: told to callers, to health and in the metrics, and mended without a restart.
 
-The runs of the unit tests fail in ONNX Runtime itself; the server's device is replayed (tests/replayed.py).
+The runs of the unit tests fail in ONNX Runtime itself; the server's device is replayed (tests/fake_onnxruntime.py).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from authority import put
+from certificates import put
 from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, until
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from test_providers import failing_on_ink, replaying
-from test_reloading import add
+from test_reloader import add
 
 from service.batching.batcher import INLINE_IMAGES, Batcher
 from service.config import load
@@ -183,7 +183,16 @@ async def test_on_a_device_nothing_runs_on_the_event_loop_unless_it_is_told_to(
 
 @contextmanager
 def on_device(model: Path, broken: Path, *arguments: str) -> Iterator[ServiceProcess]:
-    command = [sys.executable, "tests/replayed.py", "--provider", "cuda", "--log-format", "json", "--model", str(model)]
+    command = [
+        sys.executable,
+        "tests/fake_onnxruntime.py",
+        "--provider",
+        "cuda",
+        "--log-format",
+        "json",
+        "--model",
+        str(model),
+    ]
     command += ["--port", "0", "--metrics-port", "0", *arguments]
     environment = {**os.environ, "REPLAY": "works", "REPLAY_BROKEN": str(broken)}
     service = ServiceProcess(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))

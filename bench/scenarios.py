@@ -17,7 +17,7 @@ _SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Row:
+class Scenario:
     """Calls of `images` images, `in_flight` at a time on each of `connections`; in a stream, `messages` a call."""
 
     name: str
@@ -37,7 +37,7 @@ class Row:
 
     def path(self, running: Running) -> str:
         """The RPC that is called; empty where this server does not offer what the row needs."""
-        offered = running.server.speaks
+        offered = running.server.protocols
         if self.only == PREDICT_STREAM:
             return PREDICT_STREAM if PREDICT in offered else ""
         if self.only:
@@ -61,17 +61,17 @@ class Row:
         return max(trial, int(rate * _SECONDS))
 
 
-ROWS = (
-    Row("1 image, 1 in flight, Python client", client=True),
-    Row("1 image, 1 in flight"),
-    Row("1 image, 64 in flight, 1 connection", in_flight=64),
-    Row("1 image, 64 in flight, 8 connections", connections=8, in_flight=8),
-    Row("1 image, 64 in flight, 8 connections, ModelInfer", connections=8, in_flight=8, only=INFER),
-    Row("8 images a call, 16 in flight", images=8, connections=4, in_flight=4),
-    Row("64 images a call, 8 in flight", images=64, connections=4, in_flight=2),
-    Row("256 images a call, 4 in flight", images=256, connections=4),
-    Row("1,024 images a call, 4 in flight", images=1024, connections=4),
-    Row("4,096 images a call, 2 in flight", images=4096, connections=2),
-    Row("streams of 1 image a message, 4 streams", connections=4, messages=500, only=PREDICT_STREAM),
-    Row("streams of 64 images a message, 4 streams", images=64, connections=4, messages=50, only=PREDICT_STREAM),
+SCENARIOS = (
+    Scenario("1 image, 1 in flight, Python client", client=True),
+    Scenario("1 image, 1 in flight"),
+    Scenario("1 image, 64 in flight, 1 connection", in_flight=64),
+    Scenario("1 image, 64 in flight, 8 connections", connections=8, in_flight=8),
+    Scenario("1 image, 64 in flight, 8 connections, ModelInfer", connections=8, in_flight=8, only=INFER),
+    Scenario("8 images a call, 16 in flight", images=8, connections=4, in_flight=4),
+    Scenario("64 images a call, 8 in flight", images=64, connections=4, in_flight=2),
+    Scenario("256 images a call, 4 in flight", images=256, connections=4),
+    Scenario("1,024 images a call, 4 in flight", images=1024, connections=4),
+    Scenario("4,096 images a call, 2 in flight", images=4096, connections=2),
+    Scenario("streams of 1 image a message, 4 streams", connections=4, messages=500, only=PREDICT_STREAM),
+    Scenario("streams of 64 images a message, 4 streams", images=64, connections=4, messages=50, only=PREDICT_STREAM),
 )
