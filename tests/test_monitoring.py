@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Ask = Callable[[str], list[dict[str, Any]]]
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
-RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+RULES = [*sorted((PROMETHEUS / "rules").glob("*.yml")), PROMETHEUS / "envoy" / "rules.yml"]
 GRAFANA = ROOT / "deploy" / "grafana"
 GUIDE = (ROOT / "docs" / "operating.md").read_text()
 
@@ -79,6 +79,13 @@ QUERIES = [
     *PANELS,
 ]
 OF_PROMETHEUS = {"up", "scrape_duration_seconds", "scrape_samples_scraped", "ALERTS"}
+OF_ENVOY = {
+    *("envoy_cluster_grpc_0", "envoy_cluster_grpc_14", "envoy_cluster_membership_healthy"),
+    *("envoy_cluster_membership_total", "envoy_cluster_upstream_rq_retry", "envoy_cluster_upstream_rq_total"),
+    "envoy_listener_ssl_certificate_expiration_unix_time_seconds",
+}
+"""As Envoy 1.40 names them, on an edge with TLS; tests/e2e asks a real one."""
+EMPTY_WHEN_WELL = ("panel Alerts by name", "panel Last change refused", "panel Time left of the certificate")
 WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "bool", "offset"}
 
 
@@ -143,6 +150,11 @@ def absent(transport: str) -> set[str]:
     return of_native | NATIVE_SERIES
 
 
+def absent_without_envoy() -> set[str]:
+    of_envoy = {rule["record"] for rule in RECORDS if OF_ENVOY & names(rule["expr"])}
+    return of_envoy | OF_ENVOY
+
+
 def names(expr: str) -> set[str]:
     """The series that an expression reads, without their matchers."""
     return {selector.split("{")[0] for selector in selectors(filled(expr))}
@@ -153,7 +165,7 @@ def names(expr: str) -> set[str]:
 
 def test_every_name_in_a_query_is_a_series_of_the_server_or_of_a_rule(service: ServiceProcess) -> None:
     served = {name for name, _ in service.series()} | NATIVE_SERIES
-    there = served | {rule["record"] for rule in RECORDS} | OF_PROMETHEUS
+    there = served | {rule["record"] for rule in RECORDS} | OF_PROMETHEUS | OF_ENVOY
     for query in QUERIES:
         assert names(query.expr) or query.expr.startswith("vector("), query
         assert names(query.expr) <= there, query
@@ -185,7 +197,7 @@ def test_every_alert_has_a_severity_and_a_paragraph_in_the_guide() -> None:
     headings = {line.lstrip("# ").lower() for line in GUIDE.splitlines() if line.startswith("#")}
     for alert in ALERTS:
         assert alert["labels"]["severity"] in {"page", "ticket"}
-        assert alert["annotations"]["runbook"] == f"docs/operating.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook_url"] == f"docs/operating.md#{alert['alert'].lower()}"
         assert alert["alert"].lower() in headings
 
 
@@ -212,8 +224,18 @@ def test_the_dashboard_fits_its_provisioning_and_overlaps_nowhere() -> None:
         assert not cells & taken, panel["title"]
         taken |= cells
         for target in panel.get("targets", []):
-            assert (target["datasource"]["uid"], target["datasource"]["type"]) == (source["uid"], source["type"])
+            assert target["datasource"] == {"uid": "${datasource}", "type": source["type"]}
     assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+def test_every_panel_says_what_it_shows_and_asks_for_the_chosen_replicas() -> None:
+    of_all = {name for query in QUERIES for name in names(query.expr) if name.startswith("job:")}
+    for panel in panels():
+        assert panel["type"] == "row" or panel["description"].endswith("."), panel["title"]
+        for target in panel.get("targets", []):
+            read = names(target["expr"])
+            chosen = "$instance" in target["expr"] or read <= of_all | OF_ENVOY | {"ALERTS"}
+            assert chosen, (panel["title"], target["expr"])
 
 
 def test_every_row_of_the_dashboard_is_a_question_of_the_guide() -> None:
@@ -282,7 +304,11 @@ def evaluated(address: str) -> float:
 def test_every_query_of_a_panel_and_every_rule_has_an_answer(ask: Ask, transport: str) -> None:
     queries = [*PANELS, *(Query(rule["record"], rule["record"]) for rule in RECORDS)]
     answers = [(query.where, ask(filled(query.expr))) for query in queries]
-    without = [query.where for query in queries if names(query.expr) & absent(transport)]
+    without = [
+        query.where
+        for query in queries
+        if names(query.expr) & (absent(transport) | absent_without_envoy()) or query.where.startswith(EMPTY_WHEN_WELL)
+    ]
     assert [where for where, answer in answers if not answer] == without
     assert [where for where, answer in answers if any(series["value"][1] == "NaN" for series in answer)] == []
 
@@ -291,7 +317,9 @@ def test_every_query_of_a_panel_and_every_rule_has_an_answer(ask: Ask, transport
 def test_every_series_that_an_alert_reads_is_there_and_no_alert_fires(ask: Ask, transport: str) -> None:
     read = {selector for alert in ALERTS for selector in selectors(alert["expr"])}
     missing = {selector for selector in read if not ask(selector)}
-    assert missing == {selector for selector in read if names(selector) & absent(transport)}
+    missing -= {'up{job="envoy"}'}
+    unheard = absent(transport) | absent_without_envoy()
+    assert missing == {selector for selector in read if names(selector) & unheard}
     for alert in ALERTS:
         ask(alert["expr"])  # an error would be raised
     assert ask('ALERTS{alertstate="firing"}') == []
@@ -345,22 +373,21 @@ def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="OK"}') == IMAGES
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="InvalidArgument"}') == REFUSED
     # Of a few seconds' scrapes a rate is an extrapolation, by the same factor for all of them.
-    rate = 'job_method:grpc_server_started:rate5m{grpc_method="%s"}'
-    assert value(rate % "Predict") / value(rate % "ModelInfer") == pytest.approx((IMAGES + REFUSED) / INFERS)
-    refused = value('job_code:grpc_server_handled:rate5m{grpc_code="InvalidArgument"}')
-    assert refused / value(rate % "Predict") == pytest.approx(REFUSED / (IMAGES + REFUSED))
+    rate = 'rate(grpc_server_started_total{grpc_method="%s"}[5m])'
+    assert value(rate % "Predict") / value(rate % "ModelInfer") == pytest.approx((IMAGES + REFUSED) / INFERS, rel=0.01)
+    refused = value('sum(rate(grpc_server_handled_total{grpc_code="InvalidArgument"}[5m]))')
+    assert refused / value(rate % "Predict") == pytest.approx(REFUSED / (IMAGES + REFUSED), rel=0.01)
     assert value("sum(job_digit:digits_predictions:share1h)") == pytest.approx(1)
     assert 0 < value("job:digits_predictions:drift1h") < 0.2
     confidence = service.series()["digits_confidence_sum", ()] / images
     assert value("job:digits_confidence:mean1h") == pytest.approx(confidence)
     # The native transport runs what of a stream arrived together as one batch.
-    assert 1 <= value("job:digits_batch_size:mean_5m") < 2
+    assert 1 <= value("rate(digits_batch_size_sum[5m]) / rate(digits_batch_size_count[5m])") < 2
     assert 0 <= value("job:digits_slo_bad:ratio_5m") <= 1
-    p50, p99 = (
-        value(f'job_method:grpc_server_handling_seconds:{q}_5m{{grpc_method="Predict"}}') for q in ("p50", "p99")
-    )
+    buckets = 'sum by (le) (rate(grpc_server_handling_seconds_bucket{grpc_method="Predict"}[5m]))'
+    p50, p99 = (value(f"histogram_quantile({q}, {buckets})") for q in (0.5, 0.99))
     assert 0 < p50 <= p99 < 10
-    assert value("job:digits_serving:sum") == value("up") == value("job:digits_model:contents") == 1
+    assert value("job:digits_replicas:up") == value("up") == value("job:digits_model:contents") == 1
     assert 0 < value("job:digits_last_success:age_seconds") < 120
     [model] = ask("digits_model_info")
     assert (model["metric"]["version"], model["metric"]["provider"]) == ("1", "CPUExecutionProvider")

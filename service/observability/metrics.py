@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+import socket
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
@@ -135,6 +136,14 @@ class Metrics(Collector):
             kind=("tls", "tokens"),
             result=("loaded", "refused"),
         )
+        self.last_reload_successful = Gauge(
+            "digits_last_reload_successful",
+            "1 where the last change of that kind was taken up, 0 where it was refused.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("model", "tls", "tokens"):
+            self.last_reload_successful.labels(kind).set(1)
         self.spans = _counter(
             registry,
             "digits_trace_spans_total",
@@ -195,6 +204,7 @@ class Metrics(Collector):
         self.server_info.info(
             {
                 "version": __version__,
+                "host": socket.gethostname(),
                 "python": platform.python_version(),
                 "onnxruntime": runtime,
                 "grpcio": version("grpcio"),

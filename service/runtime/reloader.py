@@ -66,6 +66,7 @@ class Reloader:
                     self._refused(e)
                 raise ReloadRefused(f"version {self.model.info.version} serves on: {self._refusal}") from None
             self._refusal = ""
+            self._metrics.last_reload_successful.labels("model").set(1)
             if model.info != self.model.info:
                 swap(model)
                 self._loaded(model)
@@ -84,6 +85,7 @@ class Reloader:
             pass
         except Exception as e:  # noqa: BLE001 (whatever failed, the old model serves on and later looks may succeed)
             self._metrics.reloads.labels("refused").inc()
+            self._metrics.last_reload_successful.labels("model").set(0)
             self._log.error("model reload failed", exc_info=e)
 
     async def _what_lies_there(self) -> object:
@@ -150,6 +152,7 @@ class Reloader:
     def _refused(self, error: ModelFileError | ProviderError) -> None:
         self._refusal = str(error)
         self._metrics.reloads.labels("refused").inc()
+        self._metrics.last_reload_successful.labels("model").set(0)
         self._log.error("model refused", reason=str(error))
 
 

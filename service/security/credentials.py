@@ -218,6 +218,7 @@ class _Rotation:
             return
         self._refusal = ""
         self._metrics.rotations.labels(self._what, "loaded").inc()
+        self._metrics.last_reload_successful.labels(self._what).set(1)
         self._log.info("credentials loaded", kind=self._what, **about)
 
     def _is_due(self) -> bool:
@@ -228,6 +229,7 @@ class _Rotation:
             return
         self._refusal = reason
         self._metrics.rotations.labels(self._what, "refused").inc()
+        self._metrics.last_reload_successful.labels(self._what).set(0)
         self._log.error("credentials refused", kind=self._what, reason=reason, instead="those before serve on")
 
     def _stamps(self) -> _Stamps:
