@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,9 +22,6 @@ from service.config import Settings
 from service.healthcheck import publish
 from service.observability.metrics_server import HttpEndpoint
 from service.transports.limits import Limits
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BASE, SCALE, TLS, GPU = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml", "compose.gpu.yml"
 VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU]]
@@ -188,7 +186,7 @@ def test_a_container_is_given_longer_to_stop_than_its_drain_takes(name: str) -> 
     service = {**compose(BASE)["services"]["service"], **compose(name)["services"]["service"]}
     grace = seconds(default(compose(BASE)["services"]["service"]["stop_grace_period"]))
     wait = default(service["environment"].get("DIGITS_DRAIN_WAIT") or str(Settings().drain_wait))
-    assert grace > float(wait) + Settings().grace + 5
+    assert grace > float(wait) + Settings().shutdown_grace + 5
 
 
 def test_envoy_leaves_a_draining_replica_out_before_it_refuses_calls() -> None:
@@ -302,12 +300,29 @@ def test_prometheus_finds_every_replica_by_name_and_loads_the_rules() -> None:
     environment = compose(BASE)["services"]["service"]["environment"]
     assert (discovery["names"], discovery["type"]) == (["service"], "A")
     assert str(discovery["port"]) == environment["DIGITS_METRICS_PORT"]
-    assert config["rule_files"] == ["/etc/prometheus/rules/*.yml"]
+    assert mounts(BASE, "prometheus")["/etc/prometheus"] == "deploy/prometheus"
+    assert config["rule_files"][0] == "rules/*.yml"  # relative to the file's own folder
     assert list((ROOT / "deploy/prometheus/rules").glob("*.yml"))
 
 
+def test_prometheus_hears_of_envoy_where_there_is_one() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (folder,) = {Path(file).parent for file in (config["rule_files"][1], *config["scrape_config_files"])}
+    mounted = ROOT / mounts(SCALE, "prometheus")[str(folder)]
+    assert str(folder) not in mounts(BASE, "prometheus")
+    assert all(
+        (mounted / Path(file).name).is_file() for file in (config["rule_files"][1], *config["scrape_config_files"])
+    )
+
+
+def mounts(file: str, service: str) -> dict[str, str]:
+    """What of the clone a service has, by the path in its container."""
+    volumes = [volume.split(":") for volume in compose(file)["services"][service].get("volumes", [])]
+    return {target: source.removeprefix("./") for source, target, *_ in volumes if source.startswith("./")}
+
+
 def test_prometheus_scrapes_the_one_path_that_envoy_shows_of_itself() -> None:
-    (job,) = yaml.safe_load((ROOT / "deploy/prometheus/scrape/envoy.yml").read_text())["scrape_configs"]
+    (job,) = yaml.safe_load((ROOT / "deploy/prometheus/envoy/scrape.yml").read_text())["scrape_configs"]
     (stats,) = envoy("envoy.yaml")["static_resources"]["listeners"]
     assert job["dns_sd_configs"][0]["port"] == stats["address"]["socket_address"]["port_value"]
     manager = stats["filter_chains"][0]["filters"][0]["typed_config"]

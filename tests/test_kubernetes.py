@@ -198,7 +198,7 @@ def test_a_pod_is_given_longer_to_stop_than_its_drain_takes() -> None:
     given = options("base")
     drain = float(given["DIGITS_DRAIN_WAIT"]) + float(given["DIGITS_SHUTDOWN_GRACE"])
     assert deployment()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain + 5
-    kserve = float(variables(runtime())["DIGITS_DRAIN_WAIT"]) + Settings().grace
+    kserve = float(variables(runtime())["DIGITS_DRAIN_WAIT"]) + Settings().shutdown_grace
     assert kserve + 5 <= 30, "KServe leaves Kubernetes' own 30 seconds"
 
 

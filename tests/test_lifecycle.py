@@ -71,7 +71,7 @@ def test_the_start_line_shows_every_option(model_path: Path) -> None:
         starting = service.lines[0]
         assert starting["max_batch_size"] == 12
         assert starting["model"] == str(model_path)
-        assert {"port", "metrics_port", "grace", "reflection", "log_level"} <= set(starting)
+        assert {"port", "metrics_port", "shutdown_grace", "reflection", "log_level"} <= set(starting)
 
 
 async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_path: Path) -> None:

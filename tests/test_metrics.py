@@ -183,6 +183,7 @@ def test_the_program_in_service_is_named(after_traffic: tuple[ServiceProcess, li
     )
     assert re.findall(r'(\w+)="([^"]+)"', text) == [
         ("grpcio", grpc.__version__),
+        ("host", socket.gethostname()),
         ("onnxruntime", onnxruntime.__version__),
         ("python", platform.python_version()),
         ("version", __version__),
