@@ -17,7 +17,7 @@ from ray_serve.adapter import Answering
 from ray_serve.exposition import merged
 from service import __version__
 from service.batching.batcher import Batcher
-from service.errors import InvalidInput, UnknownModel
+from service.errors import ModelNotFound, malformed_message
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predictor import Predictor, echo
@@ -104,9 +104,9 @@ class Replica:
         try:
             name = health_pb2.HealthCheckRequest.FromString(request).service
         except DecodeError:
-            raise InvalidInput("message", "is not what this RPC takes") from None
+            raise malformed_message() from None
         if name not in self._names:
-            raise UnknownModel(f"service: there is no service {echo(name)}")
+            raise ModelNotFound(f"service: there is no service {echo(name)}")
         return _SERVING.SerializeToString()
 
     async def _list(self, _: bytes, __: float) -> bytes:

@@ -1,98 +1,97 @@
-"""What can go wrong, free of any transport.
+"""The errors of the service, independent of any transport.
 
 Exception
-|- ServiceError          one call fails; its text is written for the caller
-|  |- InvalidInput       the caller's message is malformed; names the field
-|  |- UnknownModel       no such model or version
-|  |- Overloaded         too much is waiting; says when to try again
-|  |- DeadlinePassed     it could not have been answered in time
+|- ServiceError          one call fails; its text is written for the client
+|  |- InvalidInput       the message is invalid; names the field
+|  |- ModelNotFound      no such model or version
+|  |- Overloaded         the queue is full; says when to retry
+|  |- DeadlineExceeded   the deadline leaves no time for an answer
 |  |- ModelUnavailable   the server is loading or draining, or its device has failed
-|  |- ServerStopping     the server stops, and ends the streams that wait for their client
-|  |- ReloadRefused      another model was asked for and cannot serve; the one before does
-|  |- Unauthenticated    the caller brought no token that is known here
-|  `- NotOffered         an RPC of a protocol that this server does not have
+|  |- ServerStopping     the server stops and ends the streams that wait for their client
+|  |- ReloadRejected     a reload found a model that cannot serve; the model before it still serves
+|  |- Unauthenticated    the call has no valid token
+|  `- Unimplemented      an RPC of a protocol that this server does not implement
 `- StartError            the server cannot start; its text is one line for the operator
-   |- ModelFileError     the model file is missing, damaged or not this network (later: refused, the old one serves)
-   |- ProviderError     the execution provider asked for cannot run the model (later: the session before serves on)
-   |- CredentialsError   a certificate, key, CA or file of tokens cannot be used
+   |- ModelFileError     the model file is missing, damaged or not this network (in a reload: rejected)
+   |- ProviderError      the execution provider cannot run the model (in a recovery: the old session stays)
+   |- CredentialsError   a certificate, key, CA or token file cannot be used
    `- AddressInUse       a port is taken
 
-Which status a ServiceError becomes on the wire stands in one table, `service.transports.status`. Anything else that
-is raised while a call is served is a fault of ours: the caller gets INTERNAL and the log gets the traceback.
+`service.transports.status` has the one table from a ServiceError to its gRPC status. Any other exception that a call
+raises is a bug: the client receives INTERNAL and the log receives the traceback.
 """
 
 from __future__ import annotations
 
-
-class ServiceError(Exception):
-    """One call fails; `str()` is a sentence for the caller and holds nothing internal."""
-
-
-class InvalidInput(ServiceError):
-    """The message's `field` (a path such as `pixels`) holds what the sentence says it must not."""
-
-    def __init__(self, field: str, sentence: str) -> None:
-        super().__init__(f"{field}: {sentence}")
-        self.field = field
-        self.sentence = sentence
-
-
-def malformed() -> InvalidInput:
-    """For bytes that are no message of the kind that the RPC takes."""
-    return InvalidInput("message", "is not what this RPC takes")
-
-
-class UnknownModel(ServiceError):
-    """There is no model of that name or version here."""
-
-
-class Overloaded(ServiceError):
-    """The waiting line is full; `retry_after` is in seconds."""
-
-    def __init__(self, sentence: str, retry_after: float) -> None:
-        super().__init__(sentence)
-        self.retry_after = retry_after
-
-
-SHORTEST_RETRY = 0.01
+MIN_RETRY_AFTER = 0.01
 """Seconds."""
 
 
-def overloaded(waiting: int, most: int, seconds: float) -> Overloaded:
-    """For a request that finds so many images in a line of at most `most`, which the model runs in so many seconds."""
-    return Overloaded(f"{waiting} images wait already; at most {most} may", max(SHORTEST_RETRY, seconds))
+class ServiceError(Exception):
+    """One call fails; `str()` is a sentence for the client without internal details."""
 
 
-class DeadlinePassed(ServiceError):
-    """The caller's deadline passed, or would have, before the model could run."""
+class InvalidInput(ServiceError):
+    """The value of `field`, a path such as `pixels`, is invalid; `message` says why."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
 
 
-def late() -> DeadlinePassed:
-    """For a request whose time has run out in the line."""
-    return DeadlinePassed("the deadline passed before the model could run")
+def malformed_message() -> InvalidInput:
+    """Return the error for bytes that do not parse as the RPC's request."""
+    return InvalidInput("message", "is not a valid request message")
+
+
+class ModelNotFound(ServiceError):
+    """The server has no model of that name or version."""
+
+
+class Overloaded(ServiceError):
+    """The queue is full; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def overloaded(queued_images: int, limit: int, drain_seconds: float) -> Overloaded:
+    """Return the error for a request that finds the queue full; the model runs all of it in `drain_seconds`."""
+    return Overloaded(f"queue full: {queued_images} images queued, limit {limit}", max(MIN_RETRY_AFTER, drain_seconds))
+
+
+class DeadlineExceeded(ServiceError):
+    """The client's deadline passed, or would have passed, before the model could run."""
+
+
+def deadline_exceeded() -> DeadlineExceeded:
+    """Return the error for a request whose deadline passed in the queue."""
+    return DeadlineExceeded("the deadline passed before the model could run")
 
 
 class ModelUnavailable(ServiceError):
-    """No model can answer just now: the server is loading or draining, or its device has failed."""
+    """No model can answer now: the server is loading or draining, or its device has failed."""
 
 
 class ServerStopping(ServiceError):
-    """The server stops, and ends a stream that waits for its client."""
+    """The server stops and ends a stream that waits for its client."""
 
     def __init__(self) -> None:
-        super().__init__("the server is stopping: open the stream again elsewhere")
+        super().__init__("the server is stopping: reopen the stream on another replica")
 
 
-class ReloadRefused(ServiceError):
-    """Another version of the model was asked for and cannot serve; the one before serves on."""
+class ReloadRejected(ServiceError):
+    """A reload found a model that cannot serve; the model before it still serves."""
 
 
 class Unauthenticated(ServiceError):
-    """The caller did not show that it may call."""
+    """The call has no valid token."""
 
 
-class NotOffered(ServiceError):
-    """A protocol has this RPC and the server does not."""
+class Unimplemented(ServiceError):
+    """The protocol has this RPC and the server does not implement it."""
 
 
 class StartError(Exception):
@@ -104,7 +103,7 @@ class ModelFileError(StartError):
 
 
 class ProviderError(StartError):
-    """The execution provider `name` cannot run the model; `reason` says what is missing and how to get it."""
+    """The execution provider `name` cannot run the model; `reason` says what is missing and how to install it."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"--provider (or DIGITS_PROVIDER) is {name!r}, but {reason}")
@@ -112,8 +111,8 @@ class ProviderError(StartError):
 
 
 class CredentialsError(StartError):
-    """A certificate, its key, a CA or a file of tokens cannot be used; names flag and file."""
+    """A certificate, its key, a CA or a token file cannot be used; names the flag and the file."""
 
 
 class AddressInUse(StartError):
-    """A host and port cannot be listened on."""
+    """The server cannot listen on a host and port."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.errors import InvalidInput, ServiceError, UnknownModel
+from service.errors import InvalidInput, ModelNotFound, ServiceError
 from service.handlers.digits import DigitsHandler
 from service.handlers.predictor import Predictor
 from service.inference.model import Model
@@ -117,7 +117,7 @@ def test_any_bytes_get_an_answer_or_a_named_refusal(handler: DigitsHandler, requ
     try:
         ask(handler, request)
     except ServiceError as error:
-        assert isinstance(error, InvalidInput | UnknownModel)
+        assert isinstance(error, InvalidInput | ModelNotFound)
 
 
 @given(pixels=st.binary(max_size=3000), hidden=st.booleans(), version=st.sampled_from(["", "1", "2", "\u2603"]))
@@ -151,7 +151,7 @@ def test_any_field_values_get_an_answer_or_a_named_refusal(
         ),
         (
             PredictRequest(pixels=bytes(784), model_version="9"),
-            UnknownModel,
+            ModelNotFound,
             r"model_version: there is no version '9'; '1' serves",
         ),
     ],
@@ -170,6 +170,6 @@ def test_unknown_fields_of_a_newer_caller_are_passed_over(handler: DigitsHandler
 
 
 def test_a_long_version_is_not_echoed_whole(handler: DigitsHandler) -> None:
-    with pytest.raises(UnknownModel) as refused:
+    with pytest.raises(ModelNotFound) as refused:
         ask(handler, PredictRequest(pixels=bytes(784), model_version="x" * 100_000).SerializeToString())
     assert len(str(refused.value)) < 200

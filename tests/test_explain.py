@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from export import checkpoint
 from export.network import SQUASH, Network, sigmoid
 from service.batching.batcher import Batcher
-from service.errors import InvalidInput, ServiceError, UnknownModel
+from service.errors import InvalidInput, ModelNotFound, ServiceError
 from service.handlers.digits import DigitsHandler
 from service.handlers.predictor import Predictor
 from service.inference.model import Model
@@ -152,7 +152,7 @@ IMAGE = bytes(784)
         (ExplainRequest(), InvalidInput, "pixels: is empty; expected n x 784 bytes, n at least 1"),
         (ExplainRequest(pixels=bytes(783)), InvalidInput, "pixels: holds 783 bytes; expected a multiple of 784"),
         (b"\xff", InvalidInput, "message: is not a digits.v1.ExplainRequest"),
-        (ExplainRequest(pixels=IMAGE, model_version="9"), UnknownModel, "there is no version '9'; '1' serves"),
+        (ExplainRequest(pixels=IMAGE, model_version="9"), ModelNotFound, "there is no version '9'; '1' serves"),
         (ExplainRequest(pixels=IMAGE, neurons=[Neuron()]), InvalidInput, "neurons[0].layer: is 0; expected 1, 2 or 3"),
         (
             ExplainRequest(pixels=IMAGE, neurons=[Neuron(layer=3), Neuron(layer=3, index=10)]),
@@ -192,7 +192,7 @@ def test_each_mistake_has_its_sentence(
 
 
 def test_another_versions_network_is_not_here(variant: tuple[DigitsHandler, Network]) -> None:
-    with pytest.raises(UnknownModel, match="there is no version '2'"):
+    with pytest.raises(ModelNotFound, match="there is no version '2'"):
         asyncio.run(variant[0].network(GetNetworkRequest(model_version="2").SerializeToString()))
     with pytest.raises(InvalidInput, match=r"message: is not a digits\.v1\.GetNetworkRequest"):
         asyncio.run(variant[0].network(b"\xff"))
@@ -205,7 +205,7 @@ def test_any_bytes_get_an_answer_or_a_named_refusal(variant: tuple[DigitsHandler
         try:
             asyncio.run(answer(request))
         except ServiceError as error:
-            assert isinstance(error, InvalidInput | UnknownModel)
+            assert isinstance(error, InvalidInput | ModelNotFound)
 
 
 def test_after_a_swap_the_new_model_explains_itself(make_model: Callable[..., Path], digits: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from conftest import ANSWERS_WITHIN, until
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.errors import DeadlinePassed, Overloaded
+from service.errors import DeadlineExceeded, Overloaded
 from service.handlers.digits import DigitsHandler
 from service.handlers.predictor import Predictor
 from service.inference.explain import Explainer
@@ -97,7 +97,7 @@ async def test_an_explanation_whose_turn_comes_too_late_is_not_made(handler: Dig
     await until(lambda: time.monotonic() > deadline)
     gate.open.set()
     assert await first
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(DeadlineExceeded):
         await second
 
 

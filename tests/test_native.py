@@ -18,7 +18,7 @@ from grpc import StatusCode, aio
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from service.errors import DeadlinePassed, ModelUnavailable, Overloaded
+from service.errors import DeadlineExceeded, ModelUnavailable, Overloaded
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predictor import Predictor
@@ -194,11 +194,11 @@ async def test_a_full_line_refuses_with_a_sentence_and_says_when_to_come_again()
         with pytest.raises(aio.AioRpcError) as caught:
             await server.predict(3, 3, 3)
         assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details() == "3 images wait already; at most 4 may"
+        assert caught.value.details() == "queue full: 3 images queued, limit 4"
         retry = RetryInfo()
         assert rpc_status.from_call(caught.value).details[0].Unpack(retry)
         assert retry.retry_delay.nanos >= 10_000_000
-        with pytest.raises(Overloaded, match="3 images wait already; at most 4 may"):
+        with pytest.raises(Overloaded, match="queue full: 3 images queued, limit 4"):
             await server.batcher.predict(images(4, 4, 4))
         server.model.gate.set()
         assert await asyncio.gather(*calls) == [[1, 1, 1], [2, 2, 2]]
@@ -217,7 +217,7 @@ async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
         await asyncio.sleep(0.7)
         server.model.gate.set()
         await first
-        with pytest.raises(DeadlinePassed):
+        with pytest.raises(DeadlineExceeded):
             await late
         assert server.model.runs == [[1, 1, 1]]
         assert server.value("digits_dropped_total", reason="cancelled") == 1

@@ -26,7 +26,7 @@ from structlog.testing import CapturingLogger
 
 from export import checkpoint, graph
 from service.config import SettingsError, load
-from service.errors import ModelFileError, ReloadRefused
+from service.errors import ModelFileError, ReloadRejected
 from service.inference.repository import ModelPlace
 from service.observability.metrics import Metrics
 from service.pb.inference import open_inference_pb2 as pb
@@ -337,7 +337,7 @@ async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
     monkeypatch.setattr(place, "candidates", lambda: (answers.wait(ANSWERS_WITHIN), candidates())[1])
     add(folder, 2)
     for _ in range(2):
-        with pytest.raises(ReloadRefused, match=r"could not be read within .* s: its volume does not answer"):
+        with pytest.raises(ReloadRejected, match=r"could not be read within .* s: its volume does not answer"):
             await reloader.look(lambda model: taken.append(model.info.version))
     for _ in range(5):  # told once of what is only looked at again
         await reloader.look(lambda model: taken.append(model.info.version), asked=False)
@@ -384,7 +384,7 @@ async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatc
         await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
     assert taken == []
     add(folder, 3)
-    with contextlib.suppress(ReloadRefused):
+    with contextlib.suppress(ReloadRejected):
         await reloader.look(lambda model: taken.append(model.info.version))
     assert taken == ["3"]
 

@@ -263,7 +263,7 @@ def test_a_request_whose_time_ran_out_in_the_line_says_so(channel: grpc.Channel,
         call(channel, INFER, request.SerializeToString(), tuple(context))
     spans = collector.trace(trace_id, INFER)
     assert sorted(span.name for span in spans) == ["decode", INFER, "queue"]
-    assert attributes(one(spans, "queue"))["error.type"] == "service.errors.DeadlinePassed"
+    assert attributes(one(spans, "queue"))["error.type"] == "service.errors.DeadlineExceeded"
     root = one(spans, INFER)
     assert (attributes(root)["error.type"], root.status.code) == ("DEADLINE_EXCEEDED", Status.STATUS_CODE_ERROR)
 
@@ -393,7 +393,7 @@ def test_a_refusal_within_a_stream_is_on_its_message(channel: grpc.Channel, coll
     assert "letters" in oip.ModelStreamInferResponse.FromString(reply).error_message
     spans = collector.trace(trace_id, method)
     assert attributes(one(spans, method))["rpc.response.status_code"] == "OK"
-    assert attributes(one(spans, "message"))["error.type"] == "service.errors.UnknownModel"
+    assert attributes(one(spans, "message"))["error.type"] == "service.errors.ModelNotFound"
 
 
 async def test_the_clients_hand_on_the_trace_that_they_are_called_in(

@@ -15,7 +15,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal
 
-from service.errors import DeadlinePassed
+from service.errors import DeadlineExceeded
 from service.transports.grpcio import transport as grpcio
 from service.transports.grpcio.unfinished_calls import UnfinishedMessages
 
@@ -108,7 +108,7 @@ async def test_of_many_unfinished_messages_those_older_than_a_second_end() -> No
     waiting = [asyncio.create_task(messages.wait(never.wait())) for _ in range(10)]
     done, _ = await asyncio.wait(waiting[:7], timeout=60)
     assert len(done) == 7
-    assert all(isinstance(task.exception(), DeadlinePassed) for task in done)
+    assert all(isinstance(task.exception(), DeadlineExceeded) for task in done)
     assert not any(task.done() for task in waiting[7:])
     never.set()
     assert await asyncio.gather(*waiting[7:]) == [True] * 3

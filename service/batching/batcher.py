@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from service.batching.adaptive import Company
-from service.errors import DeadlinePassed, Overloaded, late, overloaded
+from service.errors import DeadlineExceeded, Overloaded, deadline_exceeded, overloaded
 
 if TYPE_CHECKING:
     from service.network import ModelInfo, Parameters, Pixels, Predictions
@@ -124,7 +124,7 @@ class Batcher:
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
         """Each caller's own rows, for uint8 pixels (n, 784).
 
-        `deadline` is on the clock of `time.monotonic`. Raises DeadlinePassed where it has passed before the run, and
+        `deadline` is on the clock of `time.monotonic`. Raises DeadlineExceeded where it has passed before the run, and
         Overloaded where the line is full.
         """
         now = time.monotonic()
@@ -269,9 +269,9 @@ class Batcher:
         self._last_run_ms = statistics.last_inference_ms
         return result
 
-    def _too_late(self) -> DeadlinePassed:
+    def _too_late(self) -> DeadlineExceeded:
         self._metrics.dropped.labels("deadline").inc()
-        return late()
+        return deadline_exceeded()
 
 
 def _together(batch: list[_Waiting]) -> Pixels:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from service.errors import SHORTEST_RETRY, InvalidInput, Overloaded, late
+from service.errors import MIN_RETRY_AFTER, InvalidInput, Overloaded, deadline_exceeded
 from service.handlers.fields import field, floats, head
 from service.pb.digits.v1.digits_pb2 import Neuron
 
@@ -55,7 +55,7 @@ class ExplanationQueue:
             self._rejected()
             raise Overloaded(
                 f"queue full: {self._queued} explanations queued, limit {_MAX_QUEUED}",
-                max(SHORTEST_RETRY, self._queued * self._seconds_each),
+                max(MIN_RETRY_AFTER, self._queued * self._seconds_each),
             )
         self._queued += explanations
 
@@ -64,12 +64,12 @@ class ExplanationQueue:
         self._queued -= explanations
 
     async def run(self, explanations: int, deadline: float, work: Callable[[], bytes]) -> bytes:
-        """Return what `work` makes of so many; DeadlinePassed if its turn comes after the deadline."""
+        """Return what `work` makes of so many; DeadlineExceeded if its turn comes after the deadline."""
 
         def run() -> tuple[bytes, float]:
             began = time.monotonic()
             if began >= deadline:
-                raise late()
+                raise deadline_exceeded()
             return work(), time.monotonic() - began
 
         if explanations <= _INLINE:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from service.errors import InvalidInput, NotOffered, ServiceError, UnknownModel
+from service.errors import InvalidInput, ModelNotFound, ServiceError, Unimplemented
 from service.handlers import Alternative, tensors
 from service.handlers.predictor import echo
 from service.network import PIXELS
@@ -49,7 +49,7 @@ class InferenceHandler:
     """A `service.handlers.Service`, over one predictor.
 
     `serving` is asked for readiness; `server_version` and what runs the model, `provider` and whether that is `on_gpu`,
-    are told to callers; `reload`, where model control is on, looks for another version and raises ReloadRefused.
+    are told to callers; `reload`, where model control is on, looks for another version and raises ReloadRejected.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class InferenceHandler:
 
     def _check_model(self, name: str, version: str) -> None:
         if name != self._info.name:
-            raise UnknownModel(f"model_name: there is no model {echo(name)}; {self._info.name!r} serves")
+            raise ModelNotFound(f"model_name: there is no model {echo(name)}; {self._info.name!r} serves")
         self._predictor.check_version(version)
 
     def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
@@ -166,7 +166,7 @@ class InferenceHandler:
         """As in Triton a model that nobody knows is one that is not ready."""
         try:
             self._check_model(request.name, request.version)
-        except UnknownModel:
+        except ModelNotFound:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._serving())
 
@@ -306,7 +306,7 @@ def _asking(request_type: type[M], reply: Callable[[M], Message]) -> Answer:
 
 def _not_offered(sentence: str) -> Answer:
     async def answer(_: bytes, __: float) -> bytes:
-        raise NotOffered(sentence)
+        raise Unimplemented(sentence)
 
     return answer
 

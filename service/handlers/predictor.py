@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from service.errors import InvalidInput, UnknownModel
+from service.errors import InvalidInput, ModelNotFound
 from service.network import PIXELS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Batching(Protocol):
         ...
 
     async def predict(self, pixels: Pixels, deadline: float = ...) -> Predictions:
-        """Each caller's own rows; DeadlinePassed or Overloaded."""
+        """Each caller's own rows; DeadlineExceeded or Overloaded."""
         ...
 
     def run_together(self, pixels: Pixels, requests: int) -> Predictions | None:
@@ -137,9 +137,9 @@ class Predictor:
         return np.frombuffer(data, dtype=np.uint8).reshape(images, PIXELS)
 
     def check_version(self, version: str) -> None:
-        """UnknownModel unless the caller asked for no version or for the one that serves."""
+        """ModelNotFound unless the caller asked for no version or for the one that serves."""
         if version not in ("", self.info.version):
-            raise UnknownModel(f"model_version: there is no version {echo(version)}; {self.info.version!r} serves")
+            raise ModelNotFound(f"model_version: there is no version {echo(version)}; {self.info.version!r} serves")
 
 
 def echo(text: str) -> str:

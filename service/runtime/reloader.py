@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from service.errors import ModelFileError, ProviderError, ReloadRefused
+from service.errors import ModelFileError, ProviderError, ReloadRejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class Reloader:
     async def look(self, swap: Callable[[Model], None], *, asked: bool = True) -> None:
         """Load what should serve now, where that is another file than before, and give it to `swap`.
 
-        Raises ReloadRefused where it cannot serve. A refused file is tried again when `asked`, and by itself every
+        Raises ReloadRejected where it cannot serve. A refused file is tried again when `asked`, and by itself every
         RETRY_INTERVAL; the same refusal is logged and counted again only when `asked`.
         """
         async with self._one_at_a_time:
@@ -64,7 +64,7 @@ class Reloader:
                 self._retry_at = time.monotonic() + RETRY_INTERVAL
                 if asked or is_new or str(e) != self._refusal:
                     self._refused(e)
-                raise ReloadRefused(f"version {self.model.info.version} serves on: {self._refusal}") from None
+                raise ReloadRejected(f"version {self.model.info.version} serves on: {self._refusal}") from None
             self._refusal = ""
             self._metrics.last_reload_successful.labels("model").set(1)
             if model.info != self.model.info:
@@ -81,7 +81,7 @@ class Reloader:
         """As `look`, where nobody waits for the answer: a refusal is logged and counted, which is enough."""
         try:
             await self.look(swap, asked=asked)
-        except ReloadRefused:
+        except ReloadRejected:
             pass
         except Exception as e:  # noqa: BLE001 (whatever failed, the old model serves on and later looks may succeed)
             self._metrics.reloads.labels("refused").inc()

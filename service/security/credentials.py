@@ -47,12 +47,12 @@ async def follow(files: Tls | Tokens, log: FilteringBoundLogger) -> None:
             log.exception("credentials not looked at")
 
 
-def missing() -> Unauthenticated:
+def missing_token() -> Unauthenticated:
     """What a call hears that brings no token."""
     return Unauthenticated("authorization: missing; expected metadata `authorization: Bearer TOKEN`")
 
 
-def unknown() -> Unauthenticated:
+def invalid_token() -> Unauthenticated:
     """What a call hears that brings another than ours."""
     return Unauthenticated("authorization: not `Bearer` and a token that is known here")
 
@@ -82,13 +82,13 @@ class Tokens:
         """Unauthenticated unless the metadata of a call brings `authorization: Bearer` with one of the tokens."""
         presented = next((str(value) for key, value in metadata if key == "authorization"), None)
         if presented is None:
-            raise missing()
+            raise missing_token()
         scheme, _, token = presented.partition(" ")
         digest = hashlib.sha256(token.encode()).digest()
         # Every digest is compared, each in constant time: how long it takes tells nothing of how near a guess was.
         known = sum(hmac.compare_digest(digest, one) for one in self.digests)
         if scheme.lower() != "bearer" or not known:
-            raise unknown()
+            raise invalid_token()
 
     def look(self) -> None:
         """Take up what the file holds now, where it has changed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.errors import DeadlinePassed, ModelUnavailable, Overloaded, ServerStopping, ServiceError, Unauthenticated
+from service.errors import DeadlineExceeded, ModelUnavailable, Overloaded, ServerStopping, ServiceError, Unauthenticated
 from service.observability.logs import RateLimiter
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Reports:
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
         # These say how the server is, or that tokens are tried: one says as much as a hundred.
-        of_a_kind = (Overloaded, DeadlinePassed, ModelUnavailable, ServerStopping, Unauthenticated)
+        of_a_kind = (Overloaded, DeadlineExceeded, ModelUnavailable, ServerStopping, Unauthenticated)
         self._seldom: dict[type[Exception], RateLimiter] = {kind: RateLimiter() for kind in of_a_kind}
         self._requests, self._faults = RateLimiter(_BURST, _RATE), RateLimiter(_BURST, _RATE)
         self._handshakes = RateLimiter()

@@ -11,16 +11,16 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from service.errors import (
-    DeadlinePassed,
+    DeadlineExceeded,
     InvalidInput,
+    ModelNotFound,
     ModelUnavailable,
-    NotOffered,
     Overloaded,
-    ReloadRefused,
+    ReloadRejected,
     ServerStopping,
     ServiceError,
     Unauthenticated,
-    UnknownModel,
+    Unimplemented,
 )
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _CODES: dict[type[ServiceError], int] = {
     InvalidInput: code_pb2.INVALID_ARGUMENT,
-    UnknownModel: code_pb2.NOT_FOUND,
+    ModelNotFound: code_pb2.NOT_FOUND,
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
-    DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
+    DeadlineExceeded: code_pb2.DEADLINE_EXCEEDED,
     ModelUnavailable: code_pb2.UNAVAILABLE,
     ServerStopping: code_pb2.UNAVAILABLE,
-    ReloadRefused: code_pb2.FAILED_PRECONDITION,
+    ReloadRejected: code_pb2.FAILED_PRECONDITION,
     Unauthenticated: code_pb2.UNAUTHENTICATED,
-    NotOffered: code_pb2.UNIMPLEMENTED,
+    Unimplemented: code_pb2.UNIMPLEMENTED,
 }
 
 
@@ -58,7 +58,7 @@ def spelled(name: str) -> str:
 
 def _details(error: ServiceError) -> list[Message]:
     if isinstance(error, InvalidInput):
-        violation = BadRequest.FieldViolation(field=error.field, description=error.sentence)
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message)
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, Overloaded):
         delay = Duration()

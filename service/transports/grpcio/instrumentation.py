@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from service.errors import NotOffered, Unauthenticated, malformed
+from service.errors import Unauthenticated, Unimplemented, malformed_message
 from service.observability.metrics import Metrics, Rpc, RpcMetrics
 from service.transports.call_log import Reports
 from service.transports.grpcio.unfinished_calls import UnfinishedMessages
@@ -278,7 +278,7 @@ def _decoder(handler: Any) -> Decode:
         try:
             return from_bytes(data)
         except DecodeError:
-            raise malformed() from None
+            raise malformed_message() from None
 
     return decode
 
@@ -287,7 +287,7 @@ async def _only_message(context: Any) -> bytes:
     message: Any = await context.read()
     if message is aio.EOF:
         await asyncio.sleep(_HANG_UP_IS_HEARD_WITHIN)
-        raise NotOffered("the call holds no message; expected one")
+        raise Unimplemented("the call holds no message; expected one")
     return bytes(message)
 
 

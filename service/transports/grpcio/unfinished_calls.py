@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from service.errors import DeadlinePassed
+from service.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -31,7 +31,7 @@ class UnfinishedMessages:
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, message: Awaitable[T]) -> T:
-        """Return what `message` gives; DeadlinePassed if that takes too long."""
+        """Return what `message` gives; DeadlineExceeded if that takes too long."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         self._since[task] = loop.time()
@@ -42,7 +42,7 @@ class UnfinishedMessages:
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
-            raise DeadlinePassed("the message was not whole in time") from None
+            raise DeadlineExceeded("the message was not whole in time") from None
         finally:
             del self._since[task]
             self._late.discard(task)

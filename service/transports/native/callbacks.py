@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.errors import ServerStopping, ServiceError, late, malformed, overloaded
+from service.errors import ServerStopping, ServiceError, deadline_exceeded, malformed_message, overloaded
 from service.network import PIXELS
 from service.security import credentials
 from service.transports.call_log import Reports
@@ -83,7 +83,7 @@ class Host:
 
     def late(self) -> Exception:
         """The error of a request whose time has run out in the line."""
-        return late()
+        return deadline_exceeded()
 
     def overloaded(self, waiting: int, max_queued_images: int, retry_after: float) -> Exception:
         """The error of a request that found the line full."""
@@ -99,11 +99,11 @@ class Host:
 
     def malformed(self) -> Exception:
         """The error of a health check whose bytes are no message."""
-        return malformed()
+        return malformed_message()
 
     def stranger(self, is_silent: bool) -> Exception:
         """The error of a call without a token, or with another than ours."""
-        return credentials.missing() if is_silent else credentials.unknown()
+        return credentials.missing_token() if is_silent else credentials.invalid_token()
 
 
 class Waiting:
@@ -119,7 +119,7 @@ class Waiting:
 
     def late(self) -> None:
         """The deadline passed before the run."""
-        self.done(None, late())
+        self.done(None, deadline_exceeded())
 
     def overloaded(self, waiting: int, max_queued_images: int, retry_after: float) -> None:
         """The line was full."""

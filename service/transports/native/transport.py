@@ -91,7 +91,7 @@ class NativeBatcher:
         self.model, self.statistics = model, statistics
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
-        """As `Batcher.predict`: the caller's own rows, DeadlinePassed or Overloaded."""
+        """As `Batcher.predict`: the caller's own rows, DeadlineExceeded or Overloaded."""
         remaining = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
         waiting = Waiting()
         self.server.submit(pixels.tobytes(), remaining, waiting)
