@@ -24,7 +24,7 @@ from service.inference.model import Model
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
 from service.observability.statistics import Statistics
-from service.transports.grpcio.instrumentation import Observer
+from service.transports.grpcio.instrumentation import RpcInstrumentation
 from service.transports.grpcio.streams import OpenStreams
 from service.transports.grpcio.unsent_replies import UnsentReplies
 
@@ -59,7 +59,7 @@ def layers() -> dict[str, Callable[[], Awaitable[object]]]:
     model, metrics, statistics_ = Model(MODEL), Metrics(CollectorRegistry()), Statistics()
     batcher = Batcher(model, metrics, statistics_, max_batch_size=1024, max_queued_images=65536)
     predict = DigitsHandler(Predictor(batcher, max_batch_size=1024)).predict
-    observer = Observer(metrics, OpenStreams(), make_logger("json", "error"), UnsentReplies(0, bool))
+    observer = RpcInstrumentation(metrics, OpenStreams(), make_logger("json", "error"), UnsentReplies(0, bool))
 
     async def answer(request: bytes, _: Any) -> bytes:
         return await predict(request)

@@ -44,7 +44,9 @@ class Nothing:
     """Stands for every instrument and does nothing."""
 
     def __init__(self, *_: Any) -> None:
-        self.waiting = self.waiting_limit = self.last_success = self.serving = self.queue = self.dropped = self
+        self.queue_images = self.queue_capacity = self.last_success = self.serving = self.queue = (
+            self.requests_dropped
+        ) = self
         self.method = ""
 
     def labels(self, *_: str) -> Nothing:
@@ -54,7 +56,7 @@ class Nothing:
     def nothing(self, *_: Any) -> None:
         """Count nothing."""
 
-    inc = set = set_function = observe = ran = serves = received = sent = finish = nothing
+    inc = set = set_function = observe = record_run = serves = received = sent = finish = nothing
 
     def start(self) -> float:
         """When nothing began."""

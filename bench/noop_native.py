@@ -55,7 +55,7 @@ async def main() -> None:
         services, batcher, metrics, log, limits=limits, with_reflection=False, max_queued_images=65536, inline=128
     )
     await transport.start("127.0.0.1", int(sys.argv[1]))
-    await transport.say(True)
+    await transport.set_serving(True)
     await asyncio.Event().wait()
 
 

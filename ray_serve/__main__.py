@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 
 from ray_serve.config import load
-from service.address import joined
+from service.address import join_host_port
 from service.config import SettingsError
 from service.errors import StartError
 from service.observability.logs import make_logger
@@ -39,7 +39,7 @@ def main() -> int:
         "serving",
         ray=settings.ray_address,
         port=settings.port,
-        metrics=f"http://{joined(settings.metrics_host, settings.metrics_port)}/metrics",
+        metrics=f"http://{join_host_port(settings.metrics_host, settings.metrics_port)}/metrics",
         model=info.name,
         model_version=info.version,
         weights_sha256=info.weights_sha256,

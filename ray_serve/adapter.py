@@ -10,7 +10,7 @@ import grpc
 
 from service.errors import ServiceError
 from service.observability.metrics import Metrics, Rpc, RpcMetrics
-from service.transports.grpcio.instrumentation import REQUEST_ID, caller_id
+from service.transports.grpcio.instrumentation import REQUEST_ID, request_id_from
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Answering:
 
         async def call(request: bytes, grpc_context: Any) -> Reply:
             rpc.received()
-            started, id_ = rpc.start(), caller_id(grpc_context.invocation_metadata())
+            started, id_ = rpc.start(), request_id_from(grpc_context.invocation_metadata())
             try:
                 reply = await answer(request, NO_DEADLINE)
             except asyncio.CancelledError:  # the caller has gone
@@ -76,7 +76,7 @@ class Answering:
 
         async def call(request: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:
             metadata = grpc_context.invocation_metadata()
-            started, id_ = rpc.start(), caller_id(metadata)
+            started, id_ = rpc.start(), request_id_from(metadata)
             answer = alternative.answer if alternative and alternative.is_wanted(metadata) else usual
             try:
                 async for message in request:
@@ -99,9 +99,9 @@ class Answering:
         code = code_name(status.code)
         rpc.finish(started, code, id_)
         if isinstance(error, ServiceError):
-            self._log.warning("refused", method=rpc.method, code=code, reason=str(error), request_id=id_)
+            self._log.warning("call rejected", method=rpc.method, code=code, reason=str(error), request_id=id_)
         else:
-            self._log.error("failed", method=rpc.method, code=code, request_id=id_, exc_info=error)
+            self._log.error("call failed", method=rpc.method, code=code, request_id=id_, exc_info=error)
         context.set_code(_STATUS_CODES[status.code])
         context.set_details(status.message)
         context.set_trailing_metadata([(REQUEST_ID, id_), ("grpc-status-details-bin", status.SerializeToString())])

@@ -62,7 +62,7 @@ class Replica:
         )
         predictor = Predictor(batcher, max_batch_size=settings.max_batch_size)
         services: list[Service] = [
-            DigitsHandler(predictor, self._metrics.dropped.labels("overloaded").inc),
+            DigitsHandler(predictor, self._metrics.requests_dropped.labels("overloaded").inc),
             InferenceHandler(predictor, serving=lambda: True, server_version=__version__),
         ]
         self._names = ["", *(service.name for service in services)]

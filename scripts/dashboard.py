@@ -162,7 +162,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Dropped before the model",
             "reqps",
-            ((_rate("digits_dropped_total", by="reason"), "{{reason}}"),),
+            ((_rate("digits_requests_dropped_total", by="reason"), "{{reason}}"),),
             "Rejected because the queue was full, too late to be worth running, or cancelled by the client.",
         ),
         Panel(
@@ -363,7 +363,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "short",
             (
                 (
-                    _increase("digits_connections_refused_total", "15m", "instance, reason"),
+                    _increase("digits_connections_rejected_total", "15m", "instance, reason"),
                     "{{instance}} refused: {{reason}}",
                 ),
                 (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from digitserve_client import DigitsClient
 
 from commandline import proxies
-from service.address import check_free, joined
+from service.address import ensure_bindable, join_host_port
 from service.config import SettingsError, load
 from service.errors import AddressInUse
 
@@ -89,14 +89,14 @@ def settings() -> Settings:
 
 def address(given: Settings) -> str:
     """Where callers on this machine reach it."""
-    return joined(ANYWHERE.get(given.host, given.host), given.port)
+    return join_host_port(ANYWHERE.get(given.host, given.host), given.port)
 
 
 def end_if_taken(given: Settings) -> None:
     """End the process with a sentence where another one listens already, whose answers would be taken for its own."""
     try:
         for host, port in ((given.host, given.port), (given.metrics_host, given.metrics_port)):
-            check_free(host, port)
+            ensure_bindable(host, port)
     except AddressInUse as e:
         print(f"{e} by DIGITS_PORT and DIGITS_METRICS_PORT", file=sys.stderr)
         sys.exit(1)

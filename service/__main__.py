@@ -54,7 +54,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     log.info("starting", **settings.described())
     for name, meant in unknown_variables(os.environ).items():
-        log.warning("not an option", variable=name, **({"similar": meant} if meant else {}))
+        log.warning("unknown variable", variable=name, **({"suggestion": meant} if meant else {}))
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve(settings, log, _BEGAN))

@@ -35,11 +35,11 @@ def listen(host: str, port: int) -> list[socket.socket]:
     except OSError as e:
         for listener in listeners:
             listener.close()
-        raise _refused(host, port, e) from e
+        raise _bind_error(host, port, e) from e
     return listeners
 
 
-def check_free(host: str, port: int) -> list[str]:
+def ensure_bindable(host: str, port: int) -> list[str]:
     """Listen and let go again; the host's addresses here. AddressInUse with a sentence where that fails."""
     found = []
     for listener in listen(host, port):
@@ -48,7 +48,7 @@ def check_free(host: str, port: int) -> list[str]:
     return found
 
 
-def keep_from_ipv6(port: int) -> socket.socket | None:
+def reserve_ipv6_port(port: int) -> socket.socket | None:
     """A socket that holds a port of `::` and does not listen; None where it is held already or there is no IPv6.
 
     gRPC takes 0.0.0.0 for "any address of any family", and falls back on IPv4 where it cannot have both.
@@ -64,7 +64,7 @@ def keep_from_ipv6(port: int) -> socket.socket | None:
     return None
 
 
-def joined(host: str, port: int) -> str:
+def join_host_port(host: str, port: int) -> str:
     """`host:port` as addresses and URLs have it: IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -86,7 +86,7 @@ def _numeric(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:
     return f"{host}%{scope}" if scope else host
 
 
-def _refused(host: str, port: int, error: OSError) -> AddressInUse:
+def _bind_error(host: str, port: int, error: OSError) -> AddressInUse:
     """The sentence for the operator."""
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(f"port {port} on {host} is taken: stop what listens there, or choose another port")

@@ -52,7 +52,7 @@ async def listening(
         tls=tls,
     )
     port = await transport.start("127.0.0.1", 0)
-    await transport.say(True)
+    await transport.set_serving(True)
     try:
         yield Bare(address=f"127.0.0.1:{port}", transport=transport, registry=registry)
     finally:

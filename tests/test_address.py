@@ -15,11 +15,11 @@ from digitserve_client import DigitsClient
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 
-from service.address import check_free, joined, listen
+from service.address import ensure_bindable, join_host_port, listen
 from service.errors import AddressInUse
 from service.observability.metrics import Metrics
-from service.observability.metrics_server import HttpEndpoint
-from service.transports.call_log import Reports
+from service.observability.metrics_server import MetricsServer
+from service.transports.call_log import CallLogger
 from service.transports.grpcio.server import RestartingServer
 from service.transports.grpcio.unsent_replies import UnsentReplies
 
@@ -102,18 +102,18 @@ def test_a_name_of_two_addresses_has_one_port_on_both(resolve_to: Callable[..., 
     try:
         assert [listener.getsockname()[:2] for listener in listeners] == [(each, port) for each in LOOPBACK]
         with pytest.raises(AddressInUse, match=rf"^port {port} on here\.example is taken"):
-            check_free("here.example", port)
+            ensure_bindable("here.example", port)
     finally:
         for listener in listeners:
             listener.close()
-    assert check_free("here.example", port) == [*LOOPBACK]
+    assert ensure_bindable("here.example", port) == [*LOOPBACK]
 
 
 def test_an_address_that_is_not_here_is_left_out_where_another_is(resolve_to: Callable[..., None]) -> None:
     resolve_to("here.example", OF_NO_MACHINE, "127.0.0.1")
-    assert check_free("here.example", 0) == ["127.0.0.1"]
+    assert ensure_bindable("here.example", 0) == ["127.0.0.1"]
     with pytest.raises(AddressInUse, match=rf"^cannot listen on {OF_NO_MACHINE} port 0: "):
-        check_free(OF_NO_MACHINE, 0)
+        ensure_bindable(OF_NO_MACHINE, 0)
 
 
 @needs_ipv6
@@ -129,7 +129,7 @@ def test_one_address_of_two_that_is_taken_is_a_taken_port(resolve_to: Callable[.
 @needs_ipv6
 def test_http_answers_on_every_address_of_a_name(resolve_to: Callable[..., None]) -> None:
     resolve_to("here.example", *LOOPBACK)
-    endpoint = HttpEndpoint("here.example", 0, CollectorRegistry(), serving=lambda: True)
+    endpoint = MetricsServer("here.example", 0, CollectorRegistry(), serving=lambda: True)
     try:
         assert all(answers(address, endpoint.port) for address in LOOPBACK)
     finally:
@@ -139,7 +139,7 @@ def test_http_answers_on_every_address_of_a_name(resolve_to: Callable[..., None]
 
 def grpcio_server() -> RestartingServer:
     return RestartingServer(
-        [], None, Metrics(CollectorRegistry()), Reports(CapturingLogger()), bool, UnsentReplies(0, bool)
+        [], None, Metrics(CollectorRegistry()), CallLogger(CapturingLogger()), bool, UnsentReplies(0, bool)
     )
 
 
@@ -150,7 +150,7 @@ async def test_grpcio_answers_on_every_address_of_a_name(resolve_to: Callable[..
     port = await server.start("here.example", 0)
     try:
         for address in LOOPBACK:
-            async with grpc.aio.insecure_channel(joined(address, port)) as channel:
+            async with grpc.aio.insecure_channel(join_host_port(address, port)) as channel:
                 call: Any = channel.unary_unary("/no/Such")
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await call(b"", timeout=ANSWERS_WITHIN)
@@ -160,7 +160,7 @@ async def test_grpcio_answers_on_every_address_of_a_name(resolve_to: Callable[..
 
 
 async def test_an_address_that_is_lost_between_leaves_no_port_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.transports.grpcio.server.check_free", lambda *_: ["127.0.0.1", OF_NO_MACHINE])
+    monkeypatch.setattr("service.transports.grpcio.server.ensure_bindable", lambda *_: ["127.0.0.1", OF_NO_MACHINE])
     server = grpcio_server()
     with pytest.raises(AddressInUse, match=f"cannot listen on {OF_NO_MACHINE} port"):
         await server.start("here.example", 0)

@@ -234,7 +234,7 @@ async def test_a_caller_who_left_costs_no_run(model: Model) -> None:
     await asyncio.gather(first, stays)
     assert held.sizes == [1, 1]
     assert left.cancelled()
-    assert registry.get_sample_value("digits_dropped_total", {"reason": "cancelled"}) == 1
+    assert registry.get_sample_value("digits_requests_dropped_total", {"reason": "cancelled"}) == 1
     assert registry.get_sample_value("digits_queue_images") == 0
     await batcher.close()
 
@@ -251,7 +251,7 @@ async def test_a_deadline_that_passes_in_line_costs_no_run(model: Model) -> None
         await late
     await first
     assert held.sizes == [1]
-    assert registry.get_sample_value("digits_dropped_total", {"reason": "deadline"}) == 1
+    assert registry.get_sample_value("digits_requests_dropped_total", {"reason": "deadline"}) == 1
     await batcher.close()
 
 
@@ -275,7 +275,7 @@ async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> N
     assert registry.get_sample_value("digits_queue_images") == 8
     held.go.set()
     await asyncio.gather(first, waiting)
-    assert registry.get_sample_value("digits_dropped_total", {"reason": "overloaded"}) == 1
+    assert registry.get_sample_value("digits_requests_dropped_total", {"reason": "overloaded"}) == 1
     await batcher.close()
 
 

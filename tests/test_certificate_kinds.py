@@ -261,7 +261,7 @@ def test_a_kind_that_cannot_serve_is_refused_in_rotation_by_its_true_reason(
     files, before, loaded = make(authority), presented(rotating), count_of_loaded(rotating)
     expiry = rotating.series()["digits_tls_expiry_timestamp_seconds", ()]
     put_both(place, files)
-    while sentence not in rotating.wait_for("credentials refused", kind="tls")["reason"]:
+    while sentence not in rotating.wait_for("credentials rejected", kind="tls")["reason"]:
         pass  # the key was seen before the certificate was in place
     assert presented(rotating) == before
     assert count_of_loaded(rotating) == loaded
@@ -269,7 +269,7 @@ def test_a_kind_that_cannot_serve_is_refused_in_rotation_by_its_true_reason(
 
 
 def count_of_loaded(service: ServiceProcess) -> float:
-    return service.series().get(("digits_credentials_rotations_total", ("loaded", "tls")), 0.0)
+    return service.series().get(("digits_credentials_rotations_total", ("tls", "loaded")), 0.0)
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def test_a_caller_may_bring_the_request_id(model_path: Path) -> None:
         with pytest.raises(DigitsError) as caught:
             client.predict(BLANK, model_version="9")
         assert caught.value.request_id == "mine-7"
-        assert service.wait_for("refused")["request_id"] == "mine-7"
+        assert service.wait_for("call rejected")["request_id"] == "mine-7"
 
 
 @on_both_transports

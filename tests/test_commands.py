@@ -282,7 +282,7 @@ def test_the_server_does_not_warn_of_what_the_client_reads(model_path: Path) -> 
         patch.setenv("DIGITS_ADDRESS", "localhost:50051")
         patch.setenv("DIGITS_NONSENSE", "1")
         with serving(model_path) as service:
-            told = [line for line in service.lines if line["event"] == "not an option"]
+            told = [line for line in service.lines if line["event"] == "unknown variable"]
     assert [(line["variable"], "similar" in line) for line in told] == [("DIGITS_NONSENSE", False)]
 
 

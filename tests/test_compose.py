@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
 from service.healthcheck import publish
-from service.observability.metrics_server import HttpEndpoint
+from service.observability.metrics_server import MetricsServer
 from service.transports.limits import Limits
 
 BASE, SCALE, TLS, GPU = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml", "compose.gpu.yml"
@@ -260,7 +260,7 @@ def test_envoy_grants_a_client_what_the_service_grants_it_and_bounds_the_rest() 
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     http2 = manager["http2_protocol_options"]
     assert http2["max_concurrent_streams"] == Settings().max_concurrent_streams
-    assert manager["max_request_headers_kb"] * 1024 == Limits(max_batch_size=1).headers
+    assert manager["max_request_headers_kb"] * 1024 == Limits(max_batch_size=1).max_metadata_bytes
     longest = max(http2["initial_stream_window_size"], listener["per_connection_buffer_limit_bytes"])
     assert longest <= http2["initial_connection_window_size"] <= 2**20
     for frames in ("max_outbound_frames", "max_outbound_control_frames", "max_inbound_priority_frames_per_stream"):
@@ -423,7 +423,7 @@ def test_the_probe_fails_until_a_server_serves_and_says_why(server: ServiceProce
     assert probe(str(os.getpid())) == (1, "", no_server)
     assert probe("localhost:50051") == (2, "", "usage: healthcheck.py [PID ...]\n")
     registry = CollectorRegistry()
-    closed = HttpEndpoint("127.0.0.1", 0, registry, serving=lambda: False, about=lambda: "for a reason")
+    closed = MetricsServer("127.0.0.1", 0, registry, serving=lambda: False, about=lambda: "for a reason")
     try:
         asked = f"127.0.0.1:{closed.port}: NOT_SERVING for a reason\n"
         assert probe(str(os.getpid())) == (1, "", asked)

@@ -140,7 +140,9 @@ def test_a_handshake_that_fails_is_told_with_its_reason_and_a_look_at_the_port_i
 ) -> None:
     wrong = Authority(tmp_path / "wrong", "wrong").certificate
     with secured(model_path, pair, "--transport", "native", "--tls-client-ca", wrong) as service:
-        assert [line["client_ca"] for line in service.lines if line["event"] == "certificate"] == [["commonName=wrong"]]
+        assert [line["client_ca"] for line in service.lines if line["event"] == "certificate loaded"] == [
+            ["commonName=wrong"]
+        ]
         host, port = service.address.rsplit(":", 1)
         with socket.create_connection((host, int(port)), 5):
             pass
@@ -156,7 +158,7 @@ def test_a_handshake_that_fails_is_told_with_its_reason_and_a_look_at_the_port_i
         said = service.wait_for("handshake failed")
         assert said["reason"] == "invalid peer certificate: UnknownIssuer"
         assert said["peer"].startswith("127.0.0.1:")
-        assert service.series()["digits_connections_refused_total", ("handshake",)] == 1
+        assert service.series()["digits_connections_rejected_total", ("handshake",)] == 1
 
 
 def presented(service: ServiceProcess) -> bytes:
@@ -185,16 +187,16 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
             (second[:300], "holds no certificate in PEM"),
         ]:
             put(pair.certificate, content)
-            assert sentence in service.wait_for("credentials refused", kind="tls")["reason"]
+            assert sentence in service.wait_for("credentials rejected", kind="tls")["reason"]
             assert presented(service) == second
         assert pair.key.read_bytes() == good_key
         pair.certificate.unlink()
-        assert "no such file" in service.wait_for("credentials refused", kind="tls")["reason"]
+        assert "no such file" in service.wait_for("credentials rejected", kind="tls")["reason"]
         assert presented(service) == second
         assert answers(service, tls_ca=authority.certificate)
         series = service.series()
-        assert series["digits_credentials_rotations_total", ("loaded", "tls")] >= 1
-        assert series["digits_credentials_rotations_total", ("refused", "tls")] == 3
+        assert series["digits_credentials_rotations_total", ("tls", "loaded")] >= 1
+        assert series["digits_credentials_rotations_total", ("tls", "rejected")] == 3
 
 
 @on_both_transports
@@ -214,10 +216,10 @@ def test_a_certificate_whose_key_comes_a_moment_later_is_not_refused(authority: 
     tls = Tls(pair.certificate, pair.key, None, metrics, log)
     other = authority.issue("other")
     put(pair.certificate, other.certificate.read_bytes())
-    tls.look()
+    tls.poll()
     put(pair.key, other.key.read_bytes())
-    tls.look()
-    tls.look()
+    tls.poll()
+    tls.poll()
     assert [call.method_name for call in log.calls] == ["info", "info"]
     assert log.calls[-1].args == ("credentials loaded",)
     assert log.calls[-1].kwargs["subject"] == "commonName=other"
@@ -229,11 +231,11 @@ def test_a_certificate_that_becomes_valid_is_taken_up_without_another_change(
 ) -> None:
     with secured(model_path, pair) as service:
         authority.issue("server", begins=dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5))
-        assert "not yet valid" in service.wait_for("credentials refused", kind="tls")["reason"]
+        assert "not yet valid" in service.wait_for("credentials rejected", kind="tls")["reason"]
         service.wait_for("credentials loaded", kind="tls")
         assert presented(service) == pair.certificate.read_bytes()
-        assert service.series()["digits_credentials_rotations_total", ("refused", "tls")] == 1
-        assert [line["event"] for line in service.lines].count("credentials refused") == 1
+        assert service.series()["digits_credentials_rotations_total", ("tls", "rejected")] == 1
+        assert [line["event"] for line in service.lines].count("credentials rejected") == 1
 
 
 def test_a_file_that_becomes_readable_is_taken_up_without_another_change(
@@ -255,10 +257,10 @@ def test_a_file_that_becomes_readable_is_taken_up_without_another_change(
 
     monkeypatch.setattr(Path, "read_bytes", deny)
     for denied[0] in (True, True, True, False):
-        tokens.look()
-        tokens.look()
+        tokens.poll()
+        tokens.poll()
     assert tokens.digests == (hashlib.sha256(SECOND.encode()).digest(),)
-    assert [call.args[0] for call in log.calls] == ["credentials refused", "credentials loaded"]
+    assert [call.args[0] for call in log.calls] == ["credentials rejected", "credentials loaded"]
 
 
 @pytest.mark.parametrize(("mode", "warnings"), [(0o600, 0), (0o640, 0), (0o644, 1), (0o604, 1)])
@@ -289,10 +291,10 @@ def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair:
             raise ValueError("no such curve")
 
     first = pair.key.read_bytes()
-    tls.take_up(use)
+    tls.subscribe(use)
     authority.issue("server", days=8)
-    tls.look()
-    tls.look()
+    tls.poll()
+    tls.poll()
     assert log.calls[-1].kwargs["reason"].endswith("cannot be used: no such curve")
     assert metrics.tls_expiry._value.get() == before
 
@@ -310,11 +312,11 @@ def test_a_failure_that_is_a_fault_of_ours_is_tried_again_and_told_once(
         if len(tries) in {2, 3}:
             raise RuntimeError("no thread")
 
-    tls.take_up(use)
+    tls.subscribe(use)
     authority.issue("server", days=8)
     for _ in range(5):
-        tls.look()
-    assert [call.args[0] for call in log.calls[1:]] == ["credentials refused", "credentials loaded"]
+        tls.poll()
+    assert [call.args[0] for call in log.calls[1:]] == ["credentials rejected", "credentials loaded"]
     assert log.calls[1].kwargs["reason"] == "RuntimeError: no thread"
     assert len(tries) == 4
 
@@ -341,7 +343,7 @@ def test_a_pipe_in_the_place_of_the_tokens_stops_nothing(model_path: Path, tmp_p
     with serving(model_path, "--tokens-file", tokens) as service:
         tokens.unlink()
         os.mkfifo(tokens)
-        assert service.wait_for("credentials refused", kind="tokens")["reason"].endswith("is no regular file")
+        assert service.wait_for("credentials rejected", kind="tokens")["reason"].endswith("is no regular file")
         assert answers(service, token_file=mine)
 
 
@@ -400,7 +402,7 @@ def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Pa
             assert client.is_serving()
             with pytest.raises(DigitsError, match="UNAUTHENTICATED: authorization: missing"):
                 list(client.predict_stream([BLANK]))
-        assert service.series()["digits_dropped_total", ("unauthenticated",)] == 3
+        assert service.series()["digits_requests_dropped_total", ("unauthenticated",)] == 3
         assert service.stop() == 0
         logged = str(service.lines)
         assert not any(token in logged for token in (FIRST, SECOND, STRANGE))
@@ -423,12 +425,12 @@ def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None
                 stranger.predict(BLANK)
             with pytest.raises(DigitsError, match="NOT_FOUND"):
                 known.predict(BLANK, model_version="9")
-        assert service.series()["digits_dropped_total", ("unauthenticated",)] == 51
+        assert service.series()["digits_requests_dropped_total", ("unauthenticated",)] == 51
         intervals = (time.monotonic() - began) / LOG_INTERVAL
         assert service.stop() == 0
-        refused = [line for line in service.lines if line["event"] == "refused"]
-        assert sum(1 + line["others"] for line in refused if line["code"] == "NotFound") == 51
-        others = [line["others"] for line in refused if line["code"] == "Unauthenticated"]
+        refused = [line for line in service.lines if line["event"] == "call rejected"]
+        assert sum(1 + line["suppressed"] for line in refused if line["code"] == "NotFound") == 51
+        others = [line["suppressed"] for line in refused if line["code"] == "Unauthenticated"]
         assert len(others) + sum(others) == 51
         assert len(others) <= intervals + 2
 
@@ -464,14 +466,14 @@ def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_pat
         put(mine, SECOND.encode())
         assert len(client.predict(BLANK).digits) == 1
         put(tokens, b"")
-        assert "holds no token" in service.wait_for("credentials refused", kind="tokens")["reason"]
+        assert "holds no token" in service.wait_for("credentials rejected", kind="tokens")["reason"]
         assert len(client.predict(BLANK).digits) == 1
 
 
 def loaded(service: ServiceProcess) -> tuple[float, float]:
     """How often tokens and certificates have been taken up."""
     series = service.series()
-    return tuple(series["digits_credentials_rotations_total", ("loaded", what)] for what in ("tokens", "tls"))  # type: ignore[return-value]
+    return tuple(series["digits_credentials_rotations_total", (what, "loaded")] for what in ("tokens", "tls"))  # type: ignore[return-value]
 
 
 @pytest.mark.slow
@@ -506,7 +508,7 @@ async def test_rotations_under_load_lose_no_call(
         await until(lambda: min(answered) > 20 or any(task.done() for task in tasks))
         done.set()
         await asyncio.gather(*tasks)
-        assert service.series()["digits_credentials_rotations_total", ("refused", "tls")] == 0
+        assert service.series()["digits_credentials_rotations_total", ("tls", "rejected")] == 0
 
 
 @pytest.mark.parametrize(

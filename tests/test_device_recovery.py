@@ -224,7 +224,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
         broken.touch()
         assert [ask(channel) for _ in range(FAILURES_IN_A_ROW)] == [grpc.StatusCode.UNAVAILABLE] * FAILURES_IN_A_ROW
         assert next(watch).status == NOT_SERVING
-        [cause] = service.wait_for("run failed", in_a_row=1)["exception"]
+        [cause] = service.wait_for("run failed", consecutive_failures=1)["exception"]
         assert "CUDA failure 700" in cause["exc_value"]
         service.wait_for("model unhealthy", reason=f"{DEVICE} failed 3 runs in a row and is being tried again")
         assert service.wait_for("session recreation failed")["reason"].startswith(
@@ -240,7 +240,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
         broken.unlink()
         assert next(watch).status == SERVING
         assert ask(channel) == grpc.StatusCode.OK
-        service.wait_for("model well again")
+        service.wait_for("model recovered")
         assert service.stop() == 0
     assert {line["provider"] for line in service.lines if "provider" in line} == {"cuda", DEVICE}
     assert transport in {line.get("transport") for line in service.lines}
@@ -259,7 +259,7 @@ def test_what_it_runs_on_is_told_by_metrics_metadata_and_configuration(
         assert f'provider="{DEVICE}"' in service.get("/metrics")
         # Without a driver there is no NVML: its series are absent, and the log says so.
         assert "digits_gpu_" not in service.get("/metrics")
-        assert [line for line in service.lines if line["event"] == "no metrics of the GPU"]
+        assert [line for line in service.lines if line["event"] == "GPU metrics unavailable"]
 
 
 def test_a_new_version_that_comes_while_the_device_is_broken_is_taken_up_when_it_works_again(
@@ -271,7 +271,7 @@ def test_a_new_version_that_comes_while_the_device_is_broken_is_taken_up_when_it
     with on_device(folder, broken, "--model-poll", "0.1") as service, grpc.insecure_channel(service.address) as channel:
         broken.touch()
         add(folder, 2)
-        service.wait_for("model refused")
+        service.wait_for("model rejected")
         assert ask(channel) == grpc.StatusCode.UNAVAILABLE
         broken.unlink()
         assert service.wait_for("model loaded")["model_version"] == "2"

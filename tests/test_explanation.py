@@ -60,7 +60,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def handler(model_path: Path, metrics: Metrics) -> DigitsHandler:
     batcher = Batcher(Model(model_path), metrics, Statistics(), max_batch_size=1024, max_queued_images=2**20)
-    return DigitsHandler(Predictor(batcher, max_batch_size=1024), metrics.dropped.labels("overloaded").inc)
+    return DigitsHandler(Predictor(batcher, max_batch_size=1024), metrics.requests_dropped.labels("overloaded").inc)
 
 
 async def test_others_are_answered_while_a_large_request_is_explained(
@@ -83,7 +83,7 @@ async def test_beyond_its_queue_explain_is_rejected_with_when_to_retry(
     with pytest.raises(Overloaded, match="queue full: 65536 explanations queued, limit 65536") as rejected:
         await handler.explain(SMALL.SerializeToString())
     assert rejected.value.retry_after > 0
-    assert metrics.dropped.labels("overloaded")._value.get() == 1
+    assert metrics.requests_dropped.labels("overloaded")._value.get() == 1
     gate.open.set()
     await asyncio.gather(*queued)
     assert await handler.explain(SMALL.SerializeToString())

@@ -99,7 +99,7 @@ async def test_damaged_messages_over_the_socket_get_a_status_that_is_the_callers
         still_serves(service)
         told = resident(service)
         assert service.stop() == 0
-        assert not [line for line in service.lines if line["event"] == "failed"]
+        assert not [line for line in service.lines if line["event"] == "call failed"]
         tell(
             f"{transport}: {count} damaged messages in streams ({refused} refused) and {count // 20} calls "
             f"({', '.join(sorted(code.name for code in codes))}); {level:.0f} -> {told:.0f} MB"

@@ -150,7 +150,7 @@ async def test_the_callers_request_id_comes_back_and_stands_in_the_log(server: S
         with pytest.raises(aio.AioRpcError) as caught:
             await predict(channel, b"", metadata=[("x-request-id", "bad-1")])
     assert ("x-request-id", "bad-1") in list(caught.value.trailing_metadata())
-    logged = await asyncio.to_thread(server.wait_for, "refused", request_id="bad-1")
+    logged = await asyncio.to_thread(server.wait_for, "call rejected", request_id="bad-1")
     assert logged["method"] == PREDICT
     assert logged["code"] == "InvalidArgument"
     assert "pixels: is empty" in logged["reason"]

@@ -51,8 +51,8 @@ def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.
 def test_a_variable_that_is_no_option_is_told_with_the_one_that_may_be_meant(model_path: Path) -> None:
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env={"DIGITS_TOKENS_FIL": "tokens"})
     try:
-        told = service.wait_for("not an option")
-        assert (told["variable"], told["similar"]) == ("DIGITS_TOKENS_FIL", "DIGITS_TOKENS_FILE")
+        told = service.wait_for("unknown variable")
+        assert (told["variable"], told["suggestion"]) == ("DIGITS_TOKENS_FIL", "DIGITS_TOKENS_FILE")
         assert service.wait_for("serving")["tokens"] is False
     finally:
         service.close()
@@ -121,7 +121,7 @@ async def test_a_third_signal_ends_it_at_once(model_path: Path) -> None:
             await asyncio.to_thread(service.wait_for, "stopping")
             service.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(service.stop, signal.SIGINT) == 1
-    assert service.lines[-1]["event"] == "stopped by force"
+    assert service.lines[-1]["event"] == "forced exit"
     assert service.lines[-1]["reason"].startswith("a third signal, SIG")
 
 

@@ -37,6 +37,6 @@ def test_malformed_calls_by_the_thousand_are_some_lines_and_each_is_counted(mode
         assert next(ends) == 2 * COUNT + 1
         peer.close()
         assert service.stop() == 0
-        refused = [line for line in service.lines if line["event"] == "refused"]
+        refused = [line for line in service.lines if line["event"] == "call rejected"]
         assert len(refused) <= 100 + 10 * (took + 3)
-        assert sum(1 + line["others"] for line in refused) == COUNT + 1
+        assert sum(1 + line["suppressed"] for line in refused) == COUNT + 1

@@ -88,7 +88,7 @@ async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_ar
     monkeypatch.setattr(grpcio_server, "HAS_KNOWN_INTERNALS", False)
     told: list[str] = []
     async with (
-        listening(changed=lambda: told.append(server.transport.trouble)) as server,
+        listening(changed=lambda: told.append(server.transport.unhealthy_reason)) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -99,9 +99,9 @@ async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_ar
                 await until(lambda: len(told) == 2 * restarts)  # noqa: B023 (waits for it)
             assert await check(server) == SERVING
             assert server.value("digits_transport_restarts_total") == restarts
-        await server.transport.say(False)
+        await server.transport.set_serving(False)
         assert (await in_flight.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert [bool(trouble) for trouble in told] == [True, False] * 3
+    assert [bool(reason) for reason in told] == [True, False] * 3
 
 
 async def test_the_server_that_takes_over_shows_the_latest_certificate(
@@ -128,7 +128,7 @@ async def test_the_server_that_takes_over_shows_the_latest_certificate(
         put(first.certificate, second.certificate.read_bytes())
         put(first.key, second.key.read_bytes())
         for _ in range(2):
-            tls.look()  # the second time they have settled
+            tls.poll()  # the second time they have settled
         for _ in range(2):
             before = len(told)
             assert await asyncio.to_thread(shown, port, call(1, PATHS[0])) == "second"

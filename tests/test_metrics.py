@@ -24,7 +24,7 @@ from export import checkpoint
 from service import __version__
 from service.observability.histogram import LONGEST_IN_EXEMPLAR
 from service.observability.metrics import CONFIDENCE_BUCKETS, Metrics
-from service.observability.metrics_server import HttpEndpoint
+from service.observability.metrics_server import MetricsServer
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.transports.status import code_name
 
@@ -130,9 +130,9 @@ def test_a_batch_is_counted_as_its_images_one_by_one() -> None:
     digits = activations.argmax(axis=1)
     registries = CollectorRegistry(), CollectorRegistry()
     at_once, one_by_one = map(Metrics, registries)
-    at_once.ran(digits, activations, 1e-3)
+    at_once.record_run(digits, activations, 1e-3)
     for i in range(50):
-        one_by_one.ran(digits[i : i + 1], activations[i : i + 1], 1e-3)
+        one_by_one.record_run(digits[i : i + 1], activations[i : i + 1], 1e-3)
     for digit in range(10):
         counts = [
             registry.get_sample_value("digits_predictions_total", {"digit": str(digit)}) for registry in registries
@@ -252,7 +252,7 @@ def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[
 
 def test_a_connection_on_which_nothing_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.observability.metrics_server._IDLE_TIMEOUT", 1)
-    endpoint = HttpEndpoint("127.0.0.1", 0, CollectorRegistry(), serving=lambda: True)
+    endpoint = MetricsServer("127.0.0.1", 0, CollectorRegistry(), serving=lambda: True)
     with socket.create_connection(("127.0.0.1", endpoint.port), ANSWERS_WITHIN) as silent:
         assert silent.recv(1) == b""
     endpoint.stop()

@@ -15,7 +15,7 @@ import pytest
 from conftest import ANSWERS_WITHIN, launch, serving
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.observability.metrics_server import HttpEndpoint
+from service.observability.metrics_server import MetricsServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def endpoint() -> Iterator[HttpEndpoint]:
+def endpoint() -> Iterator[MetricsServer]:
     registry = CollectorRegistry()
     Gauge("digits", "A gauge.", registry=registry).set(7)
-    http_endpoint = HttpEndpoint("127.0.0.1", 0, registry, serving=lambda: True)
+    http_endpoint = MetricsServer("127.0.0.1", 0, registry, serving=lambda: True)
     yield http_endpoint
     http_endpoint.stop()
 
@@ -59,7 +59,7 @@ def exchange(port: int, sent: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/", "/nothing"])
-def test_head_has_the_headers_of_get_and_no_body(endpoint: HttpEndpoint, path: str) -> None:
+def test_head_has_the_headers_of_get_and_no_body(endpoint: MetricsServer, path: str) -> None:
     got, body = request(endpoint.port, "GET", path)
     head, nothing = request(endpoint.port, "HEAD", path)
     assert body
@@ -71,7 +71,7 @@ def test_head_has_the_headers_of_get_and_no_body(endpoint: HttpEndpoint, path: s
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"])
 @pytest.mark.parametrize("path", ["/metrics", "/healthz"])
-def test_other_methods_are_not_allowed(endpoint: HttpEndpoint, method: str, path: str) -> None:
+def test_other_methods_are_not_allowed(endpoint: MetricsServer, method: str, path: str) -> None:
     reply, body = request(endpoint.port, method, path)
     assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
     assert body == b"expected GET or HEAD\n"
@@ -90,7 +90,7 @@ def test_other_methods_are_not_allowed(endpoint: HttpEndpoint, method: str, path
     ids=["rubbish", "path", "a long header", "many headers", "a large body", "a large chunk"],
 )
 def test_a_bad_request_is_refused_without_a_word_of_what_answers(
-    endpoint: HttpEndpoint, sent: bytes, status: bytes
+    endpoint: MetricsServer, sent: bytes, status: bytes
 ) -> None:
     received = exchange(endpoint.port, sent)
     # What is still on its way when the connection ends may take the refusal with it.
@@ -102,7 +102,7 @@ def test_a_bad_request_is_refused_without_a_word_of_what_answers(
     assert request(endpoint.port, "GET", "/healthz")[0].status == 200
 
 
-def test_no_answer_names_the_software_that_gives_it(endpoint: HttpEndpoint) -> None:
+def test_no_answer_names_the_software_that_gives_it(endpoint: MetricsServer) -> None:
     for path in ("/metrics", "/healthz", "/nothing"):
         reply, _ = request(endpoint.port, "GET", path)
         assert "Server" not in reply.headers
@@ -156,9 +156,9 @@ thread.join()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     first, *rest = (json.loads(line) for line in done.stderr.splitlines())
-    assert (first["event"], first["logger"], first["message"]) == ("library", "a.library", "it failed: why")
+    assert (first["event"], first["logger"], first["message"]) == ("library log", "a.library", "it failed: why")
     assert first["exception"][0]["exc_value"] == "inside"
-    assert rest[-1]["event"] == "thread ended"
+    assert rest[-1]["event"] == "thread crashed"
     assert rest[-1]["thread"] == "worker"
     assert rest[-1]["exception"][0]["exc_type"] == "ZeroDivisionError"
     assert len(rest) <= 3

@@ -102,7 +102,7 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     metrics = Metrics(registry)
     transport = NativeTransport(services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes)
     port = await transport.start("127.0.0.1", 0)
-    await transport.say(True)
+    await transport.set_serving(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Running(model=model, batcher=batcher, channel=channel, registry=registry, transport=transport, port=port)
         model.gate.set()
@@ -202,7 +202,7 @@ async def test_a_full_line_refuses_with_a_sentence_and_says_when_to_come_again()
             await server.batcher.predict(images(4, 4, 4))
         server.model.gate.set()
         assert await asyncio.gather(*calls) == [[1, 1, 1], [2, 2, 2]]
-        assert server.value("digits_dropped_total", reason="overloaded") == 2
+        assert server.value("digits_requests_dropped_total", reason="overloaded") == 2
 
 
 async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
@@ -220,8 +220,8 @@ async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
         with pytest.raises(DeadlineExceeded):
             await late
         assert server.model.runs == [[1, 1, 1]]
-        assert server.value("digits_dropped_total", reason="cancelled") == 1
-        assert server.value("digits_dropped_total", reason="deadline") == 1
+        assert server.value("digits_requests_dropped_total", reason="cancelled") == 1
+        assert server.value("digits_requests_dropped_total", reason="deadline") == 1
 
 
 async def test_handlers_in_python_wait_in_the_same_line() -> None:

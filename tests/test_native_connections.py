@@ -156,7 +156,7 @@ async def test_an_idle_connection_is_ended_and_one_with_an_open_call_is_not() ->
 
 
 async def test_a_message_that_stops_coming_is_refused_and_a_stream_may_rest_between_messages() -> None:
-    async with running(stall=0.3) as server:
+    async with running(message_timeout=0.3) as server:
         stream = server.channel.stream_stream(STREAM)()
         await stream.write(request(3))
         assert PredictResponse.FromString(await stream.read()).digits == [3]

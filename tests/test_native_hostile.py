@@ -159,7 +159,7 @@ async def test_a_request_id_is_repeated_where_every_header_may_hold_it_and_not_o
 
 
 async def test_a_connection_whose_peer_reads_no_reply_is_ended_whatever_else_it_does() -> None:
-    async with running(stall=0.4, keepalive=0.1) as server:
+    async with running(message_timeout=0.4, keepalive=0.1) as server:
         with contextlib.closing(connect(server, NO_WINDOW)) as peer:
             peer.call(1, block(PREDICT), framed(PIXELS))
             assert await asyncio.to_thread(peer.is_ended, 30)
@@ -224,7 +224,7 @@ def test_frames_of_one_byte_take_no_more_memory_than_their_bytes(service: Servic
 
 
 async def test_a_message_that_comes_byte_by_byte_is_given_up_as_a_whole() -> None:
-    async with running(stall=0.5) as server:
+    async with running(message_timeout=0.5) as server:
         with contextlib.closing(connect(server)) as peer:
             peer.call(1, block(PREDICT), framed(PIXELS)[:5], end=False)
             for byte in PIXELS:
@@ -309,9 +309,9 @@ def test_lines_of_the_log_that_a_peer_causes_are_bounded_and_the_others_counted(
                     peer.call(2 * n + 1, block(HEALTH), framed(b"\xff"))
                 assert len(peer.answers(250)) == 250, start
         service.stop()
-        refused = [line for line in service.lines if line["event"] == "refused"]
+        refused = [line for line in service.lines if line["event"] == "call rejected"]
         assert 0 < len(refused) < calls / 2  # a hundred at once, and ten a second
-        assert all(line.get("others", 0) < calls for line in refused)
+        assert all(line.get("suppressed", 0) < calls for line in refused)
 
 
 async def test_a_health_watch_keeps_its_deadline() -> None:

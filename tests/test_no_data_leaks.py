@@ -101,7 +101,7 @@ def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_pa
         assert service.stop() == 0
     log = [line for line in service.lines if line["event"] not in ("starting", "serving", "stopping", "stopped")]
     assert log
-    assert {line["event"] for line in log} == {"refused"}
+    assert {line["event"] for line in log} == {"call rejected"}
     text = "\n".join(map(str, service.lines))
     for secret in (token, cookie, base64.b64encode(cookie.encode()).decode()):
         assert secret not in text

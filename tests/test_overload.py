@@ -116,7 +116,9 @@ def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_ans
         assert calls.failed == 0
         assert {code for code, _, _ in found} <= {"OK", "RESOURCE_EXHAUSTED"}
         assert all(detailed for code, detailed, _ in found if code != "OK")
-        assert handled["OK"] > 0 < handled["ResourceExhausted"] == series["digits_dropped_total", ("overloaded",)]
+        assert (
+            handled["OK"] > 0 < handled["ResourceExhausted"] == series["digits_requests_dropped_total", ("overloaded",)]
+        )
         assert most < before + 150
         still_serves(service)
         took = {code: [t for one, _, t in found if one == code] for code in ("OK", "RESOURCE_EXHAUSTED")}
@@ -234,7 +236,7 @@ def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_p
         series = service.series()
         assert (series["digits_connections", ()], series["digits_connections_limit", ()]) == (5, 5)
         if transport == "native":
-            assert series["digits_connections_refused_total", ("full",)] == 3
+            assert series["digits_connections_rejected_total", ("full",)] == 3
         peers[0].close()
         wait_until(lambda: served(service.address))
         assert service.get("/healthz").startswith("SERVING")

@@ -39,7 +39,7 @@ def numbered(first: int, stop: int, size: int = 8) -> list[bytes]:
 async def taken(ahead: ReadAhead) -> list[list[bytes]]:
     """All portions to the end of the stream."""
     portions = []
-    while portion := await ahead.take():
+    while portion := await ahead.next_batch():
         portions.append(portion)
         await asyncio.sleep(0)  # replies are written
     return portions
@@ -72,7 +72,7 @@ async def test_what_is_read_ahead_is_bounded() -> None:
             await until(lambda read=read: caller.read_so_far >= read)
             await asyncio.sleep(0.01)
             assert caller.read_so_far == read
-            assert len(await ahead.take()) == 4
+            assert len(await ahead.next_batch()) == 4
 
 
 async def test_one_large_message_is_given_although_it_is_more_than_may_wait() -> None:
@@ -88,9 +88,9 @@ async def test_what_ended_the_reading_comes_after_all_that_was_read() -> None:
     with ReadAhead(caller.read) as ahead:
         await until(lambda: caller.read_so_far == 2)
         await asyncio.sleep(0.01)
-        assert await ahead.take() == [b"1", b"2"]
+        assert await ahead.next_batch() == [b"1", b"2"]
         with pytest.raises(OSError, match="gone"):
-            await ahead.take()
+            await ahead.next_batch()
 
 
 async def test_a_caller_that_waits_for_each_reply_never_waits_for_company() -> None:
@@ -100,7 +100,7 @@ async def test_a_caller_that_waits_for_each_reply_never_waits_for_company() -> N
         for message in numbered(0, 200):
             caller.send(message)
             began = time.monotonic()
-            assert await ahead.take() == [message]
+            assert await ahead.next_batch() == [message]
             waits.append(time.monotonic() - began)
     assert sorted(waits)[150] < PATIENCE / 2
 
@@ -114,7 +114,7 @@ async def test_a_caller_with_some_replies_outstanding_is_seldom_waited_for_in_va
             await asyncio.sleep(0)
             began, found = time.monotonic(), 0
             while found < 6:
-                found += len(await ahead.take())
+                found += len(await ahead.next_batch())
             in_vain += time.monotonic() - began > PATIENCE / 2
     assert in_vain < 30
 
@@ -123,7 +123,7 @@ async def test_leaving_ends_the_reading() -> None:
     caller = Caller()
     with ReadAhead(caller.read) as ahead:
         caller.send(b"1")
-        assert await ahead.take() == [b"1"]
+        assert await ahead.next_batch() == [b"1"]
     await asyncio.sleep(0)
     caller.send(b"2")
     await asyncio.sleep(0.01)

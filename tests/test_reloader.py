@@ -72,7 +72,7 @@ def tokens(tmp_path: Path) -> Path:
 
 def reloads(service: ServiceProcess) -> tuple[float, float]:
     series = service.series()
-    return tuple(series["digits_model_reloads_total", (result,)] for result in ("loaded", "refused"))  # type: ignore[return-value]
+    return tuple(series["digits_model_reloads_total", (result,)] for result in ("loaded", "rejected"))  # type: ignore[return-value]
 
 
 def version_of(service: ServiceProcess) -> str:
@@ -181,7 +181,7 @@ def test_what_cannot_serve_is_refused_by_sentence_metric_and_log_while_the_old_o
             code, said = load_model(service)
             assert (code, sentence in said) == (grpc.StatusCode.FAILED_PRECONDITION, True), (name, said)
             assert said.startswith("version 1 serves on: ")
-            assert sentence in service.wait_for("model refused")["reason"]
+            assert sentence in service.wait_for("model rejected")["reason"]
             assert client.predict(BLANK).model_version == "1"
             assert reloads(service) == (0, number)
         add(folder, 2)
@@ -223,7 +223,7 @@ def test_control_is_off_unless_enabled_and_is_for_those_with_a_token(folder: Pat
 def test_a_bad_newest_version_does_not_keep_a_server_from_starting(folder: Path) -> None:
     add(folder, 2, b"half")
     with serving(folder, "--model-poll", "0.05") as service:
-        assert [line["event"] for line in service.lines] == ["starting", "model refused", "serving"]
+        assert [line["event"] for line in service.lines] == ["starting", "model rejected", "serving"]
         assert version_of(service) == "1"
         time.sleep(0.3)
         assert reloads(service) == (0, 1)  # once, however often it is looked at
@@ -273,7 +273,7 @@ async def test_a_hundred_swaps_under_load_lose_nothing_and_mix_nothing(
             await asyncio.gather(*load_)
         assert (await asyncio.to_thread(reloads, service)) == (100, 0)
         assert service.stop() == 0
-        assert not [line for line in service.lines if line["event"] in ("refused", "failed")]
+        assert not [line for line in service.lines if line["event"] in ("call rejected", "call failed")]
     versions = list(map(int, answered))
     assert len(set(versions)) > 50
     assert max(memory[80:]) < 1.1 * max(memory[20:40]), [round(m / 2**20) for m in memory]
@@ -370,7 +370,7 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     assert taken == []
     await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
     assert taken == ["2"]
-    assert [call.args[0] for call in log.calls] == ["model refused", "model loaded"]
+    assert [call.args[0] for call in log.calls] == ["model rejected", "model loaded"]
 
 
 async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_the_largest_request_of_every_rpc_has_a_reply_that_every_client_takes(
     rpcs = {**digits.unary, **inference.unary}
     sizes = {(name, what): len(asyncio.run(rpcs[name](raw, float("inf")))) for (name, what), raw in LARGEST.items()}
     for images in range(1, 65537):  # as many sizes of batches as any server can have run
-        statistics.ran(images, 2**40)
+        statistics.record_run(images, 2**40)
     sizes["ModelStatistics", "all sizes"] = len(asyncio.run(rpcs["ModelStatistics"](b"", float("inf"))))
     assert {size: what for what, size in sizes.items() if size > DEFAULT_LIMIT} == {}
     refuse = {"RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"}

@@ -106,7 +106,7 @@ async def messages_are_as_large_as_a_batch() -> None:
 async def metadata_has_one_bound() -> None:
     """Between two bounds gRPC refuses by chance, so each is tried often."""
     for limit, allowed, refused in ((16_384, 15_000, 17_000), (4_096, 3_000, 5_000)):
-        async with listening(headers=limit) as server:
+        async with listening(max_metadata_bytes=limit) as server:
             for size, code in ((allowed, StatusCode.OK), (refused, StatusCode.RESOURCE_EXHAUSTED)):
                 tries = [check(server, metadata=[("x-long", "y" * size)]) for _ in range(20)]
                 assert await asyncio.gather(*tries) == [code] * 20

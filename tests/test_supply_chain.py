@@ -62,7 +62,7 @@ def test_every_reason_for_which_something_is_refused_is_explained_to_the_operato
     text = (ROOT / "docs" / "operating.md").read_text()
     registry = CollectorRegistry()
     Metrics(registry)
-    told = {"digits_dropped", "digits_model_reloads", "digits_credentials_rotations", "digits_trace_spans"}
+    told = {"digits_requests_dropped", "digits_model_reloads", "digits_credentials_rotations", "digits_trace_spans"}
     seen = set[str]()
     for family in registry.collect():
         if family.name not in told:

@@ -291,7 +291,7 @@ def test_the_log_and_the_exemplars_name_the_trace(service: ServiceProcess, chann
     def refused(name: str, *context: tuple[str, str]) -> dict[str, Any]:
         with pytest.raises(grpc.RpcError):
             call(channel, PREDICT, b"", ("x-request-id", name), *context)
-        return service.wait_for("refused", request_id=name)
+        return service.wait_for("call rejected", request_id=name)
 
     trace_id, *context = traceparent(10)
     assert refused("recorded", tuple(context))["trace_id"] == trace_id
@@ -433,7 +433,7 @@ def test_a_stop_sends_what_is_in_line(model_path: Path) -> None:
         assert collector.spans == []
         assert service.stop() == 0
         assert service.lines[-1]["event"] == "stopped"
-        assert not [line for line in service.lines if line["event"] == "traces lost"]
+        assert not [line for line in service.lines if line["event"] == "spans dropped"]
     assert len(collector.spans) == 35
     collector.stop()
 
@@ -453,9 +453,9 @@ def test_a_collector_that_is_not_there_costs_spans_and_never_a_request(model_pat
         assert series["grpc_server_handled_total", ("OK", "Predict", "digits.v1.DigitService", "unary")] == 1000
         assert service.stop() == 0
         events = [line["event"] for line in service.lines]
-        (why,) = [line for line in service.lines if line["event"] == "traces not sent"]
+        (why,) = [line for line in service.lines if line["event"] == "trace export failed"]
         assert "UNAVAILABLE" in why["reason"]
-        assert events[-2:] == ["traces lost", "stopped"]
+        assert events[-2:] == ["spans dropped", "stopped"]
 
 
 @pytest.mark.slow
@@ -469,13 +469,13 @@ def test_the_log_tells_when_the_collector_is_back(model_path: Path) -> None:
         grpc.insecure_channel(service.address) as channel,
     ):
         call(channel, PREDICT, IMAGE)
-        service.wait_for("traces not sent")
+        service.wait_for("trace export failed")
         again = Collector(f"127.0.0.1:{port}")
         until = time.monotonic() + ANSWERS_WITHIN
         while not again.spans and time.monotonic() < until:  # the exporter's connection waits before it tries again
             call(channel, PREDICT, IMAGE)
             time.sleep(0.2)
-        service.wait_for("traces sent again")
+        service.wait_for("trace export recovered")
         assert service.series()["digits_trace_spans_total", ("sent",)] >= 5
         again.stop()
 
@@ -489,7 +489,7 @@ def test_a_collector_that_hangs_holds_up_no_stop_beyond_the_grace(model_path: Pa
         began = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - began < 50
-        assert [line["event"] for line in service.lines][-2:] == ["traces lost", "stopped"]
+        assert [line["event"] for line in service.lines][-2:] == ["spans dropped", "stopped"]
     collector.stop()
 
 

@@ -66,12 +66,12 @@ def test_a_call_without_a_token_ends_at_its_headers_its_message_unread(model_pat
         peer.sendall(frame(1, END_HEADERS, 1, HEADERS) + frame(0, 0, 1, half))
         assert first_end(peer) == 1
         series = service.series()
-        assert series["digits_dropped_total", ("unauthenticated",)] == 1
+        assert series["digits_requests_dropped_total", ("unauthenticated",)] == 1
         assert series["grpc_server_msg_received_total", ("Predict", "digits.v1.DigitService", "unary")] == 0
 
 
 async def test_grpcio_ends_a_call_whose_message_does_not_come_and_no_other() -> None:
-    async with listening(stall=0.3) as server, grpc.aio.insecure_channel(server.address) as channel:
+    async with listening(message_timeout=0.3) as server, grpc.aio.insecure_channel(server.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert await watch.read()
@@ -90,7 +90,7 @@ async def test_grpcio_bounds_how_many_slow_messages_of_single_calls_it_holds(mon
 
     echo: Any = SimpleNamespace(name="t.T", unary={"One": answer}, streams={}, together={}, alternatives={})
     monkeypatch.setattr(grpcio, "_UNFINISHED_BYTES", 0)  # four, whatever their size
-    async with listening([echo], stall=60) as server:
+    async with listening([echo], message_timeout=60) as server:
         with contextlib.closing(connected(server, PREFACE)) as peer:
             for stream in range(1, 21, 2):
                 peer.sendall(frame(1, END_HEADERS, stream, headers("/t.T/One")) + frame(0, 0, stream, b"\0\0\0\0\4ha"))

@@ -91,7 +91,7 @@ def test_explanations_that_are_not_read_take_bounded_memory_and_the_calls_behind
 
 @pytest.mark.parametrize("path", ["/t.T/One", "/t.T/Many", f"{HEALTH}/Check", f"{HEALTH}/Watch"])
 async def test_a_call_whose_reply_is_not_read_ends_and_no_other(path: str) -> None:
-    async with listening([echoing()], stall=0.3) as server:
+    async with listening([echoing()], message_timeout=0.3) as server:
         with contextlib.closing(connected(server, NO_WINDOW)) as peer:
             peer.sendall(called(1, path, b""))
             assert await asyncio.to_thread(ended, peer, 1) == {1}
@@ -108,7 +108,7 @@ async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_lo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(unsent_replies, "MAX_PROCESS", 5 * REPLY)
-    async with listening([echoing()], stall=60) as server:
+    async with listening([echoing()], message_timeout=60) as server:
         with (
             contextlib.closing(connected(server, NO_WINDOW)) as little,
             contextlib.closing(connected(server, NO_WINDOW)) as most,
@@ -127,7 +127,7 @@ async def test_a_connection_that_holds_too_much_has_its_next_call_wait_until_it_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(unsent_replies, "MAX_ANY", 2 * REPLY)
-    async with listening([echoing()], stall=60) as server:
+    async with listening([echoing()], message_timeout=60) as server:
         with contextlib.closing(connected(server, NO_WINDOW)) as peer:
             calls = {"grpc_type": "unary", "grpc_service": "t.T", "grpc_method": "One"}
             peer.sendall(b"".join(called(stream, "/t.T/One", b"") for stream in (1, 3)))

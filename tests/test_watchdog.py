@@ -45,7 +45,7 @@ class Dog:
         self.dog.start(threads)
 
     def changed(self) -> None:
-        self.told.append(self.dog.trouble)
+        self.told.append(self.dog.unhealthy_reason)
 
     @property
     def count(self) -> float | None:
@@ -64,12 +64,12 @@ async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_it
     assert watched.told[0].startswith("a run of the model has been under way for ")
     [bark] = watched.log.calls
     assert (bark.method_name, bark.args) == ("error", ("watchdog stall",))
-    assert any("gated_model.py" in place and "predict" in place for place in bark.kwargs["at"])
+    assert any("gated_model.py" in place and "predict" in place for place in bark.kwargs["stack"])
     assert watched.count == 1
     held.go.set()
     assert (await run).digit.shape == (1,)
     await until(lambda: len(watched.told) == 2)
-    assert watched.told[1] == watched.dog.trouble == ""
+    assert watched.told[1] == watched.dog.unhealthy_reason == ""
     watched.dog.stop()
     assert [call.args for call in watched.log.calls] == [("watchdog stall",), ("watchdog recovered",)]
 
@@ -87,10 +87,12 @@ async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:
 
 async def test_an_event_loop_that_stands_still_is_told_to_other_threads_meanwhile() -> None:
     watched = Dog(0.1)
-    wait_until(lambda: watched.dog.trouble.startswith("the event loop has stood still"))  # which keeps it from going on
-    await until(lambda: watched.told != [] and not watched.dog.trouble)
+    wait_until(
+        lambda: watched.dog.unhealthy_reason.startswith("the event loop has stood still")
+    )  # which keeps it from going on
+    await until(lambda: watched.told != [] and not watched.dog.unhealthy_reason)
     watched.dog.stop()
-    assert any("test_watchdog.py" in place for place in watched.log.calls[0].kwargs["at"])
+    assert any("test_watchdog.py" in place for place in watched.log.calls[0].kwargs["stack"])
     assert watched.count == 1
 
 
@@ -98,7 +100,7 @@ async def test_zero_is_never(model_path: Path) -> None:
     held, watched = Held(Model(model_path)), Dog(0)
     run = asyncio.create_task(asyncio.to_thread(watched.dog.watch(held).predict, BLANK))
     await asyncio.sleep(0.3)
-    assert watched.dog.trouble == ""
+    assert watched.dog.unhealthy_reason == ""
     held.go.set()
     await run
     watched.dog.stop()
@@ -159,7 +161,7 @@ def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
         assert next(watch).status == NOT_SERVING
         bark = service.wait_for("watchdog stall")
         assert bark["reason"].startswith("a run of the model has been under way for ")
-        assert any("fake_onnxruntime.py" in place for place in bark["at"])
+        assert any("fake_onnxruntime.py" in place for place in bark["stack"])
         with pytest.raises(OSError, match="503"):
             service.get("/healthz")
         series = service.series()
@@ -190,7 +192,7 @@ def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
         wait_until(lambda: service.series()[under_way])
         time.sleep(0.5)  # from there to the device
         assert service.stop() == 1
-        assert service.lines[-1]["event"] == "stopped by force"
+        assert service.lines[-1]["event"] == "forced exit"
         caller.join()
 
 

@@ -45,7 +45,7 @@ class Runnable(Protocol):
 
 
 class _Served(NamedTuple):
-    """A model and the counts of what it ran; whoever entered under it is answered by it."""
+    """A model and the statistics of its runs; it answers the requests that were queued under it."""
 
     model: Runnable
     statistics: Statistics
@@ -95,8 +95,8 @@ class Batcher:
         self._gathering: asyncio.TimerHandle | asyncio.Handle | None = None
         self._gathering_since = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        metrics.waiting.set_function(lambda: self._images)
-        metrics.waiting_limit.set(max_queued_images)
+        metrics.queue_images.set_function(lambda: self._images)
+        metrics.queue_capacity.set(max_queued_images)
         metrics.last_success.set_function(lambda: self._last_run_ms / 1e3)
 
     @property
@@ -163,7 +163,7 @@ class Batcher:
 
     def refusal(self) -> Overloaded:
         """What to raise for a request that is not let into the full line; it is counted."""
-        self._metrics.dropped.labels("overloaded").inc()
+        self._metrics.requests_dropped.labels("overloaded").inc()
         return overloaded(self._images, self._max_waiting, self._images * self._seconds_per_image)
 
     async def close(self) -> None:
@@ -241,7 +241,7 @@ class Batcher:
             item = self._line.popleft()
             self._images -= len(item.pixels)
             if item.reply.done():
-                self._metrics.dropped.labels("cancelled").inc()
+                self._metrics.requests_dropped.labels("cancelled").inc()
             elif now >= item.deadline:
                 item.reply.set_exception(self._too_late())
             else:
@@ -263,14 +263,14 @@ class Batcher:
         result = model.predict(pixels)
         ns = time.perf_counter_ns() - started
         self._seconds_per_image = ns / 1e9 / len(pixels)
-        self._metrics.ran(result.digit, result.activations, ns / 1e9)
-        statistics.ran(len(pixels), ns)
+        self._metrics.record_run(result.digit, result.activations, ns / 1e9)
+        statistics.record_run(len(pixels), ns)
         statistics.compute_infer.add(ns, requests)
         self._last_run_ms = statistics.last_inference_ms
         return result
 
     def _too_late(self) -> DeadlineExceeded:
-        self._metrics.dropped.labels("deadline").inc()
+        self._metrics.requests_dropped.labels("deadline").inc()
         return deadline_exceeded()
 
 

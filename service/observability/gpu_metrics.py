@@ -21,13 +21,13 @@ def register(registry: CollectorRegistry, device_id: int, log: FilteringBoundLog
     try:
         import pynvml  # noqa: PLC0415 (of the extra gpu)
     except ImportError:
-        log.info("no metrics of the GPU", reason="nvidia-ml-py is not installed")
+        log.info("GPU metrics unavailable", reason="nvidia-ml-py is not installed")
         return
     try:
         pynvml.nvmlInit()
         registry.register(GpuCollector(pynvml, nvml_device(pynvml, device_id)))
     except pynvml.NVMLError as e:
-        log.info("no metrics of the GPU", reason=f"NVML: {e}")
+        log.info("GPU metrics unavailable", reason=f"NVML: {e}")
 
 
 class GpuCollector(Collector):

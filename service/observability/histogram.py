@@ -37,7 +37,7 @@ def exemplar(request_id: str, value: float, trace_id: str = "") -> Exemplar | No
     return Exemplar(labels, value, time.time()) if labels else None
 
 
-class Distribution:
+class Histogram:
     """Counts values into buckets; each of `edges`, rising, is the largest value of its bucket.
 
     Any thread may read at any time: what it sees may lack the value that is being counted, and nothing else.
@@ -66,7 +66,7 @@ class Distribution:
             self._counts[bucket] += count
         self._sum += float(values.sum(dtype=np.float64))
 
-    def become(self, counts: Sequence[int], total: float, exemplars: Iterable[tuple[int, Exemplar]]) -> None:
+    def load_snapshot(self, counts: Sequence[int], total: float, exemplars: Iterable[tuple[int, Exemplar]]) -> None:
         """Take over what was counted elsewhere into the same buckets: all of it, and the sum of the values."""
         self._counts = list(counts)
         self._sum = total

@@ -90,11 +90,11 @@ class LibraryHandler(logging.Handler):
         with contextlib.suppress(Exception):  # a log call never fails its caller
             self._log.log(
                 record.levelno,
-                "library",
+                "library log",
                 logger=record.name,
                 message=record.getMessage(),
                 exc_info=record.exc_info or False,
-                others=suppressed,
+                suppressed=suppressed,
             )
 
 
@@ -106,9 +106,11 @@ def capture_libraries(log: FilteringBoundLogger) -> None:
     logging.basicConfig(handlers=[LibraryHandler(log)], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     threading.excepthook = lambda end: log.error(
-        "thread ended", thread=end.thread.name if end.thread else "", exc_info=end.exc_value
+        "thread crashed", thread=end.thread.name if end.thread else "", exc_info=end.exc_value
     )
-    sys.unraisablehook = lambda failed: log.error("unraisable", where=repr(failed.object), exc_info=failed.exc_value)
+    sys.unraisablehook = lambda failed: log.error(
+        "unraisable exception", where=repr(failed.object), exc_info=failed.exc_value
+    )
 
 
 def make_logger(log_format: str, level: str) -> FilteringBoundLogger:

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from service import __version__
-from service.observability.histogram import Distribution, exemplar
+from service.observability.histogram import Histogram, exemplar
 from service.observability.logs import LossyStderr
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ CODES = (
 )
 """Every gRPC status code, in the order of its number, spelled as in Go."""
 
-NATIVE_SERIES = frozenset({"digits_connections_ended_total", "digits_connections_refused_total"})
+NATIVE_SERIES = frozenset({"digits_connections_ended_total", "digits_connections_rejected_total"})
 """The series that only the native transport makes: grpcio does not report what they count."""
 
 WATCHED = frozenset({"Predict", "PredictStream", "ModelInfer", "ModelStreamInfer"})
@@ -76,12 +76,12 @@ class Metrics(Collector):
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         self.rpcs: list[RpcMetrics] = []
-        self.inference = Distribution(INFERENCE_BUCKETS)
-        self.queue = Distribution(LATENCY_BUCKETS)
-        self.batch_size = Distribution(BATCH_BUCKETS)
-        self.confidence = Distribution(CONFIDENCE_BUCKETS)
+        self.inference = Histogram(INFERENCE_BUCKETS)
+        self.queue = Histogram(LATENCY_BUCKETS)
+        self.batch_size = Histogram(BATCH_BUCKETS)
+        self.confidence = Histogram(CONFIDENCE_BUCKETS)
         self.by_digit = [0] * 10
-        self.connections_refused: dict[str, int] | None = None
+        self.connections_rejected: dict[str, int] | None = None
         """By reason; None with a transport that does not report it: see `NATIVE_SERIES`."""
         self.connections_ended: dict[str, int] | None = None
         """Likewise."""
@@ -92,10 +92,10 @@ class Metrics(Collector):
         self._make_gauges(registry)
 
     def _make_counters(self, registry: CollectorRegistry) -> None:
-        self.dropped = _counter(
+        self.requests_dropped = _counter(
             registry,
-            "digits_dropped_total",
-            "Requests left out before the model ran, by reason.",
+            "digits_requests_dropped_total",
+            "Requests dropped before their run of the model, by reason.",
             reason=("cancelled", "deadline", "overloaded", "unauthenticated"),
         )
         self.calls_ended = _counter(
@@ -104,11 +104,11 @@ class Metrics(Collector):
             "Calls of the grpcio transport ended because their client did not read the reply, by reason.",
             reason=("memory", "unread"),
         )
-        self.reloads = _counter(
+        self.model_reloads = _counter(
             registry,
             "digits_model_reloads_total",
             "Other versions or files of the model that were taken up or refused.",
-            result=("loaded", "refused"),
+            result=("loaded", "rejected"),
         )
         self.model_folders_ignored = Gauge(
             "digits_model_folders_ignored", "Folders beside the versions that cannot serve.", registry=registry
@@ -119,7 +119,7 @@ class Metrics(Collector):
             "Runs that failed on the device, for want of memory or otherwise, and new sessions that could not be made.",
             reason=("memory", "run", "session"),
         )
-        self.stuck = Counter(
+        self.stalls = Counter(
             "digits_stalls_total",
             "Times that a run of the model did not come back, the event loop stood still, or a thread ended.",
             registry=registry,
@@ -129,12 +129,12 @@ class Metrics(Collector):
             "Times that the gRPC server of the grpcio transport ended by itself and was replaced.",
             registry=registry,
         )
-        self.rotations = _counter(
+        self.credential_rotations = _counter(
             registry,
             "digits_credentials_rotations_total",
             "Changed certificates or tokens that were taken up or refused.",
             kind=("tls", "tokens"),
-            result=("loaded", "refused"),
+            result=("loaded", "rejected"),
         )
         self.last_reload_successful = Gauge(
             "digits_last_reload_successful",
@@ -144,7 +144,7 @@ class Metrics(Collector):
         )
         for kind in ("model", "tls", "tokens"):
             self.last_reload_successful.labels(kind).set(1)
-        self.spans = _counter(
+        self.trace_spans = _counter(
             registry,
             "digits_trace_spans_total",
             "Spans of traces that were sent, that failed to be, or for which the line to the collector had no room.",
@@ -152,8 +152,8 @@ class Metrics(Collector):
         )
 
     def _make_gauges(self, registry: CollectorRegistry) -> None:
-        self.waiting = Gauge("digits_queue_images", "Images that wait for the model.", registry=registry)
-        self.waiting_limit = Gauge(
+        self.queue_images = Gauge("digits_queue_images", "Images that wait for the model.", registry=registry)
+        self.queue_capacity = Gauge(
             "digits_queue_capacity_images", "Images that may wait before calls are refused.", registry=registry
         )
         self.connections = Gauge("digits_connections", "Connections open on the gRPC port.", registry=registry)
@@ -174,7 +174,7 @@ class Metrics(Collector):
         self.model_info = Info("digits_model", "The model that serves.", registry=registry)
         self.server_info = Info("digits_server", "The program that serves, and what it runs on.", registry=registry)
 
-    def ran(self, digits: npt.NDArray[np.int64], activations: npt.NDArray[np.float32], seconds: float) -> None:
+    def record_run(self, digits: npt.NDArray[np.int64], activations: npt.NDArray[np.float32], seconds: float) -> None:
         """Count one run of the model that answered these digits, shape (n,), with these activations, (n, 10)."""
         self.inference.observe(seconds)
         self.batch_size.observe(len(digits))
@@ -243,9 +243,9 @@ class Metrics(Collector):
     def _connection_series(self) -> Iterable[Metric]:
         for name, help_, counts in (
             (
-                "digits_connections_refused",
+                "digits_connections_rejected",
                 "Connections closed before their first call, by reason.",
-                self.connections_refused,
+                self.connections_rejected,
             ),
             (
                 "digits_connections_ended",
@@ -261,7 +261,7 @@ class Metrics(Collector):
 
     def _rpc_series(self) -> Iterable[Metric]:
         rpc = Rpc._fields
-        started = CounterMetricFamily("grpc_server_started", "RPCs begun on the server.", labels=rpc)
+        started = CounterMetricFamily("grpc_server_started", "RPCs started on the server.", labels=rpc)
         received = CounterMetricFamily("grpc_server_msg_received", "Messages received from callers.", labels=rpc)
         sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent to callers.", labels=rpc)
         handled = CounterMetricFamily(
@@ -270,12 +270,12 @@ class Metrics(Collector):
         handling = HistogramMetricFamily(
             "grpc_server_handling_seconds", "Seconds from the server's first sight of an RPC to its status.", labels=rpc
         )
-        in_flight = GaugeMetricFamily("digits_requests_in_flight", "RPCs begun and not completed.", labels=rpc)
+        in_flight = GaugeMetricFamily("digits_requests_in_flight", "RPCs started and not completed.", labels=rpc)
         for one in self.rpcs:
-            completed = one.handling.count()  # read before those begun, so that the difference is never negative
-            started.add_metric(one.rpc, one.begun)
-            if one.begun or one.rpc.grpc_method in WATCHED:
-                in_flight.add_metric(one.rpc, one.begun - completed)
+            completed = one.handling.count()  # read before those started, so that the difference is never negative
+            started.add_metric(one.rpc, one.started)
+            if one.started or one.rpc.grpc_method in WATCHED:
+                in_flight.add_metric(one.rpc, one.started - completed)
                 received.add_metric(one.rpc, one.messages_received)
                 sent.add_metric(one.rpc, one.messages_sent)
                 for code in CODES:
@@ -298,15 +298,15 @@ class RpcMetrics:
     def __init__(self, metrics: Metrics, rpc: Rpc) -> None:
         self.rpc = rpc
         self.method = f"/{rpc.grpc_service}/{rpc.grpc_method}"
-        self.begun = self.messages_received = self.messages_sent = 0
+        self.started = self.messages_received = self.messages_sent = 0
         self.handled = dict.fromkeys(CODES, 0)
         self.exemplars: dict[str, Exemplar] = {}
-        self.handling = Distribution(LATENCY_BUCKETS)
+        self.handling = Histogram(LATENCY_BUCKETS)
         metrics.rpcs.append(self)
 
     def start(self) -> float:
         """Count the call's beginning; give what this returns to `finish`."""
-        self.begun += 1
+        self.started += 1
         return time.perf_counter()
 
     def received(self) -> None:

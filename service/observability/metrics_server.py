@@ -38,7 +38,7 @@ _METHODS = ("GET", "HEAD")
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
-class HttpEndpoint:
+class MetricsServer:
     """Listens from construction to `stop`; each /healthz asks `serving`, and `about` for a word on either answer.
 
     Threads of its own answer, so that health is known while the event loop stands still. Raises AddressInUse.

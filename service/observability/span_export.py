@@ -28,7 +28,7 @@ class Sender(SpanExporter):
 
     def __init__(self, inner: SpanExporter, metrics: Metrics, heard: Heard, log: FilteringBoundLogger) -> None:
         self._inner = inner
-        self._counter = metrics.spans
+        self._counter = metrics.trace_spans
         self._heard = heard
         self._log = log
         self._failing = False
@@ -55,9 +55,9 @@ class Sender(SpanExporter):
         self._counter.labels("failed" if failed else "sent").inc(spans)
         self.failed += spans if failed else 0
         if failed and not self._failing:
-            self._log.warning("traces not sent", reason=self._heard.reason)
+            self._log.warning("trace export failed", reason=self._heard.reason)
         elif self._failing and not failed:
-            self._log.info("traces sent again")
+            self._log.info("trace export recovered")
         self._failing = failed
 
 
@@ -66,7 +66,7 @@ class Line(SpanProcessor):
 
     def __init__(self, sender: Sender, metrics: Metrics) -> None:
         self._sender = sender
-        self._dropped = metrics.spans.labels("dropped")
+        self._dropped = metrics.trace_spans.labels("dropped")
         self._taken = 0  # written by whoever ends spans alone: the event loop
         self._batches = BatchSpanProcessor(sender, max_queue_size=LINE)
 

@@ -44,7 +44,7 @@ class Statistics:
         self.compute_output.add(ended - predicted, requests)
         self.success.add(ended - began, requests)
 
-    def ran(self, images: int, ns: int) -> None:
+    def record_run(self, images: int, ns: int) -> None:
         """Count one run of the model."""
         self.images += images
         self.last_inference_ms = time.time_ns() // 1_000_000
@@ -53,7 +53,7 @@ class Statistics:
             batch = self.batches[images] = Duration()
         batch.add(ns)
 
-    def ran_before(self, images: int, runs: int, ns: int) -> None:
+    def add_runs(self, images: int, runs: int, ns: int) -> None:
         """Count runs of `images` each that happened elsewhere, `ns` nanoseconds in all."""
         self.images += images * runs
         batch = self.batches.setdefault(images, Duration())
@@ -62,5 +62,5 @@ class Statistics:
 
     @property
     def runs(self) -> int:
-        """How often the model ran."""
+        """Return the number of runs."""
         return sum(batch.count for batch in self.batches.values())

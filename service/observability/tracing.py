@@ -215,7 +215,7 @@ class Tracing:
         await flushed
         logging.getLogger("opentelemetry").removeHandler(self._heard)
         if lost := self._line.waiting + self._sender.failed - failed_before:
-            self._log.warning("traces lost", spans=lost)
+            self._log.warning("spans dropped", spans=lost)
 
 
 def _channel_options(endpoint: str) -> Any:

@@ -66,7 +66,7 @@ class OnDevice:
     def _failed(self, error: Exception) -> None:
         self._in_a_row += 1
         self._metrics.device_failures.labels("memory" if "out of memory" in str(error).lower() else "run").inc()
-        self._log.error("run failed", provider=self.provider, in_a_row=self._in_a_row, exc_info=error)
+        self._log.error("run failed", provider=self.provider, consecutive_failures=self._in_a_row, exc_info=error)
         if self.well and self._in_a_row >= FAILURES_IN_A_ROW:
             self.well = False
             self._failing()
@@ -117,7 +117,7 @@ class Keeper:
                 await self._try()
             well_since = time.monotonic()
             self._changed()
-            self._log.info("model well again", seconds=round(well_since - since, 3))
+            self._log.info("model recovered", seconds=round(well_since - since, 3))
 
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._news.set)

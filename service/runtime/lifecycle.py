@@ -50,5 +50,5 @@ def end_within(seconds: float, log: FilteringBoundLogger) -> None:
 
 def _end(log: FilteringBoundLogger, reason: str) -> None:
     waits_for = [thread.name for thread in threading.enumerate() if not thread.daemon]
-    log.error("stopped by force", reason=reason, threads=waits_for)
+    log.error("forced exit", reason=reason, threads=waits_for)
     os._exit(1)

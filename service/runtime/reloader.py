@@ -84,7 +84,7 @@ class Reloader:
         except ReloadRejected:
             pass
         except Exception as e:  # noqa: BLE001 (whatever failed, the old model serves on and later looks may succeed)
-            self._metrics.reloads.labels("refused").inc()
+            self._metrics.model_reloads.labels("rejected").inc()
             self._metrics.last_reload_successful.labels("model").set(0)
             self._log.error("model reload failed", exc_info=e)
 
@@ -140,20 +140,20 @@ class Reloader:
 
     def _loaded(self, model: Model) -> None:
         before, self.model = self.model.info, model
-        self._metrics.reloads.labels("loaded").inc()
+        self._metrics.model_reloads.labels("loaded").inc()
         self._log.info(
             "model loaded",
             model_version=model.info.version,
-            before=before.version,
+            previous_version=before.version,
             activation=model.info.activation,
             weights_sha256=model.info.weights_sha256,
         )
 
     def _refused(self, error: ModelFileError | ProviderError) -> None:
         self._refusal = str(error)
-        self._metrics.reloads.labels("refused").inc()
+        self._metrics.model_reloads.labels("rejected").inc()
         self._metrics.last_reload_successful.labels("model").set(0)
-        self._log.error("model refused", reason=str(error))
+        self._log.error("model rejected", reason=str(error))
 
 
 def _forget(read: asyncio.Future[Any]) -> None:

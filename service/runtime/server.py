@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import __version__
-from service.address import joined
+from service.address import join_host_port
 from service.batching.batcher import Batcher
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
@@ -23,7 +23,7 @@ from service.inference.repository import ModelPlace
 from service.observability import gpu_metrics
 from service.observability.connections import established
 from service.observability.metrics import Metrics
-from service.observability.metrics_server import HttpEndpoint
+from service.observability.metrics_server import MetricsServer
 from service.observability.statistics import Statistics
 from service.runtime import components
 from service.runtime.device_recovery import Keeper
@@ -31,7 +31,7 @@ from service.runtime.lifecycle import StopSignals, end_within
 from service.runtime.reloader import Reloader
 from service.runtime.traced_components import TracedBatcher, TracedPredictor
 from service.runtime.watchdog import Watchdog
-from service.security.credentials import follow
+from service.security.credentials import watch
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.native.transport import NativeBatcher, NativeTransport
 
@@ -150,7 +150,7 @@ class Server:
         make = Predictor if self._tracing is None else partial(TracedPredictor, tracing=self._tracing)
         predictor = make(batcher, max_batch_size=settings.max_batch_size)
         return [
-            DigitsHandler(predictor, self.metrics.dropped.labels("overloaded").inc),
+            DigitsHandler(predictor, self.metrics.requests_dropped.labels("overloaded").inc),
             InferenceHandler(
                 predictor,
                 serving=self._is_serving,
@@ -164,12 +164,12 @@ class Server:
     async def start(self) -> None:
         """Listen everywhere, then say SERVING."""
         settings = self._settings
-        self._http = HttpEndpoint(
+        self._http = MetricsServer(
             settings.metrics_host,
             settings.metrics_port,
             self.registry,
             serving=self._is_serving,
-            about=lambda: f"on {self.model.provider}" if self._is_serving() else self._trouble,
+            about=lambda: f"on {self.model.provider}" if self._is_serving() else self._unhealthy_reason,
         )
         self.metrics_port = self._http.port
         try:
@@ -184,15 +184,15 @@ class Server:
         self._in_background(self._keeper.run())
         for files in (self._tls, self._tokens):
             if files is not None:
-                self._in_background(follow(files, self._log))
+                self._in_background(watch(files, self._log))
         self._watchdog.start(self.transport.threads)
         if settings.model_poll:
             self._in_background(self._reloader.watch(self._swap, settings.model_poll))
 
     @property
-    def _trouble(self) -> str:
+    def _unhealthy_reason(self) -> str:
         """What keeps the server from serving, in a line for the operator; nothing while all is well."""
-        return self._watchdog.trouble or self._keeper.trouble or self.transport.trouble
+        return self._watchdog.unhealthy_reason or self._keeper.trouble or self.transport.unhealthy_reason
 
     def _set_model_info(self, model: Model) -> None:
         self.metrics.set_model_info(
@@ -201,14 +201,14 @@ class Server:
 
     def _is_serving(self) -> bool:
         """What health says, for any thread to ask, also while the event loop stands still."""
-        return self._started and not self._trouble
+        return self._started and not self._unhealthy_reason
 
     def _health_changed(self) -> None:
         self._in_background(self._tell_health())
 
     async def _tell_health(self) -> None:
         async with self._health:  # of two changes the later has the last word
-            await self.transport.say(self._is_serving())
+            await self.transport.set_serving(self._is_serving())
 
     def look_for_model(self) -> None:
         """Look for another version of the model in the background, as SIGHUP asks for."""
@@ -264,8 +264,8 @@ async def serve(settings: Settings, log: FilteringBoundLogger, began: float) -> 
     gc.freeze()
     log.info(
         "serving",
-        address=joined(settings.host, server.port),
-        metrics=f"http://{joined(settings.metrics_host, server.metrics_port)}/metrics",
+        address=join_host_port(settings.host, server.port),
+        metrics=f"http://{join_host_port(settings.metrics_host, server.metrics_port)}/metrics",
         model=server.model.info.name,
         model_version=server.model.info.version,
         activation=server.model.info.activation,

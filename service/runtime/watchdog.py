@@ -30,10 +30,10 @@ _FRAMES = 3
 
 
 class Watchdog:
-    """Looks after `loop`, models and threads; `changed` is called, on the loop, when `trouble` has.
+    """Looks after `loop`, models and threads; `changed` is called, on the loop, when `unhealthy_reason` has.
 
     What takes more than `patience` seconds is stuck; 0 is never. Time is counted in ticks of its own thread, so that a
-    process that was frozen as a whole, or a clock that jumped, is no trouble.
+    process that was frozen as a whole, or a clock that jumped, is no stall.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Watchdog:
         return Watched(model, self._began, self._came_back)
 
     @property
-    def trouble(self) -> str:
+    def unhealthy_reason(self) -> str:
         """What does not go on, in a line for the operator; nothing while all does. For any thread to ask."""
         stuck = self._stuck()
         return stuck.what if stuck else ""
@@ -116,8 +116,8 @@ class Watchdog:
         if stuck is None:
             self._log.info("watchdog recovered")
         else:
-            self._metrics.stuck.inc()
-            self._log.error("watchdog stall", reason=stuck.what, at=_place(stuck.thread))
+            self._metrics.stalls.inc()
+            self._log.error("watchdog stall", reason=stuck.what, stack=_place(stuck.thread))
 
 
 class _Stuck(NamedTuple):

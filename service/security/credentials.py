@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import CredentialsError, Unauthenticated
 from service.security.certificates import BYTE_ORDER_MARK
-from service.security.handshake import name_of, rehearse_in_memory
+from service.security.handshake import name_of, verify_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,14 +37,14 @@ _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _Stamps = tuple[tuple[int, ...], ...]
 
 
-async def follow(files: Tls | Tokens, log: FilteringBoundLogger) -> None:
+async def watch(files: Tls | Tokens, log: FilteringBoundLogger) -> None:
     """Look after them for ever, on a thread: neither calls nor handshakes wait for a volume that does not answer."""
     while True:
         await asyncio.sleep(LOOK_AGAIN)
         try:
-            await asyncio.to_thread(files.look)
+            await asyncio.to_thread(files.poll)
         except Exception:  # whatever failed, those before are in force and later looks may succeed
-            log.exception("credentials not looked at")
+            log.exception("credentials poll failed")
 
 
 def missing_token() -> Unauthenticated:
@@ -67,13 +67,13 @@ class Tokens:
     def __init__(self, path: Path, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._path = path
         self._log = log
-        self._files = _Rotation((path,), "tokens", metrics, log)
+        self._files = FileWatcher((path,), "tokens", metrics, log)
         self._use: Callable[[tuple[bytes, ...]], None] | None = None
         self.digests = _read_tokens(path)
         """SHA-256 of each."""
         _warn_if_exposed(path, "--tokens-file", log)
 
-    def take_up(self, use: Callable[[tuple[bytes, ...]], None]) -> None:
+    def subscribe(self, use: Callable[[tuple[bytes, ...]], None]) -> None:
         """Have `use`, a transport's own, take the digests, now and whenever they are others."""
         self._use = use
         use(self.digests)
@@ -90,7 +90,7 @@ class Tokens:
         if scheme.lower() != "bearer" or not known:
             raise invalid_token()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Take up what the file holds now, where it has changed."""
         self._files.read(self._read)
 
@@ -121,7 +121,7 @@ class _Found(NamedTuple):
 class Tls:
     """A certificate with its key, and the CA of the callers' certificates where callers need one.
 
-    Connections that begin get what `look` last found good; files that change to something unusable leave those before
+    Connections that begin get what `poll` last found good; files that change to something unusable leave those before
     in force. Raises CredentialsError, naming the file, for what is missing, unreadable, no PEM, mismatched or expired.
     """
 
@@ -131,18 +131,18 @@ class Tls:
         self._paths = (certificate, key, client_ca)
         self._metrics = metrics
         self._log = log
-        self._files = _Rotation([path for path in self._paths if path], "tls", metrics, log)
+        self._files = FileWatcher([path for path in self._paths if path], "tls", metrics, log)
         self._use: Callable[[Pem], None] | None = None
         self._found = self._read()
         metrics.tls_expiry.set(self._found.expires)
-        log.info("certificate", **self._found.about)
+        log.info("certificate loaded", **self._found.about)
 
     @property
     def needs_client_certificates(self) -> bool:
         """Whether callers have to show one."""
         return self._paths[2] is not None
 
-    def take_up(self, use: Callable[[Pem], None]) -> None:
+    def subscribe(self, use: Callable[[Pem], None]) -> None:
         """Have `use`, a transport's own, take what the files hold, now and whenever that is something else.
 
         It raises ValueError for what the transport cannot use, which becomes CredentialsError.
@@ -150,7 +150,7 @@ class Tls:
         self._use = use
         self._used(self._found.pem)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Take up what the files hold now, where they have changed."""
         self._files.read(self._take_up)
 
@@ -166,7 +166,7 @@ class Tls:
         chain, private = _content(certificate, "--tls-cert"), _content(key, "--tls-key")
         trusted = None if client_ca is None else _content(client_ca, "--tls-client-ca")
         pem = Pem(chain, private, trusted)
-        peer, callers = rehearse_in_memory(certificate, key, client_ca, pem)
+        peer, callers = verify_in_memory(certificate, key, client_ca, pem)
         _warn_if_exposed(key, "--tls-key", self._log)
         expires = ssl.cert_time_to_seconds(str(peer["notAfter"]))
         about = {"subject": name_of(peer), "expires": datetime.fromtimestamp(expires, UTC).isoformat()}
@@ -182,7 +182,7 @@ class Tls:
             raise CredentialsError(f"--tls-cert {certificate}, --tls-key {key}{with_ca}: cannot be used: {e}") from None
 
 
-class _Rotation:
+class FileWatcher:
     """Whether files have changed since they were last read, and what became of that."""
 
     def __init__(self, paths: Iterable[Path], what: str, metrics: Metrics, log: FilteringBoundLogger) -> None:
@@ -217,7 +217,7 @@ class _Rotation:
             self._refuse(f"{type(e).__name__}: {e}")
             return
         self._refusal = ""
-        self._metrics.rotations.labels(self._what, "loaded").inc()
+        self._metrics.credential_rotations.labels(self._what, "loaded").inc()
         self._metrics.last_reload_successful.labels(self._what).set(1)
         self._log.info("credentials loaded", kind=self._what, **about)
 
@@ -228,9 +228,9 @@ class _Rotation:
         if reason == self._refusal:
             return
         self._refusal = reason
-        self._metrics.rotations.labels(self._what, "refused").inc()
+        self._metrics.credential_rotations.labels(self._what, "rejected").inc()
         self._metrics.last_reload_successful.labels(self._what).set(0)
-        self._log.error("credentials refused", kind=self._what, reason=reason, instead="those before serve on")
+        self._log.error("credentials rejected", kind=self._what, reason=reason, active="the previous credentials")
 
     def _stamps(self) -> _Stamps:
         return tuple(map(_stamp, self._paths))
@@ -249,7 +249,7 @@ def _warn_if_exposed(path: Path, flag: str, log: FilteringBoundLogger) -> None:
     """A secret that every user of the machine may read is one no more."""
     with suppress(OSError):
         if path.stat().st_mode & stat.S_IROTH:
-            log.warning("secret readable by every user", file=f"{flag} {path}", expected="mode 0600 or 0640")
+            log.warning("secret file world-readable", file=f"{flag} {path}", expected="mode 0600 or 0640")
 
 
 def _content(path: Path, flag: str) -> bytes:

@@ -28,7 +28,7 @@ WITHIN = 20.0
 _Peer = dict[str, Any]  # as ssl.SSLSocket.getpeercert decodes it
 
 
-def rehearse(pem: Pem, offer: Callable[[Pem], AbstractContextManager[int]]) -> None:
+def verify_by_handshake(pem: Pem, offer: Callable[[Pem], AbstractContextManager[int]]) -> None:
     """Have a client of gRPC's C core shake hands with what `offer`, a transport's own, serves on a port of loopback.
 
     Raises ValueError, with the reason, where `offer` does or the handshake fails.
@@ -72,7 +72,7 @@ def _failure(port: int, chain: bytes, host: str) -> str:
     return "" if found[0] == grpc.ChannelConnectivity.READY else "the handshake of a gRPC client fails"
 
 
-def rehearse_in_memory(certificate: Path, key: Path, client_ca: Path | None, pem: Pem) -> tuple[_Peer, list[str]]:
+def verify_in_memory(certificate: Path, key: Path, client_ca: Path | None, pem: Pem) -> tuple[_Peer, list[str]]:
     """Shake hands with ourselves; the paths are for the text of CredentialsError, and for OpenSSL, which reads files.
 
     Returns the certificate, and the names of those whom the callers' may be signed by.
@@ -95,7 +95,7 @@ def rehearse_in_memory(certificate: Path, key: Path, client_ca: Path | None, pem
     caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     caller.load_verify_locations(certificate)
     try:
-        peer = _shaken(caller, server)
+        peer = _handshake_peer(caller, server)
     except ssl.SSLCertVerificationError as e:
         raise CredentialsError(f"--tls-cert {certificate}: {e.verify_message}") from None
     except ssl.SSLError as e:
@@ -131,7 +131,7 @@ def _reason(of_openssl: str, chain: bytes) -> str:
     return "not a certificate and its key in PEM" + (f": {of_openssl}" if of_openssl else "")
 
 
-def _shaken(caller: ssl.SSLContext, server: ssl.SSLContext) -> _Peer:
+def _handshake_peer(caller: ssl.SSLContext, server: ssl.SSLContext) -> _Peer:
     """The server's certificate as the caller sees it after a handshake between the two."""
     to_server, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [caller.wrap_bio(to_caller, to_server), server.wrap_bio(to_server, to_caller, server_side=True)]

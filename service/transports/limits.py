@@ -29,9 +29,9 @@ class Limits:
     """After which a connection is asked to end: callers come back on a new one, which a balancer may send elsewhere."""
     connection_idle: float = 900.0
     """Without an open call."""
-    headers: int = 16 * 1024
+    max_metadata_bytes: int = 16 * 1024
     """Bytes of one call's metadata."""
-    stall: float = 60.0
+    message_timeout: float = 60.0
     """Without another byte of a message that is due, on native; for a whole message of a call, on grpcio."""
     keepalive: float = 60.0
     """Between two pings that ask whether a silent peer is still there."""
@@ -44,6 +44,6 @@ class Limits:
     """
 
     @property
-    def message(self) -> int:
+    def max_message_bytes(self) -> int:
         """Bytes of the largest message."""
         return self.max_batch_size * _IMAGE_BYTES + _ROOM_BESIDE_IMAGES

@@ -51,7 +51,7 @@ def code_name(code: int) -> str:
     return _NAMES[code]
 
 
-def spelled(name: str) -> str:
+def proto_code_name(name: str) -> str:
     """What `code_name` gave, as protocol buffers spell it: InvalidArgument -> INVALID_ARGUMENT."""
     return _SPELLED[name]
 

@@ -13,7 +13,7 @@ from grpc import aio
 
 from service.errors import Unauthenticated, Unimplemented, malformed_message
 from service.observability.metrics import Metrics, Rpc, RpcMetrics
-from service.transports.call_log import Reports
+from service.transports.call_log import CallLogger
 from service.transports.grpcio.unfinished_calls import UnfinishedMessages
 from service.transports.grpcio.unsent_replies import CALL
 from service.transports.status import code_name, to_status
@@ -61,7 +61,7 @@ _TYPES = {
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class Counted(Protocol):
+class CallRecorder(Protocol):
     """What counts one call, as `RpcMetrics` does."""
 
     method: str
@@ -75,7 +75,7 @@ class Counted(Protocol):
         ...
 
 
-class Observer:
+class RpcInstrumentation:
     """Wraps the handlers of RPCs, standard services' and our own alike.
 
     With `tokens` only those calls are answered that bring one, or that are of `open_services`.
@@ -92,7 +92,7 @@ class Observer:
         *,
         tokens: Tokens | None = None,
         open_services: Collection[str] = (),
-        stall: float = 0.0,
+        message_timeout: float = 0.0,
         most_unfinished: int | None = None,
     ) -> None:
         self._metrics = metrics
@@ -101,10 +101,10 @@ class Observer:
         self._closed: set[str] = set()
         self._rpcs: dict[str, RpcMetrics] = {}
         self._streams = streams
-        self._reports = Reports(log)
+        self._call_log = CallLogger(log)
         self._unsent = unsent
-        self._unfinished = UnfinishedMessages(stall, most_unfinished)
-        self._unfinished_small = UnfinishedMessages(min(stall or _SMALL_WITHIN, _SMALL_WITHIN), _MOST_SMALL)
+        self._unfinished = UnfinishedMessages(message_timeout, most_unfinished)
+        self._unfinished_small = UnfinishedMessages(min(message_timeout or _SMALL_WITHIN, _SMALL_WITHIN), _MOST_SMALL)
 
     def wrap(self, service: str, name: str, handler: Any) -> Handler:
         """The handler of RPC `name` of `service`, observed; its series exist from now on."""
@@ -184,11 +184,11 @@ class Observer:
         return call
 
     async def _observe(
-        self, rpc: Counted, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
+        self, rpc: CallRecorder, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
     ) -> Any:
         """Call the behaviour; its end is counted before its status goes out, so that metrics never lag behind it."""
         started = rpc.start()
-        request_id = caller_id(metadata)
+        request_id = request_id_from(metadata)
         try:
             if request_id:
                 context.set_trailing_metadata(((REQUEST_ID, request_id),))
@@ -215,11 +215,11 @@ class Observer:
         try:
             self._tokens.check(metadata)
         except Unauthenticated:
-            self._metrics.dropped.labels("unauthenticated").inc()
+            self._metrics.requests_dropped.labels("unauthenticated").inc()
             raise
 
     async def _refuse(self, error: Exception, status: Status, method: str, context: Any, request_id: str) -> None:
-        self._reports.call(error, method=method, code=code_name(status.code), **self._names(request_id))
+        self._call_log.log_error(error, method=method, code=code_name(status.code), **self._names(request_id))
         trailing = ((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString()))
         await context.abort(_STATUS_CODES[status.code], status.message, trailing)
 
@@ -291,7 +291,7 @@ async def _only_message(context: Any) -> bytes:
     return bytes(message)
 
 
-def caller_id(metadata: Metadata) -> str:
+def request_id_from(metadata: Metadata) -> str:
     """The caller's own id for this call, or nothing."""
     for key, value in metadata:
         if key == REQUEST_ID:

@@ -49,7 +49,7 @@ class ReadAhead:
         self._task.cancel()
         self._stop_timer()
 
-    async def take(self) -> list[bytes]:
+    async def next_batch(self) -> list[bytes]:
         """The messages that have come; none at the end of the stream. What ended the reading is raised after all."""
         await self._enough.wait()
         self._stop_timer()

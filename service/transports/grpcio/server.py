@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from grpc import aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined] # its stubs leave it out
 
-from service.address import check_free, joined, keep_from_ipv6
+from service.address import ensure_bindable, join_host_port, reserve_ipv6_port
 from service.errors import AddressInUse
 from service.transports.grpcio.unsent_replies import CALL
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import grpc
 
     from service.observability.metrics import Metrics
-    from service.transports.call_log import Reports
+    from service.transports.call_log import CallLogger
     from service.transports.grpcio.unsent_replies import UnsentReplies
 
 _RETIREMENT = 10.0
@@ -136,7 +136,7 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
 class RestartingServer:
     """Serves handlers on one port; when a server's accept loop ends, another takes the port.
 
-    Calls in flight are kept. `trouble` is empty while the port is open; `changed` is called when it changes.
+    Calls in flight are kept. `unhealthy_reason` is empty while the port is open; `changed` is called when it changes.
     """
 
     def __init__(
@@ -144,15 +144,15 @@ class RestartingServer:
         options: Sequence[tuple[str, int]],
         credentials: Callable[[], grpc.ServerCredentials] | None,
         metrics: Metrics,
-        reports: Reports,
+        call_log: CallLogger,
         changed: Callable[[], object],
         unsent: UnsentReplies,
     ) -> None:
-        self.trouble = ""
+        self.unhealthy_reason = ""
         self._options = options
         self._credentials = credentials
         self._metrics = metrics
-        self._reports = reports
+        self._call_log = call_log
         self._changed = changed
         self._unsent = unsent
         self._handlers: list[grpc.GenericRpcHandler] = []
@@ -173,7 +173,7 @@ class RestartingServer:
         return self._port
 
     async def _start(self) -> None:
-        addresses = check_free(self._host, self._port)
+        addresses = ensure_bindable(self._host, self._port)
         server = _AioServer(self._options, self._handlers, self._methods, self._on_crash, self._unsent)
         try:
             for address in addresses:
@@ -187,9 +187,9 @@ class RestartingServer:
 
     def _listen(self, server: _AioServer, address: str, port: int) -> int:
         """Listen on this address alone; the port."""
-        guard = keep_from_ipv6(port) if address == _ANY_IPV4 else None
+        guard = reserve_ipv6_port(port) if address == _ANY_IPV4 else None
         with guard or nullcontext():
-            target = joined(address, guard.getsockname()[1] if guard else port).encode()
+            target = join_host_port(address, guard.getsockname()[1] if guard else port).encode()
             try:
                 if self._credentials is None:
                     bound = server.add_insecure_port(target)
@@ -203,8 +203,8 @@ class RestartingServer:
 
     def _on_crash(self, error: BaseException) -> None:
         self._metrics.transport_restarts.inc()
-        self._reports.crash(error)
-        self.trouble = "the gRPC port is closed: its server ended and is being replaced"
+        self._call_log.log_server_crash(error)
+        self.unhealthy_reason = "the gRPC port is closed: its server ended and is being replaced"
         self._changed()
         retiring = asyncio.create_task(self._server.end(_RETIREMENT))
         self._retiring[retiring] = self._server
@@ -221,7 +221,7 @@ class RestartingServer:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 break
-        self.trouble = ""
+        self.unhealthy_reason = ""
         self._changed()
 
     async def stop(self, grace: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from service.observability.metrics import RpcMetrics
-from service.transports.grpcio.instrumentation import Observer
-from service.transports.status import spelled
+from service.transports.grpcio.instrumentation import RpcInstrumentation
+from service.transports.status import proto_code_name
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from service.observability.metrics import Metrics
     from service.observability.tracing import Part, Tracing
-    from service.transports.grpcio.instrumentation import Behaviour, Counted, Metadata
+    from service.transports.grpcio.instrumentation import Behaviour, CallRecorder, Metadata
     from service.transports.grpcio.streams import OpenStreams
     from service.transports.grpcio.unsent_replies import UnsentReplies
 
@@ -23,7 +23,7 @@ _STANDARD = "grpc."
 """Health and reflection: probes come every few seconds and would bury the requests."""
 
 
-class TracedObserver(Observer):
+class TracedRpcInstrumentation(RpcInstrumentation):
     """An observer that begins a span with each call of our own services, and ends it with the call's status."""
 
     def __init__(
@@ -41,7 +41,7 @@ class TracedObserver(Observer):
 
     # Without `async`, here and in `traced_components`: a call that is not traced is to cost no coroutine more.
     def _observe(
-        self, rpc: Counted, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
+        self, rpc: CallRecorder, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
     ) -> Coroutine[Any, Any, Any]:
         assert isinstance(rpc, RpcMetrics)  # it is wrapped here and nowhere before
         if not rpc.rpc.grpc_service.startswith(_STANDARD):
@@ -80,5 +80,5 @@ class _Traced:
 
     def finish(self, started: float, code: str, request_id: str) -> None:
         """As `RpcMetrics.finish`."""
-        self._part.end(spelled(code))
+        self._part.end(proto_code_name(code))
         self._rpc.finish(started, code, request_id, self._part.recorded_trace_id)

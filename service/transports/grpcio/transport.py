@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from service.address import check_free
+from service.address import ensure_bindable
 from service.handlers.reflection import reflection_handlers
-from service.security.handshake import rehearse
-from service.transports.call_log import Reports
+from service.security.handshake import verify_by_handshake
+from service.transports.call_log import CallLogger
 from service.transports.grpcio.health import HealthServicer
-from service.transports.grpcio.instrumentation import Observer
+from service.transports.grpcio.instrumentation import RpcInstrumentation
 from service.transports.grpcio.read_ahead import ReadAhead
 from service.transports.grpcio.server import RestartingServer
 from service.transports.grpcio.streams import OpenStreams
-from service.transports.grpcio.tracing import TracedObserver
+from service.transports.grpcio.tracing import TracedRpcInstrumentation
 from service.transports.grpcio.unsent_replies import UnsentReplies
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class Line(Protocol):
 
 
 class GrpcioTransport:
-    """Serves on the running event loop: `start` listens, `say` tells health, `stop` drains.
+    """Serves on the running event loop: `start` listens, `set_serving` sets health, `stop` drains.
 
     While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
     bring one, health checks too unless `health_without_token`; with `tracing` each call has a span. `changed` is called
-    when `trouble` has changed. Raises AddressInUse from `start`.
+    when `unhealthy_reason` has changed. Raises AddressInUse from `start`.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class GrpcioTransport:
         names = [service.name for service in services]
         self._health = HealthServicer(["", *names])
         open_services = [health.SERVICE_NAME] if health_without_token else []
-        observer = Observer if tracing is None else partial(TracedObserver, tracing=tracing)
-        unsent = UnsentReplies(limits.stall, lambda reason: metrics.calls_ended.labels(reason).inc())
+        observer = RpcInstrumentation if tracing is None else partial(TracedRpcInstrumentation, tracing=tracing)
+        unsent = UnsentReplies(limits.message_timeout, lambda reason: metrics.calls_ended.labels(reason).inc())
         self._observer = observer(
             metrics,
             self._streams,
@@ -107,11 +107,11 @@ class GrpcioTransport:
             unsent,
             tokens=tokens,
             open_services=open_services,
-            stall=limits.stall,
-            most_unfinished=max(_LEAST_UNFINISHED, _UNFINISHED_BYTES // limits.message),
+            message_timeout=limits.message_timeout,
+            most_unfinished=max(_LEAST_UNFINISHED, _UNFINISHED_BYTES // limits.max_message_bytes),
         )
         credentials = None if tls is None else _Certificates(tls).credentials
-        self._server = RestartingServer(_options(limits), credentials, metrics, Reports(log), changed, unsent)
+        self._server = RestartingServer(_options(limits), credentials, metrics, CallLogger(log), changed, unsent)
         for service in services:
             self.add_registered_method_handlers(service.name, _methods(service))
         # The standard services register with this object as if it were the server.
@@ -137,15 +137,15 @@ class GrpcioTransport:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
-        await self.say(False)
+        await self.set_serving(False)
         return await self._server.start(host, port)
 
     @property
-    def trouble(self) -> str:
+    def unhealthy_reason(self) -> str:
         """What keeps calls from being taken, in a line for the operator; empty while the port is open."""
-        return self._server.trouble
+        return self._server.unhealthy_reason
 
-    async def say(self, serving: bool) -> None:
+    async def set_serving(self, serving: bool) -> None:
         """Say SERVING or NOT_SERVING, under the empty name and each service's; nothing once it stops."""
         self._health.set_serving(serving)
 
@@ -193,10 +193,10 @@ class _Certificates:
 
     def __init__(self, tls: Tls) -> None:
         self._needs_client_certificates = tls.needs_client_certificates
-        tls.take_up(self._use)
+        tls.subscribe(self._use)
 
     def _use(self, pem: Pem) -> None:
-        rehearse(pem, _offered)
+        verify_by_handshake(pem, _offered)
         self._latest = grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -222,7 +222,7 @@ def _offered(pem: Pem) -> Iterator[int]:
     server = grpc.server(ThreadPoolExecutor(1))
     credentials = grpc.ssl_server_credentials([(pem.key, pem.chain)], pem.client_ca, require_client_auth=False)
     try:
-        check_free("127.0.0.1", 0)  # what fails below is the files' fault, not the machine's
+        ensure_bindable("127.0.0.1", 0)  # what fails below is the files' fault, not the machine's
         try:
             port = server.add_secure_port("127.0.0.1:0", credentials)
         except RuntimeError:
@@ -238,9 +238,9 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
     return [
         # Two servers started by mistake must not share a port in silence.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", limits.message),
-        ("grpc.max_metadata_size", limits.headers),
-        ("grpc.absolute_max_metadata_size", limits.headers),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.max_concurrent_streams", limits.streams),
         # It counts calls that it has answered and not yet put away, and so refuses callers that keep to the limit.
@@ -277,7 +277,7 @@ def _stream(usual: Answer, together: Together, alternative: Alternative | None) 
         deadline = _deadline(stream)
         answer = alternative.answer if alternative and alternative.is_wanted(stream.invocation_metadata()) else usual
         with ReadAhead(stream.read) as ahead:
-            while requests := await ahead.take():
+            while requests := await ahead.next_batch():
                 if len(requests) > 1 and (replies := together(requests, deadline)):
                     for reply in replies:
                         await stream.write(reply)

@@ -12,7 +12,7 @@ import numpy as np
 from service.errors import ServerStopping, ServiceError, deadline_exceeded, malformed_message, overloaded
 from service.network import PIXELS
 from service.security import credentials
-from service.transports.call_log import Reports
+from service.transports.call_log import CallLogger
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Host:
         self.loop: asyncio.AbstractEventLoop
         self._answers = answers
         self._alternatives = {**answers, **alternatives}
-        self._reports = Reports(log)
+        self._call_log = CallLogger(log)
         self._before_answer = before_answer
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -74,7 +74,7 @@ class Host:
     def refuse(self, path: str, request_id: str | None, error: Exception) -> tuple[int, str, bytes, str]:
         """What the caller of `path` hears of an error: code, sentence, details and request id; the log hears too."""
         status, request_id = to_status(error), request_id or uuid.uuid4().hex
-        self._reports.call(error, method=path, code=code_name(status.code), request_id=request_id)
+        self._call_log.log_error(error, method=path, code=code_name(status.code), request_id=request_id)
         return status.code, status.message, status.SerializeToString(), request_id
 
     def sentence(self, error: Exception) -> str | None:
@@ -95,7 +95,7 @@ class Host:
 
     def handshake_failed(self, peer: str, reason: str) -> None:
         """A connection has come to no TLS."""
-        self._reports.handshake(peer, reason)
+        self._call_log.log_handshake_failure(peer, reason)
 
     def malformed(self) -> Exception:
         """The error of a health check whose bytes are no message."""

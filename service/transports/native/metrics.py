@@ -12,7 +12,7 @@ from service.observability.metrics import CODES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.observability.histogram import Distribution
+    from service.observability.histogram import Histogram
     from service.observability.metrics import Metrics, RpcMetrics
     from service.observability.statistics import Statistics
 
@@ -27,7 +27,7 @@ class Counts:
         self._metrics = metrics
         self._rpcs = rpcs
         self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded", "unauthenticated"), 0)
-        metrics.connections_refused = server.connections_refused()
+        metrics.connections_rejected = server.connections_refused()
         metrics.connections_ended = server.connections_ended()
         self._lock = Lock()  # two may scrape at a time
 
@@ -37,19 +37,19 @@ class Counts:
             for rpc, counts in zip(self._rpcs, self._server.rpcs(), strict=True):
                 _to_rpc(rpc, counts)
             self._to_model(self._server.model())
-            self._metrics.connections_refused = self._server.connections_refused()
+            self._metrics.connections_rejected = self._server.connections_refused()
             self._metrics.connections_ended = self._server.connections_ended()
 
     def _to_model(self, counts: dict[str, Any]) -> None:
         metrics = self._metrics
         for name in ("inference", "queue", "confidence"):
-            _to_distribution(getattr(metrics, name), counts[name], _SECONDS)
-        _to_distribution(metrics.batch_size, counts["batch_size"], 1)
+            _load_histogram(getattr(metrics, name), counts[name], _SECONDS)
+        _load_histogram(metrics.batch_size, counts["batch_size"], 1)
         metrics.by_digit[:] = counts["digits"]
-        metrics.waiting.set(counts["waiting"])
+        metrics.queue_images.set(counts["waiting"])
         metrics.last_success.set(counts["last_inference_ms"] / 1e3)
         for reason, before in self._dropped.items():
-            metrics.dropped.labels(reason).inc(counts[reason] - before)
+            metrics.requests_dropped.labels(reason).inc(counts[reason] - before)
             self._dropped[reason] = counts[reason]
 
 
@@ -60,12 +60,12 @@ def move_statistics(taken: dict[str, Any], statistics: Statistics) -> None:
         total.count += count
         total.ns += ns
     for images, (count, ns) in taken["batches"].items():
-        statistics.ran_before(images, count, ns)
+        statistics.add_runs(images, count, ns)
     statistics.last_inference_ms = max(statistics.last_inference_ms, taken["last_inference_ms"])
 
 
 def _to_rpc(rpc: RpcMetrics, counts: dict[str, Any]) -> None:
-    rpc.begun = counts["started"]
+    rpc.started = counts["started"]
     rpc.messages_received, rpc.messages_sent = counts["received"], counts["sent"]
     rpc.handled = dict(zip(CODES, counts["handled"], strict=True))
     for code, request_id, seconds in counts["exemplars_by_code"]:
@@ -74,14 +74,14 @@ def _to_rpc(rpc: RpcMetrics, counts: dict[str, Any]) -> None:
         (bucket, Exemplar({"request_id": request_id}, ns * _SECONDS, seconds))
         for bucket, request_id, ns, seconds in counts["exemplars_by_bucket"]
     ]
-    _to_distribution(rpc.handling, counts["handling"], _SECONDS, exemplars)
+    _load_histogram(rpc.handling, counts["handling"], _SECONDS, exemplars)
 
 
-def _to_distribution(
-    distribution: Distribution,
+def _load_histogram(
+    distribution: Histogram,
     counted: tuple[list[int], int],
     unit: float,
     exemplars: Sequence[tuple[int, Exemplar]] = (),
 ) -> None:
     counts, total = counted
-    distribution.become(counts, total * unit, exemplars)
+    distribution.load_snapshot(counts, total * unit, exemplars)

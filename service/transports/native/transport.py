@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpc_health.v1 import health
 
-from service.address import check_free
+from service.address import ensure_bindable
 from service.errors import AddressInUse
 from service.handlers.reflection import reflection_handlers
 from service.observability.metrics import (
@@ -28,7 +28,7 @@ from service.observability.metrics import (
     Rpc,
     RpcMetrics,
 )
-from service.security.handshake import WITHIN, rehearse
+from service.security.handshake import WITHIN, verify_by_handshake
 from service.transports.limits import HEALTH_MESSAGE, SMALL_MESSAGE
 from service.transports.native.callbacks import Host, Waiting
 from service.transports.native.metrics import Counts, move_statistics
@@ -105,13 +105,13 @@ class NativeBatcher:
 
 
 class NativeTransport:
-    """Serves on threads of its own: `start` listens, `say` tells health, `stop` drains.
+    """Serves on threads of its own: `start` listens, `set_serving` sets health, `stop` drains.
 
     The handlers run on the event loop that called `start`. With `tokens` a call must bring one, health checks too
     unless `health_without_token`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
     """
 
-    trouble = ""
+    unhealthy_reason = ""
     """Its threads hold the port; whether they live is the watchdog's to tell."""
 
     def __init__(
@@ -168,10 +168,10 @@ class NativeTransport:
             health_names=["", *names],
         )
         if tls is not None:
-            tls.take_up(self._use)
+            tls.subscribe(self._use)
         if tokens is not None:
-            tokens.take_up(self._server.set_tokens)
-        metrics.waiting_limit.set(max_queued_images)
+            tokens.subscribe(self._server.set_tokens)
+        metrics.queue_capacity.set(max_queued_images)
         metrics.before_collect = Counts(self._server, metrics, rpcs).to_metrics
         self.threads = [
             Thread(target=self._server.run, name="native", daemon=True),
@@ -181,7 +181,7 @@ class NativeTransport:
     async def start(self, host: str, port: int) -> int:
         """Listen, with health saying NOT_SERVING; returns the port."""
         self._host.loop = asyncio.get_running_loop()
-        check_free(host, port)
+        ensure_bindable(host, port)
         try:
             bound = int(self._server.listen(host, port))
         except OSError as e:
@@ -190,7 +190,7 @@ class NativeTransport:
             thread.start()
         return bound
 
-    async def say(self, serving: bool) -> None:
+    async def set_serving(self, serving: bool) -> None:
         """Say SERVING or NOT_SERVING, under the empty name and each service's."""
         self._server.set_healthy(serving)
 
@@ -207,7 +207,7 @@ class NativeTransport:
         await asyncio.to_thread(running.join)
 
     def _use(self, pem: Pem) -> None:
-        rehearse(pem, _served)
+        verify_by_handshake(pem, _served)
         self._server.set_tls(*pem)
 
     def _settle_statistics(self) -> None:
@@ -255,4 +255,4 @@ def _offered(services: Sequence[Service]) -> Iterator[_Offered]:
 def _largest_message(rpc: Rpc, method: str, limits: Limits) -> int:
     if rpc.grpc_service == health.SERVICE_NAME:
         return HEALTH_MESSAGE
-    return limits.message if method in _HOT or method in _REPLY_PER_BYTE else SMALL_MESSAGE
+    return limits.max_message_bytes if method in _HOT or method in _REPLY_PER_BYTE else SMALL_MESSAGE
