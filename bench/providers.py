@@ -27,7 +27,7 @@ from bench.servers import LARGEST_BATCH, MODEL, ROOT, Server
 from commandline.options import output_folder
 from service.errors import StartError
 from service.inference.model import Model
-from service.inference.providers import Execution
+from service.inference.providers import SessionFactory
 from service.observability.logs import make_logger
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _models(names: list[str], largest: int) -> tuple[dict[str, Model], dict[str,
     models, missing = {}, {}
     for name in names:
         try:
-            execution = Execution(name, make_logger("auto", "error"), largest=largest)
-            models[name] = Model(MODEL, execution=execution)
+            sessions = SessionFactory(name, make_logger("auto", "error"), max_batch_size=largest)
+            models[name] = Model(MODEL, sessions=sessions)
         except StartError as e:
             missing[name] = str(e)
     return models, missing

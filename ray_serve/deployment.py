@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_serve.connection import NO_ANSWER, why_not
 from service.errors import StartError
-from service.inference.repository import ModelPlace
+from service.inference.repository import ModelRepository
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
@@ -28,7 +28,7 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
     given = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
     if reason := why_not(settings.ray_address):
         raise StartError(f"{given}: {reason}")
-    place = ModelPlace(settings.model, version=settings.model_version, sha256=settings.model_sha256)
+    place = ModelRepository(settings.model, version=settings.model_version, sha256=settings.model_sha256)
     candidate = place.candidates()[0]
     model, content = place.load(candidate), candidate.path.read_bytes()
     import ray  # noqa: PLC0415 (an extra, and slow to import)

@@ -106,8 +106,8 @@ def _break_if_broken() -> None:
         time.sleep(0.01)
 
 
-def ask(provider: str, _: bytes, __: dict[str, str]) -> tuple[str, list[str]]:
-    """What `service.inference.provider_diagnostics.ask` was told."""
+def probe(provider: str, _: bytes, __: dict[str, str]) -> tuple[str, list[str]]:
+    """What `service.inference.provider_diagnostics.probe` was told."""
     assert provider == CUDA
     return {
         "no library": (NOT_LOADED.format("libcublasLt.so.13"), []),
@@ -124,7 +124,7 @@ def replay() -> None:
     """From now on, in this process."""
     providers.ort.InferenceSession = Replayed
     providers.ort.get_available_providers = available
-    provider_diagnostics.ask = ask
+    provider_diagnostics.probe = probe
 
 
 if __name__ == "__main__":

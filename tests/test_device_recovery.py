@@ -35,7 +35,7 @@ from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 from service.pb.inference import open_inference_pb2 as pb
 from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.runtime import device_recovery
-from service.runtime.device_recovery import FAILURES_IN_A_ROW, Keeper
+from service.runtime.device_recovery import FAILURE_THRESHOLD, DeviceRecovery
 from service.runtime.server import Server
 
 if TYPE_CHECKING:
@@ -50,17 +50,17 @@ DEVICE = "CUDAExecutionProvider"
 
 
 class Kept:
-    """A model that fails on ink, kept by a keeper whose word to health is written down."""
+    """A model that fails on ink, kept by a recovery whose word to health is written down."""
 
     def __init__(self, path: Path) -> None:
         self.metrics = Metrics(CollectorRegistry())
         self.said: list[bool] = []
-        self.keeper = Keeper(self.metrics, CapturingLogger(), self.changed)  # type: ignore[arg-type]
+        self.recovery = DeviceRecovery(self.metrics, CapturingLogger(), self.changed)  # type: ignore[arg-type]
         self.model = Model(path)
-        self.kept = self.keeper.keep(self.model)
+        self.kept = self.recovery.guard(self.model)
 
     def changed(self) -> None:
-        self.said.append(not self.keeper.trouble)
+        self.said.append(not self.recovery.unhealthy_reason)
 
     def fails(self, times: int = 1) -> None:
         for _ in range(times):
@@ -74,7 +74,7 @@ class Kept:
 @pytest.fixture
 async def kept(model_path: Path, tmp_path: Path) -> Any:
     kept = Kept(failing_on_ink(model_path, tmp_path / "model.onnx"))
-    running = asyncio.create_task(kept.keeper.run())
+    running = asyncio.create_task(kept.recovery.run())
     yield kept
     running.cancel()
 
@@ -90,19 +90,19 @@ async def test_a_failed_run_is_unavailable_to_its_callers_and_counted(kept: Kept
 
 async def test_failures_with_successes_between_them_leave_health_alone(kept: Kept) -> None:
     for _ in range(5):
-        kept.fails(FAILURES_IN_A_ROW - 1)
+        kept.fails(FAILURE_THRESHOLD - 1)
         kept.kept.predict(BLANK)
     await asyncio.sleep(0.05)
     assert kept.said == []
-    assert kept.keeper.trouble == ""
+    assert kept.recovery.unhealthy_reason == ""
 
 
 async def test_several_failures_in_a_row_are_told_and_a_new_session_ends_them(kept: Kept) -> None:
     before = kept.model._session
-    kept.fails(FAILURES_IN_A_ROW)
-    assert kept.keeper.trouble == "CPUExecutionProvider failed 3 runs in a row and is being tried again"
+    kept.fails(FAILURE_THRESHOLD)
+    assert kept.recovery.unhealthy_reason == "CPUExecutionProvider failed 3 runs in a row and is being tried again"
     await until(lambda: kept.said == [False, True])
-    assert kept.keeper.trouble == ""
+    assert kept.recovery.unhealthy_reason == ""
     assert kept.kept.predict(BLANK).digit.shape == (1,)
     assert kept.model._session is before  # on the CPU it is the one that the file was judged by
 
@@ -110,19 +110,19 @@ async def test_several_failures_in_a_row_are_told_and_a_new_session_ends_them(ke
 async def test_calls_fail_at_once_while_no_session_works_and_each_try_is_counted(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_recovery, "SHORTEST_WAIT", 0.01)
+    monkeypatch.setattr(device_recovery, "MIN_BACKOFF", 0.01)
     mended = asyncio.Event()
 
-    def renew() -> None:
+    def recreate_session() -> None:
         if not mended.is_set():
             raise RuntimeError("no device")
 
-    kept.kept.renew = renew
-    kept.fails(FAILURES_IN_A_ROW)
+    kept.kept.recreate_session = recreate_session
+    kept.fails(FAILURE_THRESHOLD)
     await until(lambda: kept.count("session") >= 3)
     with pytest.raises(ModelUnavailable, match="has failed and is being tried again"):
         kept.kept.predict(BLANK)
-    assert kept.count("run") == FAILURES_IN_A_ROW
+    assert kept.count("run") == FAILURE_THRESHOLD
     assert kept.said == [False]
     mended.set()
     await until(lambda: kept.said == [False, True])
@@ -132,11 +132,11 @@ async def test_calls_fail_at_once_while_no_session_works_and_each_try_is_counted
 async def test_a_session_that_fails_soon_after_it_was_made_is_not_made_anew_at_once(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_recovery, "SHORTEST_WAIT", 0.2)
-    kept.fails(FAILURES_IN_A_ROW)
+    monkeypatch.setattr(device_recovery, "MIN_BACKOFF", 0.2)
+    kept.fails(FAILURE_THRESHOLD)
     await until(lambda: kept.said == [False, True])  # the first try comes at once
     began = time.monotonic()
-    kept.fails(FAILURES_IN_A_ROW)
+    kept.fails(FAILURE_THRESHOLD)
     await until(lambda: kept.said == [False, True] * 2)
     assert time.monotonic() - began >= 0.2
 
@@ -147,16 +147,16 @@ async def test_another_model_in_its_place_ends_the_trouble_of_the_one_before(
     tried = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def renew() -> None:
+    def recreate_session() -> None:
         loop.call_soon_threadsafe(tried.set)
         raise RuntimeError("no device")
 
-    monkeypatch.setattr(device_recovery, "SHORTEST_WAIT", 60)
-    kept.kept.renew = renew
-    kept.fails(FAILURES_IN_A_ROW)
+    monkeypatch.setattr(device_recovery, "MIN_BACKOFF", 60)
+    kept.kept.recreate_session = recreate_session
+    kept.fails(FAILURE_THRESHOLD)
     await tried.wait()
     old = kept.kept
-    kept.keeper.keep(Model(model_path))
+    kept.recovery.guard(Model(model_path))
     await until(lambda: kept.said == [False, True])
     with pytest.raises(ModelUnavailable):  # whoever still waits for the one before hears that of it
         old.predict(INK)
@@ -222,7 +222,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
         assert service.get("/healthz") == f"SERVING on {DEVICE}\n"
         assert ask(channel) == grpc.StatusCode.OK
         broken.touch()
-        assert [ask(channel) for _ in range(FAILURES_IN_A_ROW)] == [grpc.StatusCode.UNAVAILABLE] * FAILURES_IN_A_ROW
+        assert [ask(channel) for _ in range(FAILURE_THRESHOLD)] == [grpc.StatusCode.UNAVAILABLE] * FAILURE_THRESHOLD
         assert next(watch).status == NOT_SERVING
         [cause] = service.wait_for("run failed", consecutive_failures=1)["exception"]
         assert "CUDA failure 700" in cause["exc_value"]
@@ -234,7 +234,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
             service.get("/healthz")
         assert ask(channel) == grpc.StatusCode.UNAVAILABLE
         series = service.series()
-        assert series["digits_device_failures_total", ("run",)] == FAILURES_IN_A_ROW
+        assert series["digits_device_failures_total", ("run",)] == FAILURE_THRESHOLD
         assert series["digits_device_failures_total", ("session",)] >= 1
         assert series["digits_serving", ()] == 0
         broken.unlink()
@@ -285,7 +285,7 @@ def test_it_stops_cleanly_while_its_device_is_broken(model_path: Path, transport
     broken = tmp_path / "broken"
     with on_device(model_path, broken) as service, grpc.insecure_channel(service.address) as channel:
         put(broken, b"")
-        for _ in range(FAILURES_IN_A_ROW):
+        for _ in range(FAILURE_THRESHOLD):
             ask(channel)
         service.wait_for("session recreation failed")
         assert service.stop() == 0

@@ -16,7 +16,7 @@ from structlog.testing import CapturingLogger
 
 from bench.providers import crossover
 from service.inference.model import Model
-from service.inference.providers import TOLERANCE, Execution
+from service.inference.providers import TOLERANCE, SessionFactory
 from service.observability import gpu_metrics
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def gpu(test: Any) -> Any:
 
 
 def on_cuda(path: Path, **options: Any) -> Model:
-    return Model(path, execution=Execution("cuda", CapturingLogger(), **options))  # type: ignore[arg-type]
+    return Model(path, sessions=SessionFactory("cuda", CapturingLogger(), **options))  # type: ignore[arg-type]
 
 
 @gpu
@@ -54,7 +54,7 @@ def test_the_gpu_answers_as_the_cpu_does(
     make_model: Callable[..., Path], digits: Any, activation: str, size: int
 ) -> None:
     path, pixels = make_model(activation), np.resize(digits, (size, 784))
-    ours, theirs = on_cuda(path, largest=size).predict(pixels), Model(path).predict(pixels)
+    ours, theirs = on_cuda(path, max_batch_size=size).predict(pixels), Model(path).predict(pixels)
     np.testing.assert_array_equal(ours.digit, theirs.digit)
     for name in ("activations", "layer1", "layer2"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=TOLERANCE, atol=TOLERANCE)
@@ -84,7 +84,7 @@ def test_a_device_that_is_not_there_is_refused_by_number(model_path: Path) -> No
 @gpu
 def test_the_memory_limit_is_one(model_path: Path) -> None:
     with pytest.raises(Exception, match=r"a batch of 65536 cannot run|memory"):
-        on_cuda(model_path, largest=65536, memory_limit=2**20)
+        on_cuda(model_path, max_batch_size=65536, memory_limit=2**20)
 
 
 @gpu
@@ -92,7 +92,7 @@ def test_sessions_can_be_made_anew_while_it_serves(model_path: Path, digits: Any
     model = on_cuda(model_path)
     before = model.predict(digits)
     for _ in range(20):
-        model.renew()
+        model.recreate_session()
     np.testing.assert_array_equal(model.predict(digits).digit, before.digit)
 
 

@@ -25,9 +25,9 @@ from test_model import sealed
 from service.config import SettingsError, load, parsed_options
 from service.errors import ProviderError, StartError
 from service.inference.model import Model
-from service.inference.onnx_outputs import only_outputs
-from service.inference.provider_diagnostics import sentence
-from service.inference.providers import OUTPUTS, Execution
+from service.inference.onnx_outputs import keep_outputs
+from service.inference.provider_diagnostics import explain
+from service.inference.providers import OUTPUTS, SessionFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +54,8 @@ def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
         service.close()
 
 
-def execution(name: str, **options: Any) -> Execution:
-    return Execution(name, CapturingLogger(), **options)  # type: ignore[arg-type]
+def session_factory(name: str, **options: Any) -> SessionFactory:
+    return SessionFactory(name, CapturingLogger(), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     monkeypatch.setattr(ort, "InferenceSession", fake_onnxruntime.Replayed)
     monkeypatch.setattr(ort, "get_available_providers", fake_onnxruntime.available)
-    monkeypatch.setattr("service.inference.provider_diagnostics.ask", fake_onnxruntime.ask)
+    monkeypatch.setattr("service.inference.provider_diagnostics.probe", fake_onnxruntime.probe)
     monkeypatch.setattr(ort, "set_default_logger_severity", lambda _: None)  # it is this process's for good
     return replay
 
@@ -82,12 +82,12 @@ def test_a_provider_that_is_not_built_in_is_refused_with_where_to_get_it(model_p
         "azure, cpu: `make gpu` installs onnxruntime-gpu in an environment of its own"
     )
     with pytest.raises(ProviderError, match="has only azure, cpu: install onnxruntime-openvino in place of it"):
-        Model(model_path, execution=execution("openvino"))
+        Model(model_path, sessions=session_factory("openvino"))
 
 
 def test_a_provider_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(StartError, match=r"is 'cude'; ONNX Runtime .* knows auto, .*cpu, cuda, .*tensorrt"):
-        execution("cude")
+        session_factory("cude")
 
 
 @for_the_cpu
@@ -128,7 +128,7 @@ def test_cuda_that_cannot_run_all_of_it_is_refused_with_what_is_missing(
 ) -> None:
     replaying(what)
     with pytest.raises(ProviderError) as caught:
-        Model(model_path, execution=execution("cuda"))
+        Model(model_path, sessions=session_factory("cuda"))
     assert str(caught.value) == f"--provider (or DIGITS_PROVIDER) is 'cuda', but {reason}"
 
 
@@ -137,29 +137,29 @@ def test_auto_takes_the_cpu_then_and_says_why_and_stays_there(
     model_path: Path, replaying: Callable[[str], None], what: str, reason: str
 ) -> None:
     replaying(what)
-    chosen, log = execution("auto"), CapturingLogger()
+    chosen, log = session_factory("auto"), CapturingLogger()
     chosen._log = log  # type: ignore[assignment]
-    model = Model(model_path, execution=chosen)
+    model = Model(model_path, sessions=chosen)
     assert model.provider == "CPUExecutionProvider"
     [line] = log.calls
     assert (line.method_name, line.kwargs["reason"]) == ("warning", f"cuda cannot be used: {reason}")
     replaying("works")
-    assert Model(model_path, execution=chosen).provider == "CPUExecutionProvider"
+    assert Model(model_path, sessions=chosen).provider == "CPUExecutionProvider"
 
 
 def test_auto_takes_cuda_where_all_of_it_works_and_never_the_cpu_after_that(
     model_path: Path, digits: np.ndarray, replaying: Callable[[str], None]
 ) -> None:
     replaying("works")
-    chosen = execution("auto")
-    model = Model(model_path, execution=chosen)
+    chosen = session_factory("auto")
+    model = Model(model_path, sessions=chosen)
     assert model.provider == "CUDAExecutionProvider"
     np.testing.assert_array_equal(model.predict(digits).activations, Model(model_path).predict(digits).activations)
     replaying("no device")
     with pytest.raises(ProviderError, match="there is no NVIDIA GPU"):
-        Model(model_path, execution=chosen)
+        Model(model_path, sessions=chosen)
     with pytest.raises(ProviderError, match="there is no NVIDIA GPU"):
-        model.renew()
+        model.recreate_session()
 
 
 def test_options_reach_onnx_runtime_and_tf32_is_off_unless_it_is_asked_for(
@@ -168,7 +168,7 @@ def test_options_reach_onnx_runtime_and_tf32_is_off_unless_it_is_asked_for(
     replaying("works")
 
     def options(**given: Any) -> dict[str, str]:
-        return dict(Model(model_path, execution=execution("cuda", **given))._session.options)
+        return dict(Model(model_path, sessions=session_factory("cuda", **given))._session.options)
 
     assert options() == {"use_tf32": "0"}
     assert options(device_id=2, memory_limit=2**20) == {"use_tf32": "0", "device_id": "2", "gpu_mem_limit": "1048576"}
@@ -227,14 +227,14 @@ def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_pa
     ],
 )
 def test_what_onnx_runtime_says_is_told_in_one_sentence_without_its_places(said: str, told: str) -> None:
-    assert told in sentence(said)
-    assert "hostname" not in sentence(said)
-    assert "\n" not in sentence(said)
+    assert told in explain(said)
+    assert "hostname" not in explain(said)
+    assert "\n" not in explain(said)
 
 
 @given(said=st.text(max_size=400))
 def test_whatever_onnx_runtime_says_makes_one_line(said: str) -> None:
-    assert len(sentence(said).splitlines()) == 1
+    assert len(explain(said).splitlines()) == 1
 
 
 # The graph that a device is given.
@@ -246,14 +246,14 @@ def test_the_model_with_fewer_outputs_is_otherwise_the_same(model_path: Path, na
     kept = [output for output in expected.graph.output if output.name in names]
     del expected.graph.output[:]
     expected.graph.output.extend(kept)
-    assert onnx.load_from_string(only_outputs(model_path.read_bytes(), names)) == expected
+    assert onnx.load_from_string(keep_outputs(model_path.read_bytes(), names)) == expected
 
 
 def test_every_wire_type_is_passed_over_and_what_is_none_is_an_error() -> None:
     fields = b"\x08\x96\x01" + b"\x11" + b"12345678" + b"\x1d" + b"1234" + b"\x22\x02ab"
-    assert only_outputs(fields, OUTPUTS) == fields
+    assert keep_outputs(fields, OUTPUTS) == fields
     with pytest.raises(ValueError, match="no fields of wire type 3"):
-        only_outputs(b"\x0b", OUTPUTS)
+        keep_outputs(b"\x0b", OUTPUTS)
 
 
 # Options.

@@ -27,7 +27,7 @@ from structlog.testing import CapturingLogger
 from export import checkpoint, graph
 from service.config import SettingsError, load
 from service.errors import ModelFileError, ReloadRejected
-from service.inference.repository import ModelPlace
+from service.inference.repository import ModelRepository
 from service.observability.metrics import Metrics
 from service.pb.inference import open_inference_pb2 as pb
 from service.runtime.reloader import Reloader
@@ -236,7 +236,7 @@ def test_a_folder_without_a_version_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "01").mkdir()
     (tmp_path / "3").mkdir()  # its file is still to come
     with pytest.raises(ModelFileError, match=r"has no version; expected .*/1/model\.onnx"):
-        ModelPlace(tmp_path).candidates()
+        ModelRepository(tmp_path).candidates()
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ async def test_whoever_came_under_a_version_is_answered_by_it(folder: Path, digi
     from service.batching.batcher import Batcher  # noqa: PLC0415 (only here)
     from service.observability.statistics import Statistics  # noqa: PLC0415
 
-    place = ModelPlace(folder)
+    place = ModelRepository(folder)
     first = place.load(place.candidates()[0])
     add(folder, 2)
     second = place.load(place.candidates()[0])
@@ -320,7 +320,7 @@ def test_no_damage_gets_past_the_reader(folder: Path, whole: bytes, data: st.Dat
         "random": lambda: data.draw(st.binary(max_size=500)),
     }[kind]()
     add(folder, 2, spoilt)
-    place = ModelPlace(folder)
+    place = ModelRepository(folder)
     with pytest.raises(ModelFileError) as caught:
         place.load(place.candidates()[0])
     assert "\n" not in str(caught.value)
@@ -329,7 +329,7 @@ def test_no_damage_gets_past_the_reader(folder: Path, whole: bytes, data: st.Dat
 async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, place, answers = CapturingLogger(), ModelPlace(folder), threading.Event()
+    log, place, answers = CapturingLogger(), ModelRepository(folder), threading.Event()
     reloader = Reloader(place, Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
     taken: list[str] = []
     candidates = place.candidates
@@ -356,7 +356,7 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
     monkeypatch.setattr("service.runtime.reloader.RETRY_INTERVAL", 0.0)
     log = CapturingLogger()
-    reloader = Reloader(ModelPlace(folder), Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
+    reloader = Reloader(ModelRepository(folder), Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
     taken: list[str] = []
     add(folder, 2)
 
@@ -375,7 +375,7 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
 
 async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics(CollectorRegistry())
-    place = ModelPlace(folder)
+    place = ModelRepository(folder)
     reloader = Reloader(place, metrics, CapturingLogger())  # type: ignore[arg-type]
     taken: list[str] = []
     add(folder, 2)
@@ -413,6 +413,6 @@ def test_a_folder_that_serves_nothing_is_warned_of_once_and_counted(folder: Path
 
 def test_a_pinned_version_and_a_file_have_no_folders_to_ignore(folder: Path) -> None:
     shutil.copytree(folder / "1", folder / "0002")
-    assert list(ModelPlace(folder).ignored()) == ["0002"]
-    assert ModelPlace(folder, version="1").ignored() == {}
-    assert ModelPlace(folder / "1" / "model.onnx").ignored() == {}
+    assert list(ModelRepository(folder).skipped_folders()) == ["0002"]
+    assert ModelRepository(folder, version="1").skipped_folders() == {}
+    assert ModelRepository(folder / "1" / "model.onnx").skipped_folders() == {}

@@ -28,7 +28,7 @@ class Explanations(NamedTuple):
 class Explainer:
     """Explains runs of the network with these parameters.
 
-    `activation` is what the hidden layers squash with, `sigmoid` or `relu`. Layers are numbered 1, 2 (hidden) and 3.
+    `activation` is that of the hidden layers, `sigmoid` or `relu`. Layers are numbered 1, 2 (hidden) and 3.
     """
 
     def __init__(self, parameters: Parameters, activation: str) -> None:
@@ -36,31 +36,33 @@ class Explainer:
         self._activation = activation
         self.sizes = tuple(len(biases) for biases in self._biases)
 
-    def sums(self, pixels: Pixels, found: Predictions) -> tuple[Floats, Floats, Floats]:
-        """The sums before the squashing, (n, 16), (n, 16) and (n, 10), for pixels (n, 784) and their answer."""
+    def sums(self, pixels: Pixels, predictions: Predictions) -> tuple[Floats, Floats, Floats]:
+        """Pre-activations, (n, 16), (n, 16) and (n, 10), of pixels (n, 784) and their predictions."""
         first, second, third = (
-            self._below(layer, pixels, found) @ self._weights[layer - 1].T + self._biases[layer - 1]
+            self._layer_inputs(layer, pixels, predictions) @ self._weights[layer - 1].T + self._biases[layer - 1]
             for layer in (1, 2, 3)
         )
         return first, second, third
 
-    def explain(self, layer: int, indices: Places, images: Places, pixels: Pixels, found: Predictions) -> Explanations:
+    def explain(
+        self, layer: int, indices: Places, images: Places, pixels: Pixels, predictions: Predictions
+    ) -> Explanations:
         """Neuron `indices[i]` of a layer in image `images[i]`, for each i of p, in one pass over all of them."""
         weights = self._weights[layer - 1][indices]
-        contributions = self._below(layer, pixels, found)[images] * weights
-        slope = self._slope(layer, found)[images, indices, None] * weights
+        contributions = self._layer_inputs(layer, pixels, predictions)[images] * weights
+        slope = self._activation_slope(layer, predictions)[images, indices, None] * weights
         for lower in range(layer - 1, 0, -1):
-            slope = (slope * self._slope(lower, found)[images]) @ self._weights[lower - 1]
+            slope = (slope * self._activation_slope(lower, predictions)[images]) @ self._weights[lower - 1]
         slope *= np.float32(INK)
         return Explanations(self._biases[layer - 1][indices], contributions, slope)
 
-    def _below(self, layer: int, pixels: Pixels, found: Predictions) -> Floats:
+    def _layer_inputs(self, layer: int, pixels: Pixels, predictions: Predictions) -> Floats:
         """What goes into a layer."""
-        return pixels.astype(np.float32) if layer == 1 else (found.layer1, found.layer2)[layer - 2]
+        return pixels.astype(np.float32) if layer == 1 else (predictions.layer1, predictions.layer2)[layer - 2]
 
-    def _slope(self, layer: int, found: Predictions) -> Floats:
-        """The slope of each neuron's squashing where it stands, which its activation tells: (n, neurons)."""
-        activation = (found.layer1, found.layer2, found.activations)[layer - 1]
+    def _activation_slope(self, layer: int, predictions: Predictions) -> Floats:
+        """The slope of each neuron's activation function, computed from the activation: (n, neurons)."""
+        activation = (predictions.layer1, predictions.layer2, predictions.activations)[layer - 1]
         if layer < 3 and self._activation == "relu":
             return (activation > 0).astype(np.float32)
         return activation * (1 - activation)

@@ -10,13 +10,13 @@ import numpy as np
 import onnxruntime as ort
 
 from service.errors import ModelFileError
-from service.inference.providers import OUTPUTS, on_cpu
+from service.inference.providers import OUTPUTS, create_cpu_session
 from service.network import DIGITS, HIDDEN, PIXELS, ModelInfo, Parameters, Pixels, Predictions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from service.inference.providers import Execution
+    from service.inference.providers import SessionFactory
 
 _SIGNATURE = {
     "pixels": ("tensor(uint8)", PIXELS),
@@ -46,13 +46,13 @@ class Model:
 
     Raises ModelFileError, with a sentence that names the file, unless it is a whole, unaltered model.onnx of the
     784-16-16-10 network with uint8 pixels; with `sha256`, unless the file has that digest. It is judged on the CPU;
-    then what `execution` chooses runs it, or ProviderError says why that cannot.
+    then a session of `sessions` runs it; ProviderError if its provider cannot.
     """
 
-    def __init__(self, path: Path, *, sha256: str = "", execution: Execution | None = None) -> None:
+    def __init__(self, path: Path, *, sha256: str = "", sessions: SessionFactory | None = None) -> None:
         try:
             content = _read(path, sha256)
-            self._session = self._on_cpu = _session(content)
+            self._session = self._cpu_session = _session(content)
             self.info = _info(self._session.get_modelmeta().custom_metadata_map)
             _check_signature(self._session)
             self._warm_up()
@@ -61,15 +61,15 @@ class Model:
             raise ModelFileError(f"{path}: {e}") from e.__cause__
         except UnicodeDecodeError:
             raise ModelFileError(f"{path}: its metadata or the name of a tensor is no UTF-8") from None
-        self._content, self._execution = content, execution
-        self.renew()
+        self._content, self._sessions = content, sessions
+        self.recreate_session()
         self.provider = str(self._session.get_providers()[0])
         self.runtime = str(ort.__version__)
 
-    def renew(self) -> None:
+    def recreate_session(self) -> None:
         """Run the model in a new session on the same provider; ProviderError, and the old one, where there is none."""
-        if self._execution is not None:
-            self._session = self._execution.session(self._content, self._on_cpu)
+        if self._sessions is not None:
+            self._session = self._sessions.create(self._content, self._cpu_session)
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""
@@ -117,7 +117,7 @@ def _read(path: Path, sha256: str) -> bytes:
 
 def _session(content: bytes) -> ort.InferenceSession:
     try:
-        return on_cpu(content)
+        return create_cpu_session(content)
     except Exception as e:
         raise ModelFileError(f"ONNX Runtime {ort.__version__} cannot load it: {_first_line(e)}") from e
 

@@ -11,7 +11,7 @@ _GRAPH, _OUTPUT, _NAME = 7, 12, 1  # ModelProto.graph, GraphProto.output, ValueI
 _VARINT, _LENGTH, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; those of fixed size with their bytes
 
 
-def only_outputs(model: bytes, names: Collection[str]) -> bytes:
+def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
     """The model without the outputs that are not among `names`; all else stays, byte for byte."""
     return b"".join(
         _field(_GRAPH, _graph(content, names)) if number == _GRAPH else whole

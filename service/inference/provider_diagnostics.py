@@ -1,7 +1,7 @@
-"""Why an execution provider could not take the model, in one sentence, where ONNX Runtime tells it on standard error.
+"""Explain in one sentence why an execution provider cannot run the model; ONNX Runtime writes it to standard error.
 
-`python -m service.inference.provider_diagnostics PROVIDER OPTIONS` is the process that is asked: what it says is
-heard without touching the log of the one that serves.
+`python -m service.inference.provider_diagnostics PROVIDER OPTIONS` is the probe process: its standard
+error is read without touching the server's log.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 import subprocess
 import sys
 
-WITHIN = 60  # seconds; loading CUDA for the first time takes some
+PROBE_TIMEOUT = 60  # seconds; loading CUDA for the first time takes some
 
-_REASONS = {
+_EXPLANATIONS = {
     r"(libcuda\.so\.1|nvcuda\.dll)": """the NVIDIA driver ({0}) is missing: install it, or start the container with its
         GPU, which takes the NVIDIA container toolkit (`docker run --gpus all`)""",
     r"(lib(?:cudnn|cublas|cudart|cufft|curand|nvrtc|nvJitLink)\w*\.so[.\d]*): cannot open": """NVIDIA's library {0} is
@@ -36,7 +36,7 @@ _REASONS = {
 }
 """Patterns in what ONNX Runtime says, and what each means to an operator; the first that is found counts."""
 
-_PLACES = (
+_NOISE = (
     r"\x1b\[[0-9;]*m",
     r"^.*\[E:onnxruntime[^]]*\] ",
     r"/onnxruntime\S* .*?\)(?:::<.*?\)>)? ",
@@ -45,34 +45,34 @@ _PLACES = (
 """What stands around its words: colours, the time, and where in its source it says them."""
 
 
-def sentence(said: str) -> str:
-    """What ONNX Runtime said, as one sentence for the operator: what is missing and how to get it."""
-    for pattern, meaning in _REASONS.items():
-        if found := re.search(pattern, said):
+def explain(message: str) -> str:
+    """ONNX Runtime's message as one sentence for the operator: what is missing and how to get it."""
+    for pattern, meaning in _EXPLANATIONS.items():
+        if found := re.search(pattern, message):
             return " ".join(meaning.split()).format(next(group for group in found.groups() if group))
-    lines = [line for line in said.splitlines() if line.strip()] or ["nothing"]
+    lines = [line for line in message.splitlines() if line.strip()] or ["nothing"]
     words = next((line for line in lines if "[E:onnxruntime" in line), lines[0])
-    for place in _PLACES:
+    for place in _NOISE:
         words = re.sub(place, "", words)
     return f"ONNX Runtime says: {words.strip()[:300]}"
 
 
-def ask(provider: str, content: bytes, options: dict[str, str]) -> tuple[str, list[str]]:
+def probe(provider: str, content: bytes, options: dict[str, str]) -> tuple[str, list[str]]:
     """What `provider` says while a session of the model is made, and the operators that it leaves to the CPU."""
-    asked = subprocess.run(  # noqa: S603 (this module, by the interpreter that runs it)
+    completed = subprocess.run(  # noqa: S603 (this module, by the interpreter that runs it)
         [sys.executable, "-m", "service.inference.provider_diagnostics", provider, json.dumps(options)],
         input=content,
         capture_output=True,
-        timeout=WITHIN,
+        timeout=PROBE_TIMEOUT,
         check=False,
     )
-    said = asked.stderr.decode(errors="replace")
-    return said, json.loads(asked.stdout) if asked.returncode == 0 else []
+    message = completed.stderr.decode(errors="replace")
+    return message, json.loads(completed.stdout) if completed.returncode == 0 else []
 
 
 def main(provider: str, options: str) -> None:
     """Make the session as ONNX Runtime does by itself, and print the operators that went to the CPU."""
-    import onnxruntime as ort  # noqa: PLC0415 (in the process that is asked alone)
+    import onnxruntime as ort  # noqa: PLC0415 (in the probe process alone)
 
     with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()

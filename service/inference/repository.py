@@ -12,7 +12,7 @@ from service.inference.model import Model
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from service.inference.providers import Execution
+    from service.inference.providers import SessionFactory
 
 FILE = "model.onnx"
 
@@ -26,32 +26,34 @@ class Candidate:
     path: Path
     version: str
 
-    def stamp(self) -> tuple[str | int, ...]:
+    def fingerprint(self) -> tuple[str | int, ...]:
         """Changes whenever another file lies there, the file itself changes, or who may read it."""
         try:
-            found = self.path.stat()
+            stat = self.path.stat()
         except OSError:
             return (str(self.path),)
         return (
             str(self.path),
-            found.st_ino,
-            found.st_size,
-            found.st_mtime_ns,
-            found.st_mode,
-            found.st_uid,
-            found.st_gid,
+            stat.st_ino,
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_mode,
+            stat.st_uid,
+            stat.st_gid,
         )
 
 
-class ModelPlace:
+class ModelRepository:
     """The file or folder at `path`; with `version` that version alone, with `sha256` a file of that digest alone.
 
-    `execution` chooses what runs the models, the CPU where there is none.
+    `sessions` makes the models' sessions; without it the CPU runs them.
     """
 
-    def __init__(self, path: Path, *, version: str = "", sha256: str = "", execution: Execution | None = None) -> None:
+    def __init__(
+        self, path: Path, *, version: str = "", sha256: str = "", sessions: SessionFactory | None = None
+    ) -> None:
         self.path = path
-        self._execution = execution
+        self._sessions = sessions
         self._pinned = version
         self._sha256 = sha256
 
@@ -66,18 +68,18 @@ class ModelPlace:
             raise ModelFileError(f"{self.path}: has no version; expected {self.path / '1' / FILE}")
         return [Candidate(self.path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
 
-    def ignored(self) -> dict[str, str]:
+    def skipped_folders(self) -> dict[str, str]:
         """Folders beside the versions that look like some and are none, each with the reason."""
         if self._pinned or not self.path.is_dir():
             return {}
-        found = {}
+        skipped = {}
         for child in self._folders():
             if _VERSION.fullmatch(child.name):
                 if not _has_file(child):
-                    found[child.name] = f"holds no {FILE}"
+                    skipped[child.name] = f"holds no {FILE}"
             elif _has_file(child):
-                found[child.name] = "the name is no version; expected a number from 1, without leading zeros"
-        return found
+                skipped[child.name] = "the name is no version; expected a number from 1, without leading zeros"
+        return skipped
 
     def _folders(self) -> list[Path]:
         """What lies in the folder, but for hidden names, under which volumes of Kubernetes keep their files."""
@@ -91,7 +93,7 @@ class ModelPlace:
 
         Raises ModelFileError where it is another than it should be, ProviderError where it cannot run where it should.
         """
-        model = Model(candidate.path, sha256=self._sha256, execution=self._execution)
+        model = Model(candidate.path, sha256=self._sha256, sessions=self._sessions)
         if candidate.version and model.info.version != candidate.version:
             raise ModelFileError(
                 f"{candidate.path}: its metadata says version {model.info.version}; expected {candidate.version}: "

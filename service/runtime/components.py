@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from service import __version__
 from service.config import parsed_options
 from service.errors import StartError
-from service.inference.providers import Execution
+from service.inference.providers import SessionFactory
 from service.security.credentials import Tls, Tokens
 from service.transports.limits import Limits
 from service.transports.native import transport as native
@@ -42,15 +42,15 @@ def chosen_transport(settings: Settings) -> tuple[str, str]:
     return ("native" if settings.transport == "native" else "grpcio"), ""
 
 
-def execution(settings: Settings, log: FilteringBoundLogger) -> Execution:
+def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFactory:
     """What makes the model's sessions; StartError for a provider that nobody knows."""
-    return Execution(
+    return SessionFactory(
         settings.provider,
         log,
         options=parsed_options(settings.provider_options),
         device_id=settings.device_id,
         memory_limit=settings.gpu_memory_bytes,
-        largest=settings.max_batch_size,
+        max_batch_size=settings.max_batch_size,
     )
 
 

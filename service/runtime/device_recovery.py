@@ -1,9 +1,9 @@
-"""A model on a device, which may fail while it serves: what callers hear of it, and how it comes back.
+"""A circuit breaker around a model on a device, and the task that recreates the session of one that fails.
 
-Nothing moves to the CPU. A failed run fails its own callers with UNAVAILABLE, which says that they may try again.
-After several in a row the model is unwell: health says NOT_SERVING, calls fail at once, and in the background new
-sessions are tried until one is as good as at a start. The process does not end itself: whether that would help is for
-whoever started it to judge, who sees NOT_SERVING.
+Nothing moves to the CPU. A failed run fails its own clients with UNAVAILABLE, so that they may send the request again.
+After FAILURE_THRESHOLD consecutive failures the model is unhealthy: health reports NOT_SERVING, calls fail at once, and
+a background task recreates the session until one passes the checks of a start. The process does not end itself: only
+its supervisor, which sees NOT_SERVING, can judge whether a restart would help.
 """
 
 from __future__ import annotations
@@ -24,119 +24,121 @@ if TYPE_CHECKING:
     from service.network import Pixels, Predictions
     from service.observability.metrics import Metrics
 
-FAILURES_IN_A_ROW = 3
-"""Runs; one alone may be a batch too large for the memory that others have left."""
+FAILURE_THRESHOLD = 3
+"""Consecutive failed runs; a single one may be a batch too large for the memory that other processes leave."""
 
-SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds between tries. The first comes at once, unless the model has been well for less than the longest."""
+MIN_BACKOFF, MAX_BACKOFF = 1.0, 60.0
+"""Seconds between attempts. The first is immediate, unless the model has been healthy for less than MAX_BACKOFF."""
 
 
-class OnDevice:
-    """`model` as the batcher sees it; `failing` is called, by whatever thread ran it, when it has become unwell."""
+class CircuitBreaker:
+    """`model` as the batcher sees it; `on_open` is called, on the thread of the run, when it becomes unhealthy."""
 
-    def __init__(self, model: Model, metrics: Metrics, log: FilteringBoundLogger, failing: Callable[[], None]) -> None:
+    def __init__(self, model: Model, metrics: Metrics, log: FilteringBoundLogger, on_open: Callable[[], None]) -> None:
         self.info = model.info
         self.parameters = model.parameters
         self.provider = model.provider
-        self.renew = model.renew
-        self.well = True
+        self.recreate_session = model.recreate_session
+        self.healthy = True
         self._model = model
         self._metrics = metrics
         self._log = log
-        self._failing = failing
-        self._in_a_row = 0  # threads may lose one another's failures, which only the next has to make good
+        self._on_open = on_open
+        self._consecutive_failures = 0  # a race may lose a failure; then one more run fails before the breaker opens
 
     def predict(self, pixels: Pixels) -> Predictions:
-        """As `Model.predict`, but ModelUnavailable where the run fails, or others have and no session is back yet."""
-        if not self.well:
+        """As `Model.predict`; ModelUnavailable if the run fails, or while the breaker is open."""
+        if not self.healthy:
             raise ModelUnavailable(f"the model cannot run: {self.provider} has failed and is being tried again")
         try:
-            found = self._model.predict(pixels)
+            predictions = self._model.predict(pixels)
         except Exception as e:
-            self._failed(e)
+            self._record_failure(e)
             raise ModelUnavailable(f"the model's run on {self.provider} failed: send the request again") from e
-        self._in_a_row = 0
-        return found
+        self._consecutive_failures = 0
+        return predictions
 
-    def recovered(self) -> None:
-        """Run again."""
-        self._in_a_row = 0
-        self.well = True
+    def reset(self) -> None:
+        """Let runs through again."""
+        self._consecutive_failures = 0
+        self.healthy = True
 
-    def _failed(self, error: Exception) -> None:
-        self._in_a_row += 1
+    def _record_failure(self, error: Exception) -> None:
+        self._consecutive_failures += 1
         self._metrics.device_failures.labels("memory" if "out of memory" in str(error).lower() else "run").inc()
-        self._log.error("run failed", provider=self.provider, consecutive_failures=self._in_a_row, exc_info=error)
-        if self.well and self._in_a_row >= FAILURES_IN_A_ROW:
-            self.well = False
-            self._failing()
+        self._log.error(
+            "run failed", provider=self.provider, consecutive_failures=self._consecutive_failures, exc_info=error
+        )
+        if self.healthy and self._consecutive_failures >= FAILURE_THRESHOLD:
+            self.healthy = False
+            self._on_open()
 
 
-class Keeper:
-    """Keeps the model that serves well; `changed` is called when `trouble` has, and tells health.
+class DeviceRecovery:
+    """Recreates the session of the model that serves when it fails; `on_change` is called when its health changes.
 
-    Construct it on the event loop, on which `keep` and `run` belong too.
+    Construct it on the event loop, on which `guard` and `run` belong too.
     """
 
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, changed: Callable[[], object]) -> None:
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, on_change: Callable[[], object]) -> None:
         self._metrics = metrics
         self._log = log
-        self._changed = changed
+        self._on_change = on_change
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
-        self._kept: OnDevice | None = None
+        self._state_changed = asyncio.Event()
+        self._breaker: CircuitBreaker | None = None
 
     @property
-    def trouble(self) -> str:
-        """What ails the model that serves, in a line for the operator; nothing while it is well."""
-        if self._kept is None or self._kept.well:
+    def unhealthy_reason(self) -> str:
+        """Why the model cannot serve, in a line for the operator; empty while it is healthy."""
+        if self._breaker is None or self._breaker.healthy:
             return ""
-        return f"{self._kept.provider} failed {FAILURES_IN_A_ROW} runs in a row and is being tried again"
+        return f"{self._breaker.provider} failed {FAILURE_THRESHOLD} runs in a row and is being tried again"
 
-    def keep(self, model: Model) -> OnDevice:
-        """`model`, watched from now on in place of the one before."""
-        self._kept = OnDevice(model, self._metrics, self._log, self._wake)
-        self._news.set()
-        return self._kept
+    def guard(self, model: Model) -> CircuitBreaker:
+        """Put a circuit breaker around `model`, which takes the place of the model before."""
+        self._breaker = CircuitBreaker(model, self._metrics, self._log, self._notify)
+        self._state_changed.set()
+        return self._breaker
 
     async def run(self) -> None:
-        """For ever: wait until the model that serves is unwell, say so, bring it back, say so."""
-        wait, well_since = 0.0, float("-inf")
+        """Wait until the model is unhealthy, report it, recreate its session, report that; until cancelled."""
+        backoff, healthy_since = 0.0, float("-inf")
         while True:
-            await self._news.wait()
-            self._news.clear()
-            if not self.trouble:
+            await self._state_changed.wait()
+            self._state_changed.clear()
+            if not self.unhealthy_reason:
                 continue
-            since = time.monotonic()
-            wait = 0.0 if since - well_since > LONGEST_WAIT else wait
-            self._log.error("model unhealthy", reason=self.trouble)
-            self._changed()
-            while self.trouble:
-                await self._pause(wait)
-                wait = min(LONGEST_WAIT, max(SHORTEST_WAIT, 2 * wait))
-                await self._try()
-            well_since = time.monotonic()
-            self._changed()
-            self._log.info("model recovered", seconds=round(well_since - since, 3))
+            unhealthy_since = time.monotonic()
+            backoff = 0.0 if unhealthy_since - healthy_since > MAX_BACKOFF else backoff
+            self._log.error("model unhealthy", reason=self.unhealthy_reason)
+            self._on_change()
+            while self.unhealthy_reason:
+                await self._back_off(backoff)
+                backoff = min(MAX_BACKOFF, max(MIN_BACKOFF, 2 * backoff))
+                await self._attempt_recovery()
+            healthy_since = time.monotonic()
+            self._on_change()
+            self._log.info("model recovered", seconds=round(healthy_since - unhealthy_since, 3))
 
-    def _wake(self) -> None:
-        self._loop.call_soon_threadsafe(self._news.set)
+    def _notify(self) -> None:
+        self._loop.call_soon_threadsafe(self._state_changed.set)
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, or until another model is kept."""
+    async def _back_off(self, seconds: float) -> None:
+        """Wait, or until another model takes the place of this one."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
-        self._news.clear()
+            await asyncio.wait_for(self._state_changed.wait(), seconds)
+        self._state_changed.clear()
 
-    async def _try(self) -> None:
-        kept = self._kept
-        if kept is None or kept.well:
+    async def _attempt_recovery(self) -> None:
+        breaker = self._breaker
+        if breaker is None or breaker.healthy:
             return
         try:
-            await asyncio.to_thread(kept.renew)
-        except Exception as e:  # noqa: BLE001 (whatever failed, a later try may succeed)
+            await asyncio.to_thread(breaker.recreate_session)
+        except Exception as e:  # noqa: BLE001 (whatever failed, a later attempt may succeed)
             self._metrics.device_failures.labels("session").inc()
             reason = e.reason if isinstance(e, ProviderError) else repr(e)
-            self._log.error("session recreation failed", provider=kept.provider, reason=reason)
+            self._log.error("session recreation failed", provider=breaker.provider, reason=reason)
         else:
-            kept.recovered()
+            breaker.reset()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.inference.model import Model
-    from service.inference.repository import Candidate, ModelPlace
+    from service.inference.repository import Candidate, ModelRepository
     from service.observability.metrics import Metrics
 
 PATIENCE = 120.0
@@ -33,7 +33,7 @@ class Reloader:
     keep a restarted server down. Raises ModelFileError where none can, ProviderError where its device cannot.
     """
 
-    def __init__(self, place: ModelPlace, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    def __init__(self, place: ModelRepository, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._place = place
         self._metrics = metrics
         self._log = log
@@ -97,7 +97,7 @@ class Reloader:
 
     def _newest_stamp(self) -> object:
         self._warn_of_ignored(self._ignored)
-        return self._place.candidates()[0].stamp()
+        return self._place.candidates()[0].fingerprint()
 
     async def _on_a_thread(self, read: Callable[[], T]) -> T:
         """What `read` gives. ModelFileError where its volume does not answer, at once for as long as that lasts."""
@@ -113,7 +113,7 @@ class Reloader:
     def _first(self) -> Model:
         candidates = self._place.candidates()
         self._warn_of_ignored()
-        self._seen = candidates[0].stamp()
+        self._seen = candidates[0].fingerprint()
         for candidate in candidates[:-1]:
             try:
                 return self._place.load(candidate)
@@ -123,7 +123,7 @@ class Reloader:
 
     def _warn_of_ignored(self, before: dict[str, str] | None = None) -> None:
         """Warn once of each folder that does not serve and was there `before`: others may still be being made."""
-        self._ignored = found = self._place.ignored()
+        self._ignored = found = self._place.skipped_folders()
         rests = {name: reason for name, reason in found.items() if before is None or before.get(name) == reason}
         for name, reason in rests.items():
             if self._warned_of.get(name) != reason:

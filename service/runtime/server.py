@@ -18,15 +18,15 @@ from service.batching.batcher import Batcher
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
 from service.handlers.predictor import Predictor
-from service.inference.providers import CPU, ON_NVIDIA
-from service.inference.repository import ModelPlace
+from service.inference.providers import CPU, NVIDIA_PROVIDERS
+from service.inference.repository import ModelRepository
 from service.observability import gpu_metrics
 from service.observability.connections import established
 from service.observability.metrics import Metrics
 from service.observability.metrics_server import MetricsServer
 from service.observability.statistics import Statistics
 from service.runtime import components
-from service.runtime.device_recovery import Keeper
+from service.runtime.device_recovery import DeviceRecovery
 from service.runtime.lifecycle import StopSignals, end_within
 from service.runtime.reloader import Reloader
 from service.runtime.traced_components import TracedBatcher, TracedPredictor
@@ -67,17 +67,17 @@ class Server:
         self.metrics.serving.set_function(self._is_serving)
         self.metrics.connections_limit.set(settings.max_connections)
         self._tracing = components.tracing(settings, self.metrics, log)
-        self._execution = components.execution(settings, log)
-        place = ModelPlace(
-            settings.model, version=settings.model_version, sha256=settings.model_sha256, execution=self._execution
+        self._sessions = components.session_factory(settings, log)
+        place = ModelRepository(
+            settings.model, version=settings.model_version, sha256=settings.model_sha256, sessions=self._sessions
         )
         self._reloader = Reloader(place, self.metrics, log)
         self._health = asyncio.Lock()
-        self._keeper = Keeper(self.metrics, log, self._health_changed)
+        self._device_recovery = DeviceRecovery(self.metrics, log, self._health_changed)
         self._watchdog = Watchdog(
             settings.watchdog_timeout, self.metrics, log, asyncio.get_running_loop(), self._health_changed
         )
-        if self._execution.name in ON_NVIDIA:
+        if self._sessions.name in NVIDIA_PROVIDERS:
             gpu_metrics.register(self.registry, settings.device_id, log)
         self.batcher: Batcher | NativeBatcher
         self.transport: GrpcioTransport | NativeTransport
@@ -121,12 +121,12 @@ class Server:
 
     def _watched(self, model: Model) -> Watched:
         """`model` as callers see it: where it runs on the CPU itself, for a failure there is a fault of ours."""
-        return self._watchdog.watch(model if self._execution.name == CPU else self._keeper.keep(model))
+        return self._watchdog.watch(model if self._sessions.name == CPU else self._device_recovery.guard(model))
 
     def _inline(self) -> int | None:
         """None is the transport's own; a device's run would keep the thread that speaks to callers for too long."""
         given = self._settings.inline_images
-        return 0 if given is None and self._execution.name != CPU else given
+        return 0 if given is None and self._sessions.name != CPU else given
 
     def _native(self, statistics: Statistics) -> tuple[NativeBatcher, NativeTransport]:
         settings, batcher = self._settings, NativeBatcher(self._watched(self.model), statistics)
@@ -156,7 +156,7 @@ class Server:
                 serving=self._is_serving,
                 server_version=__version__,
                 provider=self.model.provider,
-                on_gpu=self._execution.is_on_gpu,
+                on_gpu=self._sessions.is_on_gpu,
                 reload=self._reload if settings.model_control else None,
             ),
         ]
@@ -181,7 +181,7 @@ class Server:
         self._set_model_info(self.model)
         self._started = True
         await self._tell_health()
-        self._in_background(self._keeper.run())
+        self._in_background(self._device_recovery.run())
         for files in (self._tls, self._tokens):
             if files is not None:
                 self._in_background(watch(files, self._log))
@@ -192,7 +192,7 @@ class Server:
     @property
     def _unhealthy_reason(self) -> str:
         """What keeps the server from serving, in a line for the operator; nothing while all is well."""
-        return self._watchdog.unhealthy_reason or self._keeper.trouble or self.transport.unhealthy_reason
+        return self._watchdog.unhealthy_reason or self._device_recovery.unhealthy_reason or self.transport.unhealthy_reason
 
     def _set_model_info(self, model: Model) -> None:
         self.metrics.set_model_info(
