@@ -192,7 +192,9 @@ class Server:
     @property
     def _unhealthy_reason(self) -> str:
         """What keeps the server from serving, in a line for the operator; nothing while all is well."""
-        return self._watchdog.unhealthy_reason or self._device_recovery.unhealthy_reason or self.transport.unhealthy_reason
+        return (
+            self._watchdog.unhealthy_reason or self._device_recovery.unhealthy_reason or self.transport.unhealthy_reason
+        )
 
     def _set_model_info(self, model: Model) -> None:
         self.metrics.set_model_info(
