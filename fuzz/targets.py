@@ -24,7 +24,7 @@ from service.handlers.predictor import Predictor
 from service.inference.model import Model
 from service.observability.metrics import Metrics
 from service.observability.statistics import Statistics
-from service.security.credentials import Tokens
+from service.security.tokens import Tokens
 from service.transports.status import to_status
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from service.handlers import Service
-    from service.security.credentials import Tls
+    from service.security.tls import Tls
 
 
 class Bare(SimpleNamespace):

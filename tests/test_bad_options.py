@@ -14,7 +14,7 @@ from structlog.testing import CapturingLogger
 from service.config import Settings, SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
 from service.observability.metrics import Metrics
-from service.security.credentials import Tokens
+from service.security.tokens import Tokens
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,7 +29,8 @@ from service.config import SettingsError, load
 from service.errors import CredentialsError, Unauthenticated
 from service.observability.logs import LOG_INTERVAL
 from service.observability.metrics import Metrics
-from service.security.credentials import Tls, Tokens
+from service.security.tls import Tls
+from service.security.tokens import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,7 +243,7 @@ def test_a_file_that_becomes_readable_is_taken_up_without_another_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
-    monkeypatch.setattr("service.security.credentials._RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr("service.security.file_watcher._RETRY_INTERVAL", 0.0)
     metrics, log = silent()
     path, denied = tmp_path / "tokens", [False]
     put(path, FIRST.encode())
@@ -302,7 +303,7 @@ def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair:
 def test_a_failure_that_is_a_fault_of_ours_is_tried_again_and_told_once(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, pair: Pair
 ) -> None:
-    monkeypatch.setattr("service.security.credentials._RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr("service.security.file_watcher._RETRY_INTERVAL", 0.0)
     metrics, log = silent()
     tls = Tls(pair.certificate, pair.key, None, metrics, log)
     tries = []

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
-from service.security.credentials import Tls
+from service.security.tls import Tls
 from service.transports.grpcio import server as grpcio_server
 
 if TYPE_CHECKING:

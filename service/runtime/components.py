@@ -8,7 +8,8 @@ from service import __version__
 from service.config import parsed_options
 from service.errors import StartError
 from service.inference.providers import SessionFactory
-from service.security.credentials import Tls, Tokens
+from service.security.tls import Tls
+from service.security.tokens import Tokens
 from service.transports.limits import Limits
 from service.transports.native import transport as native
 

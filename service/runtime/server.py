@@ -31,7 +31,7 @@ from service.runtime.lifecycle import StopSignals, end_within
 from service.runtime.reloader import Reloader
 from service.runtime.traced_components import TracedBatcher, TracedPredictor
 from service.runtime.watchdog import Watchdog
-from service.security.credentials import watch
+from service.security.file_watcher import watch
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.native.transport import NativeBatcher, NativeTransport
 

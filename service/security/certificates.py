@@ -1,4 +1,4 @@
-"""What the files of TLS hold, as far as a refusal names it: PEM, the order of a chain, the key of a certificate."""
+"""A reader of the parts of TLS files that errors name: PEM blocks, the order of a chain, the key of a certificate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SERVED_KEYS = "RSA of 2048 bits or more, P-256 or P-384"
-"""What a client of gRPC's C core, and so `client`, takes from a server of either transport."""
+"""The keys that clients on gRPC's C core, such as ours, accept from a server of either transport."""
 
 _SHORTEST_RSA = 2048
 _PRIVATE_KEY = re.compile(rb"-----BEGIN ((?:[A-Z0-9]+ )*PRIVATE KEY)-----(.*?)-----END \1-----", re.DOTALL)
@@ -28,18 +27,26 @@ _CURVES = {
     "2b8104000a": "secp256k1",
 }
 _Element = tuple[int, bytes]
-"""A tag of DER, and what is under it."""
+"""A tag of DER and its content."""
+
+
+class Pem(NamedTuple):
+    """The content of the TLS files at one moment; without `client_ca` clients need no certificate."""
+
+    chain: bytes
+    key: bytes
+    client_ca: bytes | None
 
 
 class Certificate(NamedTuple):
-    """A part of what one says, from its DER as RFC 5280 describes it."""
+    """The fields of a certificate that errors name, parsed from DER as RFC 5280 defines it."""
 
     subject: bytes
     issuer: bytes
     key: str
-    """Its kind, such as `P-256` or `RSA 2048`."""
+    """Its algorithm and size, such as `P-256` or `RSA 2048`."""
     hosts: tuple[str, ...]
-    """DNS names and IP addresses that it is for."""
+    """Its DNS names and IP addresses."""
     has_names: bool
     """Whether it has a subject alternative name of any kind, such as a SPIFFE ID."""
 
@@ -51,40 +58,40 @@ class Certificate(NamedTuple):
 
 
 def check_certificates(pem: bytes) -> None:
-    """Raise ValueError, with what the file is instead, where it holds no certificate in PEM."""
+    """Raise ValueError, which says what the file is instead, unless it has a certificate in PEM."""
     _check(pem, "certificate", _CERTIFICATE)
 
 
 def check_key(pem: bytes) -> None:
-    """Raise ValueError, with what the file is instead, where it holds no private key in PEM without a passphrase."""
+    """Raise ValueError, which says what the file is instead, unless it has an unencrypted private key in PEM."""
     label, content = _check(pem, "private key", _PRIVATE_KEY).groups()
     if b"ENCRYPTED" in label or b"Proc-Type: 4,ENCRYPTED" in content:
         raise ValueError("is encrypted; expected a key without passphrase")
 
 
-def _check(pem: bytes, what: str, block: re.Pattern[bytes]) -> re.Match[bytes]:
-    if found := block.search(pem):
-        return found
+def _check(pem: bytes, kind: str, block: re.Pattern[bytes]) -> re.Match[bytes]:
+    if match := block.search(pem):
+        return match
     if not pem.strip():
-        raise ValueError(f"is empty; expected a {what} in PEM")
+        raise ValueError(f"is empty; expected a {kind} in PEM")
     if pem.startswith(_DER_SEQUENCE):
         raise ValueError("is DER; expected PEM")
-    raise ValueError(f"holds no {what} in PEM")
+    raise ValueError(f"holds no {kind} in PEM")
 
 
 def parse(pem: bytes) -> list[Certificate]:
-    """The certificates of a file, in its order, up to the first that is damaged."""
-    found = []
+    """Parse the certificates of a file, in its order, up to the first damaged one."""
+    certificates = []
     try:
         for block in _CERTIFICATE.finditer(pem):
-            found.append(_parse(base64.b64decode(block[1])))  # noqa: PERF401 (those before a damaged one are kept)
+            certificates.append(_parse(base64.b64decode(block[1])))  # noqa: PERF401 (keeps those before a damaged one)
     except (IndexError, ValueError):
         pass
-    return found
+    return certificates
 
 
 def begins_with_issuer(chain: list[Certificate]) -> bool:
-    """Whether the first certificate has signed one after it, where the server's own should stand."""
+    """Check whether the first certificate, which should be the server's own, has signed a later one."""
     first = chain[:1]
     return any(later.issuer == own.subject != later.subject for own in first for later in chain[1:])
 
@@ -122,12 +129,12 @@ def _key(public_key: bytes) -> str:
 
 
 def _children(der: bytes) -> list[_Element]:
-    found, at = [], 0
+    children, at = [], 0
     while at < len(der):
         tag, length, at = der[at], der[at + 1], at + 2
         if length & 0x80:
             size = length & 0x7F
             length, at = int.from_bytes(der[at : at + size], "big"), at + size
-        found.append((tag, der[at : at + length]))
+        children.append((tag, der[at : at + length]))
         at += length
-    return found
+    return children

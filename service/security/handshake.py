@@ -1,7 +1,7 @@
-"""Handshakes before a certificate is put in force, so that one that no client could use is never offered to one.
+"""TLS handshakes that verify a certificate before it is put in force, so that clients never receive an unusable one.
 
-First in memory with OpenSSL, which gives reasons. Then by the library that will serve, with a client such as ours: what
-OpenSSL takes, BoringSSL or rustls may not.
+The first is in memory with OpenSSL, which gives reasons. The second is by the library that will serve, with a client
+on gRPC's C core: BoringSSL or rustls may reject a certificate that OpenSSL accepts.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from service.security.credentials import Pem
+    from service.security.certificates import Pem
 
-WITHIN = 20.0
-"""Seconds that a handshake on loopback may take; only a machine that stands still takes so long."""
+HANDSHAKE_TIMEOUT = 20.0
+"""Seconds for a handshake on loopback; only a machine that has stopped takes so long."""
 
-_Peer = dict[str, Any]  # as ssl.SSLSocket.getpeercert decodes it
+_PeerCertificate = dict[str, Any]  # as ssl.SSLSocket.getpeercert decodes it
 
 
-def verify_by_handshake(pem: Pem, offer: Callable[[Pem], AbstractContextManager[int]]) -> None:
-    """Have a client of gRPC's C core shake hands with what `offer`, a transport's own, serves on a port of loopback.
+def verify_by_handshake(pem: Pem, serve_once: Callable[[Pem], AbstractContextManager[int]]) -> None:
+    """Connect a client on gRPC's C core to a port of loopback on which `serve_once`, of a transport, serves the files.
 
-    Raises ValueError, with the reason, where `offer` does or the handshake fails.
+    Raises ValueError, with the reason, if `serve_once` does or the handshake fails.
     """
     certificate = next(iter(parse(pem.chain)), None)
     if certificate is not None and not certificate.has_names:
         raise ValueError("the certificate names no host; expected a subject alternative name")
     try:
-        with offer(pem) as port:
-            # A certificate for no host, such as of SPIFFE, is for clients that look at other names than ours does.
+        with serve_once(pem) as port:
+            # Clients that verify other names than a host, such as a SPIFFE ID, can use a certificate without a host.
             hosts = ("",) if certificate is None else certificate.hosts[:1]
-            reason = "".join(_failure(port, pem.chain, host) for host in hosts)
+            reason = "".join(_handshake_error(port, pem.chain, host) for host in hosts)
     except OSError as e:
         raise ValueError(f"no port of loopback to try it on: {e.strerror}") from None
     except ValueError as e:
@@ -51,57 +51,51 @@ def verify_by_handshake(pem: Pem, offer: Callable[[Pem], AbstractContextManager[
         raise ValueError(reason)
 
 
-def _failure(port: int, chain: bytes, host: str) -> str:
-    """Why no client finishes a handshake; empty where one does. The certificate stands in for its own CA."""
+def _handshake_error(port: int, chain: bytes, host: str) -> str:
+    """Return why the handshake of a client fails, or ""; the client trusts the certificate itself as its CA."""
     options: list[tuple[str, str | int]] = [
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.ssl_target_name_override", host.replace("*", "a", 1)),
     ]
-    found, decided = [grpc.ChannelConnectivity.IDLE], Event()
+    latest, is_final = [grpc.ChannelConnectivity.IDLE], Event()
 
     def on_change(connectivity: grpc.ChannelConnectivity) -> None:
-        found[0] = connectivity
+        latest[0] = connectivity
         if connectivity in {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}:
-            decided.set()
+            is_final.set()
 
     with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(chain), options) as channel:
         channel.subscribe(on_change, try_to_connect=True)
-        if not decided.wait(WITHIN):
-            return f"no handshake was finished within {WITHIN:g} s"
-    return "" if found[0] == grpc.ChannelConnectivity.READY else "the handshake of a gRPC client fails"
+        if not is_final.wait(HANDSHAKE_TIMEOUT):
+            return f"no handshake was finished within {HANDSHAKE_TIMEOUT:g} s"
+    return "" if latest[0] == grpc.ChannelConnectivity.READY else "the handshake of a gRPC client fails"
 
 
-def verify_in_memory(certificate: Path, key: Path, client_ca: Path | None, pem: Pem) -> tuple[_Peer, list[str]]:
-    """Shake hands with ourselves; the paths are for the text of CredentialsError, and for OpenSSL, which reads files.
+def verify_in_memory(
+    certificate: Path, key: Path, client_ca: Path | None, pem: Pem
+) -> tuple[_PeerCertificate, list[str]]:
+    """Run a handshake between two OpenSSL contexts in memory; the paths are for OpenSSL and for CredentialsError.
 
-    Returns the certificate, and the names of those whom the callers' may be signed by.
+    Returns the decoded certificate, and the subjects of the CAs of client certificates.
     """
     _check_pem(certificate, key, client_ca, pem)
-    server, caller = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        # An encrypted key would be asked for on the terminal: an empty password makes it an error instead.
+        # OpenSSL asks for the password of an encrypted key on the terminal; an empty password makes that an error.
         server.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as e:
-        found = _reason(e.reason or "", pem.chain)
-        raise CredentialsError(f"--tls-cert {certificate} and --tls-key {key}: {found}") from None
-    trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    if client_ca is not None:
-        try:
-            trusted.load_verify_locations(client_ca)
-        except ssl.SSLError:
-            raise CredentialsError(f"--tls-client-ca {client_ca}: not certificates in PEM") from None
-    caller.check_hostname = False
-    caller.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    caller.load_verify_locations(certificate)
+        raise CredentialsError(f"--tls-cert {certificate} and --tls-key {key}: {_explain(e, pem.chain)}") from None
+    client_issuers = _load_client_ca(client_ca)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(certificate)
     try:
-        peer = _handshake_peer(caller, server)
+        return _handshake_peer(client, server), client_issuers
     except ssl.SSLCertVerificationError as e:
         raise CredentialsError(f"--tls-cert {certificate}: {e.verify_message}") from None
     except ssl.SSLError as e:
-        found = _reason(e.reason or "", pem.chain)
-        raise CredentialsError(f"--tls-cert {certificate} and --tls-key {key}: {found}") from None
-    return peer, [name_of(ca) for ca in trusted.get_ca_certs()]
+        raise CredentialsError(f"--tls-cert {certificate} and --tls-key {key}: {_explain(e, pem.chain)}") from None
 
 
 def _check_pem(certificate: Path, key: Path, client_ca: Path | None, pem: Pem) -> None:
@@ -117,33 +111,43 @@ def _check_pem(certificate: Path, key: Path, client_ca: Path | None, pem: Pem) -
             raise CredentialsError(f"{flag} {path}: {e}") from None
 
 
-def _reason(of_openssl: str, chain: bytes) -> str:
-    """A sentence for what OpenSSL calls by a name of its own."""
-    found = parse(chain)
-    if "MISMATCH" in of_openssl:
-        if begins_with_issuer(found):
+def _load_client_ca(path: Path | None) -> list[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if path is not None:
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError:
+            raise CredentialsError(f"--tls-client-ca {path}: not certificates in PEM") from None
+    return [subject_name(ca) for ca in context.get_ca_certs()]
+
+
+def _explain(error: ssl.SSLError, chain: bytes) -> str:
+    """Explain an error that OpenSSL names by a code."""
+    reason, certificates = error.reason or "", parse(chain)
+    if "MISMATCH" in reason:
+        if begins_with_issuer(certificates):
             return "the chain begins with an issuer; expected the server's certificate first, then its issuers'"
         return "the key is not that of the certificate"
-    if "MD_TOO_WEAK" in of_openssl:
+    if "MD_TOO_WEAK" in reason:
         return "a signature of the chain is of SHA-1 or weaker; expected SHA-256 or stronger"
-    if found and not found[0].has_served_key:
-        return f"the key is {found[0].key}; expected {SERVED_KEYS}"
-    return "not a certificate and its key in PEM" + (f": {of_openssl}" if of_openssl else "")
+    if certificates and not certificates[0].has_served_key:
+        return f"the key is {certificates[0].key}; expected {SERVED_KEYS}"
+    return "not a certificate and its key in PEM" + (f": {reason}" if reason else "")
 
 
-def _handshake_peer(caller: ssl.SSLContext, server: ssl.SSLContext) -> _Peer:
-    """The server's certificate as the caller sees it after a handshake between the two."""
-    to_server, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [caller.wrap_bio(to_caller, to_server), server.wrap_bio(to_server, to_caller, server_side=True)]
+def _handshake_peer(client: ssl.SSLContext, server: ssl.SSLContext) -> _PeerCertificate:
+    """Return the server's certificate as the client decodes it in a handshake of the two."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
     for end in (ends[0], ends[1], ends[0], ends[1]):
         try:
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-    peer: _Peer = ends[0].getpeercert() or {}
+    peer: _PeerCertificate = ends[0].getpeercert() or {}
     return peer
 
 
-def name_of(certificate: _Peer) -> str:
-    """The subject, as the log says it."""
+def subject_name(certificate: _PeerCertificate) -> str:
+    """Return the subject of a certificate in the form of the log."""
     return ", ".join(f"{key}={value}" for part in certificate["subject"] for key, value in part)

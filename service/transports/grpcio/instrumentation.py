@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.errors import ServiceError
-    from service.security.credentials import Tokens
+    from service.security.tokens import Tokens
     from service.transports.grpcio.streams import OpenStreams
     from service.transports.grpcio.unsent_replies import UnsentReplies
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from service.handlers import Alternative, Answer, Service, Together
     from service.observability.metrics import Metrics
     from service.observability.tracing import Tracing
-    from service.security.credentials import Pem, Tls, Tokens
+    from service.security.certificates import Pem
+    from service.security.tls import Tls
+    from service.security.tokens import Tokens
     from service.transports.limits import Limits
 
 _NEVER_MS = 2**31 - 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from service.errors import ServerStopping, ServiceError, deadline_exceeded, malformed_message, overloaded
 from service.network import PIXELS
-from service.security import credentials
+from service.security.tokens import invalid_token, missing_token
 from service.transports.call_log import CallLogger
 from service.transports.status import code_name, to_status
 
@@ -103,7 +103,7 @@ class Host:
 
     def stranger(self, is_silent: bool) -> Exception:
         """The error of a call without a token, or with another than ours."""
-        return credentials.missing_token() if is_silent else credentials.invalid_token()
+        return missing_token() if is_silent else invalid_token()
 
 
 class Waiting:

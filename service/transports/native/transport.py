@@ -28,7 +28,7 @@ from service.observability.metrics import (
     Rpc,
     RpcMetrics,
 )
-from service.security.handshake import WITHIN, verify_by_handshake
+from service.security.handshake import HANDSHAKE_TIMEOUT, verify_by_handshake
 from service.transports.limits import HEALTH_MESSAGE, SMALL_MESSAGE
 from service.transports.native.callbacks import Host, Waiting
 from service.transports.native.metrics import Counts, move_statistics
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from service.network import ModelInfo, Parameters, Pixels, Predictions
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
-    from service.security.credentials import Pem, Tls, Tokens
+    from service.security.certificates import Pem
+    from service.security.tls import Tls
+    from service.security.tokens import Tokens
     from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
@@ -219,7 +221,7 @@ def _served(pem: Pem) -> Iterator[int]:
     """A port of loopback on which rustls shakes hands with one client and no more."""
     handshake = import_module(WHEEL).Handshake(pem.chain, pem.key)
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(WITHIN)
+    listener.settimeout(HANDSHAKE_TIMEOUT)
     port = int(listener.getsockname()[1])
     Thread(target=_shake_hands, args=(listener, handshake), name="rehearsal", daemon=True).start()
     yield port
@@ -229,7 +231,7 @@ def _shake_hands(listener: socket.socket, handshake: Any) -> None:
     with listener, suppress(OSError):  # the client's view of a failure is the one that counts
         client, _ = listener.accept()
         with client:
-            client.settimeout(WITHIN)
+            client.settimeout(HANDSHAKE_TIMEOUT)
             while received := client.recv(2**16):
                 client.sendall(handshake.answer(received))
 
