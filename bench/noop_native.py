@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from bench.servers import LARGEST_BATCH, MODEL
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor
 from service.inference.model import Model
 from service.network import Pixels, Predictions
@@ -47,7 +48,7 @@ async def main() -> None:
     predictor = Predictor(batcher, max_batch_size=LARGEST_BATCH)
     services: list[Service] = [
         DigitsHandler(predictor),
-        InferenceHandler(predictor, serving=lambda: True, server_version="0"),
+        InferenceHandler(predictor, MetadataHandler(predictor, is_serving=lambda: True, server_version="0")),
     ]
     log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
     limits = Limits(max_batch_size=LARGEST_BATCH)

@@ -20,6 +20,7 @@ from service.config import Settings, SettingsError, load
 from service.errors import CredentialsError, ModelFileError, Unauthenticated
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor
 from service.inference.model import Model
 from service.observability.metrics import Metrics
@@ -30,7 +31,7 @@ from service.transports.status import to_status
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from service.handlers import Answer
+    from service.handlers import MessageHandler
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 _MARK = b"\x0a\x0econtent_sha256\x12\x40"
@@ -60,8 +61,9 @@ class Messages:
         self._runner = asyncio.Runner()
         self._batcher = Batcher(Model(path), metrics, Statistics(), **limits)
         predictor = Predictor(self._batcher, max_batch_size=MOST_IMAGES)
-        services = (DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0"))
-        self._answers: list[Answer] = [
+        metadata = MetadataHandler(predictor, is_serving=lambda: True, server_version="0")
+        services = (DigitsHandler(predictor), InferenceHandler(predictor, metadata))
+        self._answers: list[MessageHandler] = [
             answer for one in services for _, answer in sorted({**one.unary, **one.streams}.items())
         ]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
     from structlog.typing import FilteringBoundLogger
 
-    from service.handlers import Alternative, Answer
+    from service.handlers import Alternative, MessageHandler
 
 NO_DEADLINE = float("inf")
 """Ray's proxy keeps the caller's deadline to itself: it ends the call, and the replica hears of it as a cancelling."""
@@ -39,13 +39,13 @@ class Reply:
 
 
 class Answering:
-    """Makes of an Answer what Ray Serve calls: a method of a message, or of a stream, and `grpc_context`."""
+    """Makes of an MessageHandler what Ray Serve calls: a method of a message, or of a stream, and `grpc_context`."""
 
     def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._metrics = metrics
         self._log = log
 
-    def unary(self, service: str, name: str, answer: Answer) -> Callable[..., Awaitable[Reply]]:
+    def unary(self, service: str, name: str, answer: MessageHandler) -> Callable[..., Awaitable[Reply]]:
         """One message, one reply. A refusal is told on the context, and the reply is empty."""
         rpc = RpcMetrics(self._metrics, Rpc("unary", service, name))
 
@@ -69,7 +69,7 @@ class Answering:
         return call
 
     def stream(
-        self, service: str, name: str, usual: Answer, alternative: Alternative | None = None
+        self, service: str, name: str, usual: MessageHandler, alternative: Alternative | None = None
     ) -> Callable[..., AsyncIterator[Reply]]:
         """One reply a message, in order. Ray tells a stream's refusal by its status and sentence alone."""
         rpc = RpcMetrics(self._metrics, Rpc("bidi_stream", service, name))
@@ -77,7 +77,7 @@ class Answering:
         async def call(request: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Reply]:
             metadata = grpc_context.invocation_metadata()
             started, id_ = rpc.start(), request_id_from(metadata)
-            answer = alternative.answer if alternative and alternative.is_wanted(metadata) else usual
+            answer = alternative.handler if alternative and alternative.matches(metadata) else usual
             try:
                 async for message in request:
                     rpc.received()

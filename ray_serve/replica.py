@@ -20,6 +20,7 @@ from service.batching.batcher import Batcher
 from service.errors import ModelNotFound, malformed_message
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor, echo
 from service.inference.model import Model
 from service.network import PIXELS
@@ -63,7 +64,9 @@ class Replica:
         predictor = Predictor(batcher, max_batch_size=settings.max_batch_size)
         services: list[Service] = [
             DigitsHandler(predictor, self._metrics.requests_dropped.labels("overloaded").inc),
-            InferenceHandler(predictor, serving=lambda: True, server_version=__version__),
+            InferenceHandler(
+                predictor, MetadataHandler(predictor, is_serving=lambda: True, server_version=__version__)
+            ),
         ]
         self._names = ["", *(service.name for service in services)]
         self._offer(services)

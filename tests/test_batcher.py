@@ -1,4 +1,4 @@
-"""Every caller gets exactly its own rows, and what need not be run is not."""
+"""Batching: every request gets exactly its own rows, and requests without a client do not run."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def images(*firsts: int) -> np.ndarray:
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=60), inline=st.sampled_from([0, 8, 64]))
 @settings(max_examples=30, deadline=None)
-def test_concurrent_callers_get_their_own_rows(model: Model, sizes: list[int], inline: int) -> None:
+def test_concurrent_requests_get_their_own_rows(model: Model, sizes: list[int], inline: int) -> None:
     async def check() -> None:
         batcher, _ = make(model, inline=inline, max_batch_size=64)
-        asked = [images(*range(i, i + n)) for i, n in enumerate(sizes)]
-        replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
-        for pixels, reply in zip(asked, replies, strict=True):
+        requests = [images(*range(i, i + n)) for i, n in enumerate(sizes)]
+        replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in requests))
+        for pixels, reply in zip(requests, replies, strict=True):
             np.testing.assert_allclose(reply.activations, model.predict(pixels).activations, rtol=0, atol=1e-6)
             assert reply.digit.shape == (len(pixels),)
         await batcher.close()
@@ -60,19 +60,19 @@ def test_concurrent_callers_get_their_own_rows(model: Model, sizes: list[int], i
     asyncio.run(check())
 
 
-async def test_thousands_of_callers_at_once_get_their_own_rows(model: Model) -> None:
+async def test_thousands_of_concurrent_requests_get_their_own_rows(model: Model) -> None:
     batcher, registry = make(model)
-    asked = [images(*range(i, i + 1 + i % 7)) for i in range(3000)]
-    replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
-    for pixels, reply in zip(asked, replies, strict=True):
+    requests = [images(*range(i, i + 1 + i % 7)) for i in range(3000)]
+    replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in requests))
+    for pixels, reply in zip(requests, replies, strict=True):
         np.testing.assert_allclose(reply.activations, model.predict(pixels).activations, rtol=0, atol=1e-6)
     runs = registry.get_sample_value("digits_inference_seconds_count")
     assert runs is not None
-    assert runs < 100, "3,000 callers at once are a few batches, not 3,000 runs"
+    assert runs < 100, "3,000 concurrent requests are a few batches, not 3,000 runs"
     await batcher.close()
 
 
-async def test_what_arrives_while_the_model_is_busy_is_one_batch(model: Model) -> None:
+async def test_requests_that_arrive_while_the_model_is_busy_become_one_batch(model: Model) -> None:
     held = Held(model)
     batcher, _ = make(held)
     first = asyncio.create_task(batcher.predict(images(1)))
@@ -85,55 +85,55 @@ async def test_what_arrives_while_the_model_is_busy_is_one_batch(model: Model) -
     await batcher.close()
 
 
-async def test_a_small_request_to_an_idle_model_runs_on_the_spot(model: Model) -> None:
+async def test_a_small_request_to_an_idle_model_runs_at_once(model: Model) -> None:
     batcher, _ = make(model, inline=8)
     coroutine = batcher.predict(images(1, 2))
     with pytest.raises(StopIteration) as ended:
-        coroutine.send(None)  # to its end in one step: it never waited
+        coroutine.send(None)  # completes in one step, so it did not wait
     assert ended.value.value.digit.shape == (2,)
     await batcher.close()
 
 
-async def test_small_requests_that_come_many_at_a_time_are_gathered(model: Model) -> None:
+async def test_concurrent_small_requests_are_gathered(model: Model) -> None:
     held = Held(model)
     held.go.set()
     batcher, _ = make(held, inline=128)
     for _ in range(10):
         await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
     assert held.sizes[-5:] == [50] * 5
-    asked = [images(*range(i, i + 1 + i % 5)) for i in range(40)]
-    replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in asked))
-    for pixels, reply in zip(asked, replies, strict=True):
+    requests = [images(*range(i, i + 1 + i % 5)) for i in range(40)]
+    replies = await asyncio.gather(*(batcher.predict(pixels) for pixels in requests))
+    for pixels, reply in zip(requests, replies, strict=True):
         np.testing.assert_allclose(reply.activations, model.predict(pixels).activations, rtol=0, atol=1e-6)
     await batcher.close()
 
 
-async def test_requests_that_come_alone_again_are_answered_on_the_spot_again(model: Model) -> None:
+async def test_single_requests_run_at_once_again_after_concurrent_ones(model: Model) -> None:
     batcher, _ = make(model, inline=128)
     for _ in range(10):
         await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
-    await batcher.predict(images(1))  # waits for others, in vain
+    await batcher.predict(images(1))  # waits for more requests, in vain
     coroutine = batcher.predict(images(1))
     with pytest.raises(StopIteration):
         coroutine.send(None)
     await batcher.close()
 
 
-async def test_a_request_without_time_to_wait_ends_the_gathering(model: Model) -> None:
+async def test_a_request_with_a_short_deadline_ends_the_gathering(model: Model) -> None:
     batcher, _ = make(model, inline=128)
-    for _ in range(100):  # a busy machine may keep it waiting for longer
+    for _ in range(100):  # a busy machine can delay it
         for _ in range(10):
             await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
         with contextlib.suppress(DeadlineExceeded):
-            await batcher.predict(images(1), deadline=time.monotonic() + 0.004)  # 50 are expected, for 5 ms
+            await batcher.predict(images(1), deadline=time.monotonic() + 0.004)  # the target is 50, for 5 ms
             break
     else:
         pytest.fail("never answered in time")
     await batcher.close()
 
 
-async def test_a_gathering_never_lasts_long(model: Model) -> None:
-    """One comes at every turn of the loop: where that made it wait on, nobody would be answered before they end."""
+async def test_gathering_ends_while_requests_keep_arriving(model: Model) -> None:
+    """A request arrives in every iteration of the event loop, which must not extend the wait."""
     batcher, _ = make(model, inline=100_000, max_batch_size=100_000)
     await asyncio.gather(*(batcher.predict(images(i)) for i in range(300)))
     tasks: list[asyncio.Task[Predictions]] = []
@@ -150,7 +150,7 @@ async def test_a_gathering_never_lasts_long(model: Model) -> None:
     await batcher.close()
 
 
-async def test_a_failed_run_of_gathered_requests_fails_each_and_no_later_one(model: Model) -> None:
+async def test_a_failed_run_of_gathered_requests_fails_each_of_them_and_no_other(model: Model) -> None:
     held = Held(model)
     held.go.set()
     batcher, _ = make(held, inline=128)
@@ -163,7 +163,7 @@ async def test_a_failed_run_of_gathered_requests_fails_each_and_no_later_one(mod
     await batcher.close()
 
 
-async def test_a_large_request_takes_those_that_gather_along(model: Model) -> None:
+async def test_a_large_request_runs_the_gathered_requests_too(model: Model) -> None:
     held = Held(model)
     held.go.set()
     batcher, _ = make(held, inline=8)
@@ -174,7 +174,7 @@ async def test_a_large_request_takes_those_that_gather_along(model: Model) -> No
     await batcher.close()
 
 
-async def test_closing_answers_those_that_gather(model: Model) -> None:
+async def test_close_answers_gathered_requests(model: Model) -> None:
     batcher, _ = make(model, inline=128)
     for _ in range(10):
         await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
@@ -184,32 +184,32 @@ async def test_closing_answers_those_that_gather(model: Model) -> None:
     assert (await last).digit.shape == (1,)
 
 
-async def test_requests_that_came_together_are_one_run_and_counted_one_by_one(model: Model) -> None:
+async def test_a_batch_is_one_run_and_counts_each_request(model: Model) -> None:
     batcher, registry = make(model, inline=8)
     pixels = images(*range(6))
-    together = batcher.run_together(pixels, 3)
-    assert together is not None
-    np.testing.assert_array_equal(together.activations, model.predict(pixels).activations)
+    predictions = batcher.run_batch(pixels, 3)
+    assert predictions is not None
+    np.testing.assert_array_equal(predictions.activations, model.predict(pixels).activations)
     assert registry.get_sample_value("digits_batch_size_count") == 1
     assert registry.get_sample_value("digits_queue_seconds_count") == 3
     assert batcher.statistics.compute_infer.count == batcher.statistics.queue.count == 3
     await batcher.close()
 
 
-async def test_requests_that_came_together_are_no_run_where_they_are_many_or_the_model_is_busy(model: Model) -> None:
+async def test_a_batch_does_not_run_if_it_is_too_large_or_the_model_is_busy(model: Model) -> None:
     held = Held(model)
     batcher, _ = make(held, inline=8, max_batch_size=7)
-    assert batcher.run_together(images(*range(8)), 2) is None
+    assert batcher.run_batch(images(*range(8)), 2) is None
     busy = asyncio.create_task(batcher.predict(images(*range(9))))
     await until(lambda: held.sizes == [9])
-    assert batcher.run_together(images(1, 2), 2) is None
+    assert batcher.run_batch(images(1, 2), 2) is None
     held.go.set()
     await busy
-    assert batcher.run_together(images(1, 2), 2) is not None
+    assert batcher.run_batch(images(1, 2), 2) is not None
     await batcher.close()
 
 
-async def test_a_batch_is_no_larger_than_allowed_and_no_request_is_split(model: Model) -> None:
+async def test_a_run_keeps_the_batch_limit_and_splits_no_request(model: Model) -> None:
     held = Held(model)
     batcher, _ = make(held, max_batch_size=10)
     tasks = [asyncio.create_task(batcher.predict(images(*range(n)))) for n in (4, 4, 4, 9, 1, 10)]
@@ -220,49 +220,49 @@ async def test_a_batch_is_no_larger_than_allowed_and_no_request_is_split(model: 
     await batcher.close()
 
 
-async def test_a_caller_who_left_costs_no_run(model: Model) -> None:
+async def test_a_cancelled_request_does_not_run(model: Model) -> None:
     held = Held(model)
     batcher, registry = make(held)
     first = asyncio.create_task(batcher.predict(images(1)))
     await until(lambda: held.sizes == [1])
-    left = asyncio.create_task(batcher.predict(images(2, 3)))
-    stays = asyncio.create_task(batcher.predict(images(4)))
+    cancelled = asyncio.create_task(batcher.predict(images(2, 3)))
+    other = asyncio.create_task(batcher.predict(images(4)))
     await asyncio.sleep(0.05)
-    left.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
     held.go.set()
-    await asyncio.gather(first, stays)
+    await asyncio.gather(first, other)
     assert held.sizes == [1, 1]
-    assert left.cancelled()
+    assert cancelled.cancelled()
     assert registry.get_sample_value("digits_requests_dropped_total", {"reason": "cancelled"}) == 1
     assert registry.get_sample_value("digits_queue_images") == 0
     await batcher.close()
 
 
-async def test_a_deadline_that_passes_in_line_costs_no_run(model: Model) -> None:
+async def test_a_request_whose_deadline_passes_in_the_queue_does_not_run(model: Model) -> None:
     held = Held(model)
     batcher, registry = make(held)
     first = asyncio.create_task(batcher.predict(images(1)))
     await until(lambda: held.sizes == [1])
-    late = asyncio.create_task(batcher.predict(images(2, 3), time.monotonic() + 0.3))
+    late_request = asyncio.create_task(batcher.predict(images(2, 3), time.monotonic() + 0.3))
     await asyncio.sleep(0.5)
     held.go.set()
     with pytest.raises(DeadlineExceeded):
-        await late
+        await late_request
     await first
     assert held.sizes == [1]
     assert registry.get_sample_value("digits_requests_dropped_total", {"reason": "deadline"}) == 1
     await batcher.close()
 
 
-async def test_a_deadline_that_has_passed_already_is_refused_at_once(model: Model) -> None:
+async def test_an_expired_deadline_is_rejected_at_once(model: Model) -> None:
     batcher, _ = make(model, inline=8)
     with pytest.raises(DeadlineExceeded):
         await batcher.predict(images(1), time.monotonic() - 1)
     await batcher.close()
 
 
-async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> None:
+async def test_a_full_queue_rejects_with_a_retry_delay(model: Model) -> None:
     held = Held(model)
     batcher, registry = make(held, max_queued_images=10)
     first = asyncio.create_task(batcher.predict(images(1)))
@@ -279,7 +279,7 @@ async def test_a_full_line_refuses_and_says_when_to_come_back(model: Model) -> N
     await batcher.close()
 
 
-async def test_a_failed_run_fails_its_own_callers_only(model: Model) -> None:
+async def test_a_failed_run_fails_only_its_own_requests(model: Model) -> None:
     held = Held(model)
     held.fail = {5}
     batcher, _ = make(held, max_batch_size=5)
@@ -295,7 +295,7 @@ async def test_a_failed_run_fails_its_own_callers_only(model: Model) -> None:
     await batcher.close()
 
 
-async def test_close_answers_what_waits(model: Model) -> None:
+async def test_close_answers_queued_requests(model: Model) -> None:
     held = Held(model)
     batcher, _ = make(held)
     tasks = [asyncio.create_task(batcher.predict(images(i))) for i in range(5)]

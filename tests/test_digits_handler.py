@@ -1,4 +1,4 @@
-"""What digits.v1 makes of any bytes, without a transport."""
+"""The replies and errors of digits.v1 for any bytes, without a transport."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST = 64
+MAX_BATCH_SIZE = 64
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,23 @@ def model(model_path: Path) -> Model:
 @pytest.fixture(scope="module")
 def handler(model: Model) -> DigitsHandler:
     statistics, metrics = Statistics(), Metrics(CollectorRegistry())
-    batcher = Batcher(model, metrics, statistics, max_batch_size=MOST, max_queued_images=1000, inline=MOST)
-    return DigitsHandler(Predictor(batcher, max_batch_size=MOST))
+    batcher = Batcher(
+        model, metrics, statistics, max_batch_size=MAX_BATCH_SIZE, max_queued_images=1000, inline=MAX_BATCH_SIZE
+    )
+    return DigitsHandler(Predictor(batcher, max_batch_size=MAX_BATCH_SIZE))
 
 
-def ask(handler: DigitsHandler, request: bytes) -> PredictResponse:
+def predict(handler: DigitsHandler, request: bytes) -> PredictResponse:
     return PredictResponse.FromString(asyncio.run(handler.predict(request)))
 
 
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_a_reply_holds_what_the_model_answered(handler: DigitsHandler, model: Model, data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, MOST))
+def test_the_reply_has_the_predictions_of_the_model(handler: DigitsHandler, model: Model, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, MAX_BATCH_SIZE))
     hidden = data.draw(st.booleans())
     pixels = np.random.default_rng(data.draw(st.integers(0, 2**32))).integers(0, 256, (n, 784), np.uint8)
-    reply = ask(handler, PredictRequest(pixels=pixels.tobytes(), include_hidden_layers=hidden).SerializeToString())
+    reply = predict(handler, PredictRequest(pixels=pixels.tobytes(), include_hidden_layers=hidden).SerializeToString())
     expected = model.predict(pixels)
     assert list(reply.digits) == expected.digit.tolist()
     assert list(reply.activations) == expected.activations.ravel().tolist()
@@ -60,15 +62,15 @@ def test_a_reply_holds_what_the_model_answered(handler: DigitsHandler, model: Mo
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=7), seed=st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
-def test_messages_that_came_together_are_answered_as_each_by_itself(
+def test_each_message_of_a_batch_gets_the_reply_that_it_gets_alone(
     handler: DigitsHandler, sizes: list[int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     requests = [PredictRequest(pixels=rng.bytes(784 * size)).SerializeToString() for size in sizes]
-    replies = handler.predict_together(requests)
+    replies = handler.predict_batch(requests)
     assert replies is not None
     for request, raw in zip(requests, replies, strict=True):
-        reply, alone = PredictResponse.FromString(raw), ask(handler, request)
+        reply, alone = PredictResponse.FromString(raw), predict(handler, request)
         assert reply.digits == alone.digits
         assert reply.model_version == alone.model_version
         np.testing.assert_allclose(reply.activations, alone.activations, rtol=0, atol=1e-6)
@@ -85,23 +87,25 @@ def test_messages_that_came_together_are_answered_as_each_by_itself(
         PredictRequest(pixels=bytes(784), model_version="2").SerializeToString(),
     ],
 )
-def test_a_message_that_is_not_pixels_alone_has_each_go_by_itself(handler: DigitsHandler, other: bytes) -> None:
+def test_a_message_off_the_fast_path_prevents_a_batch(handler: DigitsHandler, other: bytes) -> None:
     plain = PredictRequest(pixels=bytes(784)).SerializeToString()
-    assert handler.predict_together([plain, other, plain]) is None
-    assert handler.predict_together([plain] * 3, deadline=0.0) is None
+    assert handler.predict_batch([plain, other, plain]) is None
+    assert handler.predict_batch([plain] * 3, deadline=0.0) is None
 
 
-def test_a_run_of_messages_that_came_together_fails_each_of_them(model: Model) -> None:
+def test_a_failed_run_of_a_batch_counts_a_failure_for_each_message(model: Model) -> None:
     held, statistics = Held(model), Statistics()
     held.go.set()
     held.fail = {3}
-    batcher = Batcher(held, Metrics(CollectorRegistry()), statistics, max_batch_size=MOST, max_queued_images=1000)
-    handler = DigitsHandler(Predictor(batcher, max_batch_size=MOST))
+    batcher = Batcher(
+        held, Metrics(CollectorRegistry()), statistics, max_batch_size=MAX_BATCH_SIZE, max_queued_images=1000
+    )
+    handler = DigitsHandler(Predictor(batcher, max_batch_size=MAX_BATCH_SIZE))
     request = PredictRequest(pixels=bytes(784)).SerializeToString()
     with pytest.raises(RuntimeError, match="device lost"):
-        handler.predict_together([request] * 3)
+        handler.predict_batch([request] * 3)
     assert (statistics.fail.count, statistics.success.count) == (3, 0)
-    assert handler.predict_together([request] * 2) is not None
+    assert handler.predict_batch([request] * 2) is not None
     assert (statistics.fail.count, statistics.success.count) == (3, 2)
 
 
@@ -113,22 +117,22 @@ def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(handler: DigitsH
 
 @given(request=st.binary(max_size=2000))
 @settings(max_examples=300, deadline=None)
-def test_any_bytes_get_an_answer_or_a_named_refusal(handler: DigitsHandler, request: bytes) -> None:
+def test_any_bytes_get_a_reply_or_a_service_error(handler: DigitsHandler, request: bytes) -> None:
     try:
-        ask(handler, request)
+        predict(handler, request)
     except ServiceError as error:
         assert isinstance(error, InvalidInput | ModelNotFound)
 
 
 @given(pixels=st.binary(max_size=3000), hidden=st.booleans(), version=st.sampled_from(["", "1", "2", "\u2603"]))
 @settings(max_examples=300, deadline=None)
-def test_any_field_values_get_an_answer_or_a_named_refusal(
+def test_any_field_values_get_a_reply_or_an_error_that_names_the_field(
     handler: DigitsHandler, pixels: bytes, hidden: bool, version: str
 ) -> None:
     request = PredictRequest(pixels=pixels, include_hidden_layers=hidden, model_version=version)
     good = len(pixels) % 784 == 0 and pixels and version in ("", "1")
     try:
-        reply = ask(handler, request.SerializeToString())
+        reply = predict(handler, request.SerializeToString())
     except ServiceError as error:
         assert not good
         assert str(error).startswith(("pixels: ", "model_version: "))
@@ -145,7 +149,7 @@ def test_any_field_values_get_an_answer_or_a_named_refusal(
         (PredictRequest(pixels=bytes(783)), InvalidInput, r"pixels: holds 783 bytes; expected a multiple of 784"),
         (PredictRequest(pixels=bytes(785)), InvalidInput, r"pixels: holds 785 bytes; expected a multiple of 784"),
         (
-            PredictRequest(pixels=bytes(784 * (MOST + 1))),
+            PredictRequest(pixels=bytes(784 * (MAX_BATCH_SIZE + 1))),
             InvalidInput,
             r"pixels: holds 65 images; at most 64 are allowed in one message",
         ),
@@ -156,20 +160,20 @@ def test_any_field_values_get_an_answer_or_a_named_refusal(
         ),
     ],
 )
-def test_each_mistake_has_its_sentence(
+def test_each_invalid_request_has_its_error_message(
     handler: DigitsHandler, request_: bytes | PredictRequest, error: type[ServiceError], sentence: str
 ) -> None:
     raw = request_ if isinstance(request_, bytes) else request_.SerializeToString()
     with pytest.raises(error, match=f"^{sentence}$"):
-        ask(handler, raw)
+        predict(handler, raw)
 
 
-def test_unknown_fields_of_a_newer_caller_are_passed_over(handler: DigitsHandler) -> None:
+def test_unknown_fields_of_a_newer_client_are_ignored(handler: DigitsHandler) -> None:
     newer = PredictRequest(pixels=bytes(784)).SerializeToString() + b"\xf8\x01\x07"  # field 31, varint 7
-    assert len(ask(handler, newer).digits) == 1
+    assert len(predict(handler, newer).digits) == 1
 
 
-def test_a_long_version_is_not_echoed_whole(handler: DigitsHandler) -> None:
+def test_a_long_version_is_shortened_in_the_error(handler: DigitsHandler) -> None:
     with pytest.raises(ModelNotFound) as refused:
-        ask(handler, PredictRequest(pixels=bytes(784), model_version="x" * 100_000).SerializeToString())
+        predict(handler, PredictRequest(pixels=bytes(784), model_version="x" * 100_000).SerializeToString())
     assert len(str(refused.value)) < 200

@@ -1,4 +1,4 @@
-"""Messages of a ModelStreamInfer stream that came one upon the other, answered at once, without a transport."""
+"""Batches of messages of a ModelStreamInfer stream, without a transport."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor
 from service.inference.model import Model
 from service.observability.metrics import Metrics
@@ -22,16 +23,21 @@ from service.pb.inference import open_inference_pb2 as pb
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST = 64
+MAX_BATCH_SIZE = 64
 OUTPUTS = ("activations", "digit", "layer1", "layer2")
 
 
 @pytest.fixture(scope="module")
 def handler(model_path: Path) -> InferenceHandler:
     batcher = Batcher(
-        Model(model_path), Metrics(CollectorRegistry()), Statistics(), max_batch_size=MOST, max_queued_images=1000
+        Model(model_path),
+        Metrics(CollectorRegistry()),
+        Statistics(),
+        max_batch_size=MAX_BATCH_SIZE,
+        max_queued_images=1000,
     )
-    return InferenceHandler(Predictor(batcher, max_batch_size=MOST), serving=lambda: True, server_version="0")
+    predictor = Predictor(batcher, max_batch_size=MAX_BATCH_SIZE)
+    return InferenceHandler(predictor, MetadataHandler(predictor, is_serving=lambda: True, server_version="0"))
 
 
 def message(images: int = 1, *, seed: int = 0, typed: bool = False, outputs: Any = (), **fields: Any) -> bytes:
@@ -48,7 +54,7 @@ def message(images: int = 1, *, seed: int = 0, typed: bool = False, outputs: Any
 
 
 def floats(reply: pb.ModelInferResponse) -> list[float]:
-    """The activations, wherever they stand."""
+    """Return the activations, raw or typed."""
     at = [tensor.name for tensor in reply.outputs].index("activations")
     if reply.raw_output_contents:
         return list(np.frombuffer(reply.raw_output_contents[at], "<f4"))
@@ -65,11 +71,13 @@ MESSAGES: st.SearchStrategy[dict[str, Any]] = st.builds(
 )
 
 
-@given(asked=st.lists(MESSAGES, min_size=1, max_size=7))
+@given(messages=st.lists(MESSAGES, min_size=1, max_size=7))
 @settings(max_examples=60, deadline=None)
-def test_each_is_answered_as_by_itself(handler: InferenceHandler, asked: list[dict[str, Any]]) -> None:
-    requests = [message(**one) for one in asked]
-    replies = handler.infer_together(requests)
+def test_each_message_of_a_batch_gets_the_reply_that_it_gets_alone(
+    handler: InferenceHandler, messages: list[dict[str, Any]]
+) -> None:
+    requests = [message(**fields) for fields in messages]
+    replies = handler.infer_batch(requests)
     assert replies is not None
     for request, raw in zip(requests, replies, strict=True):
         found = pb.ModelStreamInferResponse.FromString(raw).infer_response
@@ -88,20 +96,20 @@ def test_each_is_answered_as_by_itself(handler: InferenceHandler, asked: list[di
         message(model_name="letters"),
         message(model_version="2"),
         message(outputs=["digit", "digit"]),
-        message(images=MOST + 1),
+        message(images=MAX_BATCH_SIZE + 1),
         pb.ModelInferRequest(model_name="digits").SerializeToString(),
     ],
 )
-def test_where_one_is_refused_each_goes_by_itself(handler: InferenceHandler, other: bytes) -> None:
-    assert handler.infer_together([message(), other, message()]) is None
-    assert handler.infer_together([message()] * 3) is not None
+def test_an_invalid_message_prevents_a_batch(handler: InferenceHandler, other: bytes) -> None:
+    assert handler.infer_batch([message(), other, message()]) is None
+    assert handler.infer_batch([message()] * 3) is not None
 
 
-def test_where_the_time_of_one_has_passed_each_goes_by_itself(handler: InferenceHandler) -> None:
+def test_an_expired_timeout_prevents_a_batch(handler: InferenceHandler) -> None:
     hurried = pb.ModelInferRequest.FromString(message())
     hurried.parameters["timeout"].int64_param = 1
     patient = pb.ModelInferRequest.FromString(message())
     patient.parameters["timeout"].int64_param = 60_000_000
-    assert handler.infer_together([message()] * 3, deadline=0.0) is None
-    assert handler.infer_together([message(), hurried.SerializeToString(), *[message(images=9)] * 7]) is None
-    assert handler.infer_together([message(), patient.SerializeToString()]) is not None
+    assert handler.infer_batch([message()] * 3, deadline=0.0) is None
+    assert handler.infer_batch([message(), hurried.SerializeToString(), *[message(images=9)] * 7]) is None
+    assert handler.infer_batch([message(), patient.SerializeToString()]) is not None

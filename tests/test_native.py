@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from service.errors import DeadlineExceeded, ModelUnavailable, Overloaded
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor
 from service.network import Parameters, Predictions
 from service.observability.logs import make_logger
@@ -97,7 +98,8 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     sizes = {"max_queued_images": 100, "inline": 2, **limits}
     bounds = Limits(**{"max_batch_size": 8, **{name: sizes.pop(name) for name in BOUNDS if name in sizes}})
     predictor = Predictor(batcher, max_batch_size=bounds.max_batch_size)
-    services = [DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0")]
+    metadata = MetadataHandler(predictor, is_serving=lambda: True, server_version="0")
+    services = [DigitsHandler(predictor), InferenceHandler(predictor, metadata)]
     log = make_logger("json", "error")
     metrics = Metrics(registry)
     transport = NativeTransport(services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes)

@@ -18,6 +18,7 @@ from service.batching.batcher import Batcher
 from service.errors import InvalidInput
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor
 from service.inference.model import Model
 from service.observability.metrics import Metrics
@@ -79,7 +80,8 @@ def handlers(model_path: Path) -> tuple[DigitsHandler, InferenceHandler, Statist
         Model(model_path), Metrics(CollectorRegistry()), statistics, max_batch_size=BATCH, max_queued_images=BATCH
     )
     predictor = Predictor(batcher, max_batch_size=BATCH)
-    return DigitsHandler(predictor), InferenceHandler(predictor, serving=lambda: True, server_version="0"), statistics
+    metadata = MetadataHandler(predictor, is_serving=lambda: True, server_version="0")
+    return DigitsHandler(predictor), InferenceHandler(predictor, metadata), statistics
 
 
 def test_the_largest_request_of_every_rpc_has_a_reply_that_every_client_takes(

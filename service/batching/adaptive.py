@@ -1,61 +1,59 @@
-"""How many small requests come together: learnt from those that did, so that one that comes alone waits for nobody."""
+"""Learns how many small requests to batch, so that a request without company runs at once."""
 
 from __future__ import annotations
 
-PACE = 0.00025
-"""Seconds, about what a call costs grpcio: requests that come faster than this one after the other keep it busy
-anyway, so that the first of them loses nothing by waiting for the others."""
+MAX_INTERARRIVAL = 0.00025
+"""Seconds between requests, about the time that grpcio takes for a call. Requests that arrive faster keep grpcio busy,
+so waiting for the others does not delay the first."""
 
-SHORTEST_WAIT, LONGEST_WAIT = 0.002, 0.005
-"""Seconds; a timer of the event loop is no finer than one millisecond."""
+MIN_DELAY, MAX_DELAY = 0.002, 0.005
+"""Seconds that a batch waits for requests; a timer of the event loop has a resolution of 1 ms."""
 
-SHORTEST_INTERVAL, FIRST_INTERVAL, LONGEST_INTERVAL = 8, 64, 1024
-"""Gatherings between two that look for more company than the last had."""
+MIN_PROBE_INTERVAL, INITIAL_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 8, 64, 1024
+"""Batches from one probe to the next. A probe waits for more requests than the last batch had."""
 
-COMPANY = 4
-"""So many in pace are no accident: less may be two callers that met once."""
+MIN_BATCH = 4
+"""Requests in a successful probe that shorten the interval; fewer can arrive together by chance."""
 
 
-class Company:
-    """For how many requests the next gathering waits, `expected`; with 1 nobody waits.
+class AdaptiveBatchSize:
+    """The number of requests that the next batch waits for, `target`; 1 means no wait.
 
-    As many as came in pace last time: callers that are answered together ask again together. Now and then one looks
-    for half as many more, the more seldom the more often that was in vain.
+    The target is the size of the last batch: clients whose requests are answered together send their next ones
+    together. A probe raises the target by half. Each failed probe doubles the interval to the next.
     """
 
-    __slots__ = ("_interval", "_looking", "_until_look", "expected")
+    __slots__ = ("_batches_until_probe", "_probe_interval", "_probing", "target")
 
     def __init__(self) -> None:
-        self.expected = 1
-        self._looking = False
-        self._interval = self._until_look = FIRST_INTERVAL
+        self.target = 1
+        self._probing = False
+        self._probe_interval = self._batches_until_probe = INITIAL_PROBE_INTERVAL
 
     @property
-    def patience(self) -> float:
-        """Seconds after which a gathering ends, however many have come."""
-        return min(max(SHORTEST_WAIT, 2 * PACE * self.expected), LONGEST_WAIT)
+    def max_delay(self) -> float:
+        """Seconds after which a batch runs, however many requests it has."""
+        return min(max(MIN_DELAY, 2 * MAX_INTERARRIVAL * self.target), MAX_DELAY)
 
-    def none_expected(self) -> bool:
-        """Whether the request that has just come should be run at once; counts it as a gathering of one if so."""
-        if self.expected == 1:
-            self.came(1, 0.0)
-        return self.expected == 1
+    def should_run_now(self) -> bool:
+        """Check whether a request that finds the model idle runs at once."""
+        return self.target == 1
 
-    def came(self, requests: int, seconds: float) -> None:
-        """A gathering took so long and brought so many; none where every caller has left meanwhile."""
-        in_pace = requests >= self.expected and seconds <= PACE * requests
-        if self._looking and not in_pace:
-            self._interval = min(2 * self._interval, LONGEST_INTERVAL)
-        elif self._looking and requests >= COMPANY:
-            self._interval = SHORTEST_INTERVAL
-        if not in_pace:
-            self._until_look = self._interval
-            requests = min(requests, self.expected * 3 // 4)
-        elif self._looking:
-            self._until_look = SHORTEST_INTERVAL
-        self._until_look -= 1
-        self._looking = self._until_look <= 0
-        self.expected = max(1, requests)
-        if self._looking:
-            self._until_look = self._interval
-            self.expected += max(1, requests // 2)
+    def record_batch(self, requests: int, seconds: float) -> None:
+        """Learn from a batch that waited so long and has so many requests; 0 if every client cancelled."""
+        is_full = requests >= self.target and seconds <= MAX_INTERARRIVAL * requests
+        if self._probing and not is_full:
+            self._probe_interval = min(2 * self._probe_interval, MAX_PROBE_INTERVAL)
+        elif self._probing and requests >= MIN_BATCH:
+            self._probe_interval = MIN_PROBE_INTERVAL
+        if not is_full:
+            self._batches_until_probe = self._probe_interval
+            requests = min(requests, self.target * 3 // 4)
+        elif self._probing:
+            self._batches_until_probe = MIN_PROBE_INTERVAL
+        self._batches_until_probe -= 1
+        self._probing = self._batches_until_probe <= 0
+        self.target = max(1, requests)
+        if self._probing:
+            self._batches_until_probe = self._probe_interval
+            self.target += max(1, requests // 2)

@@ -1,10 +1,10 @@
-"""The model as concurrent callers see it: runs at once where it can, gathers what arrives while the model is busy.
+"""Batches concurrent requests: runs a request at once if possible, and queues requests while the model is busy.
 
-A small request that finds the model idle runs right where it is, since handing it to a thread costs more than the
-run. A large one leaves the event loop for the model's thread; what arrives meanwhile waits, and becomes the next batch.
+A small request that finds the model idle runs on the event loop, because a switch to a thread costs more than the run.
+A large request runs on the model's thread. Requests that arrive meanwhile wait in the queue and become the next batch.
 
-Small requests that come many at a time gather on the event loop until as many are there as came together last time;
-see `service.batching.adaptive`. One that comes alone waits for nobody.
+Small requests that arrive close together gather on the event loop until there are as many as the target of
+`service.batching.adaptive`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from service.batching.adaptive import Company
+from service.batching.adaptive import AdaptiveBatchSize
 from service.errors import DeadlineExceeded, Overloaded, deadline_exceeded, overloaded
 
 if TYPE_CHECKING:
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from service.observability.statistics import Statistics
 
 INLINE_IMAGES = 1024
-"""A run of so many takes 0.2 ms, about what every call takes of grpcio's event loop; handing it over costs 0.5 ms."""
+"""A run of so many images takes 0.2 ms, as long as grpcio's event loop takes for a call; a thread switch costs 0.5 ms.
+"""
 
-ROOM_AGAIN = 0.75
-"""Share of the line: once found full, it counts as full until no more than this of it is taken."""
+LOW_WATERMARK = 0.75
+"""Share of the queue's limit. Load shedding begins at the limit and ends at this share."""
 
 
-class Runnable(Protocol):
-    """What is batched: pixels (n, 784) uint8 in, all layers for the n images out."""
+class InferenceModel(Protocol):
+    """A model to batch: pixels (n, 784) uint8 in, all layers of the n images out."""
 
     info: ModelInfo
     parameters: Parameters
@@ -44,35 +45,34 @@ class Runnable(Protocol):
         ...
 
 
-class _Served(NamedTuple):
-    """A model and the statistics of its runs; it answers the requests that were queued under it."""
+class _ActiveModel(NamedTuple):
+    """A model and its statistics; it answers the requests that arrived while it was active."""
 
-    model: Runnable
+    model: InferenceModel
     statistics: Statistics
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    """A request in line; it holds its own reply."""
+class QueuedRequest:
+    """A request in the queue, with its own reply."""
 
     pixels: Pixels
     deadline: float
-    since: float
-    served: _Served
+    enqueued_at: float
+    active: _ActiveModel
     reply: asyncio.Future[Predictions]
 
 
 class Batcher:
-    """Asks `model` for many callers on one event loop.
+    """Runs `model` for many concurrent requests on one event loop.
 
-    At most `max_batch_size` images go into one run (one request is never split) and at most `max_queued_images` wait.
-    Requests of up to `inline` images, INLINE_IMAGES unless told, run on the event loop when the model is idle, alone or
-    gathered.
+    A run has at most `max_batch_size` images, and a request is never split. The queue has at most `max_queued_images`.
+    Requests of up to `inline` images (default INLINE_IMAGES) run on the event loop if the model is idle.
     """
 
     def __init__(
         self,
-        model: Runnable,
+        model: InferenceModel,
         metrics: Metrics,
         statistics: Statistics,
         *,
@@ -80,214 +80,216 @@ class Batcher:
         max_queued_images: int,
         inline: int | None = None,
     ) -> None:
-        self._served = _Served(model, statistics)
+        self._active = _ActiveModel(model, statistics)
         self._metrics = metrics
         self._last_run_ms = 0
-        self._max_batch = max_batch_size
-        self._max_waiting = max_queued_images
+        self._max_batch_size = max_batch_size
+        self._max_queued_images = max_queued_images
         self._inline = INLINE_IMAGES if inline is None else inline
-        self._line: deque[_Waiting] = deque()
-        self._images = 0
-        self._found_full = False
+        self._queue: deque[QueuedRequest] = deque()
+        self._queued_images = 0
+        self._shedding = False
         self._seconds_per_image = 1e-6
         self._worker: asyncio.Task[None] | None = None
-        self._company = Company()
-        self._gathering: asyncio.TimerHandle | asyncio.Handle | None = None
-        self._gathering_since = 0.0
+        self._batch_size = AdaptiveBatchSize()
+        self._gather_timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._gather_started = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        metrics.queue_images.set_function(lambda: self._images)
+        metrics.queue_images.set_function(lambda: self._queued_images)
         metrics.queue_capacity.set(max_queued_images)
         metrics.last_success.set_function(lambda: self._last_run_ms / 1e3)
 
     @property
     def info(self) -> ModelInfo:
-        """Of the model that answers whoever comes now."""
-        return self._served.model.info
+        """The metadata of the active model."""
+        return self._active.model.info
 
     @property
     def parameters(self) -> Parameters:
-        """Of that model too."""
-        return self._served.model.parameters
+        """The weights and biases of the active model."""
+        return self._active.model.parameters
 
     @property
     def statistics(self) -> Statistics:
-        """Of that model alone."""
-        return self._served.statistics
+        """The statistics of the active model."""
+        return self._active.statistics
 
-    def swap(self, model: Runnable, statistics: Statistics) -> None:
-        """Let `model` answer whoever comes from now on; those in line are answered by the one before it.
+    def swap(self, model: InferenceModel, statistics: Statistics) -> None:
+        """Make `model` active for all later requests; the model before it answers the requests in the queue.
 
-        Call it on the event loop: between two requests there is then no moment without a model or with two.
+        Call it on the event loop, where no request can run between two models.
         """
-        self._served = _Served(model, statistics)
+        self._active = _ActiveModel(model, statistics)
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
-        """Each caller's own rows, for uint8 pixels (n, 784).
+        """Predict the images of one request, uint8 (n, 784).
 
-        `deadline` is on the clock of `time.monotonic`. Raises DeadlineExceeded where it has passed before the run, and
-        Overloaded where the line is full.
+        `deadline` is on the clock of `time.monotonic`. Raises DeadlineExceeded if it passes before the run, and
+        Overloaded if the queue is full.
         """
         now = time.monotonic()
         if now >= deadline:
-            raise self._too_late()
-        small = len(pixels) <= self._inline
-        if small and self._worker is None and self._gathering is None and self._company.none_expected():
-            self._waited(0.0, self.statistics)
-            return self._run(self._served, pixels, 1)
+            raise self._deadline_exceeded()
+        is_small = len(pixels) <= self._inline
+        is_idle = self._worker is None and self._gather_timer is None
+        if is_small and is_idle and self._batch_size.should_run_now():
+            self._batch_size.record_batch(1, 0.0)
+            self._record_wait(0.0, self.statistics)
+            return self._run(self._active, pixels, 1)
         reply = self._enqueue(pixels, deadline, now)
         if self._worker is None:
-            if small:
+            if is_small:
                 self._gather(now, deadline)
             else:
-                self._worker = asyncio.create_task(self._work())
+                self._worker = asyncio.create_task(self._run_queue())
         return await reply
 
-    def run_together(self, pixels: Pixels, requests: int) -> Predictions | None:
-        """At once what so many requests that came together hold, in one run; None if the model is busy or it is a lot.
+    def run_batch(self, pixels: Pixels, requests: int) -> Predictions | None:
+        """Predict the images of several requests in one run, at once; None if the model is busy or they are too many.
 
-        They take nothing of the line, in which they might take the room from each other.
+        The requests do not enter the queue, where one could take the last place of another.
         """
-        if self._worker is not None or len(pixels) > min(self._inline, self._max_batch):
+        if self._worker is not None or len(pixels) > min(self._inline, self._max_batch_size):
             return None
-        self._waited(0.0, self.statistics, requests)
-        return self._run(self._served, pixels, requests)
+        self._record_wait(0.0, self.statistics, requests)
+        return self._run(self._active, pixels, requests)
 
     @property
     def is_full(self) -> bool:
-        """Whether a request was refused for want of room, and there is not yet much more of it.
+        """Whether the server sheds load: from a request that the full queue rejected down to the low watermark.
 
-        Whoever comes meanwhile can be refused before its message is read, which is most of what a refusal costs.
+        Meanwhile a transport rejects requests before it reads their messages, which is most of the cost of a rejection.
         """
-        self._found_full = self._found_full and self._images > self._max_waiting * ROOM_AGAIN
-        return self._found_full
+        self._shedding = self._shedding and self._queued_images > self._max_queued_images * LOW_WATERMARK
+        return self._shedding
 
-    def refusal(self) -> Overloaded:
-        """What to raise for a request that is not let into the full line; it is counted."""
+    def overloaded_error(self) -> Overloaded:
+        """Count a request that the full queue rejects, and return its error."""
         self._metrics.requests_dropped.labels("overloaded").inc()
-        return overloaded(self._images, self._max_waiting, self._images * self._seconds_per_image)
+        return overloaded(self._queued_images, self._max_queued_images, self._queued_images * self._seconds_per_image)
 
     async def close(self) -> None:
-        """Answer all that waits, then end the thread."""
-        if self._gathering is not None:
-            self._gathered()
+        """Answer all queued requests, then end the thread."""
+        if self._gather_timer is not None:
+            self._run_gathered()
         if self._worker is not None:
             await self._worker
         self._thread.shutdown()
 
     def _enqueue(self, pixels: Pixels, deadline: float, now: float) -> asyncio.Future[Predictions]:
-        if self._images + len(pixels) > self._max_waiting:
-            self._found_full = True
-            raise self.refusal()
-        item = _Waiting(pixels, deadline, now, self._served, asyncio.get_running_loop().create_future())
-        self._line.append(item)
-        self._images += len(pixels)
-        return item.reply
+        if self._queued_images + len(pixels) > self._max_queued_images:
+            self._shedding = True
+            raise self.overloaded_error()
+        request = QueuedRequest(pixels, deadline, now, self._active, asyncio.get_running_loop().create_future())
+        self._queue.append(request)
+        self._queued_images += len(pixels)
+        return request.reply
 
     def _gather(self, now: float, deadline: float) -> None:
-        """A small request has come into the line: run those that are there, or wait for as many as are expected."""
+        """Run the queue after a small request has entered it, or wait for more requests."""
         loop = asyncio.get_running_loop()
-        is_enough = self._images >= self._inline or deadline < now + self._company.patience
-        if self._gathering is None:
-            self._gathering_since = now
-            self._gathering = loop.call_later(self._company.patience, self._gathered)
-        if is_enough or len(self._line) == self._company.expected:
-            self._gathering.cancel()
-            self._gathering = loop.call_soon(self._gathered)  # so that whoever comes in this turn is with them
+        is_urgent = self._queued_images >= self._inline or deadline < now + self._batch_size.max_delay
+        if self._gather_timer is None:
+            self._gather_started = now
+            self._gather_timer = loop.call_later(self._batch_size.max_delay, self._run_gathered)
+        if is_urgent or len(self._queue) == self._batch_size.target:
+            self._gather_timer.cancel()
+            self._gather_timer = loop.call_soon(self._run_gathered)  # includes the requests of this loop iteration
 
-    def _gathered(self) -> None:
-        assert self._gathering is not None
-        self._gathering.cancel()
-        self._gathering = None
-        if self._worker is not None:  # a large request came between and has its thread take them along
+    def _run_gathered(self) -> None:
+        assert self._gather_timer is not None
+        self._gather_timer.cancel()
+        self._gather_timer = None
+        if self._worker is not None:  # a large request arrived meanwhile, and its task runs the whole queue
             return
         batch = self._next_batch()
-        self._company.came(len(batch), time.monotonic() - self._gathering_since)
+        self._batch_size.record_batch(len(batch), time.monotonic() - self._gather_started)
         if batch:
-            self._answer_here(batch)
-        if self._line:
-            self._worker = asyncio.create_task(self._work())
+            self._run_inline(batch)
+        if self._queue:
+            self._worker = asyncio.create_task(self._run_queue())
 
-    def _answer_here(self, batch: list[_Waiting]) -> None:
+    def _run_inline(self, batch: list[QueuedRequest]) -> None:
         try:
-            result = self._run(batch[0].served, _together(batch), len(batch))
-        except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
-            _fail(batch, e)
+            predictions = self._run(batch[0].active, _concatenate(batch), len(batch))
+        except Exception as e:  # noqa: BLE001 (any failure of the run is the error of its requests)
+            _set_error(batch, e)
         else:
-            _answer(batch, result)
+            _set_replies(batch, predictions)
 
-    async def _work(self) -> None:
-        """Run batch after batch until nobody waits."""
+    async def _run_queue(self) -> None:
+        """Run batch after batch until the queue is empty."""
         loop = asyncio.get_running_loop()
         try:
             while batch := self._next_batch():
                 try:
-                    result = await loop.run_in_executor(
-                        self._thread, self._run, batch[0].served, _together(batch), len(batch)
+                    predictions = await loop.run_in_executor(
+                        self._thread, self._run, batch[0].active, _concatenate(batch), len(batch)
                     )
-                except Exception as e:  # noqa: BLE001 (whatever failed, its own callers must hear of it)
-                    _fail(batch, e)
+                except Exception as e:  # noqa: BLE001 (any failure of the run is the error of its requests)
+                    _set_error(batch, e)
                 else:
-                    _answer(batch, result)
-                batch.clear()  # or it would hold an old model until the next batch
+                    _set_replies(batch, predictions)
+                batch.clear()  # or it would keep an old model in memory until the next batch
         finally:
             self._worker = None
 
-    def _next_batch(self) -> list[_Waiting]:
-        """The longest run of waiting requests that fits and has one model; who left or is late costs nothing."""
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[QueuedRequest]:
+        """Take requests of one model up to the batch limit, without those that were cancelled or are too late."""
+        batch: list[QueuedRequest] = []
         size = 0
         now = time.monotonic()
-        while self._line and (not batch or self._fits(self._line[0], batch[0], size)):
-            item = self._line.popleft()
-            self._images -= len(item.pixels)
-            if item.reply.done():
+        while self._queue and (not batch or self._fits(self._queue[0], batch[0], size)):
+            request = self._queue.popleft()
+            self._queued_images -= len(request.pixels)
+            if request.reply.done():
                 self._metrics.requests_dropped.labels("cancelled").inc()
-            elif now >= item.deadline:
-                item.reply.set_exception(self._too_late())
+            elif now >= request.deadline:
+                request.reply.set_exception(self._deadline_exceeded())
             else:
-                self._waited(now - item.since, item.served.statistics)
-                batch.append(item)
-                size += len(item.pixels)
+                self._record_wait(now - request.enqueued_at, request.active.statistics)
+                batch.append(request)
+                size += len(request.pixels)
         return batch
 
-    def _fits(self, item: _Waiting, first: _Waiting, size: int) -> bool:
-        return item.served is first.served and size + len(item.pixels) <= self._max_batch
+    def _fits(self, request: QueuedRequest, first: QueuedRequest, size: int) -> bool:
+        return request.active is first.active and size + len(request.pixels) <= self._max_batch_size
 
-    def _waited(self, seconds: float, statistics: Statistics, requests: int = 1) -> None:
+    def _record_wait(self, seconds: float, statistics: Statistics, requests: int = 1) -> None:
         self._metrics.queue.observe(seconds, times=requests)
         statistics.queue.add(int(seconds * 1e9), requests)
 
-    def _run(self, served: _Served, pixels: Pixels, requests: int) -> Predictions:
-        model, statistics = served
+    def _run(self, active: _ActiveModel, pixels: Pixels, requests: int) -> Predictions:
+        model, statistics = active
         started = time.perf_counter_ns()
-        result = model.predict(pixels)
+        predictions = model.predict(pixels)
         ns = time.perf_counter_ns() - started
         self._seconds_per_image = ns / 1e9 / len(pixels)
-        self._metrics.record_run(result.digit, result.activations, ns / 1e9)
+        self._metrics.record_run(predictions.digit, predictions.activations, ns / 1e9)
         statistics.record_run(len(pixels), ns)
         statistics.compute_infer.add(ns, requests)
         self._last_run_ms = statistics.last_inference_ms
-        return result
+        return predictions
 
-    def _too_late(self) -> DeadlineExceeded:
+    def _deadline_exceeded(self) -> DeadlineExceeded:
         self._metrics.requests_dropped.labels("deadline").inc()
         return deadline_exceeded()
 
 
-def _together(batch: list[_Waiting]) -> Pixels:
-    return batch[0].pixels if len(batch) == 1 else np.concatenate([item.pixels for item in batch])
+def _concatenate(batch: list[QueuedRequest]) -> Pixels:
+    return batch[0].pixels if len(batch) == 1 else np.concatenate([request.pixels for request in batch])
 
 
-def _answer(batch: list[_Waiting], result: Predictions) -> None:
+def _set_replies(batch: list[QueuedRequest], predictions: Predictions) -> None:
     start = 0
-    for item in batch:
-        stop = start + len(item.pixels)
-        if not item.reply.done():
-            item.reply.set_result(result.rows(start, stop))
+    for request in batch:
+        stop = start + len(request.pixels)
+        if not request.reply.done():
+            request.reply.set_result(predictions.rows(start, stop))
         start = stop
 
 
-def _fail(batch: list[_Waiting], error: Exception) -> None:
-    for item in batch:
-        if not item.reply.done():
-            item.reply.set_exception(error)
+def _set_error(batch: list[QueuedRequest], error: Exception) -> None:
+    for request in batch:
+        if not request.reply.done():
+            request.reply.set_exception(error)

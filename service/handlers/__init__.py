@@ -1,41 +1,42 @@
-"""What each RPC does, one file a proto service: request bytes in, reply bytes out, ServiceError if not."""
+"""The implementation of each RPC, one class a proto service: request bytes in, reply bytes out, or a ServiceError."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-Answer = Callable[[bytes, float], Awaitable[bytes]]
-"""How one message is answered: its bytes and the caller's deadline (by `time.monotonic`), to the reply's bytes."""
+MessageHandler = Callable[[bytes, float], Awaitable[bytes]]
+"""Answers one message: the request's bytes and its deadline (on the clock of `time.monotonic`) to the reply's bytes."""
 
-Together = Callable[[Sequence[bytes], float], "list[bytes] | None"]
-"""How messages that came one upon the other are answered at once: with a reply each, all of one run of the model.
+BatchHandler = Callable[[Sequence[bytes], float], "list[bytes] | None"]
+"""Answers several messages of a stream with one run of the model, without waiting: a reply each, in order.
 
-None where that cannot be: then each is to be answered by itself, and whatever is wrong with one is told there.
+None if a single run cannot answer them. The transport then sends each through the MessageHandler, which raises the
+error of any invalid message.
 """
 
 
 class Alternative(NamedTuple):
-    """Another answer to the messages of a stream, for calls that bring this metadata."""
+    """Another handler of a stream's messages, for calls with this metadata entry."""
 
     key: str
     value: str
-    answer: Answer
+    handler: MessageHandler
 
-    def is_wanted(self, metadata: Iterable[tuple[str, object]]) -> bool:
-        """Check whether a call with this metadata wants it."""
+    def matches(self, metadata: Iterable[tuple[str, object]]) -> bool:
+        """Check whether the metadata of a call has the entry."""
         return any(key == self.key and value == self.value for key, value in metadata)
 
 
 class Service(Protocol):
-    """What a handler offers to a transport: its full name, and its RPCs by name.
+    """A proto service as a transport sees it: its full name, and its handlers by RPC name.
 
-    `unary` are asked once, `streams` for each message of a bidirectional stream, one reply a message and in order.
-    Each of the streams can be asked for several messages `together` too, and some have `alternatives`.
+    `unary` RPCs receive one message. `streams` are bidirectional, with one reply a message, in order. Each stream has a
+    handler in `batches` too, and some streams have one in `alternatives`.
     """
 
     name: str
-    unary: Mapping[str, Answer]
-    streams: Mapping[str, Answer]
-    together: Mapping[str, Together]
+    unary: Mapping[str, MessageHandler]
+    streams: Mapping[str, MessageHandler]
+    batches: Mapping[str, BatchHandler]
     alternatives: Mapping[str, Alternative]

@@ -1,17 +1,16 @@
-"""digits.v1.DigitService: uint8 pixels in, digits, activations and what led to them out as packed arrays."""
+"""digits.v1.DigitService: uint8 pixels in; digits, activations and hidden layers out, as packed arrays."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
 
-from service.errors import InvalidInput
-from service.handlers.explanation import Admission, ExplanationQueue, cost, packed_explanations
-from service.handlers.fields import field, floats, head
+from service.handlers.explanation import Admission, ExplanationQueue, compute_cost, pack_explanations
+from service.handlers.fields import pack_field, pack_floats, pack_header
+from service.handlers.messages import parse
 from service.inference.explain import INK, Explainer
 from service.network import PIXELS
 from service.pb.digits.v1.digits_pb2 import (
@@ -24,13 +23,11 @@ from service.pb.digits.v1.digits_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from service.handlers import Alternative, Answer, Together
+    from service.handlers import Alternative, BatchHandler, MessageHandler
     from service.handlers.predictor import Predictor
     from service.network import ModelInfo, Parameters, Pixels, Predictions
-
-M = TypeVar("M", bound=Message)
 
 # Tags: a field's number and wire type 2 (length-delimited) in one byte; first PredictRequest's, then PredictResponse's.
 _PIXELS = bytes([1 << 3 | 2])
@@ -40,99 +37,98 @@ _ACTIVATION_BYTES = 10 * 4  # of one image
 
 
 class DigitsHandler:
-    """A `service.handlers.Service`, over one predictor.
+    """A `service.handlers.Service` over one predictor.
 
-    `rejected` is called for each Explain request that finds the queue of explanations full.
+    `on_reject` is called for each Explain request that the full queue of explanations rejects.
     """
 
-    def __init__(self, predictor: Predictor, rejected: Callable[[], object] = bool) -> None:
+    def __init__(self, predictor: Predictor, on_reject: Callable[[], object] = bool) -> None:
         self._predictor = predictor
-        self._explanations = ExplanationQueue(rejected)
+        self._explanations = ExplanationQueue(on_reject)
         self._network: tuple[ModelInfo, bytes] | None = None
-        self._plain = _plain_requests(predictor.max_batch_size)
+        self._fast_path = _fast_path_headers(predictor.max_batch_size)
         self.name: str = DESCRIPTOR.services_by_name["DigitService"].full_name
-        self.unary: Mapping[str, Answer] = {
+        self.unary: Mapping[str, MessageHandler] = {
             "Predict": self.predict,
             "Explain": self.explain,
-            "GetNetwork": self.network,
+            "GetNetwork": self.get_network,
         }
-        self.streams: Mapping[str, Answer] = {"PredictStream": self.predict}
-        self.together: Mapping[str, Together] = {"PredictStream": self.predict_together}
+        self.streams: Mapping[str, MessageHandler] = {"PredictStream": self.predict}
+        self.batches: Mapping[str, BatchHandler] = {"PredictStream": self.predict_batch}
         self.alternatives: Mapping[str, Alternative] = {}
 
     async def predict(self, request: bytes, deadline: float = float("inf")) -> bytes:
-        """A serialised PredictRequest -> a serialised PredictResponse; ServiceError for anything else."""
-        hidden = False
+        """Answer a serialised PredictRequest with a serialised PredictResponse; raises ServiceError."""
+        predictor = self._predictor
+        with predictor.time_request() as timer:
+            version, hidden = predictor.info.version, False
+            if (pixels := self._fast_path_pixels(request)) is None:
+                pixels, hidden = self._decode(request)
+            timer.decoded(len(pixels))
+            predictions = await predictor.predict(pixels, deadline)
+            timer.predicted()
+            return _encode_response(predictions, version, hidden=hidden)
 
-        def decode() -> tuple[Pixels, float]:
-            nonlocal hidden
-            if (pixels := self._pixels_alone(request)) is not None:
-                return pixels, deadline
-            message = _decoded(PredictRequest, request)
-            self._predictor.check_version(message.model_version)
-            hidden = message.include_hidden_layers
-            return self._predictor.images(message.pixels, "pixels"), deadline
-
-        return await self._predictor.answer(decode, lambda found, info: _encoded(found, info.version, hidden=hidden))
-
-    def predict_together(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
-        """As `predict` for several, at once; None unless all hold pixels alone and the model is idle."""
-
-        def decode() -> tuple[list[Pixels], float] | None:
-            found = [pixels for request in requests if (pixels := self._pixels_alone(request)) is not None]
-            return (found, deadline) if len(found) == len(requests) else None
-
-        return self._predictor.answer_together(decode, _encoded_each)
+    def predict_batch(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
+        """Answer several requests as `predict` does; None unless all are on the fast path and the model is idle."""
+        predictor = self._predictor
+        with predictor.time_batch(len(requests)) as timer:
+            version = predictor.info.version
+            images = [pixels for request in requests if (pixels := self._fast_path_pixels(request)) is not None]
+            if len(images) < len(requests):
+                return None
+            batch = np.concatenate(images)
+            timer.decoded(len(batch))
+            if (predictions := predictor.run_batch(batch, len(requests), deadline)) is None:
+                return None
+            timer.predicted()
+            return _encode_responses(predictions, map(len, images), version)
 
     async def explain(self, request: bytes, deadline: float = float("inf")) -> bytes:
-        """A serialised ExplainRequest -> a serialised ExplainResponse; ServiceError for anything else."""
-        message: ExplainRequest
-        # Of the model that will answer: nothing else happens before the batcher has the request.
-        explainer = Explainer(self._predictor.parameters, self._predictor.info.activation)
-
-        def decode() -> tuple[Pixels, float]:
-            nonlocal message
-            message = _decoded(ExplainRequest, request)
-            self._predictor.check_version(message.model_version)
-            images = self._predictor.images(message.pixels, "pixels")
-            admission.admit(cost(message.neurons, explainer.sizes, len(images)))
-            return images, deadline
-
-        def encode(found: Predictions, info: ModelInfo) -> bytes:
-            pixels = self._predictor.images(message.pixels, "pixels")
-            sums = explainer.sums(pixels, found)
-            return b"".join(
-                [
-                    _encoded(found, info.version, hidden=True),
-                    *(field(tag, floats(layer)) for tag, layer in zip(_SUMS, sums, strict=True)),
-                    *packed_explanations(explainer, [(n.layer, n.index) for n in message.neurons], pixels, found),
-                ]
+        """Answer a serialised ExplainRequest with a serialised ExplainResponse; raises ServiceError."""
+        predictor = self._predictor
+        with predictor.time_request() as timer, Admission(self._explanations, deadline) as admission:
+            info = predictor.info
+            explainer = Explainer(predictor.parameters, info.activation)
+            message = parse(ExplainRequest, request)
+            predictor.check_version(message.model_version)
+            pixels = predictor.view_images(message.pixels, "pixels")
+            admission.admit(compute_cost(message.neurons, explainer.sizes, len(pixels)))
+            timer.decoded(len(pixels))
+            predictions = await predictor.predict(pixels, deadline)
+            timer.predicted()
+            neurons = [(neuron.layer, neuron.index) for neuron in message.neurons]
+            return await admission.run(
+                lambda: _encode_explanations(explainer, neurons, pixels, predictions, info.version)
             )
 
-        with Admission(self._explanations, deadline) as admission:
-            return await self._predictor.answer(decode, encode, admission.run)
-
-    async def network(self, request: bytes, _: float = float("inf")) -> bytes:
-        """A serialised GetNetworkRequest -> a serialised GetNetworkResponse; ServiceError for anything else."""
-        self._predictor.check_version(_decoded(GetNetworkRequest, request).model_version)
+    async def get_network(self, request: bytes, _: float = float("inf")) -> bytes:
+        """Answer a serialised GetNetworkRequest with a serialised GetNetworkResponse; raises ServiceError."""
+        self._predictor.check_version(parse(GetNetworkRequest, request).model_version)
         info = self._predictor.info
         if self._network is None or self._network[0] is not info:  # encoding takes longer than a run of the model
-            self._network = info, _described(info, self._predictor.parameters)
+            self._network = info, _encode_network(info, self._predictor.parameters)
         return self._network[1]
 
-    def _pixels_alone(self, request: bytes) -> Pixels | None:
-        """The images of a request that holds nothing else, as nearly all do, as a view of its bytes.
+    def _decode(self, request: bytes) -> tuple[Pixels, bool]:
+        """Parse any PredictRequest: its images, and whether the reply includes the hidden layers."""
+        message = parse(PredictRequest, request)
+        self._predictor.check_version(message.model_version)
+        return self._predictor.view_images(message.pixels, "pixels"), message.include_hidden_layers
 
-        It spares them the protobuf library, and a large one a copy of its pixels.
+    def _fast_path_pixels(self, request: bytes) -> Pixels | None:
+        """View the images of a request that has no field but `pixels`, which is nearly every request.
+
+        This avoids the protobuf library and, for a large request, a copy of its pixels.
         """
-        images, head = self._plain.get(len(request), (0, b""))
-        if not images or not request.startswith(head):
+        images, header = self._fast_path.get(len(request), (0, b""))
+        if not images or not request.startswith(header):
             return None
-        return np.ndarray((images, PIXELS), np.uint8, request, len(head))
+        return np.ndarray((images, PIXELS), np.uint8, request, len(header))
 
 
-def _described(info: ModelInfo, parameters: Parameters) -> bytes:
-    """A serialised GetNetworkResponse."""
+def _encode_network(info: ModelInfo, parameters: Parameters) -> bytes:
+    """Encode a GetNetworkResponse."""
     first, *rest = parameters.weights
     layers = zip((first * np.float32(INK), *rest), parameters.biases, strict=True)
     return GetNetworkResponse(
@@ -148,53 +144,62 @@ def _described(info: ModelInfo, parameters: Parameters) -> bytes:
     ).SerializeToString()
 
 
-def _encoded(predictions: Predictions, version: str, *, hidden: bool) -> bytes:
-    """PredictResponse straight from the arrays: no Python object for a number, whatever the batch."""
-    reply = _plain_reply(_digits(predictions), floats(predictions.activations), version)
+def _encode_response(predictions: Predictions, version: str, *, hidden: bool) -> bytes:
+    """Encode a PredictResponse from the arrays, without a Python object for each number."""
+    reply = _join_fields(_pack_digits(predictions), pack_floats(predictions.activations), version)
     if hidden:
-        reply += field(_LAYER1, floats(predictions.layer1)) + field(_LAYER2, floats(predictions.layer2))
+        reply += pack_field(_LAYER1, pack_floats(predictions.layer1))
+        reply += pack_field(_LAYER2, pack_floats(predictions.layer2))
     return reply
 
 
-def _encoded_each(predictions: Predictions, sizes: Sequence[int], info: ModelInfo) -> list[bytes]:
-    """A PredictResponse for each of those that asked for so many images, without hidden layers."""
-    digits, activations, width = _digits(predictions), floats(predictions.activations), _ACTIVATION_BYTES
+def _encode_responses(predictions: Predictions, sizes: Iterable[int], version: str) -> list[bytes]:
+    """Encode a PredictResponse for each request of a batch, given their numbers of images, without hidden layers."""
+    sizes, width = [*sizes], _ACTIVATION_BYTES
+    digits, activations = _pack_digits(predictions), pack_floats(predictions.activations)
     return [
-        _plain_reply(digits[stop - size : stop], activations[(stop - size) * width : stop * width], info.version)
+        _join_fields(digits[stop - size : stop], activations[(stop - size) * width : stop * width], version)
         for size, stop in zip(sizes, accumulate(sizes), strict=True)
     ]
 
 
-def _plain_reply(digits: bytes, activations: bytes, version: str) -> bytes:
+def _encode_explanations(
+    explainer: Explainer, neurons: list[tuple[int, int]], pixels: Pixels, predictions: Predictions, version: str
+) -> bytes:
+    """Encode an ExplainResponse: the fields of a PredictResponse with hidden layers, the sums, the explanations."""
+    sums = explainer.sums(pixels, predictions)
+    return b"".join(
+        [
+            _encode_response(predictions, version, hidden=True),
+            *(pack_field(tag, pack_floats(layer)) for tag, layer in zip(_SUMS, sums, strict=True)),
+            *pack_explanations(explainer, neurons, pixels, predictions),
+        ]
+    )
+
+
+def _join_fields(digits: bytes, activations: bytes, version: str) -> bytes:
     return b"".join(
         (
-            head(_DIGITS, len(digits)),
+            pack_header(_DIGITS, len(digits)),
             digits,
-            head(_ACTIVATIONS, len(activations)),
+            pack_header(_ACTIVATIONS, len(activations)),
             activations,
-            _version_field(version),
+            _pack_version(version),
         )
     )
 
 
-def _digits(predictions: Predictions) -> bytes:
-    """A digit is below 128, so its varint is the byte itself."""
+def _pack_digits(predictions: Predictions) -> bytes:
+    """Pack the digits as varints: each is below 128, so its varint is one byte."""
     return predictions.digit.astype(np.uint8).tobytes()
 
 
 @lru_cache(maxsize=4)
-def _version_field(version: str) -> bytes:
-    return field(_MODEL_VERSION, version.encode())
+def _pack_version(version: str) -> bytes:
+    return pack_field(_MODEL_VERSION, version.encode())
 
 
-def _decoded(kind: type[M], request: bytes) -> M:
-    try:
-        return kind.FromString(request)
-    except DecodeError:
-        raise InvalidInput("message", f"is not a {kind.DESCRIPTOR.full_name}") from None
-
-
-def _plain_requests(max_batch_size: int) -> dict[int, tuple[int, bytes]]:
-    """Bytes of a PredictRequest with pixels and no other field -> its images, and what stands before the pixels."""
-    prefixes = {images: head(_PIXELS, images * PIXELS) for images in range(1, max_batch_size + 1)}
-    return {len(prefix) + images * PIXELS: (images, prefix) for images, prefix in prefixes.items()}
+def _fast_path_headers(max_batch_size: int) -> dict[int, tuple[int, bytes]]:
+    """Map the length of a PredictRequest with no field but `pixels` to its images and the bytes before the pixels."""
+    headers = {images: pack_header(_PIXELS, images * PIXELS) for images in range(1, max_batch_size + 1)}
+    return {len(header) + images * PIXELS: (images, header) for images, header in headers.items()}

@@ -1,4 +1,4 @@
-"""Explain's part that costs: what a request may ask for, the queue before the one thread that explains, the packing."""
+"""The cost of Explain requests, the queue of the thread that computes explanations, and their encoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from service.errors import MIN_RETRY_AFTER, InvalidInput, Overloaded, deadline_exceeded
-from service.handlers.fields import field, floats, head
+from service.handlers.fields import pack_field, pack_floats, pack_header
 from service.pb.digits.v1.digits_pb2 import Neuron
 
 if TYPE_CHECKING:
@@ -27,50 +27,50 @@ One of layer 1 is 6.3 kB of reply and any other 3.2 kB. So no reply exceeds 4 Mi
 """
 
 _MAX_QUEUED = 64 * MAX_EXPLANATIONS
-"""Explanations queued, some 0.3 s of work; the largest 64 requests hold 100 MB."""
+"""Queued explanations, about 0.3 s of work; the 64 largest requests hold 100 MB."""
 
 _INLINE = 64
-"""Explanations that take 0.2 ms, less than the way to a thread and back. All neurons of one image are 58."""
+"""Explanations that take 0.2 ms, less than a switch to the thread and back. All neurons of one image cost 58."""
 
 _EXPLANATION = bytes([9 << 3 | 2])  # ExplainResponse's
 _NEURON, _CONTRIBUTIONS, _GRADIENT = (bytes([number << 3 | 2]) for number in (1, 3, 4))  # Explanation's
-_BIAS = bytes([2 << 3 | 5])  # four bytes, without a length
+_BIAS = bytes([2 << 3 | 5])  # 4 bytes, without a length
 
 
 class ExplanationQueue:
-    """Admits requests by cost, and explains on one thread for all clients; small requests run where they are.
+    """Admits requests by cost and computes explanations on one thread; small requests run on the event loop.
 
-    `rejected` is called for each request that finds the queue full.
+    `on_reject` is called for each request that the full queue rejects.
     """
 
-    def __init__(self, rejected: Callable[[], object]) -> None:
-        self._rejected = rejected
+    def __init__(self, on_reject: Callable[[], object]) -> None:
+        self._on_reject = on_reject
         self._queued = 0
         self._seconds_each = 1e-5
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
     def admit(self, explanations: int) -> None:
-        """Add so many to the queue; Overloaded where it has no room for them."""
+        """Add so many explanations to the queue; Overloaded if that exceeds its limit."""
         if self._queued + explanations > _MAX_QUEUED:
-            self._rejected()
+            self._on_reject()
             raise Overloaded(
                 f"queue full: {self._queued} explanations queued, limit {_MAX_QUEUED}",
                 max(MIN_RETRY_AFTER, self._queued * self._seconds_each),
             )
         self._queued += explanations
 
-    def leave(self, explanations: int) -> None:
-        """Remove so many, done or not."""
+    def release(self, explanations: int) -> None:
+        """Remove so many explanations from the queue, computed or not."""
         self._queued -= explanations
 
     async def run(self, explanations: int, deadline: float, work: Callable[[], bytes]) -> bytes:
-        """Return what `work` makes of so many; DeadlineExceeded if its turn comes after the deadline."""
+        """Return the result of `work`, which computes so many explanations; DeadlineExceeded if it starts too late."""
 
         def run() -> tuple[bytes, float]:
-            began = time.monotonic()
-            if began >= deadline:
+            started = time.monotonic()
+            if started >= deadline:
                 raise deadline_exceeded()
-            return work(), time.monotonic() - began
+            return work(), time.monotonic() - started
 
         if explanations <= _INLINE:
             return run()[0]
@@ -80,7 +80,7 @@ class ExplanationQueue:
 
 
 class Admission:
-    """One request's place in the queue, from `admit` to the end of the `with`."""
+    """The place of one request in the queue, from `admit` to the end of the `with` block."""
 
     def __init__(self, queue: ExplanationQueue, deadline: float) -> None:
         self._queue = queue
@@ -91,7 +91,7 @@ class Admission:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.leave(self._explanations)
+        self._queue.release(self._explanations)
 
     def admit(self, explanations: int) -> None:
         """As `ExplanationQueue.admit`."""
@@ -103,8 +103,8 @@ class Admission:
         return await self._queue.run(self._explanations, self._deadline, work)
 
 
-def cost(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -> int:
-    """Explanations to make, those of layer 1 counted twice; InvalidInput if neurons are wrong or it is too much."""
+def compute_cost(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -> int:
+    """Count the explanations of a request, those of layer 1 twice; InvalidInput for wrong neurons or too many."""
     first: dict[tuple[int, int], int] = {}
     for i, neuron in enumerate(neurons):
         if not 1 <= neuron.layer <= 3:
@@ -126,32 +126,32 @@ def cost(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -> int:
     return explanations
 
 
-def packed_explanations(
-    explainer: Explainer, neurons: list[tuple[int, int]], pixels: Pixels, found: Predictions
+def pack_explanations(
+    explainer: Explainer, neurons: list[tuple[int, int]], pixels: Pixels, predictions: Predictions
 ) -> list[bytes]:
-    """A field for each, all neurons of an image before the next image's; without neurons the digit's of each image."""
+    """Pack a field for each neuron of each image, image by image; without neurons, of each image's digit."""
     count = len(neurons) or 1
-    asked = np.array(neurons * len(pixels) or [(3, digit) for digit in found.digit], np.int64)
-    fields = [b""] * len(asked)
+    requested = np.array(neurons * len(pixels) or [(3, digit) for digit in predictions.digit], np.int64)
+    fields = [b""] * len(requested)
     for layer in (1, 2, 3):
-        places = np.flatnonzero(asked[:, 0] == layer)
-        indices = asked[places, 1]
-        explained = explainer.explain(layer, indices, places // count, pixels, found)
-        for place, one in zip(places.tolist(), _packed(layer, indices.tolist(), explained), strict=True):
-            fields[place] = one
+        places = np.flatnonzero(requested[:, 0] == layer)
+        indices = requested[places, 1]
+        explanations = explainer.explain(layer, indices, places // count, pixels, predictions)
+        for place, packed in zip(places.tolist(), _pack_layer(layer, indices.tolist(), explanations), strict=True):
+            fields[place] = packed
     return fields
 
 
-def _packed(layer: int, indices: list[int], explained: Explanations) -> list[bytes]:
-    contributions, gradients = floats(explained.contributions), floats(explained.gradients)
-    below, pixels = (4 * array.shape[1] for array in explained[1:])
-    middle, end = head(_CONTRIBUTIONS, below), head(_GRADIENT, pixels)
+def _pack_layer(layer: int, indices: list[int], explanations: Explanations) -> list[bytes]:
+    contributions, gradients = pack_floats(explanations.contributions), pack_floats(explanations.gradients)
+    below, pixels = (4 * array.shape[1] for array in explanations[1:])
+    middle, end = pack_header(_CONTRIBUTIONS, below), pack_header(_GRADIENT, pixels)
     heads = dict[int, bytes]()
-    for index, bias in zip(indices, explained.biases.tolist(), strict=True):
+    for index, bias in zip(indices, explanations.biases.tolist(), strict=True):
         if index not in heads:
-            neuron = field(_NEURON, Neuron(layer=layer, index=index).SerializeToString())
+            neuron = pack_field(_NEURON, Neuron(layer=layer, index=index).SerializeToString())
             start = neuron + _BIAS + struct.pack("<f", bias) + middle
-            heads[index] = head(_EXPLANATION, len(start) + below + len(end) + pixels) + start
+            heads[index] = pack_header(_EXPLANATION, len(start) + below + len(end) + pixels) + start
     return [
         b"".join(
             (heads[index], contributions[i * below : (i + 1) * below], end, gradients[i * pixels : (i + 1) * pixels])

@@ -1,4 +1,4 @@
-"""Protobuf fields as bytes, packed straight from arrays."""
+"""Protobuf fields as bytes, packed from arrays."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from service.network import Floats
 
 
-def field(tag: bytes, content: bytes) -> bytes:
-    """One length-delimited protobuf field."""
-    return head(tag, len(content)) + content
+def pack_field(tag: bytes, content: bytes) -> bytes:
+    """Pack one length-delimited protobuf field."""
+    return pack_header(tag, len(content)) + content
 
 
 @lru_cache(maxsize=4096)
-def head(tag: bytes, length: int) -> bytes:
-    """What stands before a field's content: tag, and length as a varint."""
+def pack_header(tag: bytes, length: int) -> bytes:
+    """Pack the bytes before a field's content: its tag, and its length as a varint."""
     varint = bytearray()
     while length > 0x7F:
         varint.append(length & 0x7F | 0x80)
@@ -26,6 +26,6 @@ def head(tag: bytes, length: int) -> bytes:
     return tag + bytes(varint)
 
 
-def floats(array: Floats) -> bytes:
-    """Packed floats are little-endian on the wire."""
+def pack_floats(array: Floats) -> bytes:
+    """Pack floats as the wire has them, little-endian."""
     return array.tobytes() if sys.byteorder == "little" else array.astype("<f4").tobytes()

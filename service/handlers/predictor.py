@@ -1,4 +1,4 @@
-"""The path of every request for predictions, whichever protocol it came by: decode, check, predict, encode."""
+"""The steps that every request for predictions shares, whichever protocol it came by."""
 
 from __future__ import annotations
 
@@ -8,123 +8,93 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from service.errors import InvalidInput, ModelNotFound
+from service.handlers.request_timer import RequestTimer
 from service.network import PIXELS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable
 
     from service.network import ModelInfo, Parameters, Pixels, Predictions
     from service.observability.statistics import Statistics
 
-    Decode = Callable[[], tuple[Pixels, float]]
-    Encode = Callable[[Predictions, ModelInfo], bytes]
-    RunEncode = Callable[[Callable[[], bytes]], Awaitable[bytes]]
-    DecodeAll = Callable[[], tuple[list[Pixels], float] | None]
-    EncodeAll = Callable[[Predictions, Sequence[int], ModelInfo], list[bytes]]
+_MAX_ECHO = 32  # characters of a client's text that an error repeats
 
 
-class Batching(Protocol):
-    """The model as concurrent callers see it, as `service.batching.batcher.Batcher` is.
+class BatcherProtocol(Protocol):
+    """The batcher as handlers see it; `service.batching.batcher.Batcher` is one.
 
-    `info`, `parameters` and `statistics` are of the model that answers whoever comes now.
+    `info`, `parameters` and `statistics` belong to the active model, which answers the next request.
     """
 
     @property
     def info(self) -> ModelInfo:
-        """What the model's file says of itself."""
+        """The metadata of the model file."""
         ...
 
     @property
     def parameters(self) -> Parameters:
-        """The weights and biases that it computes with."""
+        """The model's weights and biases."""
         ...
 
     @property
     def statistics(self) -> Statistics:
-        """What the model did."""
+        """The model's statistics."""
         ...
 
-    async def predict(self, pixels: Pixels, deadline: float = ...) -> Predictions:
-        """Each caller's own rows; DeadlineExceeded or Overloaded."""
+    def predict(self, pixels: Pixels, deadline: float = ...) -> Awaitable[Predictions]:
+        """Predict the images of one request; raises DeadlineExceeded or Overloaded."""
         ...
 
-    def run_together(self, pixels: Pixels, requests: int) -> Predictions | None:
-        """At once what so many requests hold; None where that cannot be."""
+    def run_batch(self, pixels: Pixels, requests: int) -> Predictions | None:
+        """Predict the images of several requests at once, without waiting; None if that is not possible now."""
         ...
-
-
-_LONGEST_ECHO = 32  # characters of a caller's text that an error repeats
 
 
 class Predictor:
-    """One model behind every protocol; a message may hold at most `max_batch_size` images."""
+    """The model behind every protocol; a message may hold at most `max_batch_size` images.
 
-    def __init__(self, batcher: Batching, *, max_batch_size: int) -> None:
+    A handler reads `info` first and calls `predict` without waiting in between, so that both belong to one model.
+    """
+
+    def __init__(self, batcher: BatcherProtocol, *, max_batch_size: int) -> None:
         self.max_batch_size = max_batch_size
         self._batcher = batcher
 
     @property
     def info(self) -> ModelInfo:
-        """Of the model that answers whoever comes now."""
+        """The metadata of the active model."""
         return self._batcher.info
 
     @property
     def parameters(self) -> Parameters:
-        """Of that model too."""
+        """The weights and biases of the active model."""
         return self._batcher.parameters
 
     @property
     def statistics(self) -> Statistics:
-        """Of that model alone."""
+        """The statistics of the active model."""
         return self._batcher.statistics
 
-    async def answer(self, decode: Decode, encode: Encode, run_encode: RunEncode | None = None) -> bytes:
-        """The reply to one message, counted with what each step of it took; what a step raises passes through.
+    def time_request(self) -> RequestTimer:
+        """Return the timer of one request."""
+        return RequestTimer(self._batcher.statistics)
 
-        `decode` gives the images and when the caller stops waiting, on the clock of `time.monotonic`. `encode` is told
-        which model answered: that of the moment of `decode`, since nothing else happens before the batcher has the
-        request. `run_encode` runs it, if given: on a thread, for example.
-        """
-        statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
-        try:
-            pixels, deadline = decode()
-            decoded = time.perf_counter_ns()
-            predictions = await self._batcher.predict(pixels, deadline)
-            predicted = time.perf_counter_ns()
-            if run_encode is None:
-                reply = encode(predictions, info)
-            else:
-                reply = await run_encode(lambda: encode(predictions, info))
-        except BaseException:
-            statistics.fail.add(time.perf_counter_ns() - began)
-            raise
-        statistics.answered(began, decoded, predicted)
-        return reply
+    def time_batch(self, requests: int) -> RequestTimer:
+        """Return the timer of so many requests that one run answers."""
+        return RequestTimer(self._batcher.statistics, requests)
 
-    def answer_together(self, decode: DecodeAll, encode: EncodeAll) -> list[bytes] | None:
-        """As `answer` for messages that came together; None, with nothing counted, where each is to go by itself.
+    def predict(self, pixels: Pixels, deadline: float) -> Awaitable[Predictions]:
+        """Predict the images of one request; raises DeadlineExceeded or Overloaded."""
+        return self._batcher.predict(pixels, deadline)
 
-        That is so where `decode` gives nothing, the deadline has passed or the model is busy. `encode` is told how many
-        images each message holds.
-        """
-        statistics, info, began = self.statistics, self.info, time.perf_counter_ns()
-        if (found := decode()) is None or time.monotonic() >= found[1]:
+    def run_batch(self, pixels: Pixels, requests: int, deadline: float) -> Predictions | None:
+        """Predict the images of several requests at once; None if the deadline has passed or the model is busy."""
+        if time.monotonic() >= deadline:
             return None
-        images = found[0]
-        sizes, pixels, decoded = [*map(len, images)], np.concatenate(images), time.perf_counter_ns()
-        try:
-            if (predictions := self._batcher.run_together(pixels, len(sizes))) is None:
-                return None
-            predicted = time.perf_counter_ns()
-            replies = encode(predictions, sizes, info)
-        except BaseException:
-            statistics.fail.add(time.perf_counter_ns() - began, len(sizes))
-            raise
-        statistics.answered(began, decoded, predicted, len(sizes))
-        return replies
+        return self._batcher.run_batch(pixels, requests)
 
-    def images(self, data: bytes, field: str) -> Pixels:
-        """Bytes as images, a view (n, 784); InvalidInput, naming the field, unless 1 to `max_batch_size` whole ones."""
+    def view_images(self, data: bytes, field: str) -> Pixels:
+        """View bytes as images (n, 784); InvalidInput for `field` unless n is a whole number, 1 to `max_batch_size`."""
         images, rest = divmod(len(data), PIXELS)
         if not data:
             raise InvalidInput(field, f"is empty; expected n x {PIXELS} bytes, n at least 1")
@@ -136,12 +106,18 @@ class Predictor:
             )
         return np.frombuffer(data, dtype=np.uint8).reshape(images, PIXELS)
 
+    def check_model(self, name: str, version: str) -> None:
+        """Raise ModelNotFound unless the active model has this name, and this version if one is given."""
+        if name != self.info.name:
+            raise ModelNotFound(f"model_name: there is no model {echo(name)}; {self.info.name!r} serves")
+        self.check_version(version)
+
     def check_version(self, version: str) -> None:
-        """ModelNotFound unless the caller asked for no version or for the one that serves."""
+        """Raise ModelNotFound unless `version` is empty or the active model's."""
         if version not in ("", self.info.version):
             raise ModelNotFound(f"model_version: there is no version {echo(version)}; {self.info.version!r} serves")
 
 
 def echo(text: str) -> str:
-    """A caller's text as an error may repeat it: quoted, and not much of it."""
-    return repr(text[:_LONGEST_ECHO])
+    """Quote a client's text for an error message, shortened."""
+    return repr(text[:_MAX_ECHO])

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FileDescriptor
     from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FieldDescriptorProto
 
-    from service.handlers import Alternative, Answer, Together
+    from service.handlers import Alternative, BatchHandler, MessageHandler
 
 V1 = "grpc.reflection.v1"
 V1ALPHA = "grpc.reflection.v1alpha"
 VERSIONS = (V1, V1ALPHA)
 
 MAX_REQUEST_BYTES = 4096
-"""Of one request, which is a name. The reply repeats it, so it also bounds the reply."""
+"""Maximum size of a request, which is a name. The reply repeats it, so this bounds the reply too."""
 
-_OF_ERRORS = (error_details_pb2.DESCRIPTOR, status_pb2.DESCRIPTOR)
-"""What the details of an error are made of: tools look their types up to print them."""
+_ERROR_DETAILS = (error_details_pb2.DESCRIPTOR, status_pb2.DESCRIPTOR)
+"""The message types of error details: tools look them up to print an error."""
 
 _NOT_FOUND, _INVALID_ARGUMENT = 5, 3  # of grpc.StatusCode, which handlers do not import
 
@@ -43,42 +43,42 @@ class ReflectionHandler:
     def __init__(self, version: str, index: SymbolIndex) -> None:
         self._index = index
         self.name = service_name(version)
-        self.unary: Mapping[str, Answer] = {}
-        self.streams: Mapping[str, Answer] = {"ServerReflectionInfo": self.answer}
-        self.together: Mapping[str, Together] = {"ServerReflectionInfo": lambda *_: None}
+        self.unary: Mapping[str, MessageHandler] = {}
+        self.streams: Mapping[str, MessageHandler] = {"ServerReflectionInfo": self.describe}
+        self.batches: Mapping[str, BatchHandler] = {"ServerReflectionInfo": lambda *_: None}
         self.alternatives: Mapping[str, Alternative] = {}
 
-    async def answer(self, request: bytes, _: float) -> bytes:
+    async def describe(self, request: bytes, _: float) -> bytes:
         """Map a serialised ServerReflectionRequest to its one response; InvalidInput for other or too many bytes."""
         if len(request) > MAX_REQUEST_BYTES:
             raise InvalidInput("message", f"holds {len(request)} bytes; expected at most {MAX_REQUEST_BYTES}")
         try:
-            asked = pb.ServerReflectionRequest.FromString(request)
+            message = pb.ServerReflectionRequest.FromString(request)
         except DecodeError:
             raise InvalidInput("message", "is not a ServerReflectionRequest") from None
-        reply = self._reply(asked)
-        reply.valid_host = asked.host
-        reply.original_request.CopyFrom(asked)
+        reply = self._describe(message)
+        reply.valid_host = message.host
+        reply.original_request.CopyFrom(message)
         return reply.SerializeToString()
 
-    def _reply(self, asked: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
+    def _describe(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
         index = self._index
-        match asked.WhichOneof("message_request"):
+        match request.WhichOneof("message_request"):
             case "list_services":
-                listed = [pb.ServiceResponse(name=name) for name in index.services]
-                return pb.ServerReflectionResponse(list_services_response=pb.ListServiceResponse(service=listed))
+                services = [pb.ServiceResponse(name=name) for name in index.services]
+                return pb.ServerReflectionResponse(list_services_response=pb.ListServiceResponse(service=services))
             case "file_by_filename":
-                return _files(index.closure(asked.file_by_filename), f"file {echo(asked.file_by_filename)}")
+                return _files(index.closure(request.file_by_filename), f"file {echo(request.file_by_filename)}")
             case "file_containing_symbol":
-                symbol = asked.file_containing_symbol
+                symbol = request.file_containing_symbol
                 return _files(index.closure(index.symbols.get(symbol)), f"symbol {echo(symbol)}")
             case "file_containing_extension":
-                wanted = asked.file_containing_extension
-                file = index.extensions.get(wanted.containing_type, {}).get(wanted.extension_number)
-                name = f"extension {wanted.extension_number} of {echo(wanted.containing_type)}"
+                extension = request.file_containing_extension
+                file = index.extensions.get(extension.containing_type, {}).get(extension.extension_number)
+                name = f"extension {extension.extension_number} of {echo(extension.containing_type)}"
                 return _files(index.closure(file), name)
             case "all_extension_numbers_of_type":
-                return self._extension_numbers(asked.all_extension_numbers_of_type)
+                return self._extension_numbers(request.all_extension_numbers_of_type)
             case _:
                 return _error(_INVALID_ARGUMENT, "message_request: is not set; expected one of its fields")
 
@@ -86,14 +86,14 @@ class ReflectionHandler:
         if name not in self._index.messages:
             return _error(_NOT_FOUND, f"there is no message type {echo(name)}")
         numbers = sorted(self._index.extensions.get(name, ()))
-        found = pb.ExtensionNumberResponse(base_type_name=name, extension_number=numbers)
-        return pb.ServerReflectionResponse(all_extension_numbers_response=found)
+        response = pb.ExtensionNumberResponse(base_type_name=name, extension_number=numbers)
+        return pb.ServerReflectionResponse(all_extension_numbers_response=response)
 
 
 class SymbolIndex:
-    """Some files by what stands in them, and the names of the services that they describe.
+    """An index of proto files by the symbols that they define, and the names of the services that they describe.
 
-    Other files of the process stay unknown to clients.
+    Clients cannot see any other file of the process.
     """
 
     def __init__(self, files: Iterable[FileDescriptorProto], services: Iterable[str]) -> None:
@@ -111,11 +111,11 @@ class SymbolIndex:
             self._add_file(file)
 
     def closure(self, name: str | None) -> list[bytes]:
-        """Return a file and all that it imports, serialised, that file first; nothing where the name is unknown."""
+        """Return a file and all that it imports, serialised, that file first; empty if the name is unknown."""
         if name not in self._content:
             return []
         names = [name]
-        for known in names:  # it grows while it is walked
+        for known in names:  # the loop appends to it
             names += [imported for imported in self._imports[known] if imported not in names]
         return [self._content[known] for known in names]
 
@@ -137,7 +137,7 @@ class SymbolIndex:
     ) -> None:
         for enum in enums:
             self._add(file, f"{scope}{enum.name}")
-            for value in enum.value:  # beside its enum and not within it, as protobuf names values
+            for value in enum.value:  # protobuf puts a value into the scope of its enum
                 self._add(file, f"{scope}{value.name}")
         for extension in extensions:
             self._add(file, f"{scope}{extension.name}")
@@ -168,7 +168,7 @@ def reflection_handlers(services: Iterable[str]) -> list[ReflectionHandler]:
     """
     names = list(services)
     pool = descriptor_pool.Default()
-    described = [pb.DESCRIPTOR, *_OF_ERRORS, *map(pool.FindFileContainingSymbol, names)]
+    described = [pb.DESCRIPTOR, *_ERROR_DETAILS, *map(pool.FindFileContainingSymbol, names)]
     index = SymbolIndex([*_with_imports(described), _v1alpha()], [*names, *map(service_name, VERSIONS)])
     return [ReflectionHandler(version, index) for version in VERSIONS]
 
@@ -208,9 +208,9 @@ def _v1alpha() -> FileDescriptorProto:
 def _files(content: list[bytes], name: str) -> pb.ServerReflectionResponse:
     if not content:
         return _error(_NOT_FOUND, f"there is no {name}")
-    found = pb.FileDescriptorResponse(file_descriptor_proto=content)
-    return pb.ServerReflectionResponse(file_descriptor_response=found)
+    response = pb.FileDescriptorResponse(file_descriptor_proto=content)
+    return pb.ServerReflectionResponse(file_descriptor_response=response)
 
 
-def _error(code: int, sentence: str) -> pb.ServerReflectionResponse:
-    return pb.ServerReflectionResponse(error_response=pb.ErrorResponse(error_code=code, error_message=sentence))
+def _error(code: int, message: str) -> pb.ServerReflectionResponse:
+    return pb.ServerReflectionResponse(error_response=pb.ErrorResponse(error_code=code, error_message=message))

@@ -17,6 +17,7 @@ from service.address import join_host_port
 from service.batching.batcher import Batcher
 from service.handlers.digits import DigitsHandler
 from service.handlers.inference import InferenceHandler
+from service.handlers.metadata import MetadataHandler
 from service.handlers.predictor import Predictor
 from service.inference.providers import CPU, NVIDIA_PROVIDERS
 from service.inference.repository import ModelRepository
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from service.config import Settings
     from service.handlers import Service
-    from service.handlers.predictor import Batching
+    from service.handlers.predictor import BatcherProtocol
     from service.inference.model import Model
     from service.runtime.watchdog import Watched
 
@@ -145,7 +146,7 @@ class Server:
         )
         return batcher, transport
 
-    def _services(self, batcher: Batching) -> list[Service]:
+    def _services(self, batcher: BatcherProtocol) -> list[Service]:
         settings = self._settings
         make = Predictor if self._tracing is None else partial(TracedPredictor, tracing=self._tracing)
         predictor = make(batcher, max_batch_size=settings.max_batch_size)
@@ -153,11 +154,14 @@ class Server:
             DigitsHandler(predictor, self.metrics.requests_dropped.labels("overloaded").inc),
             InferenceHandler(
                 predictor,
-                serving=self._is_serving,
-                server_version=__version__,
-                provider=self.model.provider,
-                on_gpu=self._sessions.is_on_gpu,
-                reload=self._reload if settings.model_control else None,
+                MetadataHandler(
+                    predictor,
+                    is_serving=self._is_serving,
+                    server_version=__version__,
+                    provider=self.model.provider,
+                    on_gpu=self._sessions.is_on_gpu,
+                    reload=self._reload if settings.model_control else None,
+                ),
             ),
         ]
 

@@ -1,169 +1,189 @@
 """The batcher and the predictor with spans for their steps, each with the interface of the plain one.
 
-They stand in for the plain ones where traces are asked for, so that a server without traces runs nothing of this.
+They replace the plain ones if tracing is on, so that a server without tracing runs none of this.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from service.batching.batcher import Batcher
 from service.handlers.predictor import Predictor
+from service.handlers.request_timer import RequestTimer
 from service.network import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from types import TracebackType
 
-    from service.batching.batcher import Runnable
-    from service.handlers.predictor import Batching, Decode, DecodeAll, Encode, EncodeAll, RunEncode
+    from service.batching.batcher import InferenceModel
+    from service.handlers.predictor import BatcherProtocol
     from service.network import Pixels
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
     from service.observability.tracing import Part, Tracing
 
-_RUN = "run that failed"
-"""Where an exception keeps it: one that Python itself raises has no weak references, by which it could be found."""
+_RUN = "failed run"
+"""The attribute of an exception that holds its run: Python's own exceptions have no weak references."""
 
 
 class _Run(NamedTuple):
-    """A run of the model, which several requests may share: from when to when, in nanoseconds of Unix time."""
+    """A run of the model, which several requests may share; its times are nanoseconds of Unix time."""
 
     number: int
     images: int
-    began: int
+    started: int
     ended: int
 
 
-class _Timed(Predictions):
-    """Predictions that know the run that they come from."""
+class _TimedPredictions(Predictions):
+    """Predictions with the run that made them."""
 
     run: _Run
 
     @classmethod
-    def of(cls, predictions: Predictions, run: _Run) -> _Timed:
-        """The same predictions, with their run."""
+    def of(cls, predictions: Predictions, run: _Run) -> _TimedPredictions:
+        """Add the run to predictions."""
         timed = cls(*predictions)
         timed.run = run
         return timed
 
-    def rows(self, start: int, stop: int) -> _Timed:
-        """Those of some images, of the same run."""
+    def rows(self, start: int, stop: int) -> _TimedPredictions:
+        """Return the predictions of some images, with the same run."""
         return self.of(super().rows(start, stop), self.run)
 
 
-class _Watched:
-    """How many requests in progress are recorded, and the numbers of the runs that are timed for them."""
+class _RunRegistry:
+    """The number of traced requests in progress, and the numbers of the runs that are timed for them."""
 
     def __init__(self) -> None:
-        self.requests = 0
+        self.traced_requests = 0
         self.numbers = itertools.count(1)
 
 
 class _TimedModel:
-    """A `batcher.Runnable` that tells with its answers, or with what it raises, when it ran, if asked to."""
+    """An `InferenceModel` whose predictions and exceptions have their run, while there are traced requests."""
 
-    def __init__(self, model: Runnable, watched: _Watched) -> None:
+    def __init__(self, model: InferenceModel, registry: _RunRegistry) -> None:
         self.info = model.info
         self.parameters = model.parameters
         self._model = model
-        self._watched = watched
+        self._registry = registry
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run the images."""
-        if not self._watched.requests:
+        if not self._registry.traced_requests:
             return self._model.predict(pixels)
-        number, began = next(self._watched.numbers), time.time_ns()
+        number, started = next(self._registry.numbers), time.time_ns()
         try:
             predictions = self._model.predict(pixels)
         except Exception as error:
-            vars(error)[_RUN] = _Run(number, len(pixels), began, time.time_ns())
+            vars(error)[_RUN] = _Run(number, len(pixels), started, time.time_ns())
             raise
-        return _Timed.of(predictions, _Run(number, len(pixels), began, time.time_ns()))
+        return _TimedPredictions.of(predictions, _Run(number, len(pixels), started, time.time_ns()))
 
 
 class TracedBatcher(Batcher):
-    """A batcher that records for each request how long it waited and the run that answered it.
+    """A batcher that records the time of each request in the queue and the run that answered it.
 
-    Requests that shared a run have a span of it each, all of the same times, since each trace is read by itself;
-    `digits.run`, the number of the run, finds the others.
+    Each trace is read by itself, so each request of a shared run has a span of the run, with the same times. The
+    attribute `digits.run`, the number of the run, finds the others.
     """
 
     def __init__(
-        self, model: Runnable, metrics: Metrics, statistics: Statistics, *, tracing: Tracing, **limits: Any
+        self, model: InferenceModel, metrics: Metrics, statistics: Statistics, *, tracing: Tracing, **limits: Any
     ) -> None:
         self._tracing = tracing
-        self._watched = _Watched()
-        super().__init__(_TimedModel(model, self._watched), metrics, statistics, **limits)
+        self._registry = _RunRegistry()
+        super().__init__(_TimedModel(model, self._registry), metrics, statistics, **limits)
 
-    def swap(self, model: Runnable, statistics: Statistics) -> None:
+    def swap(self, model: InferenceModel, statistics: Statistics) -> None:
         """As `Batcher.swap`."""
-        super().swap(_TimedModel(model, self._watched), statistics)
+        super().swap(_TimedModel(model, self._registry), statistics)
 
     def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Coroutine[Any, Any, Predictions]:
         """As `Batcher.predict`."""
-        part = self._tracing.current()
-        return self._predict(part, pixels, deadline) if part.recorded else super().predict(pixels, deadline)
+        scope = self._tracing.current()
+        return self._predict(scope, pixels, deadline) if scope.recorded else super().predict(pixels, deadline)
 
-    async def _predict(self, part: Part, pixels: Pixels, deadline: float) -> Predictions:
-        came, version = time.time_ns(), self.info.version
-        self._watched.requests += 1
+    async def _predict(self, scope: Part, pixels: Pixels, deadline: float) -> Predictions:
+        arrived, version = time.time_ns(), self.info.version
+        self._registry.traced_requests += 1
         try:
-            found = await super().predict(pixels, deadline)
+            predictions = await super().predict(pixels, deadline)
         except BaseException as error:
-            self._record(part, came, vars(error).get(_RUN), version, error)
+            _record_run(scope, arrived, vars(error).get(_RUN), version, error)
             raise
         finally:
-            self._watched.requests -= 1
-        assert isinstance(found, _Timed)
-        self._record(part, came, found.run, version)
-        return found
+            self._registry.traced_requests -= 1
+        assert isinstance(predictions, _TimedPredictions)
+        _record_run(scope, arrived, predictions.run, version)
+        return predictions
 
-    def _record(
-        self, part: Part, came: int, run: _Run | None, version: str, error: BaseException | None = None
-    ) -> None:
-        if run is None:  # given up before its run
-            part.step("queue", came, time.time_ns(), error)
-            return
-        part.step("queue", came, max(came, run.began))
-        attributes: dict[str, Any] = {
-            "digits.run": run.number,
-            "digits.batch.images": run.images,
-            "digits.model.version": version,
-        }
-        part.step("run", run.began, run.ended, error, attributes)
+
+def _record_run(scope: Part, arrived: int, run: _Run | None, version: str, error: BaseException | None = None) -> None:
+    if run is None:  # the request failed before its run
+        scope.step("queue", arrived, time.time_ns(), error)
+        return
+    scope.step("queue", arrived, max(arrived, run.started))
+    attributes: dict[str, Any] = {
+        "digits.run": run.number,
+        "digits.batch.images": run.images,
+        "digits.model.version": version,
+    }
+    scope.step("run", run.started, run.ended, error, attributes)
 
 
 class TracedPredictor(Predictor):
-    """A predictor that records how long each request took to decode and to encode."""
+    """A predictor whose timer records spans of decoding and encoding."""
 
-    def __init__(self, batcher: Batching, *, max_batch_size: int, tracing: Tracing) -> None:
+    def __init__(self, batcher: BatcherProtocol, *, max_batch_size: int, tracing: Tracing) -> None:
         super().__init__(batcher, max_batch_size=max_batch_size)
         self._tracing = tracing
 
-    def answer(self, decode: Decode, encode: Encode, run_encode: RunEncode | None = None) -> Coroutine[Any, Any, bytes]:
-        """As `Predictor.answer`."""
+    def time_request(self) -> RequestTimer:
+        """As `Predictor.time_request`."""
         call = self._tracing.current()
-        if not call.recorded:
-            return super().answer(decode, encode, run_encode)
-        return self._answer(call, decode, encode, run_encode)
+        return _TracedRequestTimer(self.statistics, call) if call.recorded else super().time_request()
 
-    def answer_together(self, decode: DecodeAll, encode: EncodeAll) -> list[bytes] | None:
-        """As `Predictor.answer_together`, but messages that have a span each go by themselves."""
-        return None if self._tracing.current().recorded else super().answer_together(decode, encode)
+    def run_batch(self, pixels: Pixels, requests: int, deadline: float) -> Predictions | None:
+        """As `Predictor.run_batch`; None for the messages of a traced call, each of which has a span of its own."""
+        return None if self._tracing.current().recorded else super().run_batch(pixels, requests, deadline)
 
-    async def _answer(self, call: Part, decode: Decode, encode: Encode, run_encode: RunEncode | None) -> bytes:
-        with call.message() as part:
-            if not part.recorded:
-                return await super().answer(decode, encode, run_encode)
-            return await super().answer(
-                lambda: self._decoded(part, decode),
-                lambda found, info: part.timed("encode", lambda: encode(found, info)),
-                run_encode,
-            )
 
-    def _decoded(self, part: Part, decode: Decode) -> tuple[Pixels, float]:
-        found = part.timed("decode", decode)
-        part.note(images=len(found[0]))
-        return found
+class _TracedRequestTimer(RequestTimer):
+    """A timer that records the steps as spans of `call`, or of a message of it."""
+
+    __slots__ = ("_message", "_scope", "_step_started")
+
+    def __init__(self, statistics: Statistics, call: Part) -> None:
+        super().__init__(statistics)
+        self._message = call.message()
+
+    def __enter__(self) -> Self:
+        self._scope = self._message.__enter__()
+        self._step_started = time.time_ns()
+        return super().__enter__()
+
+    def decoded(self, images: int) -> None:
+        super().decoded(images)
+        if self._scope.recorded:
+            self._scope.step("decode", self._step_started, time.time_ns())
+            self._scope.note(images=images)
+
+    def predicted(self) -> None:
+        super().predicted()
+        self._step_started = time.time_ns()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._scope.recorded:
+            if self._predicted:
+                self._scope.step("encode", self._step_started, time.time_ns(), error)
+            elif not self._decoded:
+                self._scope.step("decode", self._step_started, time.time_ns(), error)
+        self._message.__exit__(kind, error, traceback)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from service.batching.batcher import Runnable
+    from service.batching.batcher import InferenceModel
     from service.network import Pixels, Predictions
     from service.observability.metrics import Metrics
 
@@ -56,7 +56,7 @@ class Watchdog:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
 
-    def watch(self, model: Runnable) -> Watched:
+    def watch(self, model: InferenceModel) -> Watched:
         """`model`, each of whose runs is known while it is under way."""
         return Watched(model, self._began, self._came_back)
 
@@ -130,7 +130,7 @@ class Watched:
 
     __slots__ = ("_began", "_came_back", "_model", "info", "parameters")
 
-    def __init__(self, model: Runnable, began: Callable[[], None], came_back: Callable[[], None]) -> None:
+    def __init__(self, model: InferenceModel, began: Callable[[], None], came_back: Callable[[], None]) -> None:
         self._model = model
         self.info = model.info
         self.parameters = model.parameters

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.errors import Overloaded
-    from service.handlers import Alternative, Answer, Service, Together
+    from service.handlers import Alternative, BatchHandler, MessageHandler, Service
     from service.observability.metrics import Metrics
     from service.observability.tracing import Tracing
     from service.security.certificates import Pem
@@ -57,23 +57,23 @@ grpcio does not tell how much of a message has come, so each counts for as much 
 """
 
 
-class Line(Protocol):
-    """What waits for the model, as `service.batching.batcher.Batcher` has it."""
+class AdmissionQueue(Protocol):
+    """The queue before the model, as `service.batching.batcher.Batcher` has it."""
 
     @property
     def is_full(self) -> bool:
-        """Whether requests for predictions are refused for want of room."""
+        """Whether the queue rejects requests for predictions."""
         ...
 
-    def refusal(self) -> Overloaded:
-        """The error for one that is; it is counted."""
+    def overloaded_error(self) -> Overloaded:
+        """Count a rejected request, and return its error."""
         ...
 
 
 class GrpcioTransport:
     """Serves on the running event loop: `start` listens, `set_serving` sets health, `stop` drains.
 
-    While `line` is full, requests for predictions are refused before their message is read. With `tokens` a call must
+    While `queue` is full, requests for predictions are refused before their message is read. With `tokens` a call must
     bring one, health checks too unless `health_without_token`; with `tracing` each call has a span. `changed` is called
     when `unhealthy_reason` has changed. Raises AddressInUse from `start`.
     """
@@ -81,7 +81,7 @@ class GrpcioTransport:
     def __init__(
         self,
         services: Sequence[Service],
-        line: Line,
+        queue: AdmissionQueue,
         metrics: Metrics,
         log: FilteringBoundLogger,
         *,
@@ -95,7 +95,7 @@ class GrpcioTransport:
     ) -> None:
         self.threads: tuple[Thread, ...] = ()
         """None of its own: the library has them."""
-        self._line = line
+        self._queue = queue
         self._streams = OpenStreams()
         names = [service.name for service in services]
         self._health = HealthServicer(["", *names])
@@ -127,12 +127,12 @@ class GrpcioTransport:
         """Serve these RPCs, observed."""
         observed = {name: self._observer.wrap(service, name, handler) for name, handler in handlers.items()}
         at_the_door = {
-            f"/{service}/{name}": self._observer.refusing(f"/{service}/{name}", self._line.refusal)
+            f"/{service}/{name}": self._observer.refusing(f"/{service}/{name}", self._queue.overloaded_error)
             for name in _PREDICTIONS & observed.keys()
         }
         inside = grpc.method_handlers_generic_handler(service, observed)
         methods = [f"/{service}/{name}" for name in observed]
-        self._server.add_handler(_Door(self._line, inside, at_the_door), methods)
+        self._server.add_handler(_Door(self._queue, inside, at_the_door), methods)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Nothing: generated code hands over the same RPCs by the method above too."""
@@ -166,26 +166,26 @@ class GrpcioTransport:
 class _Door(grpc.GenericRpcHandler):
     """Chooses who answers a call when its headers are here and its message is not: that is when refusing is cheap."""
 
-    def __init__(self, line: Line, inside: Any, at_the_door: Mapping[str, Any]) -> None:
-        self._line = line
+    def __init__(self, queue: AdmissionQueue, inside: Any, at_the_door: Mapping[str, Any]) -> None:
+        self._queue = queue
         self._inside = inside
         self._at_the_door = at_the_door
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call; None where its RPC is another's."""
-        if handler_call_details.method in self._at_the_door and self._line.is_full:
+        if handler_call_details.method in self._at_the_door and self._queue.is_full:
             return self._at_the_door[handler_call_details.method]
         return self._inside.service(handler_call_details)
 
 
 def _methods(service: Service) -> dict[str, Any]:
     return {
-        **{name: grpc.unary_unary_rpc_method_handler(_unary(answer)) for name, answer in service.unary.items()},
+        **{name: grpc.unary_unary_rpc_method_handler(_unary(handler)) for name, handler in service.unary.items()},
         **{
             name: grpc.stream_stream_rpc_method_handler(
-                _stream(answer, service.together[name], service.alternatives.get(name))
+                _stream(handler, service.batches[name], service.alternatives.get(name))
             )
-            for name, answer in service.streams.items()
+            for name, handler in service.streams.items()
         },
     }
 
@@ -265,27 +265,27 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000) if seconds else _NEVER_MS
 
 
-def _unary(answer: Answer) -> Any:
+def _unary(handler: MessageHandler) -> Any:
     async def call(request: bytes, context: Any) -> bytes:
-        return await answer(request, _deadline(context))
+        return await handler(request, _deadline(context))
 
     return call
 
 
-def _stream(usual: Answer, together: Together, alternative: Alternative | None) -> Any:
+def _stream(usual: MessageHandler, batch_handler: BatchHandler, alternative: Alternative | None) -> Any:
     """One reply a message, in order."""
 
     async def call(_: Any, stream: Any) -> None:
         deadline = _deadline(stream)
-        answer = alternative.answer if alternative and alternative.is_wanted(stream.invocation_metadata()) else usual
+        handler = alternative.handler if alternative and alternative.matches(stream.invocation_metadata()) else usual
         with ReadAhead(stream.read) as ahead:
             while requests := await ahead.next_batch():
-                if len(requests) > 1 and (replies := together(requests, deadline)):
+                if len(requests) > 1 and (replies := batch_handler(requests, deadline)):
                     for reply in replies:
                         await stream.write(reply)
                 else:
                     for request in requests:
-                        await stream.write(await answer(request, deadline))
+                        await stream.write(await handler(request, deadline))
 
     return call
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from service.batching.batcher import Runnable
-    from service.handlers import Answer
+    from service.batching.batcher import InferenceModel
+    from service.handlers import MessageHandler
     from service.network import Pixels, Predictions
 
 
@@ -30,8 +30,8 @@ class Host:
 
     def __init__(
         self,
-        answers: Mapping[str, Answer],
-        alternatives: Mapping[str, Answer],
+        answers: Mapping[str, MessageHandler],
+        alternatives: Mapping[str, MessageHandler],
         log: FilteringBoundLogger,
         *,
         before_answer: Callable[[], None],
@@ -47,7 +47,7 @@ class Host:
         """Where a thread gathers its batches, (images, 784)."""
         return np.zeros((images, PIXELS), np.uint8)
 
-    def predict(self, model: Runnable, pixels: Pixels, images: int) -> Predictions:
+    def predict(self, model: InferenceModel, pixels: Pixels, images: int) -> Predictions:
         """One run of a model, that of `set_model`, on the first so many images."""
         return model.predict(pixels[:images])
 
@@ -57,12 +57,12 @@ class Host:
         answer = (self._alternatives if alternative else self._answers)[path]
         self.loop.call_soon_threadsafe(self._begin, answer, message, deadline, reply)
 
-    def _begin(self, answer: Answer, message: bytes, deadline: float, reply: Any) -> None:
+    def _begin(self, answer: MessageHandler, message: bytes, deadline: float, reply: Any) -> None:
         task = self.loop.create_task(self._answer(answer, message, deadline, reply))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, answer: Answer, message: bytes, deadline: float, reply: Any) -> None:
+    async def _answer(self, answer: MessageHandler, message: bytes, deadline: float, reply: Any) -> None:
         if reply.is_gone():
             return
         self._before_answer()

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from service.batching.batcher import Runnable
-    from service.handlers import Answer, Service
+    from service.batching.batcher import InferenceModel
+    from service.handlers import MessageHandler, Service
     from service.network import ModelInfo, Parameters, Pixels, Predictions
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
@@ -70,7 +70,7 @@ def is_installed() -> bool:
 class NativeBatcher:
     """The native line as Python handlers see it, in the place of `service.batching.batcher.Batcher`."""
 
-    def __init__(self, model: Runnable, statistics: Statistics) -> None:
+    def __init__(self, model: InferenceModel, statistics: Statistics) -> None:
         self.model = model
         self.statistics = statistics
         """Of that model alone."""
@@ -87,7 +87,7 @@ class NativeBatcher:
         """Of that model too."""
         return self.model.parameters
 
-    def swap(self, model: Runnable, statistics: Statistics) -> None:
+    def swap(self, model: InferenceModel, statistics: Statistics) -> None:
         """As `Batcher.swap`: on the event loop, where Python's view of the model and the line's change in one step."""
         self.server.set_model(model, model.info.name, model.info.version)
         self.model, self.statistics = model, statistics
@@ -99,7 +99,7 @@ class NativeBatcher:
         self.server.submit(pixels.tobytes(), remaining, waiting)
         return await waiting.future
 
-    def run_together(self, _: Pixels, __: int) -> None:
+    def run_batch(self, _: Pixels, __: int) -> None:
         """Never: what comes together is gathered before Python hears of it."""
 
     async def close(self) -> None:
@@ -149,7 +149,7 @@ class NativeTransport:
         ]
         self._batcher = batcher
         alternatives = {
-            f"/{service.name}/{name}": alternative.answer
+            f"/{service.name}/{name}": alternative.handler
             for service in services
             for name, alternative in service.alternatives.items()
         }
@@ -241,7 +241,7 @@ class _Offered(NamedTuple):
 
     rpc: Rpc
     kind: str
-    answer: Answer | None = None
+    answer: MessageHandler | None = None
 
 
 def _offered(services: Sequence[Service]) -> Iterator[_Offered]:
