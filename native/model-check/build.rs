@@ -5,10 +5,10 @@ use std::path::Path;
 use std::{env, fs};
 
 /// From the crate; the rest of a variant is ours.
-const REAL: [&str; 5] = ["budget", "inline", "line", "reply", "served"];
-const OURS: [&str; 2] = ["core", "model"];
+const REAL: [&str; 5] = ["budget", "inline", "queue", "responder", "model_version"];
+const OURS: [&str; 2] = ["server_state", "runner"];
 /// Those of which `src/variant/*_search.rs` is a child, which sees what is private.
-const SEARCHED: [&str; 2] = ["budget", "line"];
+const SEARCHED: [&str; 2] = ["budget", "queue"];
 
 struct Mistake {
     name: &'static str,
@@ -21,19 +21,19 @@ const MISTAKES: [Mistake; 9] = [
     // The deadlock that was once found by chance: Python is told of a late request with the lane locked.
     Mistake {
         name: "told_locked",
-        module: "line",
+        module: "queue",
         right: "let taken = self.take(&mut lock(&self.small), self.max_batch_size);\n        taken.batch(model)",
         wrong: "let mut lane = lock(&self.small);\n        self.take(&mut lane, self.max_batch_size).batch(model)",
     },
     Mistake {
         name: "late_forgotten",
-        module: "line",
+        module: "queue",
         right: "item.fail(Trouble::Late);",
         wrong: "drop(item);",
     },
     Mistake {
         name: "bound_in_two_steps",
-        module: "line",
+        module: "queue",
         right: "self.images.fetch_update(Relaxed, Relaxed, |waiting| {
             Some(waiting + images).filter(|all| is_next || *all <= self.max_queued_images)
         })",
@@ -43,11 +43,11 @@ const MISTAKES: [Mistake; 9] = [
         }
         Ok(self.images.fetch_add(images, Relaxed))",
     },
-    Mistake { name: "closed_unlocked", module: "line", right: "let _lane = lock(&self.large);", wrong: "" },
-    Mistake { name: "closed_silently", module: "line", right: "self.large_waits.notify_all();", wrong: "" },
+    Mistake { name: "closed_unlocked", module: "queue", right: "let _lane = lock(&self.large);", wrong: "" },
+    Mistake { name: "closed_silently", module: "queue", right: "self.large_waits.notify_all();", wrong: "" },
     Mistake {
         name: "rest_kept",
-        module: "line",
+        module: "queue",
         right: "if !lane.is_empty() {\n            self.large_waits.notify_one();\n        }",
         wrong: "",
     },

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use tokio::sync::Semaphore;
 
-use crate::counts::{nanos, Counter};
+use crate::metrics::{nanos, Counter};
 use crate::status::{Refusal, RESOURCE_EXHAUSTED};
 use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify};
 

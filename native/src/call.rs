@@ -10,20 +10,20 @@ use h2::RecvStream;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
-use crate::access::{self, Stranger};
-use crate::asked::{self, put_prefix, Asked, Serves};
+use crate::auth::{self, Stranger};
+use crate::body::{Broken, Messages};
 use crate::budget::{Reserved, Unfinished, Unsent, Usage};
-use crate::core::{Core, Kind, Route};
-use crate::counts::nanos;
-use crate::frames::Encoding;
+use crate::decode::{self, put_prefix, Asked, Serves};
+use crate::framing::Encoding;
 use crate::health;
-use crate::line::Item;
-use crate::messages::{Broken, Messages};
-use crate::reply::{head, send, send_end, Call, Reply, Trouble};
-use crate::served::Served;
+use crate::metrics::nanos;
+use crate::model_version::Served;
+use crate::protobuf::Message;
+use crate::queue::Item;
+use crate::responder::{head, send, send_end, Call, Reply, Trouble};
+use crate::server_state::{Core, Kind, Route};
 use crate::status::{Refusal, GRPC_ENCODING, GRPC_TIMEOUT, INTERNAL, REQUEST_ID, RESOURCE_EXHAUSTED, UNIMPLEMENTED};
 use crate::stream::Stream;
-use crate::wire::Message;
 
 const LONGEST_REQUEST_ID: usize = 128;
 /// What most replies of Python's take at most, besides what grows with their request.
@@ -100,7 +100,7 @@ async fn admit(
 
 fn let_in(call: &Call, headers: &HeaderMap) -> Result<(), Stranger> {
     if call.route.needs_token {
-        access::check(&call.core.tokens.get(), headers)?;
+        auth::check(&call.core.tokens.get(), headers)?;
         call.usage.know();
     }
     Ok(())
@@ -265,9 +265,9 @@ impl Call {
 /// The request and the model that answers it, which serves now; where it is a request that leaves no doubt.
 pub fn understood(core: &Core, kind: Kind, message: &Message) -> Option<(Asked, Arc<Served>)> {
     let read: fn(&Message, &Serves) -> Option<Asked> = match kind {
-        Kind::Predict | Kind::PredictStream => asked::predict,
-        Kind::Infer => |message, serves| asked::infer(message, serves, false),
-        Kind::InferStream => |message, serves| asked::infer(message, serves, true),
+        Kind::Predict | Kind::PredictStream => decode::predict,
+        Kind::Infer => |message, serves| decode::infer(message, serves, false),
+        Kind::InferStream => |message, serves| decode::infer(message, serves, true),
         _ => return None,
     };
     let served = core.served.get();

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 
 use crate::budget::{Unsent, Usage};
 use crate::call;
-use crate::core::{draining, Core, Limits, Seconds};
-use crate::peer::{Conduct, Peer, Socket};
+use crate::io::{Conduct, Peer, Socket};
+use crate::server_state::{draining, Core, Limits, Seconds};
 
 /// What a peer may send before it is read: room for a large message and a deep line of small ones.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -8,10 +8,10 @@ use h2::server::SendResponse;
 
 use crate::budget::{Unfinished, Unsent, CALL};
 use crate::call::{framed, sleep_until};
-use crate::core::{draining, Core, Kind};
-use crate::reply::{head, send, send_end, Call, Trouble};
+use crate::protobuf::{field_len, open_field, put_field, tag, Message, VARINT};
+use crate::responder::{head, send, send_end, Call, Trouble};
+use crate::server_state::{draining, Core, Kind};
 use crate::status::{Refusal, NOT_FOUND};
-use crate::wire::{field_len, open_field, put_field, tag, Message, VARINT};
 
 const SERVING: u8 = 1;
 const NOT_SERVING: u8 = 2;

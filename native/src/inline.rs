@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::task::yield_now;
 
-use crate::core::Core;
-use crate::model::Runner;
+use crate::runner::Runner;
+use crate::server_state::Core;
 
 /// Runs what small requests have gathered: after every task that was ready has had its turn.
 pub async fn run_small(core: Arc<Core>, mut runner: Runner) {

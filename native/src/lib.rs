@@ -2,28 +2,28 @@
 //! interpreter. Python is asked once a batch for the predictions, and for every message that is not plainly a request
 //! for some; it says what each refusal says, and gives the counts their names.
 
-mod access;
-mod asked;
+mod auth;
+mod body;
 mod budget;
 mod call;
 mod connection;
-mod core;
-mod counts;
-mod frames;
+mod decode;
+mod decompression;
+mod framing;
 mod health;
-mod inflate;
 mod inline;
-mod line;
-mod messages;
-mod model;
-mod peer;
-mod reply;
-mod served;
+mod io;
+mod metrics;
+mod model_version;
+mod protobuf;
+mod queue;
+mod responder;
+mod runner;
 mod server;
+mod server_state;
 mod status;
 mod stream;
 mod sync;
-mod wire;
 
 use std::collections::HashMap;
 use std::net::TcpListener;
@@ -36,12 +36,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tokio::sync::watch;
 
-use crate::asked::Serves;
-use crate::core::{Core, Host, Kind, Limits, Phase, Route};
-use crate::line::Item;
-use crate::reply::Reply;
-use crate::served::{Current, Served};
-use crate::wire::{Message, Span};
+use crate::decode::Serves;
+use crate::model_version::{Current, Served};
+use crate::protobuf::{Message, Span};
+use crate::queue::Item;
+use crate::responder::Reply;
+use crate::server_state::{Core, Host, Kind, Limits, Phase, Route};
 
 /// A server that is bound to nothing yet.
 ///
@@ -78,7 +78,7 @@ impl Server {
         let ordered = routes
             .into_iter()
             .map(|(path, kind, needs_token, largest_message, reply_per_byte)| {
-                let (kind, counts) = (named(&kind)?, counts::Rpc::new(&latency_buckets));
+                let (kind, counts) = (named(&kind)?, metrics::Rpc::new(&latency_buckets));
                 Ok(Arc::new(Route { path, kind, needs_token, largest_message, reply_per_byte, counts }))
             })
             .collect::<PyResult<Vec<Arc<Route>>>>()?;
@@ -86,13 +86,13 @@ impl Server {
         let serves = Serves { name: model_name, version: model_version, max_batch_size: limits.max_batch_size };
         let core = Core {
             served: Current::new(Served::new(model, serves)),
-            tokens: Current::new(access::Digests::new()),
+            tokens: Current::new(auth::Digests::new()),
             tls: Current::new(None),
             routes,
             ordered,
-            line: line::Line::new(max_queued_images, limits.max_batch_size, inline),
-            model: counts::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
-            refused: counts::Refused::default(),
+            line: queue::Line::new(max_queued_images, limits.max_batch_size, inline),
+            model: metrics::Model::new(&latency_buckets, &inference_buckets, &batch_buckets, &confidence_buckets),
+            refused: metrics::Refused::default(),
             budget: budget::Budget::new(limits.message),
             host: Host::new(host),
             limits,
@@ -115,7 +115,7 @@ impl Server {
         let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
         let core = self.core.clone();
         py.detach(|| {
-            let runner = model::Runner::new(core.clone())?;
+            let runner = runner::Runner::new(core.clone())?;
             server::run(core, runner, listeners).map_err(|error| PyRuntimeError::new_err(error.to_string()))
         })
     }
@@ -127,13 +127,13 @@ impl Server {
     }
 
     /// Lets in calls whose token has one of these SHA-256 digests.
-    fn set_tokens(&self, digests: access::Digests) {
+    fn set_tokens(&self, digests: auth::Digests) {
         self.core.tokens.set(digests);
     }
 
     /// Gives connections that begin from now on TLS with these, in PEM; `ValueError` where they cannot be used.
     fn set_tls(&self, chain: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> PyResult<()> {
-        let config = access::tls(chain, key, client_ca).map_err(PyValueError::new_err)?;
+        let config = auth::tls(chain, key, client_ca).map_err(PyValueError::new_err)?;
         self.core.tls.set(Some(Arc::new(config).into()));
         Ok(())
     }
@@ -142,7 +142,7 @@ impl Server {
     fn run_model(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.clone();
         py.detach(|| {
-            let mut runner = model::Runner::new(core.clone())?;
+            let mut runner = runner::Runner::new(core.clone())?;
             while let Some(batch) = core.line.large_batch(&core.model) {
                 runner.run(batch);
             }
@@ -157,7 +157,7 @@ impl Server {
         let item = Item {
             message: Message::from(Bytes::copy_from_slice(pixels)),
             span: Span { start: 0, len: pixels.len() },
-            images: pixels.len() / asked::PIXELS,
+            images: pixels.len() / decode::PIXELS,
             since: now,
             deadline: remaining.and_then(|remaining| now.checked_add(remaining)),
             served: self.core.served.get(),
@@ -193,7 +193,7 @@ impl Server {
                 dict.set_item("started", counts.started.get())?;
                 dict.set_item("received", counts.received.get())?;
                 dict.set_item("sent", counts.sent.get())?;
-                dict.set_item("handled", counts.handled.each_ref().map(counts::Counter::get).to_vec())?;
+                dict.set_item("handled", counts.handled.each_ref().map(metrics::Counter::get).to_vec())?;
                 // A copy: Python must not be asked for anything with the lock held.
                 let exemplars = counts.exemplars.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let by_code: Vec<_> = exemplars.by_code.iter().map(|(code, (id, now))| (*code, id, *now)).collect();
@@ -214,7 +214,7 @@ impl Server {
         dict.set_item("batch_size", counts.batch_size.read())?;
         dict.set_item("confidence", counts.confidence.read())?;
         dict.set_item("last_inference_ms", counts.last_ms.get())?;
-        dict.set_item("digits", counts.digits.each_ref().map(counts::Counter::get).to_vec())?;
+        dict.set_item("digits", counts.digits.each_ref().map(metrics::Counter::get).to_vec())?;
         dict.set_item("cancelled", counts.cancelled.get())?;
         dict.set_item("deadline", counts.late.get())?;
         dict.set_item("overloaded", counts.overloaded.get())?;
@@ -278,14 +278,14 @@ fn named(kind: &str) -> PyResult<Kind> {
 
 /// A handshake of TLS with one client, to try a certificate on before it is put in force.
 #[pyclass(module = "digitserve_native")]
-struct Handshake(access::Handshake);
+struct Handshake(auth::Handshake);
 
 #[pymethods]
 impl Handshake {
     /// `ValueError` where the files cannot be used.
     #[new]
     fn new(chain: &[u8], key: &[u8]) -> PyResult<Self> {
-        access::Handshake::new(chain, key).map(Self).map_err(PyValueError::new_err)
+        auth::Handshake::new(chain, key).map(Self).map_err(PyValueError::new_err)
     }
 
     /// What goes to the client after these bytes of its; `OSError` where the handshake fails.

@@ -10,9 +10,9 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 
 use crate::connection;
-use crate::core::{draining, Core, Phase};
 use crate::inline::run_small;
-use crate::model::Runner;
+use crate::runner::Runner;
+use crate::server_state::{draining, Core, Phase};
 
 const BACKLOG: u32 = 1024;
 /// Threads that inflate what is compressed: one, for it competes with the model and with the thread that reads.

@@ -10,17 +10,17 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use tokio::sync::{oneshot, watch};
 
-use crate::asked::{put_refusal, Asked};
+use crate::body::{Broken, Messages};
 use crate::budget::{Hold, Reserved, Unsent, Usage};
 use crate::call::{framed, sleep_until, understood};
 use crate::connection::LAST_BYTES;
-use crate::core::{draining, Kind, Phase};
-use crate::counts::nanos;
-use crate::line::Item;
-use crate::messages::{Broken, Messages};
-use crate::reply::{head, send_end, Call, Outcome, Reply, Trouble};
+use crate::decode::{put_refusal, Asked};
+use crate::metrics::nanos;
+use crate::protobuf::Message;
+use crate::queue::Item;
+use crate::responder::{head, send_end, Call, Outcome, Reply, Trouble};
+use crate::server_state::{draining, Kind, Phase};
 use crate::status::{Refusal, DEADLINE_EXCEEDED, UNAVAILABLE};
-use crate::wire::Message;
 
 /// So many of the largest batches' worth of images of one stream may wait for their answers at a time.
 const BATCHES_AHEAD: usize = 2;

@@ -3,7 +3,7 @@
 use std::io::Result;
 use std::{fs, path::Path};
 
-use digitserve_native_fuzz::protobuf::{ModelInferRequest, PredictRequest, RequestedOutput, Tensor};
+use digitserve_native_fuzz::prost_messages::{ModelInferRequest, PredictRequest, RequestedOutput, Tensor};
 use prost::Message;
 
 fn main() -> Result<()> {

@@ -1,8 +1,8 @@
 //! Any bytes as a `ModelInferRequest`: what the decoder takes, a whole parser understands the same, and so its reply.
 #![no_main]
 
-use digitserve_native_fuzz::protobuf::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
-use digitserve_native_fuzz::{asked, in_pieces, message, pixels, reply, serves};
+use digitserve_native_fuzz::prost_messages::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+use digitserve_native_fuzz::{decode, in_pieces, message, pixels, reply, serves};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((bytes, pieces)) = in_pieces(data) else { return };
     let message = message(pieces);
     let in_stream = bytes.len() % 2 == 0;
-    let Some(asked) = asked::infer(&message, &serves(), in_stream) else { return };
+    let Some(asked) = decode::infer(&message, &serves(), in_stream) else { return };
 
     let whole = ModelInferRequest::decode(bytes).expect("taken, so it is protobuf");
     assert_eq!(whole.raw_input_contents, [pixels(&message, &asked)]);

@@ -1,15 +1,15 @@
 //! Any bytes as a `PredictRequest`: what the decoder takes, a whole parser understands the same, and so its reply.
 #![no_main]
 
-use digitserve_native_fuzz::protobuf::{PredictRequest, PredictResponse};
-use digitserve_native_fuzz::{asked, in_pieces, message, pixels, reply, serves};
+use digitserve_native_fuzz::prost_messages::{PredictRequest, PredictResponse};
+use digitserve_native_fuzz::{decode, in_pieces, message, pixels, reply, serves};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
 fuzz_target!(|data: &[u8]| {
     let Some((bytes, pieces)) = in_pieces(data) else { return };
     let message = message(pieces);
-    let Some(asked) = asked::predict(&message, &serves()) else { return };
+    let Some(asked) = decode::predict(&message, &serves()) else { return };
 
     let whole = PredictRequest::decode(bytes).expect("taken, so it is protobuf");
     assert_eq!(whole.pixels, pixels(&message, &asked));

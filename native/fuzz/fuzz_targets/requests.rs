@@ -6,9 +6,9 @@
 #![no_main]
 
 use bytes::Bytes;
-use digitserve_native_fuzz::asked::{infer, predict, Asked, PIXELS};
-use digitserve_native_fuzz::frames::{Encoding, Framed, Frames};
-use digitserve_native_fuzz::wire::Message;
+use digitserve_native_fuzz::decode::{infer, predict, Asked, PIXELS};
+use digitserve_native_fuzz::framing::{Encoding, Framed, Frames};
+use digitserve_native_fuzz::protobuf::Message;
 use digitserve_native_fuzz::{serves, MAX_BATCH};
 use libfuzzer_sys::fuzz_target;
 

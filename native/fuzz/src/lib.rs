@@ -1,21 +1,21 @@
 //! What the fuzz targets share: the modules of the transport that read what callers send, none of which knows Python,
 //! and the same messages for a whole parser of protobuf, to compare with.
 
-#[path = "../../src/asked.rs"]
-pub mod asked;
-#[path = "../../src/frames.rs"]
-pub mod frames;
-#[path = "../../src/inflate.rs"]
-pub mod inflate;
+#[path = "../../src/decode.rs"]
+pub mod decode;
+#[path = "../../src/decompression.rs"]
+pub mod decompression;
+#[path = "../../src/framing.rs"]
+pub mod framing;
+pub mod prost_messages;
+#[path = "../../src/protobuf.rs"]
 pub mod protobuf;
 #[path = "../../src/status.rs"]
 pub mod status;
-#[path = "../../src/wire.rs"]
-pub mod wire;
 
-use asked::{put_reply, Asked, Predictions, Rows, Serves, PIXELS, PREFIX};
 use bytes::{Bytes, BytesMut};
-use wire::Message;
+use decode::{put_reply, Asked, Predictions, Rows, Serves, PIXELS, PREFIX};
+use protobuf::Message;
 
 pub const MAX_BATCH: usize = 4;
 

@@ -4,16 +4,16 @@
 //! stand-ins that take the locks which the real ones take: the interpreter's, and one for each connection.
 #![allow(dead_code, unused_mut, unused_variables)] // the modules have more than is searched, and some a mistake
 
-#[path = "../../src/asked.rs"]
-pub mod asked;
-#[path = "../../src/counts.rs"]
-pub mod counts;
+#[path = "../../src/decode.rs"]
+pub mod decode;
+#[path = "../../src/metrics.rs"]
+pub mod metrics;
+#[path = "../../src/protobuf.rs"]
+pub mod protobuf;
 #[path = "../../src/status.rs"]
 pub mod status;
-#[path = "../../src/wire.rs"]
-pub mod wire;
 
-pub mod access;
+pub mod auth;
 pub mod prelude;
 pub mod server;
 pub mod sync;

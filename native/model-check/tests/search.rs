@@ -1,6 +1,6 @@
 //! The crate as it is: no schedule breaks it.
 
-use digitserve_native_model_check::right::{budget, line};
+use digitserve_native_model_check::right::{budget, queue};
 use digitserve_native_model_check::search;
 
 macro_rules! searched {
@@ -15,7 +15,7 @@ macro_rules! searched {
 }
 
 searched! {
-    line, 2:
+    queue, 2:
         python_asks_while_a_late_call_is_told
         python_asks_while_a_late_large_call_is_told
         all_are_answered_and_the_drain_ends

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::asked::PREFIX;
-use crate::inflate::{too_large, Inflating};
+use crate::decode::PREFIX;
+use crate::decompression::{too_large, Inflating};
+use crate::protobuf::Message;
 use crate::status::{Refusal, INTERNAL, UNIMPLEMENTED};
-use crate::wire::Message;
 
 /// Pieces below this are copied together while their message is not whole: each would hold the buffer that it came in.
 const SMALL: usize = 16 << 10;

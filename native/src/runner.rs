@@ -9,11 +9,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::asked::{Predictions, Rows};
-use crate::core::Core;
-use crate::counts::nanos;
-use crate::line::Item;
-use crate::reply::{Found, Reply, Trouble};
+use crate::decode::{Predictions, Rows};
+use crate::metrics::nanos;
+use crate::queue::Item;
+use crate::responder::{Found, Reply, Trouble};
+use crate::server_state::Core;
 
 /// The model as one thread has it: with an array of its own, (max batch, 784) uint8, to gather pixels in.
 ///

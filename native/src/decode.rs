@@ -5,7 +5,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::wire::{
+use crate::protobuf::{
     field_len, open_field, put_field, put_floats, put_varint, tag, varint_len, Message, Span, LENGTH, VARINT,
 };
 
@@ -205,7 +205,7 @@ pub fn infer(message: &Message, serves: &Serves, in_stream: bool) -> Option<Aske
 }
 
 /// An input tensor that is `pixels`, UINT8, `[n, 784]`: its n.
-fn input(reader: &mut crate::wire::Reader<'_>) -> Option<u64> {
+fn input(reader: &mut crate::protobuf::Reader<'_>) -> Option<u64> {
     let (mut name, mut datatype, mut shape) = (false, false, None);
     while !reader.is_done() {
         match reader.byte()? {

@@ -1,26 +1,26 @@
-//! The parts of `core.rs` that the searched modules use.
+//! The parts of `server_state.rs` that the searched modules use.
 
 use std::sync::Arc;
 
 use http::HeaderValue;
 
 use crate::budget::Budget;
-use crate::counts;
-use crate::line::Line;
+use crate::metrics;
+use crate::queue::Line;
 use crate::prelude::Python;
-use crate::reply::Trouble;
+use crate::responder::Trouble;
 use crate::status::{Refusal, RESOURCE_EXHAUSTED};
 
 pub struct Core {
     pub line: Line,
-    pub model: counts::Model,
+    pub model: metrics::Model,
     pub budget: Arc<Budget>,
     pub host: Host,
 }
 
 pub struct Route {
     pub path: String,
-    pub counts: counts::Rpc,
+    pub counts: metrics::Rpc,
 }
 
 pub struct Host;

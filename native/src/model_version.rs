@@ -4,8 +4,8 @@ use std::sync::{Arc, PoisonError};
 
 use pyo3::prelude::*;
 
-use crate::asked::Serves;
-use crate::counts::Statistics;
+use crate::decode::Serves;
+use crate::metrics::Statistics;
 use crate::sync::RwLock;
 
 /// What may be replaced while others use it: they go on with what they got.

@@ -6,8 +6,8 @@ use bytes::buf::Reader;
 use bytes::{Buf, Bytes};
 use flate2::bufread::{GzDecoder, ZlibDecoder};
 
+use crate::protobuf::Message;
 use crate::status::{Refusal, INTERNAL, RESOURCE_EXHAUSTED};
-use crate::wire::Message;
 
 /// A message this small, which becomes no larger than `INLINE_OUTPUT`, costs less to read at once than to hand over.
 const INLINE_INPUT: usize = 4 << 10;

@@ -2,10 +2,10 @@
 
 use bytes::BytesMut;
 
-use crate::asked::{Predictions, Rows};
-use crate::line::Item;
+use crate::decode::{Predictions, Rows};
+use crate::queue::Item;
 use crate::prelude::{Py, Python};
-use crate::reply::{Found, Trouble};
+use crate::responder::{Found, Trouble};
 
 pub struct Runner {
     pub fails: bool,
@@ -17,7 +17,7 @@ impl Runner {
         assert!(batch.iter().all(|item| std::sync::Arc::ptr_eq(&item.served, &batch[0].served)), "one model a batch");
         Python::attach(|_| ()); // the pixels are gathered
         if self.fails {
-            // As `model.rs` has it: with the interpreter held.
+            // As `runner.rs` has it: with the interpreter held.
             return Python::attach(|py| {
                 let error = Trouble::Failed(Py::new());
                 for item in batch {

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use crate::budget::Usage;
-use crate::core::Seconds;
+use crate::server_state::Seconds;
 
 const MOST_STRIKES: u32 = 2;
 

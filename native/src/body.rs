@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
 use crate::budget::{Unfinished, Usage, CALL};
-use crate::core::Seconds;
-use crate::frames::{Encoding, Framed, Frames};
-use crate::inflate::Inflating;
+use crate::decompression::Inflating;
+use crate::framing::{Encoding, Framed, Frames};
+use crate::protobuf::Message;
+use crate::server_state::Seconds;
 use crate::status::{Refusal, DEADLINE_EXCEEDED, INTERNAL};
-use crate::wire::Message;
 
 /// A message that comes slower than this on the whole is given up: bytes a second, past the first `stall` seconds.
 const SLOWEST: usize = 16 << 10;

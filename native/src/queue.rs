@@ -9,11 +9,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::counts::{self, nanos};
-use crate::reply::{Reply, Trouble};
-use crate::served::Served;
+use crate::metrics::{self, nanos};
+use crate::model_version::Served;
+use crate::protobuf::{Message, Span};
+use crate::responder::{Reply, Trouble};
 use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Notify};
-use crate::wire::{Message, Span};
 
 /// How long the reading thread may run large requests itself where nobody small is about.
 const SPARE: Duration = Duration::from_micros(500);
@@ -88,7 +88,7 @@ impl Line {
     }
 
     /// Puts a request in its lane; where that is full the caller hears of it at once.
-    pub fn push(&self, item: Item, model: &counts::Model) {
+    pub fn push(&self, item: Item, model: &metrics::Model) {
         let is_small = item.images <= self.inline;
         let mut lane = lock(if is_small { &self.small } else { &self.large });
         // A small request that finds nobody waiting runs at once, whatever the bound.
@@ -138,7 +138,7 @@ impl Line {
     }
 
     /// The next batch of small requests; empty where nobody waits.
-    pub fn small_batch(&self, model: &counts::Model) -> Vec<Item> {
+    pub fn small_batch(&self, model: &metrics::Model) -> Vec<Item> {
         let taken = self.take(&mut lock(&self.small), self.max_batch_size);
         taken.batch(model)
     }
@@ -146,7 +146,7 @@ impl Line {
     /// Large requests that the reading thread runs itself, which saves a hand-over; the rest is handed over.
     ///
     /// Empty where a small request might come and would have to wait.
-    pub fn spare_batch(&self, model: &counts::Model) -> Vec<Item> {
+    pub fn spare_batch(&self, model: &metrics::Model) -> Vec<Item> {
         let mut lane = lock(&self.large);
         let Some(first) = lane.front() else { return Vec::new() };
         let most = self.spare_images();
@@ -166,7 +166,7 @@ impl Line {
     }
 
     /// Waits for large requests; `None` once the line is closed and empty.
-    pub fn large_batch(&self, model: &counts::Model) -> Option<Vec<Item>> {
+    pub fn large_batch(&self, model: &metrics::Model) -> Option<Vec<Item>> {
         let mut lane = lock(&self.large);
         while lane.is_empty() {
             if self.closed.load(Relaxed) {
@@ -223,7 +223,7 @@ impl Taken {
     ///
     /// With the lane unlocked again, for to tell and to let go of an item may ask Python: a thread that waits for the
     /// interpreter with a lane locked, and one of Python's that waits for that lane, would wait for ever.
-    fn batch(self, model: &counts::Model) -> Vec<Item> {
+    fn batch(self, model: &metrics::Model) -> Vec<Item> {
         let now = now();
         for item in &self.batch {
             let waited = nanos(now - item.since);

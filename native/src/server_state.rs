@@ -13,12 +13,12 @@ use pyo3::types::PyBytes;
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::access::{Digests, Stranger};
+use crate::auth::{Digests, Stranger};
 use crate::budget::Budget;
-use crate::counts;
-use crate::line::Line;
-use crate::reply::{Outcome, Trouble};
-use crate::served::{Current, Served};
+use crate::metrics;
+use crate::model_version::{Current, Served};
+use crate::queue::Line;
+use crate::responder::{Outcome, Trouble};
 use crate::status::{self, Refusal};
 
 /// How an RPC is served.
@@ -51,7 +51,7 @@ pub struct Route {
     pub largest_message: usize,
     /// Bytes by which a reply of Python's may grow with each byte of its request.
     pub reply_per_byte: usize,
-    pub counts: counts::Rpc,
+    pub counts: metrics::Rpc,
 }
 
 /// Where the server is in its life; each state lasts until the next.
@@ -120,8 +120,8 @@ pub struct Core {
     pub routes: HashMap<String, Arc<Route>>,
     pub ordered: Vec<Arc<Route>>,
     pub line: Line,
-    pub model: counts::Model,
-    pub refused: counts::Refused,
+    pub model: metrics::Model,
+    pub refused: metrics::Refused,
     pub budget: Arc<Budget>,
     pub host: Host,
     pub limits: Limits,
@@ -200,7 +200,7 @@ impl Host {
             let found = self.0.call_method1(py, intern!(py, "refuse"), (path, id, error))?;
             let (code, sentence, details, id): (usize, String, Vec<u8>, String) = found.extract(py)?;
             PyResult::Ok(Refusal {
-                code: if code < counts::CODES { code } else { status::INTERNAL },
+                code: if code < metrics::CODES { code } else { status::INTERNAL },
                 sentence,
                 details: Bytes::from(details),
                 request_id: HeaderValue::try_from(id).ok(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::asked::Predictions;
+use crate::decode::Predictions;
 
 /// gRPC has 17 status codes, 0 to 16.
 pub const CODES: usize = 17;

@@ -10,12 +10,12 @@ use http::{HeaderMap, HeaderValue, Response};
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
 
-use crate::access::Stranger;
-use crate::asked::{put_reply, Form, Predictions, Rows};
+use crate::auth::Stranger;
 use crate::budget::{Unsent, Usage};
-use crate::core::{Core, Route};
-use crate::counts::{nanos, Statistics};
-use crate::served::Served;
+use crate::decode::{put_reply, Form, Predictions, Rows};
+use crate::metrics::{nanos, Statistics};
+use crate::model_version::Served;
+use crate::server_state::{Core, Route};
 use crate::status::{self, Refusal};
 
 /// Why the model gave no answer; Python makes the sentence.

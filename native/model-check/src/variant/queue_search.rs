@@ -6,14 +6,14 @@ use std::sync::Mutex as Unsearched;
 use loom::future::block_on;
 use loom::thread;
 
-use crate::asked::{Form, Serves};
+use crate::decode::{Form, Serves};
 use crate::budget::{Budget, Opened, Unsent};
-use crate::core::{Core, Host, Route};
+use crate::server_state::{Core, Host, Route};
 use crate::inline::run_small;
-use crate::model::Runner;
+use crate::runner::Runner;
 use crate::prelude::{Py, PyAny, Python};
-use crate::reply::Call;
-use crate::served::Current;
+use crate::responder::Call;
+use crate::model_version::Current;
 use crate::server::Connection;
 use crate::sync::set_clock;
 
@@ -40,13 +40,13 @@ impl World {
         let opened = budget.open(true);
         let core = Core {
             line: Line::new(max_queued_images, 4, LARGE - 1),
-            model: counts::Model::new(&[1.0], &[1.0], &[1.0], &[1.0]),
+            model: metrics::Model::new(&[1.0], &[1.0], &[1.0], &[1.0]),
             budget,
             host: Host,
         };
         Arc::new(Self {
             core: Arc::new(core),
-            route: Arc::new(Route { path: String::new(), counts: counts::Rpc::new(&[1.0]) }),
+            route: Arc::new(Route { path: String::new(), counts: metrics::Rpc::new(&[1.0]) }),
             served: Arc::new(Current::new(served(Py::new()))),
             opened,
             connection: Connection::new(),
@@ -106,7 +106,7 @@ impl World {
         }
         assert_eq!(self.core.line.images(), 0, "nobody waits");
         assert_eq!(self.route.counts.started.get() as usize, ends.len());
-        let ended: u64 = self.route.counts.handled.iter().map(counts::Counter::get).sum();
+        let ended: u64 = self.route.counts.handled.iter().map(metrics::Counter::get).sum();
         assert_eq!(ended as usize, ends.len(), "counted once");
         self.connection.read();
         assert_eq!(self.opened.0.unsent(), 0, "nothing is held");
@@ -204,7 +204,7 @@ pub fn a_caller_who_leaves_is_counted_once() {
     world.core.line.close();
     world.run_large();
     peer.join().unwrap();
-    assert_eq!(world.route.counts.handled.iter().map(counts::Counter::get).sum::<u64>(), 1);
+    assert_eq!(world.route.counts.handled.iter().map(metrics::Counter::get).sum::<u64>(), 1);
     assert_eq!(world.core.line.images(), 0);
     world.connection.read();
     assert_eq!(world.opened.0.unsent(), 0);
