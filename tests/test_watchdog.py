@@ -25,7 +25,7 @@ from service.observability.metrics import Metrics
 from service.runtime import watchdog
 from service.runtime.server import Server
 from service.runtime.watchdog import Watchdog
-from service.transports.native.callbacks import Host
+from service.transports.native.callbacks import PythonCallbacks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,13 +122,13 @@ async def test_a_thread_that_ends_is_told_though_nothing_waits() -> None:
 
 @needs_native
 async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def array(host: Host, images: int) -> Any:
+    def allocate_batch(callbacks: PythonCallbacks, images: int) -> Any:
         if threading.current_thread().name == "native-model":
             raise MemoryError
-        return plenty(host, images)
+        return allocate(callbacks, images)
 
-    plenty = Host.array
-    monkeypatch.setattr(Host, "array", array)
+    allocate = PythonCallbacks.allocate_batch
+    monkeypatch.setattr(PythonCallbacks, "allocate_batch", allocate_batch)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     options = ["--transport=native", f"--model={model_path}", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
     log: Any = CapturingLogger()

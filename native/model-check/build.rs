@@ -1,13 +1,13 @@
-//! Copies the modules that threads meet in out of `../src`: as they are, and once more with each of the mistakes that the
-//! search has to find.
+//! Copies the modules in which threads meet out of `../src`: unchanged, and once more with each of the mistakes that the
+//! search must find.
 
 use std::path::Path;
 use std::{env, fs};
 
-/// From the crate; the rest of a variant is ours.
-const REAL: [&str; 5] = ["budget", "inline", "queue", "responder", "model_version"];
-const OURS: [&str; 2] = ["server_state", "runner"];
-/// Those of which `src/variant/*_search.rs` is a child, which sees what is private.
+/// Modules of the crate. The rest of a variant are stand-ins.
+const REAL: [&str; 7] = ["budget", "call", "charges", "inline", "queue", "responder", "response"];
+const STAND_INS: [&str; 3] = ["python_host", "runner", "server_state"];
+/// Modules that get `src/variant/*_search.rs` as a child, which can use their private items.
 const SEARCHED: [&str; 2] = ["budget", "queue"];
 
 struct Mistake {
@@ -18,56 +18,58 @@ struct Mistake {
 }
 
 const MISTAKES: [Mistake; 9] = [
-    // The deadlock that was once found by chance: Python is told of a late request with the lane locked.
+    // A deadlock that once occurred: an expired request is failed, which calls Python, with the lane locked.
     Mistake {
-        name: "told_locked",
+        name: "fails_locked",
         module: "queue",
-        right: "let taken = self.take(&mut lock(&self.small), self.max_batch_size);\n        taken.batch(model)",
-        wrong: "let mut lane = lock(&self.small);\n        self.take(&mut lane, self.max_batch_size).batch(model)",
+        right: "let dequeued = self.dequeue(&mut lock(&self.small), self.max_batch_size);\n        \
+                dequeued.into_batch(metrics)",
+        wrong: "let mut lane = lock(&self.small);\n        \
+                self.dequeue(&mut lane, self.max_batch_size).into_batch(metrics)",
     },
     Mistake {
-        name: "late_forgotten",
+        name: "expired_forgotten",
         module: "queue",
-        right: "item.fail(Trouble::Late);",
-        wrong: "drop(item);",
+        right: "entry.fail(CallError::DeadlineExceeded);",
+        wrong: "drop(entry);",
     },
     Mistake {
-        name: "bound_in_two_steps",
+        name: "limit_in_two_steps",
         module: "queue",
-        right: "self.images.fetch_update(Relaxed, Relaxed, |waiting| {
-            Some(waiting + images).filter(|all| is_next || *all <= self.max_queued_images)
+        right: "self.queued_images.fetch_update(Relaxed, Relaxed, |queued| {
+            Some(queued + images).filter(|all| is_next || *all <= self.max_queued_images)
         })",
-        wrong: "let waiting = self.images();
-        if !is_next && waiting + images > self.max_queued_images {
-            return Err(waiting);
+        wrong: "let queued = self.queued_images();
+        if !is_next && queued + images > self.max_queued_images {
+            return Err(queued);
         }
-        Ok(self.images.fetch_add(images, Relaxed))",
+        Ok(self.queued_images.fetch_add(images, Relaxed))",
     },
     Mistake { name: "closed_unlocked", module: "queue", right: "let _lane = lock(&self.large);", wrong: "" },
-    Mistake { name: "closed_silently", module: "queue", right: "self.large_waits.notify_all();", wrong: "" },
+    Mistake { name: "closed_silently", module: "queue", right: "self.large_ready.notify_all();", wrong: "" },
     Mistake {
         name: "rest_kept",
         module: "queue",
-        right: "if !lane.is_empty() {\n            self.large_waits.notify_one();\n        }",
+        right: "if !lane.is_empty() {\n            self.large_ready.notify_one();\n        }",
         wrong: "",
     },
     Mistake {
-        name: "shed_twice",
+        name: "closed_twice",
         module: "budget",
-        right: "let usages = self.usages();\n        if self.ending.load(Relaxed) > 0 {\n            return true;\n        }",
-        wrong: "if self.ending.load(Relaxed) > 0 {\n            return true;\n        }\n        let usages = self.usages();",
+        right: "let usages = self.usages();\n        if self.closing.load(Relaxed) > 0 {\n            return true;\n        }",
+        wrong: "if self.closing.load(Relaxed) > 0 {\n            return true;\n        }\n        let usages = self.usages();",
     },
     Mistake {
-        name: "room_missed",
+        name: "capacity_missed",
         module: "budget",
-        right: "notified.as_mut().enable();\n            if self.has_room(bytes) {\n                return;\n            }",
-        wrong: "if self.has_room(bytes) {\n                return;\n            }",
+        right: "notified.as_mut().enable();\n            if self.has_capacity(bytes) {\n                return;\n            }",
+        wrong: "if self.has_capacity(bytes) {\n                return;\n            }",
     },
     Mistake {
-        name: "held_after_drop",
-        module: "budget",
-        right: "self.usage.release(self.bytes);\n    }\n}\n\n/// Room kept",
-        wrong: "}\n}\n\n/// Room kept",
+        name: "charge_kept",
+        module: "charges",
+        right: "self.usage.remove_reply_bytes(self.bytes);\n    }\n}\n\n/// Bytes reserved",
+        wrong: "}\n}\n\n/// Bytes reserved",
     },
 ];
 
@@ -79,7 +81,7 @@ fn main() {
         out += &variant(mistake.name, Some(mistake));
     }
     let path = Path::new(&env::var("OUT_DIR").expect("set by cargo")).join("variants.rs");
-    fs::write(path, out).expect("the folder is cargo's");
+    fs::write(path, out).expect("OUT_DIR is writable");
 }
 
 fn variant(name: &str, mistake: Option<&Mistake>) -> String {
@@ -87,7 +89,7 @@ fn variant(name: &str, mistake: Option<&Mistake>) -> String {
     for module in REAL {
         let mut text = read(&format!("../src/{module}.rs"));
         if let Some(mistake) = mistake.filter(|mistake| mistake.module == module) {
-            assert_eq!(text.matches(mistake.right).count(), 1, "{name}: not found in src/{module}.rs, or twice");
+            assert_eq!(text.matches(mistake.right).count(), 1, "{name}: not once in src/{module}.rs");
             text = text.replace(mistake.right, mistake.wrong);
         }
         if SEARCHED.contains(&module) {
@@ -96,16 +98,16 @@ fn variant(name: &str, mistake: Option<&Mistake>) -> String {
         }
         out += &nested(name, module, &text);
     }
-    for module in OURS {
+    for module in STAND_INS {
         out += &nested(name, module, &read(&format!("src/variant/{module}.rs")));
     }
     out + "}\n"
 }
 
-/// A module within the variant's: what it says of modules that each variant has is said of its own.
+/// A module of a variant; its paths to modules that each variant has lead to its own.
 fn nested(variant: &str, module: &str, text: &str) -> String {
     let mut text: String = text.lines().filter(|line| !line.starts_with("//!")).flat_map(|line| [line, "\n"]).collect();
-    for other in REAL.iter().chain(&OURS) {
+    for other in REAL.iter().chain(&STAND_INS) {
         text = text.replace(&format!("crate::{other}::"), &format!("crate::{variant}::{other}::"));
     }
     format!("pub mod {module} {{\n{text}}}\n")

@@ -1,4 +1,4 @@
-//! The messages of a call's body, as they come or stop coming.
+//! A call's request body: its messages, and the timeouts of those that stop arriving.
 
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
@@ -6,145 +6,176 @@ use std::sync::Arc;
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use h2::RecvStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
-use crate::budget::{Unfinished, Usage, CALL};
-use crate::decompression::Inflating;
-use crate::framing::{Encoding, Framed, Frames};
-use crate::protobuf::Message;
-use crate::server_state::Seconds;
-use crate::status::{Refusal, DEADLINE_EXCEEDED, INTERNAL};
+use crate::budget::Usage;
+use crate::charges::{IncompleteMessage, OPEN_CALL};
+use crate::decompression::Decompressor;
+use crate::framing::{Encoding, Framed, MessageDecoder};
+use crate::limits::Timeout;
+use crate::message::Message;
+use crate::status::{Status, DEADLINE_EXCEEDED, INTERNAL};
 
-/// A message that comes slower than this on the whole is given up: bytes a second, past the first `stall` seconds.
-const SLOWEST: usize = 16 << 10;
+/// The lowest average rate of a message in bytes a second, after the first `message_timeout`.
+const MIN_RATE: usize = 16 << 10;
 
-/// What ends a body early.
+/// Why a body ends early.
 #[derive(Debug)]
-pub enum Broken {
-    /// The caller has left, or its connection.
-    Gone,
-    Refused(Refusal),
+pub enum BodyError {
+    /// The client has reset the stream, or the connection has ended.
+    Cancelled,
+    Invalid(Status),
 }
 
-pub struct Messages {
+impl From<Status> for BodyError {
+    fn from(status: Status) -> Self {
+        Self::Invalid(status)
+    }
+}
+
+pub struct RequestBody {
     body: RecvStream,
-    frames: Frames,
-    unfinished: Unfinished,
-    inflating: Option<JoinHandle<Result<Message, Refusal>>>,
-    patience: Patience,
-    /// Between its messages a stream may rest for as long as it likes.
-    may_rest: bool,
+    decoder: MessageDecoder,
+    incomplete: IncompleteMessage,
+    decompression: Option<JoinHandle<Result<Message, Status>>>,
+    stall_timer: StallTimer,
+    /// Whether the time between messages is unlimited, as in a stream.
+    idle_allowed: bool,
 }
 
-impl Messages {
+impl RequestBody {
     pub fn new(
         body: RecvStream,
         encoding: Encoding,
-        most: usize,
-        stall: Seconds,
-        may_rest: bool,
+        max_message_bytes: usize,
+        message_timeout: Timeout,
+        idle_allowed: bool,
         usage: Arc<Usage>,
     ) -> Self {
-        let unfinished = Unfinished::new(usage);
-        let patience = Patience { time: stall, began: None, since_last: None };
-        Self { body, frames: Frames::new(encoding, most), unfinished, inflating: None, patience, may_rest }
+        Self {
+            body,
+            decoder: MessageDecoder::new(encoding, max_message_bytes),
+            incomplete: IncompleteMessage::new(usage),
+            decompression: None,
+            stall_timer: StallTimer::new(message_timeout),
+            idle_allowed,
+        }
     }
 
-    /// The next message; nothing at the end. May be dropped and asked again.
-    pub async fn next(&mut self) -> Result<Option<Message>, Broken> {
+    /// The next message; `None` at the end of the body. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Message>, BodyError> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Broken>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, BodyError>> {
         loop {
-            if let Some(inflating) = &mut self.inflating {
-                let inflated = ready!(Pin::new(inflating).poll(cx));
-                self.inflating = None;
-                return Poll::Ready(self.whole(inflated.unwrap_or_else(|_| Err(fault())).map_err(Broken::Refused)?));
+            if let Some(decompression) = &mut self.decompression {
+                let message = ready!(Pin::new(decompression).poll(cx));
+                self.decompression = None;
+                let message = message.unwrap_or_else(|_| Err(Status::internal()))?;
+                return Poll::Ready(self.complete(message));
             }
-            match self.frames.take().map_err(Broken::Refused)? {
-                Some(Framed::Plain(message)) => return Poll::Ready(self.whole(message)),
-                Some(Framed::Compressed(mut inflating)) => {
-                    if inflating.is_whole_soon().map_err(Broken::Refused)? {
-                        return Poll::Ready(self.whole(inflating.finish().map_err(Broken::Refused)?));
+            match self.decoder.next_message()? {
+                Some(Framed::Plain(message)) => return Poll::Ready(self.complete(message)),
+                Some(Framed::Compressed(mut decompressor)) => {
+                    if decompressor.try_finish_inline()? {
+                        return Poll::Ready(self.complete(decompressor.finish()?));
                     }
-                    self.unfinished.set(CALL + inflating.input()).map_err(Broken::Refused)?;
-                    self.inflating = Some(tokio::spawn(inflate(inflating, self.unfinished.usage.clone())));
+                    self.incomplete.set(OPEN_CALL + decompressor.compressed_len())?;
+                    self.decompression = Some(tokio::spawn(decompress(decompressor, self.incomplete.usage.clone())));
                     continue;
                 }
                 None => {}
             }
-            let Poll::Ready(piece) = self.body.poll_data(cx) else {
-                if self.may_rest && self.frames.is_empty() {
-                    return Poll::Pending;
-                }
-                self.unfinished.set(CALL + self.frames.len()).map_err(Broken::Refused)?;
-                return self.patience.poll_over(cx, self.frames.len()).map(|sentence| Err(Broken::Refused(sentence)));
-            };
-            self.patience.since_last = None;
-            match piece {
-                Some(Ok(piece)) => {
-                    drop(self.body.flow_control().release_capacity(piece.len()));
-                    self.frames.push(piece);
-                }
-                None if self.frames.is_empty() => return Poll::Ready(Ok(None)),
-                None => return Poll::Ready(Err(Broken::Refused(cut_short()))),
-                Some(Err(_)) => return Poll::Ready(Err(Broken::Gone)),
+            let Poll::Ready(chunk) = self.body.poll_data(cx) else { return self.poll_stalled(cx) };
+            self.stall_timer.restart();
+            match chunk {
+                Some(Ok(chunk)) => self.push(chunk),
+                None if self.decoder.is_empty() => return Poll::Ready(Ok(None)),
+                None => return Poll::Ready(Err(truncated().into())),
+                Some(Err(_)) => return Poll::Ready(Err(BodyError::Cancelled)),
             }
         }
     }
 
-    fn whole(&mut self, message: Message) -> Result<Option<Message>, Broken> {
-        self.patience = Patience { time: self.patience.time, began: None, since_last: None };
-        self.unfinished.set(0).map_err(Broken::Refused)?;
-        self.unfinished.usage.whole();
+    fn push(&mut self, chunk: Bytes) {
+        drop(self.body.flow_control().release_capacity(chunk.len()));
+        self.decoder.push(chunk);
+    }
+
+    /// Waits for the next chunk no longer than allowed.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, BodyError>> {
+        if self.idle_allowed && self.decoder.is_empty() {
+            return Poll::Pending;
+        }
+        self.incomplete.set(OPEN_CALL + self.decoder.len())?;
+        self.stall_timer.poll(cx, self.decoder.len()).map(|status| Err(status.into()))
+    }
+
+    fn complete(&mut self, message: Message) -> Result<Option<Message>, BodyError> {
+        self.stall_timer.reset();
+        self.incomplete.set(0)?;
+        self.incomplete.usage.record_message();
         Ok(Some(message))
     }
 }
 
-impl Drop for Messages {
+impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Some(inflating) = &self.inflating {
-            inflating.abort(); // where it has not begun
+        if let Some(decompression) = &self.decompression {
+            decompression.abort(); // unless it has started
         }
     }
 }
 
-/// On a thread of its own, one of a connection after the other.
-async fn inflate(inflating: Inflating, usage: Arc<Usage>) -> Result<Message, Refusal> {
-    let _turn = usage.inflating.acquire().await.map_err(|_| fault())?;
-    tokio::task::spawn_blocking(|| inflating.finish()).await.unwrap_or_else(|_| Err(fault()))
+/// Decompresses on another thread, one message of a connection at a time.
+async fn decompress(decompressor: Decompressor, usage: Arc<Usage>) -> Result<Message, Status> {
+    let _permit = usage.decompression.acquire().await.map_err(|_| Status::internal())?;
+    tokio::task::spawn_blocking(|| decompressor.finish()).await.unwrap_or_else(|_| Err(Status::internal()))
 }
 
-/// How long a message that is due may leave us without another byte, and how long it may take on the whole; where all
-/// is here at once, no timer is set.
-struct Patience {
-    time: Seconds,
-    began: Option<Instant>,
-    since_last: Option<Pin<Box<Sleep>>>,
+/// Limits the time without a byte of an expected message, and that of the whole message. A message that is there at once
+/// sets no timer.
+struct StallTimer {
+    timeout: Timeout,
+    started_at: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
-    /// `received` bytes of the message are here.
-    fn poll_over(&mut self, cx: &mut Context<'_>, received: usize) -> Poll<Refusal> {
-        let Some(time) = self.time.bound() else { return Poll::Pending };
-        let Self { began, since_last, .. } = self;
-        let sleep = since_last.get_or_insert_with(|| {
+impl StallTimer {
+    const fn new(timeout: Timeout) -> Self {
+        Self { timeout, started_at: None, sleep: None }
+    }
+
+    /// For the next message.
+    fn reset(&mut self) {
+        *self = Self::new(self.timeout);
+    }
+
+    /// For the next chunk of the message.
+    fn restart(&mut self) {
+        self.sleep = None;
+    }
+
+    /// Ready when the message is late, of which `received` bytes have arrived.
+    fn poll(&mut self, cx: &mut Context<'_>, received: usize) -> Poll<Status> {
+        let Some(timeout) = self.timeout.duration() else { return Poll::Pending };
+        let Self { started_at, sleep, .. } = self;
+        let sleep = sleep.get_or_insert_with(|| {
             let now = Instant::now();
-            let whole = time + Duration::from_secs((received / SLOWEST) as u64);
-            Box::pin(tokio::time::sleep_until((now + time).min(*began.get_or_insert(now) + whole)))
+            let message_timeout = timeout + Duration::from_secs((received / MIN_RATE) as u64);
+            let deadline = *started_at.get_or_insert(now) + message_timeout;
+            Box::pin(tokio::time::sleep_until((now + timeout).min(deadline)))
         });
         ready!(sleep.as_mut().poll(cx));
-        Poll::Ready(Refusal::bare(DEADLINE_EXCEEDED, format!("message: not whole after {} seconds", self.time)))
+        let message = format!("message: not whole after {} seconds", self.timeout);
+        Poll::Ready(Status::new(DEADLINE_EXCEEDED, message))
     }
 }
 
-fn cut_short() -> Refusal {
-    Refusal::bare(INTERNAL, "message: ends before the length that its prefix gives")
-}
-
-fn fault() -> Refusal {
-    Refusal::bare(INTERNAL, "internal error")
+fn truncated() -> Status {
+    Status::new(INTERNAL, "message: ends before the length that its prefix gives")
 }

@@ -1,21 +1,21 @@
-//! Bytes as they arrive, cut into gRPC's messages: five bytes of prefix each, then the message, perhaps compressed.
+//! gRPC's message framing: cuts a call's body into messages, each a prefix and then the message, perhaps compressed.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::decode::PREFIX;
-use crate::decompression::{too_large, Inflating};
-use crate::protobuf::Message;
-use crate::status::{Refusal, INTERNAL, UNIMPLEMENTED};
+use crate::decompression::{too_large, Decompressor};
+use crate::message::Message;
+use crate::prefix::PREFIX_LEN;
+use crate::status::{Status, INTERNAL, UNIMPLEMENTED};
 
-/// Pieces below this are copied together while their message is not whole: each would hold the buffer that it came in.
-const SMALL: usize = 16 << 10;
-/// Copied pieces are a piece of their own from here on.
-const ENOUGH: usize = 64 << 10;
+/// Chunks below this are copied together while their message is incomplete: each would keep its whole read buffer.
+const SMALL_CHUNK: usize = 16 << 10;
+/// Copied chunks become a chunk of their own at this size.
+const JOINED_CHUNK: usize = 64 << 10;
 const COMPRESSED: u8 = 1;
 
-/// How the caller compresses the messages that it marks so.
+/// The compression of the messages that have the compressed flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     Identity,
@@ -25,7 +25,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    pub fn named(name: Option<&[u8]>) -> Self {
+    pub fn from_name(name: Option<&[u8]>) -> Self {
         match name {
             None | Some(b"identity") => Self::Identity,
             Some(b"gzip") => Self::Gzip,
@@ -35,28 +35,28 @@ impl Encoding {
     }
 }
 
-/// A whole message as it came.
+/// A complete message.
 pub enum Framed {
     Plain(Message),
-    Compressed(Inflating),
+    Compressed(Decompressor),
 }
 
-/// Bytes that arrived and are not yet a whole message; none may be larger than `limit`.
-pub struct Frames {
-    pieces: VecDeque<Bytes>,
-    /// Small pieces that came behind those, copied.
+/// Collects a body's chunks and returns its messages, none of them larger than `limit`.
+pub struct MessageDecoder {
+    chunks: VecDeque<Bytes>,
+    /// Small chunks after those, copied.
     tail: BytesMut,
     len: usize,
     encoding: Encoding,
     limit: usize,
 }
 
-impl Frames {
+impl MessageDecoder {
     pub fn new(encoding: Encoding, limit: usize) -> Self {
-        Self { pieces: VecDeque::new(), tail: BytesMut::new(), len: 0, encoding, limit }
+        Self { chunks: VecDeque::new(), tail: BytesMut::new(), len: 0, encoding, limit }
     }
 
-    /// How many bytes wait.
+    /// Bytes received that are not part of a returned message.
     pub const fn len(&self) -> usize {
         self.len
     }
@@ -65,102 +65,100 @@ impl Frames {
         self.len == 0
     }
 
-    pub fn push(&mut self, piece: Bytes) {
-        self.len += piece.len();
-        if self.len > piece.len() && piece.len() < SMALL {
-            self.copy(&piece);
-        } else if !piece.is_empty() {
-            self.close_tail();
-            self.pieces.push_back(piece);
+    pub fn push(&mut self, chunk: Bytes) {
+        self.len += chunk.len();
+        if self.len > chunk.len() && chunk.len() < SMALL_CHUNK {
+            self.copy_to_tail(&chunk);
+        } else if !chunk.is_empty() {
+            self.flush_tail();
+            self.chunks.push_back(chunk);
         }
     }
 
-    fn copy(&mut self, piece: &[u8]) {
-        self.tail.extend_from_slice(piece);
-        if self.tail.len() >= ENOUGH {
-            self.close_tail();
+    fn copy_to_tail(&mut self, chunk: &[u8]) {
+        self.tail.extend_from_slice(chunk);
+        if self.tail.len() >= JOINED_CHUNK {
+            self.flush_tail();
         }
     }
 
-    fn close_tail(&mut self) {
+    fn flush_tail(&mut self) {
         if !self.tail.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.tail).freeze());
+            self.chunks.push_back(std::mem::take(&mut self.tail).freeze());
         }
     }
 
-    /// The first message, where it is here whole.
-    pub fn take(&mut self) -> Result<Option<Framed>, Refusal> {
-        let Some((flag, len)) = self.prefix() else {
-            self.settle();
+    /// The next message, if it is complete.
+    pub fn next_message(&mut self) -> Result<Option<Framed>, Status> {
+        let Some((flag, len)) = self.peek_prefix() else {
+            self.release_read_buffer();
             return Ok(None);
         };
         if len > self.limit {
             return Err(too_large(len, self.limit));
         }
         if flag > COMPRESSED {
-            return Err(Refusal::bare(INTERNAL, format!("a message has the flag {flag}; expected 0 or 1")));
+            return Err(Status::new(INTERNAL, format!("a message has the flag {flag}; expected 0 or 1")));
         }
-        if self.len < PREFIX + len {
-            self.settle();
+        if self.len < PREFIX_LEN + len {
+            self.release_read_buffer();
             return Ok(None);
         }
-        self.close_tail();
-        self.cut(PREFIX);
-        let message = self.cut(len);
+        self.flush_tail();
+        self.split_to(PREFIX_LEN);
+        let message = self.split_to(len);
         if flag == COMPRESSED {
-            self.inflating(&message).map(Some)
+            self.decompressor(&message).map(Framed::Compressed).map(Some)
         } else {
             Ok(Some(Framed::Plain(message)))
         }
     }
 
-    /// Lets go of the buffer that a first small piece came in, since more of its message is still to come.
-    fn settle(&mut self) {
-        if self.tail.is_empty() && self.pieces.len() == 1 && self.len < SMALL {
-            if let Some(first) = self.pieces.pop_front() {
-                self.copy(&first);
+    /// Copies a first small chunk of an incomplete message, so that its read buffer can be freed.
+    fn release_read_buffer(&mut self) {
+        if self.tail.is_empty() && self.chunks.len() == 1 && self.len < SMALL_CHUNK {
+            if let Some(first) = self.chunks.pop_front() {
+                self.copy_to_tail(&first);
             }
         }
     }
 
-    /// The flag of the first message, and its length.
-    fn prefix(&self) -> Option<(u8, usize)> {
-        let mut bytes = self.pieces.iter().flatten().chain(&self.tail);
+    /// The flag of the next message, and its length.
+    fn peek_prefix(&self) -> Option<(u8, usize)> {
+        let mut bytes = self.chunks.iter().flatten().chain(&self.tail);
         let flag = *bytes.next()?;
         let mut len = 0u32;
-        for _ in 1..PREFIX {
+        for _ in 1..PREFIX_LEN {
             len = len << 8 | u32::from(*bytes.next()?);
         }
         Some((flag, len as usize))
     }
 
-    fn cut(&mut self, mut n: usize) -> Message {
+    fn split_to(&mut self, mut n: usize) -> Message {
         self.len -= n;
         let mut message = Message::default();
         while n > 0 {
-            let Some(first) = self.pieces.front_mut() else { break };
+            let Some(first) = self.chunks.front_mut() else { break };
             if first.len() > n {
                 message.push(first.copy_to_bytes(n));
                 break;
             }
             n -= first.len();
             message.push(std::mem::take(first));
-            self.pieces.pop_front();
+            self.chunks.pop_front();
         }
         message
     }
 
-    fn inflating(&self, message: &Message) -> Result<Framed, Refusal> {
-        Ok(Framed::Compressed(match self.encoding {
-            Encoding::Gzip => Inflating::gzip(message, self.limit),
-            Encoding::Deflate => Inflating::deflate(message, self.limit),
+    fn decompressor(&self, message: &Message) -> Result<Decompressor, Status> {
+        match self.encoding {
+            Encoding::Gzip => Ok(Decompressor::gzip(message, self.limit)),
+            Encoding::Deflate => Ok(Decompressor::deflate(message, self.limit)),
             Encoding::Identity => {
-                return Err(Refusal::bare(INTERNAL, "a message is marked compressed, but the call names no encoding"))
+                Err(Status::new(INTERNAL, "a message is marked compressed, but the call names no encoding"))
             }
-            Encoding::Unknown => {
-                return Err(Refusal::bare(UNIMPLEMENTED, "grpc-encoding: expected identity, deflate or gzip"))
-            }
-        }))
+            Encoding::Unknown => Err(Status::new(UNIMPLEMENTED, "grpc-encoding: expected identity, deflate or gzip")),
+        }
     }
 }
 
@@ -170,93 +168,93 @@ mod tests {
     use crate::status::RESOURCE_EXHAUSTED;
     use proptest::prelude::*;
 
-    fn frames(encoding: Encoding) -> Frames {
-        Frames::new(encoding, 1_000_000)
+    fn decoder(encoding: Encoding) -> MessageDecoder {
+        MessageDecoder::new(encoding, 1_000_000)
     }
 
-    fn framed(compressed: u8, message: &[u8]) -> Vec<u8> {
+    fn with_prefix(flag: u8, message: &[u8]) -> Vec<u8> {
         let len = u32::try_from(message.len()).unwrap();
-        [&[compressed][..], &len.to_be_bytes(), message].concat()
+        [&[flag][..], &len.to_be_bytes(), message].concat()
     }
 
-    fn next(frames: &mut Frames) -> Result<Option<Vec<u8>>, Refusal> {
-        Ok(match frames.take()? {
+    fn next(decoder: &mut MessageDecoder) -> Result<Option<Vec<u8>>, Status> {
+        Ok(match decoder.next_message()? {
             Some(Framed::Plain(message)) => Some(message.to_bytes().to_vec()),
-            Some(Framed::Compressed(inflating)) => Some(inflating.finish()?.to_bytes().to_vec()),
+            Some(Framed::Compressed(decompressor)) => Some(decompressor.finish()?.to_bytes().to_vec()),
             None => None,
         })
     }
 
     proptest! {
         #[test]
-        fn messages_come_out_as_they_went_in_however_frames_cut_them(
+        fn messages_are_decoded_as_they_were_sent_whatever_the_chunks(
             messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..30_000), 0..4),
             sizes in prop::collection::vec(prop_oneof![1..64usize, 1..70_000usize], 1..20),
         ) {
-            let mut frames = frames(Encoding::Identity);
-            let mut found = Vec::new();
-            let sent: Vec<u8> = messages.iter().flat_map(|message| framed(0, message)).collect();
+            let mut decoder = decoder(Encoding::Identity);
+            let mut decoded = Vec::new();
+            let sent: Vec<u8> = messages.iter().flat_map(|message| with_prefix(0, message)).collect();
             let (mut rest, mut sizes) = (&sent[..], sizes.iter().cycle());
             while !rest.is_empty() {
-                let (piece, more) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
+                let (chunk, more) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
                 rest = more;
-                frames.push(Bytes::copy_from_slice(piece));
-                while let Some(message) = next(&mut frames).unwrap() {
-                    found.push(message);
+                decoder.push(Bytes::copy_from_slice(chunk));
+                while let Some(message) = next(&mut decoder).unwrap() {
+                    decoded.push(message);
                 }
-                // Whatever waits is held in few pieces.
-                prop_assert!(frames.pieces.len() <= 2 + frames.len() / SMALL);
+                // An incomplete message is stored in few chunks.
+                prop_assert!(decoder.chunks.len() <= 2 + decoder.len() / SMALL_CHUNK);
             }
-            prop_assert_eq!(found, messages);
-            prop_assert!(frames.is_empty());
+            prop_assert_eq!(decoded, messages);
+            prop_assert!(decoder.is_empty());
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let mut frames = Frames::new(Encoding::Gzip, 1000);
-            frames.push(Bytes::from(bytes));
-            while let Ok(Some(message)) = next(&mut frames) {
+        fn any_bytes_are_decoded_or_rejected(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut decoder = MessageDecoder::new(Encoding::Gzip, 1000);
+            decoder.push(Bytes::from(bytes));
+            while let Ok(Some(message)) = next(&mut decoder) {
                 prop_assert!(message.len() <= 1000);
             }
         }
     }
 
     #[test]
-    fn a_message_byte_by_byte_is_held_in_one_piece_that_shares_nothing() {
-        let (mut frames, sent) = (frames(Encoding::Identity), framed(0, &[9; 5000]));
+    fn a_message_received_byte_by_byte_is_stored_in_one_chunk_that_shares_no_buffer() {
+        let (mut decoder, sent) = (decoder(Encoding::Identity), with_prefix(0, &[9; 5000]));
         let (last, first) = sent.split_last().unwrap();
-        let arrived = Bytes::copy_from_slice(first);
-        for at in 0..arrived.len() {
-            frames.push(arrived.slice(at..=at));
-            assert!(next(&mut frames).unwrap().is_none());
+        let received = Bytes::copy_from_slice(first);
+        for at in 0..received.len() {
+            decoder.push(received.slice(at..=at));
+            assert!(next(&mut decoder).unwrap().is_none());
         }
-        assert!(arrived.is_unique());
-        assert!(frames.pieces.is_empty());
-        frames.push(Bytes::copy_from_slice(&[*last]));
-        assert_eq!(next(&mut frames).unwrap().unwrap(), vec![9; 5000]);
+        assert!(received.is_unique());
+        assert!(decoder.chunks.is_empty());
+        decoder.push(Bytes::copy_from_slice(&[*last]));
+        assert_eq!(next(&mut decoder).unwrap().unwrap(), vec![9; 5000]);
     }
 
     #[test]
-    fn a_whole_message_in_one_piece_is_not_copied() {
-        let (mut frames, sent) = (frames(Encoding::Identity), Bytes::from(framed(0, &[9; 500])));
-        frames.push(sent.clone());
-        let Some(Framed::Plain(message)) = frames.take().unwrap() else { panic!("a plain message") };
-        assert_eq!(message.to_bytes().as_ptr(), sent[PREFIX..].as_ptr());
+    fn a_complete_message_in_one_chunk_is_not_copied() {
+        let (mut decoder, sent) = (decoder(Encoding::Identity), Bytes::from(with_prefix(0, &[9; 500])));
+        decoder.push(sent.clone());
+        let Some(Framed::Plain(message)) = decoder.next_message().unwrap() else { panic!("a plain message") };
+        assert_eq!(message.to_bytes().as_ptr(), sent[PREFIX_LEN..].as_ptr());
     }
 
     #[test]
-    fn a_message_over_the_limit_is_refused_by_its_prefix() {
-        let mut frames = Frames::new(Encoding::Identity, 1000);
-        frames.push(Bytes::from_static(&[0, 0, 0, 4, 0]));
-        assert_eq!(next(&mut frames).unwrap_err().code, RESOURCE_EXHAUSTED);
+    fn a_message_over_the_limit_is_rejected_by_its_prefix() {
+        let mut decoder = MessageDecoder::new(Encoding::Identity, 1000);
+        decoder.push(Bytes::from_static(&[0, 0, 0, 4, 0]));
+        assert_eq!(next(&mut decoder).unwrap_err().code, RESOURCE_EXHAUSTED);
     }
 
     #[test]
-    fn a_flag_that_means_nothing_is_refused_by_its_prefix() {
+    fn an_unknown_flag_is_rejected_by_its_prefix() {
         for flag in [2, 3, 128, 255] {
-            let mut frames = frames(Encoding::Gzip);
-            frames.push(Bytes::from(framed(flag, b"")));
-            assert_eq!(next(&mut frames).unwrap_err().code, INTERNAL);
+            let mut decoder = decoder(Encoding::Gzip);
+            decoder.push(Bytes::from(with_prefix(flag, b"")));
+            assert_eq!(next(&mut decoder).unwrap_err().code, INTERNAL);
         }
     }
 }

@@ -1,20 +1,20 @@
-//! The thread that reads, as it runs the model itself.
+//! Runs of the model on the I/O thread.
 
 use std::sync::Arc;
 
 use tokio::task::yield_now;
 
 use crate::runner::Runner;
-use crate::server_state::Core;
+use crate::server_state::ServerState;
 
-/// Runs what small requests have gathered: after every task that was ready has had its turn.
-pub async fn run_small(core: Arc<Core>, mut runner: Runner) {
+/// Runs what the queue has gathered for this thread, after every ready task has had its turn.
+pub async fn run_inline_batches(state: Arc<ServerState>, mut runner: Runner) {
     loop {
-        core.line.small_waits.notified().await;
+        state.queue.inline_ready.notified().await;
         loop {
-            let mut batch = core.line.small_batch(&core.model);
+            let mut batch = state.queue.small_batch(&state.model_metrics);
             if batch.is_empty() {
-                batch = core.line.spare_batch(&core.model);
+                batch = state.queue.inline_large_batch(&state.model_metrics);
             }
             if batch.is_empty() {
                 break;

@@ -1,7 +1,7 @@
-//! A connection as its bytes go by: plain or under TLS, with a look at which frames they are.
+//! The byte stream of a connection, plain or TLS, and a scan of its frames.
 //!
-//! h2 answers pings without a word to us, so they are counted here, as the C core of gRPC counts them. Nothing is kept
-//! or changed: of each frame its first five bytes are read.
+//! h2 answers pings without reporting them, so they are counted here, in the same way as in gRPC's C core. The scan reads
+//! the first five bytes of each frame and changes nothing.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -17,163 +17,168 @@ use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use crate::budget::Usage;
-use crate::server_state::Seconds;
+use crate::limits::Timeout;
 
-const MOST_STRIKES: u32 = 2;
+const MAX_PING_STRIKES: u32 = 2;
 
 const PREFACE: usize = 24;
-const FRAME_HEAD: usize = 9;
+const FRAME_HEADER: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;
 
-pub enum Socket {
+pub enum MaybeTlsStream {
     Plain(BufReader<TcpStream>),
     Tls(Box<TlsStream<BufReader<TcpStream>>>),
 }
 
-impl Socket {
-    /// Whether the peer has shown a certificate that is known here.
-    pub fn has_certificate(&self) -> bool {
-        matches!(self, Self::Tls(socket) if socket.get_ref().1.peer_certificates().is_some())
+impl MaybeTlsStream {
+    /// Whether the client has presented a valid certificate.
+    pub fn has_client_certificate(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.get_ref().1.peer_certificates().is_some())
     }
 }
 
-/// What has been seen of a peer, for those who decide whether its connection goes on.
+/// What the scan has seen, for the monitor of the connection.
 #[derive(Debug, Default)]
-pub struct Conduct {
-    /// Calls that began and replies that ended: whether anything happens here.
+pub struct ConnectionActivity {
+    /// HEADERS frames of both directions: calls that started, and replies that started or ended.
     pub headers: AtomicU64,
-    pub pings_too_often: Notify,
+    pub too_many_pings: Notify,
 }
 
-pub struct Peer {
-    socket: Socket,
-    received: Frames,
-    sent: Frames,
-    pings: Pings,
-    conduct: Arc<Conduct>,
+pub struct ObservedIo {
+    stream: MaybeTlsStream,
+    received: FrameScanner,
+    sent: FrameScanner,
+    pings: PingPolicy,
+    activity: Arc<ConnectionActivity>,
     usage: Arc<Usage>,
 }
 
-impl Peer {
-    pub fn new(socket: Socket, conduct: Arc<Conduct>, ping_interval: Seconds, usage: Arc<Usage>) -> Self {
-        let received = Frames { skip: PREFACE, ..Frames::default() };
+impl ObservedIo {
+    pub fn new(
+        stream: MaybeTlsStream,
+        activity: Arc<ConnectionActivity>,
+        ping_interval: Timeout,
+        usage: Arc<Usage>,
+    ) -> Self {
+        let received = FrameScanner { skip: PREFACE, ..FrameScanner::default() };
         Self {
-            socket,
+            stream,
             received,
-            sent: Frames::default(),
-            pings: Pings::new(ping_interval.bound().unwrap_or_default()),
-            conduct,
+            sent: FrameScanner::default(),
+            pings: PingPolicy::new(ping_interval.duration().unwrap_or_default()),
+            activity,
             usage,
         }
     }
 
-    fn receive(&mut self, bytes: &[u8]) {
-        let (conduct, pings) = (&self.conduct, &mut self.pings);
-        self.received.pass(bytes, |kind, flags, _| match kind {
-            HEADERS => drop(conduct.headers.fetch_add(1, Relaxed)),
-            PING if flags & ACK == 0 && pings.one_more(Instant::now()) => conduct.pings_too_often.notify_one(),
+    fn scan_received(&mut self, bytes: &[u8]) {
+        let (activity, pings) = (&self.activity, &mut self.pings);
+        self.received.scan(bytes, |kind, flags, _| match kind {
+            HEADERS => drop(activity.headers.fetch_add(1, Relaxed)),
+            PING if flags & ACK == 0 && pings.record(Instant::now()) => activity.too_many_pings.notify_one(),
             _ => {}
         });
     }
 
-    fn send(&mut self, bytes: &[u8]) {
-        let (conduct, pings) = (&self.conduct, &mut self.pings);
-        let mut replied = 0;
-        self.sent.pass(bytes, |kind, _, len| {
+    fn scan_sent(&mut self, bytes: &[u8]) {
+        let (activity, pings) = (&self.activity, &mut self.pings);
+        let mut reply_bytes = 0;
+        self.sent.scan(bytes, |kind, _, len| {
             match kind {
-                HEADERS => drop(conduct.headers.fetch_add(1, Relaxed)),
-                DATA => replied += len,
+                HEADERS => drop(activity.headers.fetch_add(1, Relaxed)),
+                DATA => reply_bytes += len,
                 _ => {}
             }
             if matches!(kind, DATA | HEADERS | WINDOW_UPDATE) {
-                pings.forgive();
+                pings.reset();
             }
         });
-        if replied > 0 {
-            self.usage.send(replied);
+        if reply_bytes > 0 {
+            self.usage.record_sent(reply_bytes);
         }
     }
 }
 
-/// Pings of one peer that came too soon; the intervals and their forgiveness are those of gRPC's C core.
+/// Limits a client's pings, by the rules of gRPC's C core.
 #[derive(Debug)]
-struct Pings {
-    /// Between two pings, with nothing sent to the peer in between.
+struct PingPolicy {
+    /// The minimum between two pings, unless something was sent to the client between them.
     interval: Duration,
     last: Option<Instant>,
     strikes: u32,
 }
 
-impl Pings {
+impl PingPolicy {
     fn new(interval: Duration) -> Self {
         Self { interval, last: None, strikes: 0 }
     }
 
-    /// Whether it is one too many.
-    fn one_more(&mut self, now: Instant) -> bool {
+    /// Counts a ping; returns whether it is one too many.
+    fn record(&mut self, now: Instant) -> bool {
         let is_early = self.last.replace(now).is_some_and(|last| now - last < self.interval);
         self.strikes += u32::from(is_early);
-        is_early && self.strikes > MOST_STRIKES
+        is_early && self.strikes > MAX_PING_STRIKES
     }
 
-    fn forgive(&mut self) {
+    fn reset(&mut self) {
         (self.last, self.strikes) = (None, 0);
     }
 }
 
 /// Finds the frames of one direction.
 #[derive(Debug, Default)]
-struct Frames {
+struct FrameScanner {
     skip: usize,
-    head: [u8; FRAME_HEAD],
+    header: [u8; FRAME_HEADER],
     len: usize,
 }
 
-impl Frames {
-    /// Goes through the next bytes; `seen` hears of each frame's type, flags and length.
-    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8, u8, usize)) {
+impl FrameScanner {
+    /// Scans the next bytes; calls `on_frame` with each frame's type, flags and length.
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(u8, u8, usize)) {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            let (taken, rest) = bytes.split_at(bytes.len().min(FRAME_HEAD - self.len));
-            self.head[self.len..][..taken.len()].copy_from_slice(taken);
-            self.len += taken.len();
-            if self.len < FRAME_HEAD {
+            let (header, rest) = bytes.split_at(bytes.len().min(FRAME_HEADER - self.len));
+            self.header[self.len..][..header.len()].copy_from_slice(header);
+            self.len += header.len();
+            if self.len < FRAME_HEADER {
                 return;
             }
-            let [a, b, c, kind, flags, ..] = self.head;
+            let [a, b, c, kind, flags, ..] = self.header;
             self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             self.len = 0;
             bytes = rest;
-            seen(kind, flags, self.skip);
+            on_frame(kind, flags, self.skip);
         }
     }
 }
 
-impl AsyncRead for Peer {
+impl AsyncRead for ObservedIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(match &mut self.socket {
-            Socket::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
-            Socket::Tls(socket) => Pin::new(socket).poll_read(cx, buf),
+        ready!(match &mut self.stream {
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         })?;
-        self.receive(&buf.filled()[before..]);
+        self.scan_received(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Peer {
+impl AsyncWrite for ObservedIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(match &mut self.socket {
-            Socket::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
-            Socket::Tls(socket) => Pin::new(socket).poll_write(cx, buf),
+        let written = ready!(match &mut self.stream {
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         })?;
-        self.send(&buf[..written]);
+        self.scan_sent(&buf[..written]);
         Poll::Ready(Ok(written))
     }
 
@@ -182,37 +187,37 @@ impl AsyncWrite for Peer {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(match &mut self.socket {
-            Socket::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            Socket::Tls(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+        let written = ready!(match &mut self.stream {
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         })?;
         let mut rest = written;
         for buf in bufs {
             let n = rest.min(buf.len());
-            self.send(&buf[..n]);
+            self.scan_sent(&buf[..n]);
             rest -= n;
         }
         Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.socket {
-            Socket::Plain(socket) => socket.is_write_vectored(),
-            Socket::Tls(socket) => socket.is_write_vectored(),
+        match &self.stream {
+            MaybeTlsStream::Plain(stream) => stream.is_write_vectored(),
+            MaybeTlsStream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Socket::Tls(socket) => Pin::new(socket).poll_flush(cx),
+        match &mut self.stream {
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Socket::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
+        match &mut self.stream {
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -224,7 +229,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_frame_is_seen_however_the_bytes_are_cut(
+        fn every_frame_is_found_whatever_the_chunks(
             frames in prop::collection::vec((any::<u8>(), any::<u8>(), 0..70_000usize), 0..8),
             size in 1..20_000usize,
         ) {
@@ -234,9 +239,9 @@ mod tests {
                 bytes.extend_from_slice(&[*kind, *flags, 0, 0, 0, 1]);
                 bytes.resize(bytes.len() + len, 0xaa);
             }
-            let (mut found, mut walker) = (Vec::new(), Frames::default());
-            for piece in bytes.chunks(size) {
-                walker.pass(piece, |kind, flags, _| found.push((kind, flags)));
+            let (mut found, mut scanner) = (Vec::new(), FrameScanner::default());
+            for chunk in bytes.chunks(size) {
+                scanner.scan(chunk, |kind, flags, _| found.push((kind, flags)));
             }
             let expected: Vec<_> = frames.iter().map(|(kind, flags, _)| (*kind, *flags)).collect();
             prop_assert_eq!(found, expected);
@@ -244,12 +249,12 @@ mod tests {
     }
 
     #[test]
-    fn pings_are_held_against_a_peer_where_they_come_too_often_and_nothing_is_sent_between() {
-        let (mut pings, start) = (Pings::new(Duration::from_secs(10)), Instant::now());
+    fn frequent_pings_are_too_many_unless_something_is_sent_between_them() {
+        let (mut pings, start) = (PingPolicy::new(Duration::from_secs(10)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!([0, 10, 20, 30, 40].iter().all(|seconds| !pings.one_more(at(*seconds))));
-        assert_eq!([41, 42, 43].map(|seconds| pings.one_more(at(seconds))), [false, false, true]);
-        pings.forgive();
-        assert_eq!([44, 45, 46, 47].map(|seconds| pings.one_more(at(seconds))), [false, false, false, true]);
+        assert!([0, 10, 20, 30, 40].iter().all(|seconds| !pings.record(at(*seconds))));
+        assert_eq!([41, 42, 43].map(|seconds| pings.record(at(seconds))), [false, false, true]);
+        pings.reset();
+        assert_eq!([44, 45, 46, 47].map(|seconds| pings.record(at(seconds))), [false, false, false, true]);
     }
 }

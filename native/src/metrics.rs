@@ -1,14 +1,12 @@
-//! What happened, counted in atomics; a scrape reads them and Python gives them their names.
+//! Metrics as atomics. Python reads them before a scrape and exports them under their names.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::decode::Predictions;
-
-/// gRPC has 17 status codes, 0 to 16.
-pub const CODES: usize = 17;
+use crate::inference::{Predictions, CLASSES};
+use crate::status::CODES;
 
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -31,32 +29,32 @@ impl Counter {
     }
 }
 
-/// Counts by upper edge, the last one without; edges and values in the same unit.
+/// Counts by upper bound; the last bucket has none. Bounds and values have the same unit.
 #[derive(Debug)]
 pub struct Histogram {
-    edges: Vec<u64>,
+    bounds: Vec<u64>,
     buckets: Vec<Counter>,
     sum: Counter,
 }
 
 impl Histogram {
-    /// `scale` times an edge is the unit of what is observed: `1e9` for edges in seconds and values in nanoseconds.
-    pub fn new(edges: &[f64], scale: f64) -> Self {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // edges are positive and below an hour
-        let edges: Vec<u64> = edges.iter().map(|edge| (edge * scale).round() as u64).collect();
-        let buckets = (0..=edges.len()).map(|_| Counter::default()).collect();
-        Self { edges, buckets, sum: Counter::default() }
+    /// `scale` converts a bound to the unit of the values: `1e9` for bounds in seconds and values in nanoseconds.
+    pub fn new(bounds: &[f64], scale: f64) -> Self {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bounds are positive and below an hour
+        let bounds: Vec<u64> = bounds.iter().map(|bound| (bound * scale).round() as u64).collect();
+        let buckets = (0..=bounds.len()).map(|_| Counter::default()).collect();
+        Self { bounds, buckets, sum: Counter::default() }
     }
 
-    /// Counts a value; the number of its bucket.
+    /// Counts a value; returns the index of its bucket.
     pub fn observe(&self, value: u64) -> usize {
-        let bucket = self.edges.partition_point(|edge| *edge < value);
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
         self.buckets[bucket].add(1);
         self.sum.add(value);
         bucket
     }
 
-    /// The count of each bucket alone, the last one without an edge, and the sum of all values.
+    /// The count of each bucket, not cumulative, and the sum of all values.
     pub fn read(&self) -> (Vec<u64>, u64) {
         (self.buckets.iter().map(Counter::get).collect(), self.sum.get())
     }
@@ -64,16 +62,16 @@ impl Histogram {
 
 /// The `grpc_server_*` series of one RPC.
 #[derive(Debug)]
-pub struct Rpc {
+pub struct RpcMetrics {
     pub started: Counter,
-    pub received: Counter,
-    pub sent: Counter,
+    pub messages_received: Counter,
+    pub messages_sent: Counter,
     pub handled: [Counter; CODES],
     pub handling: Histogram,
     pub exemplars: Mutex<Exemplars>,
 }
 
-/// Which request was the last of its code and of its bucket, by id: where there is one, for most have none.
+/// The last request of each status code and of each bucket, among those that have a request id.
 #[derive(Clone, Debug, Default)]
 pub struct Exemplars {
     /// Id and Unix time by code.
@@ -82,26 +80,27 @@ pub struct Exemplars {
     pub by_bucket: BTreeMap<usize, (String, u64, f64)>,
 }
 
-/// `OpenMetrics` allows an exemplar's names and values 128 characters together.
-const LONGEST_IN_EXEMPLAR: usize = 128 - "request_id".len();
+/// `OpenMetrics` allows 128 characters for the names and values of an exemplar.
+const MAX_EXEMPLAR_ID: usize = 128 - "request_id".len();
 
-impl Rpc {
-    pub fn new(latency_edges: &[f64]) -> Self {
+impl RpcMetrics {
+    pub fn new(latency_bounds: &[f64]) -> Self {
         Self {
             started: Counter::default(),
-            received: Counter::default(),
-            sent: Counter::default(),
+            messages_received: Counter::default(),
+            messages_sent: Counter::default(),
             handled: std::array::from_fn(|_| Counter::default()),
-            handling: Histogram::new(latency_edges, 1e9),
+            handling: Histogram::new(latency_bounds, 1e9),
             exemplars: Mutex::default(),
         }
     }
 
-    pub fn finish(&self, since: Instant, code: usize, request_id: Option<&str>) {
-        let ns = nanos(since.elapsed());
+    /// Records the end of a call that started at `started_at`.
+    pub fn record_end(&self, started_at: Instant, code: usize, request_id: Option<&str>) {
+        let ns = nanos(started_at.elapsed());
         let bucket = self.handling.observe(ns);
         self.handled[code].add(1);
-        if let Some(id) = request_id.filter(|id| id.len() <= LONGEST_IN_EXEMPLAR) {
+        if let Some(id) = request_id.filter(|id| id.len() <= MAX_EXEMPLAR_ID) {
             let now = unix_time().as_secs_f64();
             let mut exemplars = self.exemplars.lock().unwrap_or_else(PoisonError::into_inner);
             exemplars.by_code.insert(code, (id.to_owned(), now));
@@ -110,86 +109,88 @@ impl Rpc {
     }
 }
 
-/// How often, and for how many nanoseconds in all.
+/// The number of events and the sum of their durations.
 #[derive(Debug, Default)]
-pub struct Total {
+pub struct DurationTotal {
     count: Counter,
     ns: Counter,
 }
 
-impl Total {
-    pub fn add(&self, ns: u64, times: u64) {
-        self.count.add(times);
-        self.ns.add(ns * times);
+impl DurationTotal {
+    /// Adds `count` events of `ns` nanoseconds each.
+    pub fn add(&self, ns: u64, count: u64) {
+        self.count.add(count);
+        self.ns.add(ns * count);
     }
 
+    /// Returns count and nanoseconds since the last call.
     pub fn take(&self) -> (u64, u64) {
         (self.count.take(), self.ns.take())
     }
 }
 
-/// Connections that were not served, or not to their end.
+/// Connections that were rejected, or closed by the server.
 #[derive(Debug, Default)]
-pub struct Refused {
-    /// One too many.
+pub struct ConnectionMetrics {
+    /// Rejected because there were as many as the limit allows.
     pub full: Counter,
-    /// No handshake of TLS that both sides agree on.
+    /// Rejected because the TLS handshake failed.
     pub handshake: Counter,
-    /// The peer did not read its replies.
+    /// Closed because the client did not read its replies.
     pub unread: Counter,
 }
 
-/// The series of the model that are not of one version of it.
+/// The series of the model, over all its versions.
 #[derive(Debug)]
-pub struct Model {
+pub struct ModelMetrics {
     pub inference: Histogram,
     pub queue: Histogram,
     pub batch_size: Histogram,
-    /// The winning activation of each image, in billionths.
+    /// The highest activation of each image, in billionths.
     pub confidence: Histogram,
-    pub digits: [Counter; 10],
+    pub digits: [Counter; CLASSES],
     pub cancelled: Counter,
-    pub late: Counter,
+    pub deadline_exceeded: Counter,
     pub overloaded: Counter,
     pub unauthenticated: Counter,
-    pub last_ms: Counter,
+    pub last_inference_ms: Counter,
 }
 
-/// Triton's statistics, of one version of the model.
+/// The statistics of one version of the model, named as in Triton's `ModelStatistics`.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    pub success: Total,
-    pub fail: Total,
-    pub queued: Total,
-    pub decoded: Total,
-    pub ran: Total,
-    pub encoded: Total,
+    pub success: DurationTotal,
+    pub fail: DurationTotal,
+    pub queue: DurationTotal,
+    pub compute_input: DurationTotal,
+    pub compute_infer: DurationTotal,
+    pub compute_output: DurationTotal,
     pub batches: Mutex<BTreeMap<usize, (u64, u64)>>,
-    pub last_ms: Counter,
+    pub last_inference_ms: Counter,
 }
 
-impl Model {
-    pub fn new(latency_edges: &[f64], inference_edges: &[f64], batch_edges: &[f64], confidence_edges: &[f64]) -> Self {
+impl ModelMetrics {
+    /// The upper bounds of the buckets: seconds, seconds, images, and 0 to 1.
+    pub fn new(latency: &[f64], inference: &[f64], batch_size: &[f64], confidence: &[f64]) -> Self {
         Self {
-            inference: Histogram::new(inference_edges, 1e9),
-            queue: Histogram::new(latency_edges, 1e9),
-            batch_size: Histogram::new(batch_edges, 1.0),
-            confidence: Histogram::new(confidence_edges, 1e9),
+            inference: Histogram::new(inference, 1e9),
+            queue: Histogram::new(latency, 1e9),
+            batch_size: Histogram::new(batch_size, 1.0),
+            confidence: Histogram::new(confidence, 1e9),
             digits: std::array::from_fn(|_| Counter::default()),
             cancelled: Counter::default(),
-            late: Counter::default(),
+            deadline_exceeded: Counter::default(),
             overloaded: Counter::default(),
             unauthenticated: Counter::default(),
-            last_ms: Counter::default(),
+            last_inference_ms: Counter::default(),
         }
     }
 
-    /// Counts one run.
-    pub fn ran(&self, found: &Predictions, time: Duration) {
-        self.inference.observe(nanos(time));
-        self.batch_size.observe(found.digits.len() as u64);
-        let mut by_digit = [0u64; 10];
-        for (digit, row) in found.digits.iter().zip(found.activations.chunks_exact(10)) {
+    pub fn record_run(&self, predictions: &Predictions, duration: Duration) {
+        self.inference.observe(nanos(duration));
+        self.batch_size.observe(predictions.digits.len() as u64);
+        let mut by_digit = [0u64; CLASSES];
+        for (digit, row) in predictions.digits.iter().zip(predictions.activations.chunks_exact(CLASSES)) {
             let digit = usize::from(*digit);
             by_digit[digit] += 1;
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 1
@@ -198,21 +199,21 @@ impl Model {
         for (counter, n) in self.digits.iter().zip(by_digit).filter(|(_, n)| *n > 0) {
             counter.add(n);
         }
-        self.last_ms.set(unix_ms());
+        self.last_inference_ms.set(unix_ms());
     }
 }
 
 impl Statistics {
-    /// Counts one run that answered `requests` requests; each of them took the whole of it, as in Triton.
-    pub fn ran(&self, images: usize, requests: usize, time: Duration) {
-        let ns = nanos(time);
-        self.ran.add(ns, requests as u64);
+    /// Records a run that answered `requests` requests. As in Triton, each counts with the duration of the whole run.
+    pub fn record_run(&self, images: usize, requests: usize, duration: Duration) {
+        let ns = nanos(duration);
+        self.compute_infer.add(ns, requests as u64);
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = batches.entry(images).or_default();
         batch.0 += 1;
         batch.1 += ns;
         drop(batches);
-        self.last_ms.set(unix_ms());
+        self.last_inference_ms.set(unix_ms());
     }
 }
 
@@ -224,8 +225,8 @@ fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-pub fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+pub fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -233,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_on_an_edge_is_below_it_as_prometheus_has_it() {
+    fn a_value_on_a_bound_is_in_its_bucket_as_in_prometheus() {
         let histogram = Histogram::new(&[1e-3, 2e-3], 1e9);
         for ns in [0, 1_000_000, 1_000_001, 2_000_000, 2_000_001] {
             histogram.observe(ns);
@@ -242,15 +243,15 @@ mod tests {
     }
 
     #[test]
-    fn a_run_counts_its_images_by_digit_and_by_size() {
-        let model = Model::new(&[1.0], &[1.0], &[1.0, 2.0], &[0.5, 1.0]);
-        let found = Predictions { digits: vec![7, 7, 3], activations: vec![0.75; 30], ..Predictions::default() };
+    fn a_run_is_recorded_by_digit_and_by_batch_size() {
+        let model = ModelMetrics::new(&[1.0], &[1.0], &[1.0, 2.0], &[0.5, 1.0]);
+        let predictions = Predictions { digits: vec![7, 7, 3], activations: vec![0.75; 30], ..Predictions::default() };
         let statistics = Statistics::default();
-        model.ran(&found, Duration::from_micros(5));
-        statistics.ran(3, 2, Duration::from_micros(5));
+        model.record_run(&predictions, Duration::from_micros(5));
+        statistics.record_run(3, 2, Duration::from_micros(5));
         assert_eq!((model.digits[7].get(), model.digits[3].get()), (2, 1));
         assert_eq!(model.confidence.read(), (vec![0, 3, 0], 2_250_000_000));
-        assert_eq!(statistics.ran.take(), (2, 10_000));
+        assert_eq!(statistics.compute_infer.take(), (2, 10_000));
         assert_eq!(statistics.batches.lock().unwrap().get(&3), Some(&(1, 5_000)));
     }
 }

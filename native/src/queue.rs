@@ -1,245 +1,251 @@
-//! Who waits for the model: a bounded line in two lanes, of which each gives what gathered while its model was busy.
+//! The queue in front of the model: bounded, with two lanes. A batch is what its lane gathered during the last run.
 //!
-//! Small requests run on the thread that read them, since a hand-over costs more than the run; large ones on a thread
-//! of their own, so that neither waits behind the other; but while nobody small is about, the thread that reads runs those
-//! too, as far as it expects to be done at once. Nothing waits for a timer: an idle model takes a batch of one.
+//! Small requests run on the I/O thread, because a hand-over to another thread costs more than their run. Large ones have
+//! a thread of their own, so that neither waits behind the other. While no small requests arrive, the I/O thread runs
+//! large ones too, as many as it expects to finish within a short budget. There is no timer: an idle model runs a batch
+//! of one.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::metrics::{self, nanos};
-use crate::model_version::Served;
-use crate::protobuf::{Message, Span};
-use crate::responder::{Reply, Trouble};
+use crate::call_error::CallError;
+use crate::message::{Message, Span};
+use crate::metrics::{nanos, ModelMetrics};
+use crate::model_version::ModelVersion;
+use crate::responder::Responder;
 use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Notify};
 
-/// How long the reading thread may run large requests itself where nobody small is about.
-const SPARE: Duration = Duration::from_micros(500);
-/// How long after a small request another is reckoned with.
-const QUIET: Duration = Duration::from_millis(100);
+/// How long the I/O thread may run large requests while no small ones arrive.
+const INLINE_BUDGET: Duration = Duration::from_micros(500);
+/// The time without a small request after which none is expected.
+const IDLE_AFTER: Duration = Duration::from_millis(100);
+/// Nanoseconds an image that `retry_after` assumes before the first run.
+const DEFAULT_NS_PER_IMAGE: u64 = 1000;
 
-/// A request in line; it holds its own reply.
-pub struct Item {
+/// A queued request.
+pub struct Entry {
     pub message: Message,
-    pub span: Span,
+    pub pixels: Span,
     pub images: usize,
-    pub since: Instant,
+    pub enqueued_at: Instant,
     pub deadline: Option<Instant>,
-    /// The model that answers it: the one that served when it came.
-    pub served: Arc<Served>,
-    pub reply: Reply,
+    /// The model that served when the request arrived.
+    pub model: Arc<ModelVersion>,
+    pub responder: Responder,
 }
 
-impl Item {
-    pub fn fail(self, trouble: Trouble) {
-        self.reply.fail(trouble, &self.served.statistics);
+impl Entry {
+    pub fn fail(self, error: CallError) {
+        self.responder.fail(error, &self.model.statistics);
     }
 }
 
-pub struct Line {
-    small: Mutex<VecDeque<Item>>,
-    large: Mutex<VecDeque<Item>>,
-    pub small_waits: Notify,
-    large_waits: Condvar,
-    began: Instant,
-    /// When the last small request came, in ns since `began`.
-    last_small: AtomicU64,
-    closed: AtomicBool,
-    images: AtomicUsize,
-    /// What the last run took; 0 before the first.
+pub struct BatchQueue {
+    small: Mutex<VecDeque<Entry>>,
+    large: Mutex<VecDeque<Entry>>,
+    /// Notified when the I/O thread has a batch to run.
+    pub inline_ready: Notify,
+    large_ready: Condvar,
+    epoch: Instant,
+    /// When the last small request arrived, in ns since `epoch`.
+    last_small_at: AtomicU64,
+    is_closed: AtomicBool,
+    queued_images: AtomicUsize,
+    /// Of the last run; 0 before the first.
     ns_per_image: AtomicU64,
     max_queued_images: usize,
     max_batch_size: usize,
-    inline: usize,
+    /// The most images of a small request.
+    inline_images: usize,
 }
 
-impl Line {
-    pub fn new(max_queued_images: usize, max_batch_size: usize, inline: usize) -> Self {
+impl BatchQueue {
+    pub fn new(max_queued_images: usize, max_batch_size: usize, inline_images: usize) -> Self {
         Self {
             small: Mutex::default(),
             large: Mutex::default(),
-            small_waits: Notify::new(),
-            large_waits: Condvar::new(),
-            began: now(),
-            last_small: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-            images: AtomicUsize::new(0),
+            inline_ready: Notify::new(),
+            large_ready: Condvar::new(),
+            epoch: now(),
+            last_small_at: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+            queued_images: AtomicUsize::new(0),
             ns_per_image: AtomicU64::new(0),
             max_queued_images,
             max_batch_size,
-            inline,
+            inline_images,
         }
     }
 
-    /// How many images wait.
-    pub fn images(&self) -> usize {
-        self.images.load(Relaxed)
+    pub fn queued_images(&self) -> usize {
+        self.queued_images.load(Relaxed)
     }
 
-    /// Whether one caller may put in a request more before its last is answered, and leave room for others.
-    pub fn has_room_ahead(&self) -> bool {
-        self.images() * 2 + self.max_batch_size <= self.max_queued_images
+    /// Whether a stream may queue another request before its last is answered, and leave capacity for other clients.
+    pub fn can_read_ahead(&self) -> bool {
+        self.queued_images() * 2 + self.max_batch_size <= self.max_queued_images
     }
 
-    pub fn took(&self, ns: u64, images: usize) {
+    pub fn record_run(&self, ns: u64, images: usize) {
         self.ns_per_image.store(ns / images as u64, Relaxed);
     }
 
-    /// Puts a request in its lane; where that is full the caller hears of it at once.
-    pub fn push(&self, item: Item, model: &metrics::Model) {
-        let is_small = item.images <= self.inline;
+    /// Queues a request, or fails it at once if the queue is full.
+    pub fn push(&self, entry: Entry, metrics: &ModelMetrics) {
+        let is_small = entry.images <= self.inline_images;
         let mut lane = lock(if is_small { &self.small } else { &self.large });
-        // A small request that finds nobody waiting runs at once, whatever the bound.
+        // A small request that would be first in its lane runs at once, whatever the limit.
         let is_next = is_small && lane.is_empty();
-        if let Err(waiting) = self.count(item.images, is_next) {
+        if let Err(queued_images) = self.reserve(entry.images, is_next) {
             drop(lane);
-            model.overloaded.add(1);
-            return item.fail(self.overloaded(waiting));
+            metrics.overloaded.add(1);
+            return entry.fail(self.overloaded_error(queued_images));
         }
         if is_small {
-            self.last_small.store(nanos(item.since - self.began), Relaxed);
+            self.last_small_at.store(nanos(entry.enqueued_at - self.epoch), Relaxed);
         }
-        let is_spare = self.is_quiet(item.since);
-        lane.push_back(item);
+        let is_idle = self.is_idle(entry.enqueued_at);
+        lane.push_back(entry);
         let was_empty = lane.len() == 1;
         drop(lane);
-        if !is_small && !is_spare {
-            self.large_waits.notify_one();
+        if !is_small && !is_idle {
+            self.large_ready.notify_one();
         } else if was_empty {
-            self.small_waits.notify_one();
+            self.inline_ready.notify_one();
         }
     }
 
-    /// Counts images that are to wait; how many wait already where these are too many.
+    /// Counts images as queued; the error is how many are queued already, if these are too many.
     ///
-    /// In one step, for another thread may be putting some in the other lane.
-    #[allow(deprecated)] // in favour of a name that the oldest Rust which this is for does not know
-    fn count(&self, images: usize, is_next: bool) -> Result<usize, usize> {
-        self.images.fetch_update(Relaxed, Relaxed, |waiting| {
-            Some(waiting + images).filter(|all| is_next || *all <= self.max_queued_images)
+    /// In one step, because another thread can queue in the other lane at the same time.
+    #[allow(deprecated)] // its new name is unknown to the oldest supported Rust
+    fn reserve(&self, images: usize, is_next: bool) -> Result<usize, usize> {
+        self.queued_images.fetch_update(Relaxed, Relaxed, |queued| {
+            Some(queued + images).filter(|all| is_next || *all <= self.max_queued_images)
         })
     }
 
-    /// Whether no small request has come for a while.
-    fn is_quiet(&self, now: Instant) -> bool {
-        self.inline > 0 && u128::from(self.last_small.load(Relaxed)) + QUIET.as_nanos() < (now - self.began).as_nanos()
+    /// Whether no small request has arrived for a while.
+    fn is_idle(&self, now: Instant) -> bool {
+        let idle_at = u128::from(self.last_small_at.load(Relaxed)) + IDLE_AFTER.as_nanos();
+        self.inline_images > 0 && idle_at < (now - self.epoch).as_nanos()
     }
 
-    fn overloaded(&self, waiting: usize) -> Trouble {
-        let each = match self.ns_per_image.load(Relaxed) {
-            0 => 1000,
+    fn overloaded_error(&self, queued_images: usize) -> CallError {
+        let ns_per_image = match self.ns_per_image.load(Relaxed) {
+            0 => DEFAULT_NS_PER_IMAGE,
             ns => ns,
         };
         #[allow(clippy::cast_precision_loss)] // a hint in seconds
-        let retry_after = (waiting as u64 * each) as f64 / 1e9;
-        Trouble::Overloaded { waiting, max_queued_images: self.max_queued_images, retry_after }
+        let retry_after = (queued_images as u64 * ns_per_image) as f64 / 1e9;
+        CallError::Overloaded { queued_images, max_queued_images: self.max_queued_images, retry_after }
     }
 
-    /// The next batch of small requests; empty where nobody waits.
-    pub fn small_batch(&self, model: &metrics::Model) -> Vec<Item> {
-        let taken = self.take(&mut lock(&self.small), self.max_batch_size);
-        taken.batch(model)
+    /// The next batch of small requests; empty if none are queued.
+    pub fn small_batch(&self, metrics: &ModelMetrics) -> Vec<Entry> {
+        let dequeued = self.dequeue(&mut lock(&self.small), self.max_batch_size);
+        dequeued.into_batch(metrics)
     }
 
-    /// Large requests that the reading thread runs itself, which saves a hand-over; the rest is handed over.
+    /// Large requests for the I/O thread, which saves a hand-over; wakes the other thread for the rest.
     ///
-    /// Empty where a small request might come and would have to wait.
-    pub fn spare_batch(&self, model: &metrics::Model) -> Vec<Item> {
+    /// Empty while small requests are expected, which would have to wait.
+    pub fn inline_large_batch(&self, metrics: &ModelMetrics) -> Vec<Entry> {
         let mut lane = lock(&self.large);
         let Some(first) = lane.front() else { return Vec::new() };
-        let most = self.spare_images();
-        let is_spare = first.images <= most && self.is_quiet(now());
-        let taken = if is_spare { self.take(&mut lane, most) } else { Taken::default() };
+        let max_images = self.inline_capacity();
+        let is_inline = first.images <= max_images && self.is_idle(now());
+        let dequeued = if is_inline { self.dequeue(&mut lane, max_images) } else { Dequeued::default() };
         if !lane.is_empty() {
-            self.large_waits.notify_one();
+            self.large_ready.notify_one();
         }
         drop(lane);
-        taken.batch(model)
+        dequeued.into_batch(metrics)
     }
 
-    /// How many images are expected to be done within SPARE; none before the first run.
-    fn spare_images(&self) -> usize {
-        let most = nanos(SPARE).checked_div(self.ns_per_image.load(Relaxed)).unwrap_or(0);
-        usize::try_from(most).unwrap_or(usize::MAX).min(self.max_batch_size)
+    /// The images that a run is expected to finish within `INLINE_BUDGET`; 0 before the first run.
+    fn inline_capacity(&self) -> usize {
+        let images = nanos(INLINE_BUDGET).checked_div(self.ns_per_image.load(Relaxed)).unwrap_or(0);
+        usize::try_from(images).unwrap_or(usize::MAX).min(self.max_batch_size)
     }
 
-    /// Waits for large requests; `None` once the line is closed and empty.
-    pub fn large_batch(&self, model: &metrics::Model) -> Option<Vec<Item>> {
+    /// Waits for large requests; `None` once the queue is closed and their lane empty.
+    pub fn large_batch(&self, metrics: &ModelMetrics) -> Option<Vec<Entry>> {
         let mut lane = lock(&self.large);
         while lane.is_empty() {
-            if self.closed.load(Relaxed) {
+            if self.is_closed.load(Relaxed) {
                 return None;
             }
-            lane = self.large_waits.wait(lane).unwrap_or_else(PoisonError::into_inner);
+            lane = self.large_ready.wait(lane).unwrap_or_else(PoisonError::into_inner);
         }
-        let taken = self.take(&mut lane, self.max_batch_size);
+        let dequeued = self.dequeue(&mut lane, self.max_batch_size);
         drop(lane);
-        Some(taken.batch(model))
+        Some(dequeued.into_batch(metrics))
     }
 
-    /// Let the threads of the large lane end when it is empty.
+    /// Lets the threads of the large lane end once it is empty.
     pub fn close(&self) {
         let _lane = lock(&self.large);
-        self.closed.store(true, Relaxed);
-        self.large_waits.notify_all();
+        self.is_closed.store(true, Relaxed);
+        self.large_ready.notify_all();
     }
 
-    /// The longest run of waiting requests that fits and has one model; those that left or are late cost nothing.
-    fn take(&self, lane: &mut VecDeque<Item>, most: usize) -> Taken {
-        let mut taken = Taken { batch: Vec::with_capacity(lane.len().min(most)), ..Taken::default() };
-        let (mut size, now) = (0, now());
+    /// Dequeues requests of one model up to `max_images`. Cancelled and expired ones take no part of that.
+    fn dequeue(&self, lane: &mut VecDeque<Entry>, max_images: usize) -> Dequeued {
+        let mut dequeued = Dequeued { batch: Vec::with_capacity(lane.len().min(max_images)), ..Dequeued::default() };
+        let (mut images, now) = (0, now());
         while let Some(next) = lane.front() {
-            let fits = |first: &Item| size + next.images <= most && Arc::ptr_eq(&first.served, &next.served);
-            if !taken.batch.first().is_none_or(fits) {
+            let fits = |first: &Entry| images + next.images <= max_images && Arc::ptr_eq(&first.model, &next.model);
+            if !dequeued.batch.first().is_none_or(fits) {
                 break;
             }
-            let Some(mut item) = lane.pop_front() else { break };
-            self.images.fetch_sub(item.images, Relaxed);
-            if item.reply.is_gone() {
-                taken.gone.push(item);
-            } else if item.deadline.is_some_and(|deadline| now >= deadline) {
-                taken.late.push(item);
+            let Some(mut entry) = lane.pop_front() else { break };
+            self.queued_images.fetch_sub(entry.images, Relaxed);
+            if entry.responder.is_cancelled() {
+                dequeued.cancelled.push(entry);
+            } else if entry.deadline.is_some_and(|deadline| now >= deadline) {
+                dequeued.expired.push(entry);
             } else {
-                size += item.images;
-                taken.batch.push(item);
+                images += entry.images;
+                dequeued.batch.push(entry);
             }
         }
-        taken
+        dequeued
     }
 }
 
-/// What was taken out of a lane: to be run, or left out because its caller has gone or its time is over.
+/// Requests taken from a lane: to run, or to drop because they were cancelled or their deadline has passed.
 #[derive(Default)]
-struct Taken {
-    batch: Vec<Item>,
-    gone: Vec<Item>,
-    late: Vec<Item>,
+struct Dequeued {
+    batch: Vec<Entry>,
+    cancelled: Vec<Entry>,
+    expired: Vec<Entry>,
 }
 
-impl Taken {
-    /// Counts all, tells those who are late, and gives what is to be run.
+impl Dequeued {
+    /// Records all requests, fails the expired ones and returns those to run.
     ///
-    /// With the lane unlocked again, for to tell and to let go of an item may ask Python: a thread that waits for the
-    /// interpreter with a lane locked, and one of Python's that waits for that lane, would wait for ever.
-    fn batch(self, model: &metrics::Model) -> Vec<Item> {
+    /// Call it with the lane unlocked. Failing and dropping an entry can call Python: one thread that waits for the
+    /// interpreter with the lane locked, and a Python thread that waits for the lane, would deadlock.
+    fn into_batch(self, metrics: &ModelMetrics) -> Vec<Entry> {
         let now = now();
-        for item in &self.batch {
-            let waited = nanos(now - item.since);
-            model.queue.observe(waited);
-            item.served.statistics.queued.add(waited, 1);
+        for entry in &self.batch {
+            let queued = nanos(now - entry.enqueued_at);
+            metrics.queue.observe(queued);
+            entry.model.statistics.queue.add(queued, 1);
         }
-        model.cancelled.add(self.gone.len() as u64);
-        model.late.add(self.late.len() as u64);
-        for item in self.late {
-            item.fail(Trouble::Late);
+        metrics.cancelled.add(self.cancelled.len() as u64);
+        metrics.deadline_exceeded.add(self.expired.len() as u64);
+        for entry in self.expired {
+            entry.fail(CallError::DeadlineExceeded);
         }
         self.batch
     }
 }
 
-/// Never hold it while Python is asked for anything: see `Taken::batch`.
+/// Never call Python with it locked: see `Dequeued::into_batch`.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,127 +1,48 @@
-//! Where an answer goes: to a unary call, into a stream, or to a Python handler that asked on a caller's behalf.
+//! Where the result of a queued request goes: to a unary call, a stream, or a Python handler's prediction.
 
-use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Response};
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
 
-use crate::auth::Stranger;
-use crate::budget::{Unsent, Usage};
-use crate::decode::{put_reply, Form, Predictions, Rows};
+use crate::call::Call;
+use crate::call_error::{CallError, CallResult};
+use crate::charges::ReplyBuf;
+use crate::encode::encode_reply;
+use crate::inference::{Predictions, ResponseFormat, Rows};
 use crate::metrics::{nanos, Statistics};
-use crate::model_version::Served;
-use crate::server_state::{Core, Route};
-use crate::status::{self, Refusal};
+use crate::model_version::ModelVersion;
+use crate::response::{send_trailers_only, send_unary};
 
-/// Why the model gave no answer; Python makes the sentence.
-#[derive(Debug)]
-pub enum Trouble {
-    Late,
-    Overloaded { waiting: usize, max_queued_images: usize, retry_after: f64 },
-    Stopping,
-    Malformed,
-    Stranger(Stranger),
-    Failed(Py<PyAny>),
-}
-
-impl Trouble {
-    pub fn duplicate(&self, py: Python<'_>) -> Self {
-        match self {
-            Self::Late => Self::Late,
-            Self::Stopping => Self::Stopping,
-            Self::Malformed => Self::Malformed,
-            Self::Stranger(who) => Self::Stranger(*who),
-            Self::Overloaded { waiting, max_queued_images, retry_after } => {
-                Self::Overloaded { waiting: *waiting, max_queued_images: *max_queued_images, retry_after: *retry_after }
-            }
-            Self::Failed(error) => Self::Failed(error.clone_ref(py)),
-        }
-    }
-}
-
-pub type Outcome = Result<Bytes, Trouble>;
-
-/// One RPC under way: it is counted as begun now and as ended once, as cancelled where nothing else was said.
-pub struct Call {
-    pub core: Arc<Core>,
-    pub route: Arc<Route>,
-    pub usage: Arc<Usage>,
-    pub request_id: Option<HeaderValue>,
-    pub since: Instant,
-    pub deadline: Option<Instant>,
-    is_over: bool,
-}
-
-impl Call {
-    pub fn begin(
-        core: Arc<Core>,
-        route: Arc<Route>,
-        usage: Arc<Usage>,
-        request_id: Option<HeaderValue>,
-        since: Instant,
-        deadline: Option<Instant>,
-    ) -> Self {
-        route.counts.started.add(1);
-        Self { core, route, usage, request_id, since, deadline, is_over: false }
-    }
-
-    /// Counts the end; the trailers that say so.
-    pub fn succeed(mut self) -> HeaderMap {
-        let id = self.request_id.take();
-        self.over(status::OK, id.as_ref());
-        status::success(id)
-    }
-
-    /// Counts the end; the trailers that say so.
-    pub fn refuse(mut self, trouble: &Trouble) -> HeaderMap {
-        let refusal = self.core.host.refusal(&self.route.path, self.request_id.as_ref(), trouble);
-        self.over(refusal.code, refusal.request_id.as_ref());
-        refusal.trailers()
-    }
-
-    /// As `refuse`, for what a protocol below ours has to say.
-    pub fn end(mut self, mut refusal: Refusal) -> HeaderMap {
-        refusal.request_id = self.request_id.take();
-        self.over(refusal.code, refusal.request_id.as_ref());
-        refusal.trailers()
-    }
-
-    fn over(&mut self, code: usize, request_id: Option<&HeaderValue>) {
-        self.is_over = true;
-        self.route.counts.finish(self.since, code, request_id.and_then(|id| id.to_str().ok()));
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        if !self.is_over {
-            let id = self.request_id.take();
-            self.over(status::CANCELLED, id.as_ref());
-        }
-    }
-}
-
-/// The way back of one request for predictions.
-pub enum Reply {
-    Unary { respond: SendResponse<Unsent>, call: Call, form: Form, arrived: Instant },
-    Stream { sender: oneshot::Sender<Outcome>, form: Form, arrived: Instant },
+/// Sends the result of one queued request.
+pub enum Responder {
+    Unary {
+        respond: SendResponse<ReplyBuf>,
+        call: Call,
+        format: ResponseFormat,
+        received_at: Instant,
+    },
+    Stream {
+        sender: oneshot::Sender<CallResult>,
+        format: ResponseFormat,
+        received_at: Instant,
+    },
+    /// A `PendingPrediction` of the native transport.
     Python(Py<PyAny>),
 }
 
-/// What the batch's run gave: the arrays read, and as Python has them.
-pub struct Found {
+/// What a run returned: its arrays as read, and as the Python object if a Python handler needs it.
+pub struct BatchOutput {
     pub predictions: Predictions,
     pub object: Option<Py<PyAny>>,
 }
 
-impl Reply {
-    /// Whether the caller has left.
-    pub fn is_gone(&mut self) -> bool {
+impl Responder {
+    /// Whether the client has cancelled.
+    pub fn is_cancelled(&mut self) -> bool {
         match self {
             Self::Unary { respond, .. } => respond.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready(),
             Self::Stream { sender, .. } => sender.is_closed(),
@@ -129,106 +50,87 @@ impl Reply {
         }
     }
 
-    pub fn needs_hidden(&self) -> bool {
+    pub fn needs_hidden_layers(&self) -> bool {
         match self {
-            Self::Unary { form, .. } | Self::Stream { form, .. } => form.hidden(),
+            Self::Unary { format, .. } | Self::Stream { format, .. } => format.needs_hidden_layers(),
             Self::Python(_) => true,
         }
     }
 
-    /// Sends these rows of what was found; `out` is room to write in that a batch shares.
-    pub fn answer(self, served: &Served, found: &Found, rows: Rows, out: &mut BytesMut) {
-        let began = Instant::now();
-        let Served { serves, statistics, .. } = served;
+    /// Sends these rows of the output. All requests of a batch encode into the one `buffer`.
+    pub fn send(self, model: &ModelVersion, output: &BatchOutput, rows: Rows, buffer: &mut BytesMut) {
+        let encoding_at = Instant::now();
+        let ModelVersion { spec, statistics, .. } = model;
         match self {
-            Self::Unary { respond, call, form, arrived } => {
-                put_reply(out, &form, &found.predictions, rows, serves);
-                count_success(statistics, arrived, began);
-                call.route.counts.sent.add(1);
-                let reply = Unsent::new(out.split().freeze(), call.usage.clone());
-                send(respond, reply, call.succeed());
+            Self::Unary { respond, call, format, received_at } => {
+                encode_reply(buffer, &format, &output.predictions, rows, spec);
+                record_success(statistics, received_at, encoding_at);
+                call.route.metrics.messages_sent.add(1);
+                let reply = ReplyBuf::new(buffer.split().freeze(), call.usage.clone());
+                send_unary(respond, reply, call.succeed());
             }
-            Self::Stream { sender, form, arrived } => {
-                put_reply(out, &form, &found.predictions, rows, serves);
-                count_success(statistics, arrived, began);
-                drop(sender.send(Ok(out.split().freeze())));
+            Self::Stream { sender, format, received_at } => {
+                encode_reply(buffer, &format, &output.predictions, rows, spec);
+                record_success(statistics, received_at, encoding_at);
+                drop(sender.send(Ok(buffer.split().freeze())));
             }
-            Self::Python(callback) => {
-                Python::attach(|py| {
-                    let object = found.object.as_ref().map(|object| object.bind(py));
-                    let rows = object.map(|object| object.call_method1("rows", (rows.first, rows.first + rows.images)));
-                    match rows.transpose() {
-                        Ok(rows) => call_back(&callback, py, rows, None),
-                        Err(error) => call_back(&callback, py, None, Some(error.into_value(py).into_any())),
-                    }
-                });
-            }
+            Self::Python(pending) => Python::attach(|py| complete(&pending, py, output, rows)),
         }
     }
 
-    pub fn fail(self, trouble: Trouble, statistics: &Statistics) {
+    pub fn fail(self, error: CallError, statistics: &Statistics) {
         match self {
-            Self::Unary { respond, call, arrived, .. } => {
-                statistics.fail.add(nanos(arrived.elapsed()), 1);
-                send_end(respond, call.refuse(&trouble));
+            Self::Unary { respond, call, received_at, .. } => {
+                statistics.fail.add(nanos(received_at.elapsed()), 1);
+                send_trailers_only(respond, call.fail(&error));
             }
-            Self::Stream { sender, arrived, .. } => {
-                statistics.fail.add(nanos(arrived.elapsed()), 1);
-                drop(sender.send(Err(trouble)));
+            Self::Stream { sender, received_at, .. } => {
+                statistics.fail.add(nanos(received_at.elapsed()), 1);
+                drop(sender.send(Err(error)));
             }
-            Self::Python(callback) => Python::attach(|py| {
-                // The callback knows these two by name; only a failed run has an error of its own.
-                match trouble {
-                    Trouble::Failed(error) => call_back(&callback, py, None, Some(error)),
-                    Trouble::Overloaded { waiting, max_queued_images, retry_after } => {
-                        report(py, callback.call_method1(py, "overloaded", (waiting, max_queued_images, retry_after)));
-                    }
-                    Trouble::Late | Trouble::Stopping | Trouble::Malformed | Trouble::Stranger(_) => {
-                        report(py, callback.call_method0(py, "late"));
-                    }
-                }
-            }),
+            Self::Python(pending) => Python::attach(|py| fail(&pending, py, error)),
         }
     }
 }
 
-fn call_back(callback: &Py<PyAny>, py: Python<'_>, rows: Option<Bound<'_, PyAny>>, error: Option<Py<PyAny>>) {
-    report(py, callback.call_method1(py, "done", (rows, error)));
+fn complete(pending: &Py<PyAny>, py: Python<'_>, output: &BatchOutput, rows: Rows) {
+    let object = output.object.as_ref().map(|object| object.bind(py));
+    let rows = object.map(|object| object.call_method1("rows", (rows.first, rows.first + rows.images)));
+    print_error(
+        py,
+        match rows.transpose() {
+            Ok(rows) => pending.call_method1(py, "complete", (rows,)),
+            Err(error) => pending.call_method1(py, "fail", (error.into_value(py).into_any(),)),
+        },
+    );
 }
 
-/// What goes wrong in a callback has nobody to go to but standard error.
-fn report(py: Python<'_>, result: PyResult<Py<PyAny>>) {
+fn fail(pending: &Py<PyAny>, py: Python<'_>, error: CallError) {
+    print_error(
+        py,
+        match error {
+            CallError::Exception(error) => pending.call_method1(py, "fail", (error,)),
+            CallError::Overloaded { queued_images, max_queued_images, retry_after } => {
+                pending.call_method1(py, "fail_overloaded", (queued_images, max_queued_images, retry_after))
+            }
+            // A queued request of Python's has no other error.
+            CallError::DeadlineExceeded
+            | CallError::ServerStopping
+            | CallError::MalformedMessage
+            | CallError::Unauthenticated(_) => pending.call_method0(py, "fail_deadline_exceeded"),
+        },
+    );
+}
+
+/// An exception in a callback has no caller to raise it to.
+fn print_error(py: Python<'_>, result: PyResult<Py<PyAny>>) {
     if let Err(error) = result {
         error.print(py);
     }
 }
 
-fn count_success(statistics: &Statistics, arrived: Instant, began: Instant) {
+fn record_success(statistics: &Statistics, received_at: Instant, encoding_at: Instant) {
     let now = Instant::now();
-    statistics.encoded.add(nanos(now - began), 1);
-    statistics.success.add(nanos(now - arrived), 1);
-}
-
-pub fn head() -> Response<()> {
-    let mut response = Response::new(());
-    let headers = response.headers_mut();
-    headers.reserve(4);
-    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(status::GRPC_ACCEPT_ENCODING, HeaderValue::from_static("identity, deflate, gzip"));
-    response
-}
-
-/// Head, one message and trailers. An error here means that the caller has left, who needs no answer.
-pub fn send(mut respond: SendResponse<Unsent>, message: Unsent, trailers: HeaderMap) {
-    if let Ok(mut stream) = respond.send_response(head(), false) {
-        drop(stream.send_data(message, false));
-        drop(stream.send_trailers(trailers));
-    }
-}
-
-/// A refusal before any message: trailers alone.
-pub fn send_end(mut respond: SendResponse<Unsent>, trailers: HeaderMap) {
-    let mut response = head();
-    response.headers_mut().extend(trailers);
-    drop(respond.send_response(response, true));
+    statistics.compute_output.add(nanos(now - encoding_at), 1);
+    statistics.success.add(nanos(now - received_at), 1);
 }

@@ -1,4 +1,4 @@
-//! One run of the model: a batch is gathered in an array, Python predicts, its arrays are read, each caller answered.
+//! One run of the model: gathers a batch in an array, calls Python to predict, reads its arrays, sends the replies.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,114 +9,121 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::decode::{Predictions, Rows};
+use crate::call_error::CallError;
+use crate::inference::{Predictions, Rows, CLASSES, HIDDEN};
 use crate::metrics::nanos;
-use crate::queue::Item;
-use crate::responder::{Found, Reply, Trouble};
-use crate::server_state::Core;
+use crate::queue::Entry;
+use crate::responder::{BatchOutput, Responder};
+use crate::server_state::ServerState;
 
-/// The model as one thread has it: with an array of its own, (max batch, 784) uint8, to gather pixels in.
+/// Bytes of a reply for one image, to size the buffer of a batch.
+const REPLY_BYTES: usize = 64;
+
+/// Runs batches on one thread, with an array of its own, (max batch, 784) uint8.
 ///
-/// It is there for good: a new one for every large batch costs page faults, and zeros that nobody reads.
+/// The array is reused: a new one for every large batch would cost page faults and zeroing.
 pub struct Runner {
-    core: Arc<Core>,
+    state: Arc<ServerState>,
     array: Py<PyAny>,
     pixels: PyBuffer<u8>,
 }
 
 impl Runner {
-    pub fn new(core: Arc<Core>) -> PyResult<Self> {
+    pub fn new(state: Arc<ServerState>) -> PyResult<Self> {
         Python::attach(|py| {
-            let array = core.host.array(py, core.limits.max_batch_size)?;
+            let array = state.host.allocate_batch(py, state.limits.max_batch_size)?;
             let pixels = PyBuffer::get(&array)?;
             if pixels.readonly() {
-                return Err(PyValueError::new_err("an array to gather pixels in must be writable"));
+                return Err(PyValueError::new_err("batch array: read-only; expected a writable array"));
             }
-            Ok(Self { core, array: array.unbind(), pixels })
+            Ok(Self { state, array: array.unbind(), pixels })
         })
     }
 
-    /// Answers every caller of the batch, or fails every one.
-    pub fn run(&mut self, batch: Vec<Item>) {
+    /// Answers every request of the batch, or fails every one.
+    pub fn run(&mut self, batch: Vec<Entry>) {
         if batch.is_empty() {
             return;
         }
         match self.predict(&batch) {
-            Ok(found) => answer(batch, &found),
+            Ok(output) => send_replies(batch, &output),
             Err(error) => Python::attach(|py| {
-                let error = Trouble::Failed(error.into_value(py).into_any());
-                for item in batch {
-                    item.fail(error.duplicate(py));
+                let error = CallError::Exception(error.into_value(py).into_any());
+                for entry in batch {
+                    entry.fail(error.clone_ref(py));
                 }
             }),
         }
     }
 
-    fn predict(&mut self, batch: &[Item]) -> PyResult<Found> {
-        let (core, served) = (self.core.clone(), batch[0].served.clone());
-        let images: usize = batch.iter().map(|item| item.images).sum();
-        let hidden = batch.iter().any(|item| item.reply.needs_hidden());
-        let for_python = batch.iter().any(|item| matches!(item.reply, Reply::Python(_)));
+    fn predict(&mut self, batch: &[Entry]) -> PyResult<BatchOutput> {
+        let (state, model) = (self.state.clone(), batch[0].model.clone());
+        let images: usize = batch.iter().map(|entry| entry.images).sum();
+        let needs_hidden_layers = batch.iter().any(|entry| entry.responder.needs_hidden_layers());
+        let needs_object = batch.iter().any(|entry| matches!(entry.responder, Responder::Python(_)));
         Python::attach(|py| {
             self.gather(py, batch)?;
-            let began = Instant::now();
-            let object = core.host.predict(served.model(), self.array.bind(py), images)?;
-            let took = began.elapsed();
-            let predictions = read(object.cast::<PyTuple>()?, images, hidden)?;
-            core.model.ran(&predictions, took);
-            served.statistics.ran(images, batch.len(), took);
-            core.line.took(nanos(took), images);
-            Ok(Found { predictions, object: for_python.then(|| object.unbind()) })
+            let started_at = Instant::now();
+            let object = state.host.predict(model.model(), self.array.bind(py), images)?;
+            let duration = started_at.elapsed();
+            let predictions = read_predictions(object.cast::<PyTuple>()?, images, needs_hidden_layers)?;
+            state.model_metrics.record_run(&predictions, duration);
+            model.statistics.record_run(images, batch.len(), duration);
+            state.queue.record_run(nanos(duration), images);
+            Ok(BatchOutput { predictions, object: needs_object.then(|| object.unbind()) })
         })
     }
 
-    /// The pixels of all, one image after the other: their one copy, from the frames that brought them.
-    fn gather(&mut self, _attached: Python<'_>, batch: &[Item]) -> PyResult<()> {
-        let mut all = self.pixels.as_slice_ptr().ok_or_else(|| PyValueError::new_err("an array that is not plain"))?;
-        // SAFETY: the array is writable (`new` has looked), and it stays where it is while `self.pixels` exports it.
-        // It was made for this runner, which is borrowed mutably here; Python sees it within `predict` alone, which
-        // is not running now, and this thread is attached, so that nobody else reads or writes it meanwhile.
+    /// Copies the pixels of all requests into the array: their only copy, from the frames that carried them.
+    fn gather(&mut self, _attached: Python<'_>, batch: &[Entry]) -> PyResult<()> {
+        let array = self.pixels.as_slice_ptr();
+        let mut array = array.ok_or_else(|| PyValueError::new_err("batch array: expected C-contiguous uint8"))?;
+        // SAFETY: the array is writable (checked in `new`), and it does not move while `self.pixels` exports it. It was
+        // made for this runner, which is borrowed mutably here. Python reads it within `predict` alone, which is not
+        // running now, and this thread is attached to the interpreter, so no other thread reads or writes it meanwhile.
         #[allow(unsafe_code)]
-        let mut room = unsafe { all.as_mut() };
-        for item in batch {
-            let (mine, rest) = room
-                .split_at_mut_checked(item.span.len)
-                .ok_or_else(|| PyValueError::new_err("a batch larger than the largest"))?;
-            item.message.copy(item.span, mine);
-            room = rest;
+        let mut free = unsafe { array.as_mut() };
+        for entry in batch {
+            let (own, rest) = free
+                .split_at_mut_checked(entry.pixels.len)
+                .ok_or_else(|| PyValueError::new_err("batch: larger than max_batch_size"))?;
+            entry.message.copy_to(entry.pixels, own);
+            free = rest;
         }
         Ok(())
     }
 }
 
-fn answer(batch: Vec<Item>, found: &Found) {
-    let mut out = BytesMut::with_capacity(batch.len() * 64);
+fn send_replies(batch: Vec<Entry>, output: &BatchOutput) {
+    let mut buffer = BytesMut::with_capacity(batch.len() * REPLY_BYTES);
     let mut first = 0;
-    for item in batch {
-        let rows = Rows { first, images: item.images };
-        first += item.images;
-        item.reply.answer(&item.served, found, rows, &mut out);
+    for entry in batch {
+        let rows = Rows { first, images: entry.images };
+        first += entry.images;
+        entry.responder.send(&entry.model, output, rows, &mut buffer);
     }
 }
 
-/// The arrays of `service.model.Predictions`: digit, activations, layer1, layer2.
-fn read(arrays: &Bound<'_, PyTuple>, images: usize, hidden: bool) -> PyResult<Predictions> {
-    let digits: Vec<i64> = array(arrays, 0, images)?;
-    let digits = digits.into_iter().map(|digit| u8::try_from(digit).ok().filter(|digit| *digit < 10));
-    let digits = digits.collect::<Option<Vec<u8>>>().ok_or_else(|| PyValueError::new_err("a digit beyond 0..9"))?;
-    let mut found = Predictions { digits, activations: array(arrays, 1, images * 10)?, ..Predictions::default() };
-    if hidden {
-        found.layer1 = array(arrays, 2, images * 16)?;
-        found.layer2 = array(arrays, 3, images * 16)?;
+/// Reads the arrays of `service.model.Predictions`: digit, activations, layer1, layer2.
+fn read_predictions(arrays: &Bound<'_, PyTuple>, images: usize, with_hidden_layers: bool) -> PyResult<Predictions> {
+    let digits: Vec<i64> = read_array(arrays, 0, images)?;
+    let digits = digits.into_iter().map(|digit| u8::try_from(digit).ok().filter(|digit| usize::from(*digit) < CLASSES));
+    let digits = digits.collect::<Option<Vec<u8>>>();
+    let digits = digits.ok_or_else(|| PyValueError::new_err("output 0: a digit out of range; expected 0 to 9"))?;
+    let activations = read_array(arrays, 1, images * CLASSES)?;
+    let mut predictions = Predictions { digits, activations, ..Predictions::default() };
+    if with_hidden_layers {
+        predictions.layer1 = read_array(arrays, 2, images * HIDDEN)?;
+        predictions.layer2 = read_array(arrays, 3, images * HIDDEN)?;
     }
-    Ok(found)
+    Ok(predictions)
 }
 
-fn array<T: Element>(arrays: &Bound<'_, PyTuple>, index: usize, len: usize) -> PyResult<Vec<T>> {
+fn read_array<T: Element>(arrays: &Bound<'_, PyTuple>, index: usize, len: usize) -> PyResult<Vec<T>> {
     let values = PyBuffer::<T>::get(&arrays.get_item(index)?)?.to_vec(arrays.py())?;
     if values.len() == len {
         Ok(values)
     } else {
-        Err(PyValueError::new_err(format!("output {index} holds {} values, not {len}", values.len())))
+        Err(PyValueError::new_err(format!("output {index}: {} values; expected {len}", values.len())))
     }
 }

@@ -1,67 +1,78 @@
-//! The listener, its connections, and their end.
+//! The listening sockets, the connections that they accept, and the end of both.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::connection;
-use crate::inline::run_small;
+use crate::connection::serve_connection;
+use crate::drain::{wait_for_drain, Phase};
+use crate::inline::run_inline_batches;
 use crate::runner::Runner;
-use crate::server_state::{draining, Core, Phase};
+use crate::server_state::ServerState;
 
 const BACKLOG: u32 = 1024;
-/// Threads that inflate what is compressed: one, for it competes with the model and with the thread that reads.
-const INFLATING: usize = 1;
+/// Accepted connections that wait for their task.
+const ACCEPTED: usize = 64;
+/// The pause after a failed accept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// One, because decompression competes with the model and the I/O thread.
+const DECOMPRESSION_THREADS: usize = 1;
 
-/// Listens on every address that the host has, all on one port; 0 takes a free one.
+/// Listens on every address of the host, all with one port; port 0 means a free one. Returns the port.
 pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
-    let addresses: Vec<SocketAddr> = std::net::ToSocketAddrs::to_socket_addrs(&(host, port))?.collect();
     let mut listeners = Vec::new();
-    let mut bound = port;
-    let driver = runtime::Builder::new_current_thread().enable_io().build()?;
-    let _guard = driver.enter();
-    for mut address in addresses {
-        address.set_port(bound);
-        let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
-        #[cfg(unix)]
-        socket.set_reuseaddr(true)?;
-        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+    let mut bound_port = port;
+    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+    let _guard = runtime.enter();
+    for mut address in (host, port).to_socket_addrs()? {
+        address.set_port(bound_port);
+        match bind(address) {
             Ok(listener) => {
-                bound = listener.local_addr()?.port();
+                bound_port = listener.local_addr()?.port();
                 listeners.push(listener.into_std()?);
             }
-            // A name such as localhost may stand for an address that this machine has not.
+            // A name such as localhost can have an address that this machine does not have.
             Err(_) if !listeners.is_empty() => {}
             Err(error) => return Err(error),
         }
     }
-    Ok((listeners, bound))
+    Ok((listeners, bound_port))
 }
 
-/// Serves until the phase is Draining and the last call has ended, or the grace has.
-pub fn run(core: Arc<Core>, runner: Runner, listeners: Vec<StdListener>) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(INFLATING).build()?;
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until a drain has ended: with the last call, or with its grace.
+pub fn run(state: Arc<ServerState>, runner: Runner, listeners: Vec<StdListener>) -> io::Result<()> {
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().max_blocking_threads(DECOMPRESSION_THREADS).build()?;
     runtime.block_on(async {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
-        let small = tokio::spawn(run_small(core.clone(), runner));
+        let batches = tokio::spawn(run_inline_batches(state.clone(), runner));
         tokio::select! {
-            () = serve(core, listeners) => Ok(()),
-            // It never ends by itself: without it small requests would wait for ever behind a door that is open.
-            ended = small => Err(io::Error::other(format!("small batches are run no more: {ended:?}"))),
+            () = serve(state, listeners) => Ok(()),
+            // It ends only by a panic: without it, small requests would be accepted and never answered.
+            ended = batches => Err(io::Error::other(format!("small batches are run no more: {ended:?}"))),
         }
     })
 }
 
-async fn serve(core: Arc<Core>, listeners: Vec<TcpListener>) {
+async fn serve(state: Arc<ServerState>, listeners: Vec<TcpListener>) {
     let mut connections = JoinSet::new();
-    let mut phase = core.phase.subscribe();
+    let mut phase = state.phase.subscribe();
     let mut accepting = JoinSet::new();
-    let (sender, mut accepted) = tokio::sync::mpsc::channel(64);
+    let (sender, mut accepted) = mpsc::channel(ACCEPTED);
     for listener in listeners {
         accepting.spawn(accept(listener, sender.clone()));
     }
@@ -69,23 +80,24 @@ async fn serve(core: Arc<Core>, listeners: Vec<TcpListener>) {
         tokio::select! {
             Some(socket) = accepted.recv() => {
                 while connections.try_join_next().is_some() {}
-                if connections.len() < core.limits.connections {
-                    connections.spawn(connection::serve(core.clone(), socket));
+                if connections.len() < state.limits.connections {
+                    connections.spawn(serve_connection(state.clone(), socket));
                 } else {
-                    core.refused.full.add(1); // and it is closed at once
+                    state.connection_metrics.full.add(1); // and the socket is closed at once
                 }
             }
             Some(_) = connections.join_next() => {}
-            () = draining(&mut phase) => break,
+            () = wait_for_drain(&mut phase) => break,
         }
     }
     accepting.shutdown().await;
-    let Phase::Draining(until) = *core.phase.borrow() else { return };
-    // Whoever is left when the grace has run out is cut off with the runtime.
-    drop(tokio::time::timeout_at(until.into(), async { while connections.join_next().await.is_some() {} }).await);
+    let Phase::Draining(deadline) = *state.phase.borrow() else { return };
+    // The end of the runtime closes the connections that are left at the deadline.
+    let drained = async { while connections.join_next().await.is_some() {} };
+    drop(tokio::time::timeout_at(deadline.into(), drained).await);
 }
 
-async fn accept(listener: TcpListener, sender: tokio::sync::mpsc::Sender<TcpStream>) {
+async fn accept(listener: TcpListener, sender: mpsc::Sender<TcpStream>) {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
@@ -93,13 +105,8 @@ async fn accept(listener: TcpListener, sender: tokio::sync::mpsc::Sender<TcpStre
                     return;
                 }
             }
-            // Out of file descriptors, most likely: others must end before the next can begin.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            // Most likely no file descriptor is free: a connection must end before the next can start.
+            Err(_) => tokio::time::sleep(ACCEPT_RETRY).await,
         }
     }
-}
-
-/// When a drain that begins now must be over.
-pub fn until(grace: f64) -> Instant {
-    Instant::now() + Duration::try_from_secs_f64(grace).unwrap_or(Duration::from_secs(3600))
 }

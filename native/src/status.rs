@@ -1,4 +1,4 @@
-//! How a call ends: the trailers of a success, and those of a refusal with its sentence and details.
+//! gRPC status codes, and the trailers that carry a status.
 
 use std::fmt::Write as _;
 
@@ -7,13 +7,16 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-// Names made once: a name made of a text for each call costs more than the look-up.
+// Constants, because parsing a header name for each call costs more than the lookup.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+
+/// gRPC has 17 status codes, 0 to 16.
+pub const CODES: usize = 17;
 
 pub const OK: usize = 0;
 pub const CANCELLED: usize = 1;
@@ -24,24 +27,28 @@ pub const UNIMPLEMENTED: usize = 12;
 pub const INTERNAL: usize = 13;
 pub const UNAVAILABLE: usize = 14;
 
-/// A call that fails: its status code, its sentence, and a serialised `google.rpc.Status` where there is more to say.
+/// The status of a call that fails. `details` is a serialized `google.rpc.Status`, or empty.
 #[derive(Clone, Debug)]
-pub struct Refusal {
+pub struct Status {
     pub code: usize,
-    pub sentence: String,
+    pub message: String,
     pub details: Bytes,
     pub request_id: Option<HeaderValue>,
 }
 
-impl Refusal {
-    pub fn bare(code: usize, sentence: impl Into<String>) -> Self {
-        Self { code, sentence: sentence.into(), details: Bytes::new(), request_id: None }
+impl Status {
+    pub fn new(code: usize, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), details: Bytes::new(), request_id: None }
     }
 
-    pub fn trailers(self) -> HeaderMap {
+    pub fn internal() -> Self {
+        Self::new(INTERNAL, "internal error")
+    }
+
+    pub fn into_trailers(self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(4);
         map.insert(GRPC_STATUS, HeaderValue::from(self.code));
-        map.insert(GRPC_MESSAGE, percent_encoded(&self.sentence));
+        map.insert(GRPC_MESSAGE, percent_encode(&self.message));
         if let Some(id) = self.request_id {
             map.insert(REQUEST_ID, id);
         }
@@ -55,7 +62,8 @@ impl Refusal {
     }
 }
 
-pub fn success(request_id: Option<HeaderValue>) -> HeaderMap {
+/// The trailers of a successful call.
+pub fn ok_trailers(request_id: Option<HeaderValue>) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(2);
     map.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     if let Some(id) = request_id {
@@ -64,10 +72,10 @@ pub fn success(request_id: Option<HeaderValue>) -> HeaderMap {
     map
 }
 
-/// As the gRPC protocol has it: all but visible ASCII and space, and the percent sign itself, as %XX.
-fn percent_encoded(sentence: &str) -> HeaderValue {
-    let mut out = String::with_capacity(sentence.len());
-    for byte in sentence.bytes() {
+/// As the gRPC protocol specifies for `grpc-message`: %XX for all but visible ASCII and space, and for `%` itself.
+fn percent_encode(message: &str) -> HeaderValue {
+    let mut out = String::with_capacity(message.len());
+    for byte in message.bytes() {
         match byte {
             b' '..=b'$' | b'&'..=b'~' => out.push(char::from(byte)),
             _ => drop(write!(out, "%{byte:02X}")),
@@ -81,21 +89,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sentence_travels_percent_encoded() {
-        assert_eq!(percent_encoded("a %ü\n'2'").to_str().unwrap(), "a %25%C3%BC%0A'2'");
+    fn a_message_is_percent_encoded() {
+        assert_eq!(percent_encode("a %ü\n'2'").to_str().unwrap(), "a %25%C3%BC%0A'2'");
     }
 
     #[test]
-    fn a_refusal_carries_code_sentence_id_and_details() {
-        let refusal = Refusal {
+    fn trailers_carry_code_message_id_and_details() {
+        let status = Status {
             details: Bytes::from_static(&[8, 3]),
             request_id: Some(HeaderValue::from_static("id-1")),
-            ..Refusal::bare(3, "no")
+            ..Status::new(3, "no")
         };
-        let map = refusal.trailers();
-        let got: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        let map = status.into_trailers();
+        let pairs: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         assert_eq!(
-            got,
+            pairs,
             [
                 ("grpc-status", "3"),
                 ("grpc-message", "no"),

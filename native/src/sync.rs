@@ -1,5 +1,4 @@
-//! The primitives by which threads meet, and the clock that the line goes by: `model-check/` puts its own in their place,
-//! with which it tries the schedules that there are.
+//! Synchronization primitives and the queue's clock. `model-check/` replaces this module with loom's primitives.
 
 pub use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 pub use std::sync::{Condvar, Mutex, MutexGuard, RwLock};

@@ -1,4 +1,4 @@
-//! Writes requests as clients send them into `corpus/predict` and `corpus/infer`, for the fuzzer to begin with.
+//! Writes requests as clients send them into `corpus/predict` and `corpus/infer`, as seeds for the fuzzer.
 
 use std::io::Result;
 use std::{fs, path::Path};
@@ -8,14 +8,14 @@ use prost::Message;
 
 fn main() -> Result<()> {
     let (predicts, infers) = (predicts(), infers());
-    let in_pieces = |piece: u8, bytes: &[u8]| [&[piece], bytes].concat();
+    let with_chunk_size = |size: u8, bytes: &[u8]| [&[size], bytes].concat();
     for (at, request) in predicts.iter().enumerate() {
-        write("predict", at, &in_pieces(255, request))?;
-        write("predict", at + predicts.len(), &in_pieces(16, request))?;
+        write("predict", at, &with_chunk_size(255, request))?;
+        write("predict", at + predicts.len(), &with_chunk_size(16, request))?;
     }
     for (at, request) in infers.iter().enumerate() {
-        write("infer", at, &in_pieces(255, request))?;
-        write("infer", at + infers.len(), &in_pieces(16, request))?;
+        write("infer", at, &with_chunk_size(255, request))?;
+        write("infer", at + infers.len(), &with_chunk_size(16, request))?;
     }
     Ok(())
 }
@@ -26,7 +26,7 @@ fn write(target: &str, at: usize, bytes: &[u8]) -> Result<()> {
     fs::write(folder.join(format!("seed-{at:02}")), bytes)
 }
 
-/// So many images with a stroke across each.
+/// n images with a stroke across each.
 fn images(n: usize) -> Vec<u8> {
     (0..n * 784).map(|at| if at % 28 == 14 { 255 } else { 0 }).collect()
 }
@@ -40,7 +40,7 @@ fn predicts() -> Vec<Vec<u8>> {
 }
 
 fn infers() -> Vec<Vec<u8>> {
-    let ask = |n: usize, id: &str, outputs: &[&str]| {
+    let request = |n: usize, id: &str, outputs: &[&str]| {
         let shape = vec![n as i64, 784];
         ModelInferRequest {
             model_name: "digits".into(),
@@ -53,9 +53,9 @@ fn infers() -> Vec<Vec<u8>> {
         .encode_to_vec()
     };
     vec![
-        ask(1, "", &[]),
-        ask(2, "a", &["digit"]),
-        ask(1, "ä", &["layer2", "activations", "layer1", "digit"]),
-        ask(4, "", &["digit", "digit"]),
+        request(1, "", &[]),
+        request(2, "a", &["digit"]),
+        request(1, "ä", &["layer2", "activations", "layer1", "digit"]),
+        request(4, "", &["digit", "digit"]),
     ]
 }

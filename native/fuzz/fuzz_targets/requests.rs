@@ -1,56 +1,58 @@
-//! Any bytes as the body of a call: cut into messages, perhaps decompressed, and each read as every request there is.
+//! Any bytes as the body of a call: cut into messages, perhaps decompressed, and each decoded as every kind of request.
 //!
-//! What is understood lies within its message and is whole images; it is the same however frames cut the message; and
-//! what is not understood is left to Python without a panic, in bounded memory.
+//! A decoded request lies within its message and holds whole images, and it is the same whatever the chunks. Anything
+//! else is left to Python without a panic, in bounded memory.
 
 #![no_main]
 
 use bytes::Bytes;
-use digitserve_native_fuzz::decode::{infer, predict, Asked, PIXELS};
-use digitserve_native_fuzz::framing::{Encoding, Framed, Frames};
-use digitserve_native_fuzz::protobuf::Message;
-use digitserve_native_fuzz::{serves, MAX_BATCH};
+use digitserve_native_fuzz::decode::{decode_infer, decode_predict};
+use digitserve_native_fuzz::framing::{Encoding, Framed, MessageDecoder};
+use digitserve_native_fuzz::inference::{InferRequest, PIXELS};
+use digitserve_native_fuzz::message::Message;
+use digitserve_native_fuzz::{spec, MAX_BATCH_SIZE};
 use libfuzzer_sys::fuzz_target;
 
 /// As the service sets it for such a batch: an image takes at most four bytes a pixel.
-const LARGEST_MESSAGE: usize = MAX_BATCH * PIXELS * 4 + 16384;
+const MAX_MESSAGE_BYTES: usize = MAX_BATCH_SIZE * PIXELS * 4 + 16384;
 
-fn understood(message: &Message) -> [Option<Asked>; 3] {
-    let serves = serves();
-    [predict(message, &serves), infer(message, &serves, false), infer(message, &serves, true)]
+fn decode(message: &Message) -> [Option<InferRequest>; 3] {
+    let spec = spec();
+    [decode_predict(message, &spec), decode_infer(message, &spec, false), decode_infer(message, &spec, true)]
 }
 
 fn check(message: &Message) {
     let whole = message.to_bytes();
-    assert!(whole.len() <= LARGEST_MESSAGE);
-    let in_one_piece = understood(&Message::from(whole.clone()));
-    for (cut, uncut) in understood(message).into_iter().zip(in_one_piece) {
-        assert_eq!(cut.as_ref().map(|asked| (asked.span, asked.images)), uncut.map(|asked| (asked.span, asked.images)));
-        let Some(Asked { span, images, .. }) = cut else { continue };
-        assert!((1..=MAX_BATCH).contains(&images) && span.len == images * PIXELS);
+    assert!(whole.len() <= MAX_MESSAGE_BYTES);
+    let in_one_chunk = decode(&Message::from(whole.clone()));
+    for (chunked, one) in decode(message).into_iter().zip(in_one_chunk) {
+        let key = |request: &InferRequest| (request.pixels, request.images);
+        assert_eq!(chunked.as_ref().map(key), one.as_ref().map(key));
+        let Some(InferRequest { pixels: span, images, .. }) = chunked else { continue };
+        assert!((1..=MAX_BATCH_SIZE).contains(&images) && span.len == images * PIXELS);
         let mut pixels = vec![0; span.len];
-        message.copy(span, &mut pixels);
+        message.copy_to(span, &mut pixels);
         assert_eq!(pixels, whole[span.start..span.start + span.len]);
     }
 }
 
-// The first byte says how the body is compressed, the second how frames cut it.
+// The first byte selects the compression, the second the chunk size.
 fuzz_target!(|input: &[u8]| {
     let [encoding, size, body @ ..] = input else { return };
     let encoding =
         [Encoding::Identity, Encoding::Gzip, Encoding::Deflate, Encoding::Unknown][usize::from(encoding % 4)];
-    let mut frames = Frames::new(encoding, LARGEST_MESSAGE);
-    for piece in body.chunks(usize::from(*size) * 8 + 1) {
-        frames.push(Bytes::copy_from_slice(piece));
+    let mut decoder = MessageDecoder::new(encoding, MAX_MESSAGE_BYTES);
+    for chunk in body.chunks(usize::from(*size) * 8 + 1) {
+        decoder.push(Bytes::copy_from_slice(chunk));
         loop {
-            match frames.take() {
+            match decoder.next_message() {
                 Ok(Some(Framed::Plain(message))) => check(&message),
-                Ok(Some(Framed::Compressed(inflating))) => match inflating.finish() {
+                Ok(Some(Framed::Compressed(decompressor))) => match decompressor.finish() {
                     Ok(message) => check(&message),
                     Err(_) => return,
                 },
                 Ok(None) => break,
-                Err(_) => return, // refused: the call ends
+                Err(_) => return, // rejected: the call ends
             }
         }
     }

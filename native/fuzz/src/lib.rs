@@ -1,12 +1,20 @@
-//! What the fuzz targets share: the modules of the transport that read what callers send, none of which knows Python,
-//! and the same messages for a whole parser of protobuf, to compare with.
+//! What the fuzz targets share: the modules that read what clients send, none of which calls Python, and the same
+//! messages for a complete protobuf parser, to compare with.
 
 #[path = "../../src/decode.rs"]
 pub mod decode;
 #[path = "../../src/decompression.rs"]
 pub mod decompression;
+#[path = "../../src/encode.rs"]
+pub mod encode;
 #[path = "../../src/framing.rs"]
 pub mod framing;
+#[path = "../../src/inference.rs"]
+pub mod inference;
+#[path = "../../src/message.rs"]
+pub mod message;
+#[path = "../../src/prefix.rs"]
+pub mod prefix;
 pub mod prost_messages;
 #[path = "../../src/protobuf.rs"]
 pub mod protobuf;
@@ -14,51 +22,53 @@ pub mod protobuf;
 pub mod status;
 
 use bytes::{Bytes, BytesMut};
-use decode::{put_reply, Asked, Predictions, Rows, Serves, PIXELS, PREFIX};
-use protobuf::Message;
+use encode::encode_reply;
+use inference::{InferRequest, ModelSpec, Predictions, Rows, PIXELS};
+use message::Message;
+use prefix::PREFIX_LEN;
 
-pub const MAX_BATCH: usize = 4;
+pub const MAX_BATCH_SIZE: usize = 4;
 
-pub fn serves() -> Serves {
-    Serves { name: "digits".into(), version: "1".into(), max_batch_size: MAX_BATCH }
+pub fn spec() -> ModelSpec {
+    ModelSpec { name: "digits".into(), version: "1".into(), max_batch_size: MAX_BATCH_SIZE }
 }
 
-/// The first byte says how long the pieces are in which the rest arrives.
-pub fn in_pieces(data: &[u8]) -> Option<(&[u8], Vec<Bytes>)> {
+/// Splits the rest into chunks of the size that the first byte gives.
+pub fn in_chunks(data: &[u8]) -> Option<(&[u8], Vec<Bytes>)> {
     let (size, bytes) = data.split_first()?;
-    let pieces = bytes.chunks(usize::from(*size) * 4 + 1).map(Bytes::copy_from_slice).collect();
-    Some((bytes, pieces))
+    let chunks = bytes.chunks(usize::from(*size) * 4 + 1).map(Bytes::copy_from_slice).collect();
+    Some((bytes, chunks))
 }
 
-pub fn message(pieces: Vec<Bytes>) -> Message {
+pub fn message(chunks: Vec<Bytes>) -> Message {
     let mut message = Message::default();
-    for piece in pieces {
-        message.push(piece);
+    for chunk in chunks {
+        message.push(chunk);
     }
     message
 }
 
-/// The pixels that were understood, copied as a batch copies them.
-pub fn pixels(message: &Message, asked: &Asked) -> Vec<u8> {
-    assert!((1..=MAX_BATCH).contains(&asked.images), "{} images", asked.images);
-    assert_eq!(asked.span.len, asked.images * PIXELS);
-    let mut pixels = vec![0; asked.span.len];
-    message.copy(asked.span, &mut pixels);
+/// Copies the pixels of a request as a batch copies them.
+pub fn pixels(message: &Message, request: &InferRequest) -> Vec<u8> {
+    assert!((1..=MAX_BATCH_SIZE).contains(&request.images), "{} images", request.images);
+    assert_eq!(request.pixels.len, request.images * PIXELS);
+    let mut pixels = vec![0; request.pixels.len];
+    message.copy_to(request.pixels, &mut pixels);
     pixels
 }
 
-/// The reply to it, without its prefix.
-pub fn reply(asked: &Asked) -> Bytes {
-    let rows = MAX_BATCH + 1;
-    let found = Predictions {
+/// Encodes a reply to the request, without its prefix.
+pub fn reply(request: &InferRequest) -> Bytes {
+    let rows = MAX_BATCH_SIZE + 1;
+    let predictions = Predictions {
         digits: vec![3; rows],
         activations: vec![0.5; rows * 10],
         layer1: vec![0.25; rows * 16],
         layer2: vec![0.125; rows * 16],
     };
     let mut out = BytesMut::new();
-    put_reply(&mut out, &asked.form, &found, Rows { first: 1, images: asked.images }, &serves());
-    let len = u32::from_be_bytes(out[1..PREFIX].try_into().expect("four bytes"));
-    assert_eq!(out.len(), PREFIX + len as usize);
-    out.split_off(PREFIX).freeze()
+    encode_reply(&mut out, &request.format, &predictions, Rows { first: 1, images: request.images }, &spec());
+    let len = u32::from_be_bytes(out[1..PREFIX_LEN].try_into().expect("four bytes"));
+    assert_eq!(out.len(), PREFIX_LEN + len as usize);
+    out.split_off(PREFIX_LEN).freeze()
 }

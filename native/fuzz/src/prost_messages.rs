@@ -1,4 +1,4 @@
-//! The messages of `proto/` as far as a plain request and its reply have them, for the parser of prost.
+//! The fields of the messages of `proto/` that a plain request and its reply have, for prost's parser.
 
 use prost::Message;
 
@@ -26,7 +26,7 @@ pub struct PredictResponse {
     pub layer2: Vec<f32>,
 }
 
-/// An input, or an output of a reply.
+/// An input of a request, or an output of a reply.
 #[derive(Clone, PartialEq, Message)]
 pub struct Tensor {
     #[prost(string, tag = "1")]

@@ -1,4 +1,4 @@
-//! Who was not let in; nobody comes here.
+//! The stand-in of `../src/auth.rs`; no scenario uses it.
 
 #[derive(Clone, Copy, Debug)]
-pub struct Stranger;
+pub struct AuthError;

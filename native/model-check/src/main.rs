@@ -1,4 +1,4 @@
-//! Searches the crate with one mistake in it, the first argument: a process of its own, for it aborts where one is found.
+//! Searches the crate with one mistake, named by the first argument. A process of its own, because a finding aborts it.
 
 use digitserve_native_model_check as variants;
 use digitserve_native_model_check::search;
@@ -15,15 +15,15 @@ macro_rules! searches {
 }
 
 searches! {
-    told_locked: queue::python_asks_while_a_late_call_is_told;
-    late_forgotten: queue::python_asks_while_a_late_call_is_told;
-    bound_in_two_steps: queue::the_bound_holds_for_both_lanes;
+    fails_locked: queue::python_submits_while_an_expired_call_is_failed;
+    expired_forgotten: queue::python_submits_while_an_expired_call_is_failed;
+    limit_in_two_steps: queue::the_limit_holds_for_both_lanes;
     closed_unlocked: queue::all_are_answered_and_the_drain_ends;
     closed_silently: queue::all_are_answered_and_the_drain_ends;
-    rest_kept: queue::large_calls_are_shared_with_the_thread_that_reads;
-    shed_twice: budget::one_connection_is_ended_at_a_time;
-    room_missed: budget::who_waits_for_room_gets_it;
-    held_after_drop: budget::all_that_is_held_is_given_back;
+    rest_kept: queue::large_calls_are_shared_with_the_io_thread;
+    closed_twice: budget::one_connection_is_closed_at_a_time;
+    capacity_missed: budget::a_waiting_call_gets_its_capacity;
+    charge_kept: budget::every_charge_is_released;
 }
 
 fn main() {

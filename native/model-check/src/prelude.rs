@@ -1,4 +1,4 @@
-//! Python, as far as threads meet in it: one lock, which a thread may take again, and objects that note what is called.
+//! The stand-in of PyO3: the interpreter as one reentrant lock, and objects that record their method calls.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex as Unsearched, PoisonError};
@@ -13,7 +13,7 @@ loom::thread_local! {
     static IS_ATTACHED: Cell<bool> = Cell::new(false);
 }
 
-/// Proof that this thread holds the interpreter.
+/// A token: this thread holds the interpreter.
 #[derive(Clone, Copy)]
 pub struct Python<'py>(#[allow(dead_code)] &'py ());
 
@@ -31,7 +31,7 @@ impl Python<'_> {
     }
 }
 
-/// An object: the names of what was called.
+/// An object that records the names of the methods called.
 #[derive(Debug, Default)]
 pub struct PyAny(Unsearched<Vec<String>>);
 
@@ -71,12 +71,12 @@ impl Py<PyAny> {
         self
     }
 
-    /// What was called so far.
+    /// The methods called so far.
     pub fn calls(&self) -> Vec<String> {
         self.0 .0.lock().expect("no test panics in it").clone()
     }
 
-    /// How many hold it.
+    /// The number of references.
     pub fn holders(&self) -> usize {
         Arc::strong_count(&self.0)
     }

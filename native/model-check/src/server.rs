@@ -1,4 +1,4 @@
-//! h2, as far as threads meet in it: a lock for each connection, taken for whatever is done to a stream.
+//! The stand-in of h2: one lock for each connection, taken by every operation on a stream.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::sync::Notify;
 #[derive(Debug)]
 pub struct Error;
 
-/// What became of a connection's streams. `B` is a message on its way, which the peer takes with `read`.
+/// A connection that records what became of its streams. `B` is an unsent message, which the peer takes with `read`.
 pub struct Connection<B> {
     streams: Mutex<Streams<B>>,
     ended: Notify,
@@ -41,17 +41,17 @@ impl<B> Connection<B> {
         SendResponse { connection: self.clone(), id: streams.ends.len() - 1 }
     }
 
-    /// The peer takes all that is there.
+    /// The peer takes all unsent messages.
     pub fn read(&self) {
         self.streams.lock().unwrap().unsent.clear();
     }
 
-    /// The peer leaves.
+    /// The peer resets its streams.
     pub fn reset(&self) {
         self.streams.lock().unwrap().is_reset = true;
     }
 
-    /// How often each stream was ended, by trailers or a refusal.
+    /// How often each stream was ended.
     pub fn ends(&self) -> Vec<usize> {
         self.streams.lock().unwrap().ends.clone()
     }
@@ -67,7 +67,7 @@ impl<B> Connection<B> {
         self.streams.lock().unwrap().ends[id] += 1;
     }
 
-    fn let_go(&self) {
+    fn release(&self) {
         let mut streams = self.streams.lock().unwrap();
         streams.open -= 1;
         let is_last = streams.open == 0;
@@ -78,7 +78,7 @@ impl<B> Connection<B> {
     }
 }
 
-/// A call that has no answer yet.
+/// A call without an answer so far.
 pub struct SendResponse<B> {
     connection: Arc<Connection<B>>,
     id: usize,
@@ -127,6 +127,6 @@ impl<B> SendStream<B> {
 
 impl<B> Drop for SendResponse<B> {
     fn drop(&mut self) {
-        self.connection.let_go();
+        self.connection.release();
     }
 }

@@ -1,4 +1,4 @@
-//! Loom's primitives, and a clock that stands still, in the place of `../src/sync.rs`.
+//! The stand-in of `../src/sync.rs`: loom's primitives, and a clock that stands still.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -11,30 +11,30 @@ use std::time::{Duration, Instant};
 pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 pub use loom::sync::{Condvar, Mutex, MutexGuard, RwLock};
 
-static BEGAN: OnceLock<Instant> = OnceLock::new();
+static EPOCH: OnceLock<Instant> = OnceLock::new();
 
 thread_local! {
-    // Loom's threads share one of the system's.
-    static PASSED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    // All of loom's threads run on one thread of the operating system.
+    static ELAPSED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 pub fn now() -> Instant {
-    *BEGAN.get_or_init(Instant::now) + PASSED.get()
+    *EPOCH.get_or_init(Instant::now) + ELAPSED.get()
 }
 
-pub fn set_clock(passed: Duration) {
-    PASSED.set(passed);
+pub fn set_clock(elapsed: Duration) {
+    ELAPSED.set(elapsed);
 }
 
-/// As `tokio::sync::Notify`, but that `notify_waiters` wakes those alone who have been polled or enabled.
+/// As `tokio::sync::Notify`, but `notify_waiters` wakes only waiters that have been polled or enabled.
 #[derive(Debug, Default)]
-pub struct Notify(Mutex<Waiting>);
+pub struct Notify(Mutex<Waiters>);
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Waiters {
     has_permit: bool,
-    next: u64,
-    line: VecDeque<Waiter>,
+    next_id: u64,
+    queue: VecDeque<Waiter>,
 }
 
 #[derive(Debug)]
@@ -50,14 +50,14 @@ impl Notify {
     }
 
     pub fn notify_one(&self) {
-        let mut waiting = self.0.lock().unwrap();
-        let Some(first) = waiting.line.iter_mut().find(|waiter| !waiter.is_notified) else {
-            waiting.has_permit = true;
+        let mut waiters = self.0.lock().unwrap();
+        let Some(first) = waiters.queue.iter_mut().find(|waiter| !waiter.is_notified) else {
+            waiters.has_permit = true;
             return;
         };
         first.is_notified = true;
         let waker = first.waker.take();
-        drop(waiting);
+        drop(waiters);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -65,7 +65,7 @@ impl Notify {
 
     pub fn notify_waiters(&self) {
         let mut wakers = Vec::new();
-        for waiter in &mut self.0.lock().unwrap().line {
+        for waiter in &mut self.0.lock().unwrap().queue {
             waiter.is_notified = true;
             wakers.extend(waiter.waker.take());
         }
@@ -84,25 +84,25 @@ pub struct Notified<'a> {
 
 impl Notified<'_> {
     pub fn enable(self: Pin<&mut Self>) -> bool {
-        self.get_mut().look(None)
+        self.get_mut().check(None)
     }
 
-    fn look(&mut self, waker: Option<Waker>) -> bool {
-        let mut waiting = self.notify.0.lock().unwrap();
+    fn check(&mut self, waker: Option<Waker>) -> bool {
+        let mut waiters = self.notify.0.lock().unwrap();
         if let Some(id) = self.id {
-            let place = waiting.line.iter().position(|waiter| waiter.id == id).expect("it is in line");
-            if waiting.line[place].is_notified {
-                waiting.line.remove(place);
+            let place = waiters.queue.iter().position(|waiter| waiter.id == id).expect("it is queued");
+            if waiters.queue[place].is_notified {
+                waiters.queue.remove(place);
                 self.id = None;
                 return true;
             }
-            waiting.line[place].waker = waker;
-        } else if std::mem::take(&mut waiting.has_permit) {
+            waiters.queue[place].waker = waker;
+        } else if std::mem::take(&mut waiters.has_permit) {
             return true;
         } else {
-            waiting.next += 1;
-            let id = waiting.next;
-            waiting.line.push_back(Waiter { id, waker, is_notified: false });
+            waiters.next_id += 1;
+            let id = waiters.next_id;
+            waiters.queue.push_back(Waiter { id, waker, is_notified: false });
             self.id = Some(id);
         }
         false
@@ -113,7 +113,7 @@ impl Future for Notified<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.get_mut().look(Some(cx.waker().clone())) {
+        if self.get_mut().check(Some(cx.waker().clone())) {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -124,8 +124,8 @@ impl Future for Notified<'_> {
 impl Drop for Notified<'_> {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
-        if let Ok(mut waiting) = self.notify.0.lock() {
-            waiting.line.retain(|waiter| waiter.id != id);
+        if let Ok(mut waiters) = self.notify.0.lock() {
+            waiters.queue.retain(|waiter| waiter.id != id);
         }
     }
 }

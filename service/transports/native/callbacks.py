@@ -1,4 +1,4 @@
-"""What the native transport asks of Python, on its own threads: the model's runs, the handlers, what refusals say."""
+"""The methods that the native transport calls, on its own threads: runs of the model, handlers, statuses of errors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from service.network import Pixels, Predictions
 
 
-class Host:
-    """What the wheel calls, on threads of its own; the handlers run on `loop`."""
+class PythonCallbacks:
+    """The Rust `PythonHost` calls these methods on threads of its own; the handlers run on `loop`."""
 
     def __init__(
         self,
@@ -43,18 +43,20 @@ class Host:
         self._before_answer = before_answer
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def array(self, images: int) -> Pixels:
-        """Where a thread gathers its batches, (images, 784)."""
+    def allocate_batch(self, images: int) -> Pixels:
+        """Return an array in which a thread gathers its batches, (images, 784) uint8."""
         return np.zeros((images, PIXELS), np.uint8)
 
     def predict(self, model: InferenceModel, pixels: Pixels, images: int) -> Predictions:
-        """One run of a model, that of `set_model`, on the first so many images."""
+        """Run a model, one that `set_model` set, on the first `images` images."""
         return model.predict(pixels[:images])
 
-    def ask(self, path: str, message: bytes, remaining: float | None, alternative: bool, reply: Any) -> None:
-        """Let the handler, or its alternative, answer `reply`; `remaining` is in seconds."""
+    def call_handler(
+        self, path: str, message: bytes, remaining: float | None, use_alternative: bool, reply: Any
+    ) -> None:
+        """Call the handler, or its alternative, and complete the Rust `ReplyHandle`; `remaining` is in seconds."""
         deadline = float("inf") if remaining is None else time.monotonic() + remaining
-        answer = (self._alternatives if alternative else self._answers)[path]
+        answer = (self._alternatives if use_alternative else self._answers)[path]
         self.loop.call_soon_threadsafe(self._begin, answer, message, deadline, reply)
 
     def _begin(self, answer: MessageHandler, message: bytes, deadline: float, reply: Any) -> None:
@@ -63,73 +65,76 @@ class Host:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, answer: MessageHandler, message: bytes, deadline: float, reply: Any) -> None:
-        if reply.is_gone():
+        if reply.is_cancelled():
             return
         self._before_answer()
         try:
-            reply.answer(await answer(message, deadline))
-        except Exception as error:  # noqa: BLE001 (whatever failed, its caller must hear of it)
+            reply.complete(await answer(message, deadline))
+        except Exception as error:  # noqa: BLE001 (every failure must reach the client)
             reply.fail(error)
 
-    def refuse(self, path: str, request_id: str | None, error: Exception) -> tuple[int, str, bytes, str]:
-        """What the caller of `path` hears of an error: code, sentence, details and request id; the log hears too."""
+    def to_status(self, path: str, request_id: str | None, error: Exception) -> tuple[int, str, bytes, str]:
+        """Log an error of a call of `path`; return its status code, message, details and request id."""
         status, request_id = to_status(error), request_id or uuid.uuid4().hex
         self._call_log.log_error(error, method=path, code=code_name(status.code), request_id=request_id)
         return status.code, status.message, status.SerializeToString(), request_id
 
-    def sentence(self, error: Exception) -> str | None:
-        """What a refusal within a stream says; nothing where it is a fault of ours."""
+    def stream_error_message(self, error: Exception) -> str | None:
+        """Return the message of an error for a reply within a stream; None for an internal error."""
         return str(error) if isinstance(error, ServiceError) else None
 
-    def late(self) -> Exception:
-        """The error of a request whose time has run out in the line."""
+    def deadline_exceeded(self) -> Exception:
+        """Return the error of a request whose deadline has passed."""
         return deadline_exceeded()
 
-    def overloaded(self, waiting: int, max_queued_images: int, retry_after: float) -> Exception:
-        """The error of a request that found the line full."""
-        return overloaded(waiting, max_queued_images, retry_after)
+    def overloaded(self, queued_images: int, max_queued_images: int, retry_after: float) -> Exception:
+        """Return the error of a request for which the queue has no capacity."""
+        return overloaded(queued_images, max_queued_images, retry_after)
 
-    def stopping(self) -> Exception:
-        """The error of a stream that a drain ends."""
+    def server_stopping(self) -> Exception:
+        """Return the error of a stream that a drain ends."""
         return ServerStopping()
 
-    def handshake_failed(self, peer: str, reason: str) -> None:
-        """A connection has come to no TLS."""
+    def log_failed_handshake(self, peer: str, reason: str) -> None:
+        """Log a failed TLS handshake."""
         self._call_log.log_handshake_failure(peer, reason)
 
-    def malformed(self) -> Exception:
-        """The error of a health check whose bytes are no message."""
+    def malformed_message(self) -> Exception:
+        """Return the error of a health check that is not a valid message."""
         return malformed_message()
 
-    def stranger(self, is_silent: bool) -> Exception:
-        """The error of a call without a token, or with another than ours."""
-        return missing_token() if is_silent else invalid_token()
+    def unauthenticated(self, is_missing: bool) -> Exception:
+        """Return the error of a call without a token, or with an invalid one."""
+        return missing_token() if is_missing else invalid_token()
 
 
-class Waiting:
-    """A Python caller in the native line; told from other threads how it went."""
+class PendingPrediction:
+    """A Python handler's request in the native queue; the Rust `Responder` completes it from another thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Predictions] = self._loop.create_future()
 
-    def done(self, rows: Predictions | None, error: Exception | None) -> None:
-        """The caller's own rows, or the error of the run."""
-        self._loop.call_soon_threadsafe(self._settle, rows, error)
+    def complete(self, rows: Predictions) -> None:
+        """Set the request's own rows of the batch."""
+        self._loop.call_soon_threadsafe(self._set_result, rows)
 
-    def late(self) -> None:
-        """The deadline passed before the run."""
-        self.done(None, deadline_exceeded())
+    def fail(self, error: Exception) -> None:
+        """Set the error of the run."""
+        self._loop.call_soon_threadsafe(self._set_exception, error)
 
-    def overloaded(self, waiting: int, max_queued_images: int, retry_after: float) -> None:
-        """The line was full."""
-        self.done(None, overloaded(waiting, max_queued_images, retry_after))
+    def fail_deadline_exceeded(self) -> None:
+        """Fail because the deadline passed before the run."""
+        self.fail(late())
 
-    def _settle(self, rows: Predictions | None, error: Exception | None) -> None:
-        if self.future.done():
-            return
-        if rows is not None:
+    def fail_overloaded(self, queued_images: int, max_queued_images: int, retry_after: float) -> None:
+        """Fail because the queue has no capacity."""
+        self.fail(overloaded(queued_images, max_queued_images, retry_after))
+
+    def _set_result(self, rows: Predictions) -> None:
+        if not self.future.done():
             self.future.set_result(rows)
-        else:
-            assert error is not None
+
+    def _set_exception(self, error: Exception) -> None:
+        if not self.future.done():
             self.future.set_exception(error)

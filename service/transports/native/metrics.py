@@ -1,4 +1,4 @@
-"""What the native transport counted, brought into the instruments and the statistics that Python has anyway."""
+"""Copies the native transport's metrics into the instruments and the statistics of Python."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
     from service.observability.metrics import Metrics, RpcMetrics
     from service.observability.statistics import Statistics
 
-_SECONDS = 1e-9  # counted in nanoseconds
+_SECONDS = 1e-9  # Rust counts nanoseconds
 
 
-class Counts:
-    """Those of one `digitserve_native.Server`, whose routes are `rpcs`: `to_metrics` before each scrape."""
+class NativeMetricsBridge:
+    """Reads one `digitserve_native.Server`, whose routes are `rpcs`, into `metrics`: call `update` before each scrape."""
 
     def __init__(self, server: Any, metrics: Metrics, rpcs: Sequence[RpcMetrics]) -> None:
         self._server = server
         self._metrics = metrics
         self._rpcs = rpcs
         self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded", "unauthenticated"), 0)
-        metrics.connections_rejected = server.connections_refused()
-        metrics.connections_ended = server.connections_ended()
-        self._lock = Lock()  # two may scrape at a time
+        metrics.connections_rejected = server.rejected_connections()
+        metrics.connections_ended = server.closed_connections()
+        self._lock = Lock()  # two scrapes can run at a time
 
-    def to_metrics(self) -> None:
-        """Bring the instruments up to date."""
+    def update(self) -> None:
+        """Update the instruments."""
         with self._lock:
-            for rpc, counts in zip(self._rpcs, self._server.rpcs(), strict=True):
-                _to_rpc(rpc, counts)
-            self._to_model(self._server.model())
-            self._metrics.connections_rejected = self._server.connections_refused()
-            self._metrics.connections_ended = self._server.connections_ended()
+            for rpc, counts in zip(self._rpcs, self._server.rpc_metrics(), strict=True):
+                _update_rpc(rpc, counts)
+            self._update_model(self._server.model_metrics())
+            self._metrics.connections_rejected = self._server.rejected_connections()
+            self._metrics.connections_ended = self._server.closed_connections()
 
-    def _to_model(self, counts: dict[str, Any]) -> None:
+    def _update_model(self, counts: dict[str, Any]) -> None:
         metrics = self._metrics
         for name in ("inference", "queue", "confidence"):
-            _load_histogram(getattr(metrics, name), counts[name], _SECONDS)
-        _load_histogram(metrics.batch_size, counts["batch_size"], 1)
+            _update_histogram(getattr(metrics, name), counts[name], _SECONDS)
+        _update_histogram(metrics.batch_size, counts["batch_size"], 1)
         metrics.by_digit[:] = counts["digits"]
-        metrics.queue_images.set(counts["waiting"])
+        metrics.queue_images.set(counts["queued_images"])
         metrics.last_success.set(counts["last_inference_ms"] / 1e3)
         for reason, before in self._dropped.items():
             metrics.requests_dropped.labels(reason).inc(counts[reason] - before)
@@ -54,7 +54,7 @@ class Counts:
 
 
 def move_statistics(taken: dict[str, Any], statistics: Statistics) -> None:
-    """Add what `take_statistics` of a `digitserve_native.Server` gave."""
+    """Add the result of `digitserve_native.Server.take_statistics`."""
     for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output"):
         total, (count, ns) = getattr(statistics, name), taken[name]
         total.count += count
@@ -64,9 +64,9 @@ def move_statistics(taken: dict[str, Any], statistics: Statistics) -> None:
     statistics.last_inference_ms = max(statistics.last_inference_ms, taken["last_inference_ms"])
 
 
-def _to_rpc(rpc: RpcMetrics, counts: dict[str, Any]) -> None:
+def _update_rpc(rpc: RpcMetrics, counts: dict[str, Any]) -> None:
     rpc.started = counts["started"]
-    rpc.messages_received, rpc.messages_sent = counts["received"], counts["sent"]
+    rpc.messages_received, rpc.messages_sent = counts["messages_received"], counts["messages_sent"]
     rpc.handled = dict(zip(CODES, counts["handled"], strict=True))
     for code, request_id, seconds in counts["exemplars_by_code"]:
         rpc.exemplars[CODES[code]] = Exemplar({"request_id": request_id}, 1.0, seconds)
@@ -74,10 +74,10 @@ def _to_rpc(rpc: RpcMetrics, counts: dict[str, Any]) -> None:
         (bucket, Exemplar({"request_id": request_id}, ns * _SECONDS, seconds))
         for bucket, request_id, ns, seconds in counts["exemplars_by_bucket"]
     ]
-    _load_histogram(rpc.handling, counts["handling"], _SECONDS, exemplars)
+    _update_histogram(rpc.handling, counts["handling"], _SECONDS, exemplars)
 
 
-def _load_histogram(
+def _update_histogram(
     distribution: Histogram,
     counted: tuple[list[int], int],
     unit: float,

@@ -1,6 +1,7 @@
-//! Every schedule of those who hold bytes, let go of them and wait for room.
+//! Every schedule of threads that charge bytes, release them and wait for capacity.
 
 use super::*;
+use crate::charges::{Charge, IncompleteMessage, Reservation, OPEN_CALL};
 
 use loom::future::block_on;
 use loom::thread;
@@ -9,76 +10,78 @@ const MB: usize = 1 << 20;
 
 fn check_empty(budget: &Budget) {
     for (name, counted) in [
-        ("held", &budget.held),
-        ("unfinished", &budget.unfinished),
-        ("strangers", &budget.strangers),
-        ("ending", &budget.ending),
+        ("reply_bytes", &budget.reply_bytes),
+        ("incomplete", &budget.incomplete),
+        ("incomplete_unauthenticated", &budget.incomplete_unauthenticated),
+        ("closing", &budget.closing),
     ] {
-        assert_eq!(counted.load(Relaxed), 0, "{name}: all is given back");
+        assert_eq!(counted.load(Relaxed), 0, "{name}: everything is released");
     }
     assert!(budget.usages().is_empty());
 }
 
-/// A run on the model's thread holds a reply, the thread that reads sends it and another, and nothing remains.
-pub fn all_that_is_held_is_given_back() {
+/// A run on the model's thread charges a reply, the I/O thread sends it and another, and nothing remains.
+pub fn every_charge_is_released() {
     let budget = Budget::new(1000);
-    let opened = budget.open(true);
-    let usage = opened.0.clone();
+    let connection = budget.register(true);
+    let usage = connection.0.clone();
     let model = thread::spawn(move || {
-        let mut reserved = Reserved::new(usage.clone(), 2 * MB);
-        let held = Hold::new(usage.clone(), MB);
-        assert!(usage.held() >= 3 * MB && usage.unsent() >= MB);
-        reserved.set(MB);
-        held
+        let mut reservation = Reservation::new(usage.clone(), 2 * MB);
+        let charge = Charge::new(usage.clone(), MB);
+        assert!(usage.reply_bytes() >= 3 * MB && usage.unsent() >= MB);
+        reservation.set(MB);
+        charge
     });
-    let mut unfinished = Unfinished::new(opened.0.clone());
-    unfinished.set(CALL).unwrap();
-    drop(Hold::new(opened.0.clone(), MB));
-    let held = model.join().unwrap();
-    assert_eq!((opened.0.held(), opened.0.unsent(), budget.held.load(Relaxed)), (MB, MB, MB), "of what is held");
-    drop((held, unfinished));
-    assert_eq!((opened.0.held(), opened.0.reserved.load(Relaxed), opened.0.unfinished.load(Relaxed)), (0, 0, 0));
-    drop(opened);
+    let mut message = IncompleteMessage::new(connection.0.clone());
+    message.set(OPEN_CALL).unwrap();
+    drop(Charge::new(connection.0.clone(), MB));
+    let charge = model.join().unwrap();
+    let usage = &connection.0;
+    assert_eq!((usage.reply_bytes(), usage.unsent(), budget.reply_bytes.load(Relaxed)), (MB, MB, MB), "one charge");
+    drop((charge, message));
+    assert_eq!((usage.reply_bytes(), usage.reserved.load(Relaxed), usage.incomplete.load(Relaxed)), (0, 0, 0));
+    drop(connection);
     check_empty(&budget);
 }
 
-/// Whoever waits for room is woken when there is some, whatever is let go of at a time.
-pub fn who_waits_for_room_gets_it() {
-    let opened = Budget::new(1000).open(true);
-    let held = [12 * MB, 13 * MB].map(|bytes| Hold::new(opened.0.clone(), bytes));
-    let threads = held.map(|held| thread::spawn(move || drop(held)));
-    block_on(opened.0.room(5 * MB));
+/// A task that waits for capacity is woken when there is some, whatever is released at the same time.
+pub fn a_waiting_call_gets_its_capacity() {
+    let connection = Budget::new(1000).register(true);
+    let charges = [12 * MB, 13 * MB].map(|bytes| Charge::new(connection.0.clone(), bytes));
+    let threads = charges.map(|charge| thread::spawn(move || drop(charge)));
+    block_on(connection.0.wait_for_capacity(5 * MB));
     for thread in threads {
         thread.join().unwrap();
     }
-    assert_eq!(opened.0.held(), 0);
+    assert_eq!(connection.0.reply_bytes(), 0);
 }
 
-/// Two that find the process full at a time end one connection, not two; and when it has gone the next may be ended.
-pub fn one_connection_is_ended_at_a_time() {
+/// Two threads that find the process at its limit close one connection. When it has ended, the next can be closed.
+pub fn one_connection_is_closed_at_a_time() {
     let budget = Budget::new(1000);
-    let [asks, asks_too, large, larger] = [(); 4].map(|()| budget.open(true));
-    let [a, b, c, d] = [(&asks, 1), (&asks_too, 2), (&large, 40), (&larger, 60)]
-        .map(|(opened, mb)| Hold::new(opened.0.clone(), mb * MB));
-    let usage = asks_too.0.clone();
-    let other = thread::spawn(move || usage.check().unwrap());
-    asks.0.check().unwrap();
+    let [first, second, large, larger] = [(); 4].map(|()| budget.register(true));
+    let [a, b, c, d] = [(&first, 1), (&second, 2), (&large, 40), (&larger, 60)]
+        .map(|(connection, mb)| Charge::new(connection.0.clone(), mb * MB));
+    let usage = second.0.clone();
+    let other = thread::spawn(move || usage.check_replies().unwrap());
+    first.0.check_replies().unwrap();
     other.join().unwrap();
-    assert_eq!((budget.shed.get(), budget.ending.load(Relaxed)), (1, 1), "one at a time");
+    assert_eq!((budget.shed.get(), budget.closing.load(Relaxed)), (1, 1), "one at a time");
     drop((d, larger));
-    assert_eq!(budget.ending.load(Relaxed), 0);
-    drop((a, b, c, asks, asks_too, large));
+    assert_eq!(budget.closing.load(Relaxed), 0);
+    drop((a, b, c, first, second, large));
     check_empty(&budget);
 }
 
-/// A connection ends by itself while another has it ended: no count of it stays, or nobody could be ended any more.
-pub fn who_leaves_while_it_is_ended_leaves_nothing() {
+/// A connection ends by itself while it is chosen to be closed: its count is removed, or no other could be closed.
+pub fn a_connection_that_ends_while_it_is_closed_is_not_counted() {
     let budget = Budget::new(1000);
-    let [asks, large] = [(); 2].map(|()| budget.open(true));
-    let (mine, its) = (Hold::new(asks.0.clone(), 50 * MB), Hold::new(large.0.clone(), 60 * MB));
-    let leaves = thread::spawn(move || drop((its, large)));
-    drop(asks.0.check());
-    leaves.join().unwrap();
-    drop((mine, asks));
+    let [requesting, large] = [(); 2].map(|()| budget.register(true));
+    let charge = Charge::new(requesting.0.clone(), 50 * MB);
+    let large_charge = Charge::new(large.0.clone(), 60 * MB);
+    let ending = thread::spawn(move || drop((large_charge, large)));
+    drop(requesting.0.check_replies());
+    ending.join().unwrap();
+    drop((charge, requesting));
     check_empty(&budget);
 }

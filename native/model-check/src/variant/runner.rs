@@ -1,43 +1,44 @@
-//! A run of the model: the interpreter is held before it and after it, as `session.run` lets go of it.
+//! A run of the model. The interpreter is held before it and after it, because `session.run` releases it.
 
 use bytes::BytesMut;
 
-use crate::decode::{Predictions, Rows};
-use crate::queue::Item;
+use crate::call_error::CallError;
+use crate::inference::{Predictions, Rows};
 use crate::prelude::{Py, Python};
-use crate::responder::{Found, Trouble};
+use crate::queue::Entry;
+use crate::responder::BatchOutput;
 
 pub struct Runner {
     pub fails: bool,
 }
 
 impl Runner {
-    pub fn run(&mut self, batch: Vec<Item>) {
-        let images: usize = batch.iter().map(|item| item.images).sum();
-        assert!(batch.iter().all(|item| std::sync::Arc::ptr_eq(&item.served, &batch[0].served)), "one model a batch");
-        Python::attach(|_| ()); // the pixels are gathered
+    pub fn run(&mut self, batch: Vec<Entry>) {
+        let images: usize = batch.iter().map(|entry| entry.images).sum();
+        assert!(batch.iter().all(|entry| std::sync::Arc::ptr_eq(&entry.model, &batch[0].model)), "one model a batch");
+        Python::attach(|_| ()); // gathers the pixels
         if self.fails {
-            // As `runner.rs` has it: with the interpreter held.
+            // As in `runner.rs`: with the interpreter held.
             return Python::attach(|py| {
-                let error = Trouble::Failed(Py::new());
-                for item in batch {
-                    item.fail(error.duplicate(py));
+                let error = CallError::Exception(Py::new());
+                for entry in batch {
+                    entry.fail(error.clone_ref(py));
                 }
             });
         }
-        Python::attach(|_| ()); // the arrays are read
+        Python::attach(|_| ()); // reads the arrays
         let predictions = Predictions {
             digits: vec![3; images],
             activations: vec![0.5; images * 10],
             layer1: vec![0.5; images * 16],
             layer2: vec![0.5; images * 16],
         };
-        let found = Found { predictions, object: Some(Py::new()) };
-        let (mut out, mut first) = (BytesMut::new(), 0);
-        for item in batch {
-            let rows = Rows { first, images: item.images };
-            first += item.images;
-            item.reply.answer(&item.served, &found, rows, &mut out);
+        let output = BatchOutput { predictions, object: Some(Py::new()) };
+        let (mut buffer, mut first) = (BytesMut::new(), 0);
+        for entry in batch {
+            let rows = Rows { first, images: entry.images };
+            first += entry.images;
+            entry.responder.send(&entry.model, &output, rows, &mut buffer);
         }
     }
 }
