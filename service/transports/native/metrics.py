@@ -20,7 +20,7 @@ _SECONDS = 1e-9  # Rust counts nanoseconds
 
 
 class NativeMetricsBridge:
-    """Reads one `digitserve_native.Server`, whose routes are `rpcs`, into `metrics`: call `update` before each scrape."""
+    """Copies the metrics of a `digitserve_native.Server` whose routes are `rpcs`. Call `update` before each scrape."""
 
     def __init__(self, server: Any, metrics: Metrics, rpcs: Sequence[RpcMetrics]) -> None:
         self._server = server
