@@ -8,6 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 from conftest import ROOT
 
+from service.transports.native.callbacks import PendingPrediction, PythonCallbacks
+
 SOURCES = ROOT / "native" / "src"
 MAX_LINES = 300
 MAX_FUNCTION_LINES = 40
@@ -101,3 +103,15 @@ def test_files_and_functions_are_short() -> None:
     }
     assert len(lengths) > 100, "too few functions were parsed"
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+
+
+def public_methods(cls: type) -> set[str]:
+    return {name for name in vars(cls) if not name.startswith("_")}
+
+
+def test_rust_calls_the_methods_that_python_offers_and_no_others() -> None:
+    texts = sources()
+    callbacks = set(re.findall(r'intern!\(py, "(\w+)"\)', texts["python_host"]))
+    pending = set(re.findall(r'pending\.call_method\d\(py, "(\w+)"', texts["responder"]))
+    assert callbacks == public_methods(PythonCallbacks)
+    assert pending == public_methods(PendingPrediction)

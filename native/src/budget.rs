@@ -195,9 +195,9 @@ impl Usage {
 
     /// Whether a call whose reply takes so many bytes may start.
     pub fn has_capacity(&self, bytes: usize) -> bool {
-        let held = self.reply_bytes();
+        let used = self.reply_bytes();
         let max = if bytes <= SMALL_REPLY { CONNECTION_SMALL_REPLIES } else { CONNECTION_REPLIES };
-        held == 0 || held + bytes.min(CONNECTION_REPLIES / 2) <= max
+        used == 0 || used + bytes.min(CONNECTION_REPLIES / 2) <= max
     }
 
     /// Waits until `has_capacity`.

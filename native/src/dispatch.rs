@@ -67,7 +67,7 @@ fn start_call(
         return None;
     }
     let (route, timeout) = match find_route(state, parts) {
-        Ok(found) => found,
+        Ok(route_and_timeout) => route_and_timeout,
         Err(status) => {
             send_trailers_only(respond, status.into_trailers());
             return None;

@@ -15,7 +15,7 @@ use crate::server_state::ServerState;
 
 /// A decoded request and the model that serves now, which will answer it.
 pub struct FastPathRequest {
-    pub request: InferRequest,
+    pub inner: InferRequest,
     pub received_at: Instant,
     model: Arc<ModelVersion>,
 }
@@ -30,12 +30,17 @@ pub fn decode_fast_path(state: &ServerState, kind: RpcKind, message: &Message) -
         _ => return None,
     };
     let model = state.model.load();
-    let request = decode(message, &model.spec)?;
+    let inner = decode(message, &model.spec)?;
     model.statistics.compute_input.add(nanos(received_at.elapsed()), 1);
-    Some(FastPathRequest { request, received_at, model })
+    Some(FastPathRequest { inner, received_at, model })
 }
 
 impl FastPathRequest {
+    /// Approximate bytes of the reply.
+    pub fn reply_bytes(&self) -> usize {
+        self.inner.format.estimate_size(self.inner.images)
+    }
+
     /// Queues the request; `responder` makes the responder of its response format.
     pub fn enqueue(
         self,
@@ -44,7 +49,7 @@ impl FastPathRequest {
         deadline: Option<Instant>,
         responder: impl FnOnce(ResponseFormat) -> Responder,
     ) {
-        let InferRequest { pixels, images, format } = self.request;
+        let InferRequest { pixels, images, format } = self.inner;
         let responder = responder(format);
         let entry =
             Entry { message, pixels, images, enqueued_at: Instant::now(), deadline, model: self.model, responder };

@@ -29,7 +29,7 @@ use crate::server_state::ServerState;
 use crate::swap::Swap;
 use crate::tls;
 
-/// A `native.Route`.
+/// The fields of a `_Route` of the native transport's Python side.
 #[derive(FromPyObject)]
 struct RouteSpec {
     path: String,

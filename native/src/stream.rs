@@ -116,13 +116,13 @@ impl Stream {
         let Self { state, call, .. } = self;
         call.route.metrics.messages_received.add(1);
         call.usage.check_replies()?;
-        if let Some(fast_path) = decode_fast_path(state, call.route.kind, &message) {
-            let (images, format) = (fast_path.request.images, &fast_path.request.format);
+        if let Some(request) = decode_fast_path(state, call.route.kind, &message) {
             let (sender, receiver) = oneshot::channel();
-            self.pending.push(receiver, images, format.estimate_size(images), format.id().to_owned());
-            let received_at = fast_path.received_at;
+            let id = request.inner.format.id().to_owned();
+            self.pending.push(receiver, request.inner.images, request.reply_bytes(), id);
+            let received_at = request.received_at;
             let responder = |format| Responder::Stream { sender, format, received_at };
-            fast_path.enqueue(state, message, call.deadline, responder);
+            request.enqueue(state, message, call.deadline, responder);
         } else {
             let (path, bytes) = (&call.route.path, message.to_bytes());
             let reply = state.host.call_handler(path, &bytes, call.deadline, self.ends_on_error);

@@ -43,32 +43,40 @@ pub async fn serve_unary(state: Arc<ServerState>, call: Call, respond: SendRespo
     match call.route.kind {
         RpcKind::HealthCheck | RpcKind::HealthList => health::check(&state, call, respond, &message),
         RpcKind::HealthWatch => Box::pin(health::watch(&state, call, respond, &message)).await,
-        kind => {
-            if let Some(request) = decode_fast_path(&state, kind, &message) {
-                return enqueue(&state, call, respond, message, request).await;
+        kind => match decode_fast_path(&state, kind, &message) {
+            Some(request) if call.usage.has_capacity(request.reply_bytes()) => {
+                enqueue(&state, call, respond, message, request);
             }
-            drop(body);
-            Box::pin(serve_by_python(&state, call, respond, &message)).await;
-        }
+            Some(request) => Box::pin(enqueue_when_admitted(&state, call, respond, message, request)).await,
+            None => {
+                drop(body);
+                Box::pin(serve_by_python(&state, call, respond, &message)).await;
+            }
+        },
     }
 }
 
-async fn enqueue(
+fn enqueue(
     state: &ServerState,
     call: Call,
     respond: SendResponse<ReplyBuf>,
     message: Message,
-    fast_path: FastPathRequest,
+    request: FastPathRequest,
 ) {
-    let reply_bytes = fast_path.request.format.estimate_size(fast_path.request.images);
-    let (call, respond) = if call.usage.has_capacity(reply_bytes) {
-        (call, respond)
-    } else {
-        let Some(admitted) = Box::pin(admit(call, respond, message.len(), reply_bytes)).await else { return };
-        admitted
-    };
-    let (deadline, received_at) = (call.deadline, fast_path.received_at);
-    fast_path.enqueue(state, message, deadline, |format| Responder::Unary { respond, call, format, received_at });
+    let (deadline, received_at) = (call.deadline, request.received_at);
+    request.enqueue(state, message, deadline, |format| Responder::Unary { respond, call, format, received_at });
+}
+
+async fn enqueue_when_admitted(
+    state: &ServerState,
+    call: Call,
+    respond: SendResponse<ReplyBuf>,
+    message: Message,
+    request: FastPathRequest,
+) {
+    let admitted = admit(call, respond, message.len(), request.reply_bytes()).await;
+    let Some((call, respond)) = admitted else { return };
+    enqueue(state, call, respond, message, request);
 }
 
 /// Passes the message to the Python handler, once there is capacity for its reply.
