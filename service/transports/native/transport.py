@@ -133,19 +133,21 @@ class NativeTransport:
     ) -> None:
         names = [service.name for service in services]
         reflection = reflection_handlers((*names, health.SERVICE_NAME)) if with_reflection else []
-        served = [*_rpcs((*services, *reflection))]
-        rpcs = [RpcMetrics(metrics, one.rpc) for one in served]
-        answers = {rpc.method: one.answer for rpc, one in zip(rpcs, served, strict=True) if one.answer}
+        endpoints = [*_endpoints((*services, *reflection))]
+        rpcs = [RpcMetrics(metrics, endpoint.rpc) for endpoint in endpoints]
+        answers = {
+            rpc.method: endpoint.answer for rpc, endpoint in zip(rpcs, endpoints, strict=True) if endpoint.answer
+        }
         open_services = [health.SERVICE_NAME] if health_without_token else []
         routes = [
             _Route(
                 rpc.method,
-                _FAST_PATH_RPCS.get(rpc.method, one.kind),
-                tokens is not None and one.rpc.grpc_service not in open_services,
-                _max_message_bytes(one.rpc, rpc.method, limits),
+                _FAST_PATH_RPCS.get(rpc.method, endpoint.kind),
+                tokens is not None and endpoint.rpc.grpc_service not in open_services,
+                _max_message_bytes(endpoint.rpc, rpc.method, limits),
                 _REPLY_BYTES_PER_REQUEST_BYTE.get(rpc.method, 1),
             )
-            for rpc, one in zip(rpcs, served, strict=True)
+            for rpc, endpoint in zip(rpcs, endpoints, strict=True)
         ]
         self._batcher = batcher
         alternatives = {
@@ -248,7 +250,7 @@ class _Route(NamedTuple):
     reply_bytes_per_request_byte: int
 
 
-class _Rpc(NamedTuple):
+class _Endpoint(NamedTuple):
     """An RPC, how it is served, and its handler if Python answers it."""
 
     rpc: Rpc
@@ -256,14 +258,14 @@ class _Rpc(NamedTuple):
     answer: MessageHandler | None = None
 
 
-def _rpcs(services: Sequence[Service]) -> Iterator[_Rpc]:
+def _endpoints(services: Sequence[Service]) -> Iterator[_Endpoint]:
     for service in services:
         for name, answer in service.unary.items():
-            yield _Rpc(Rpc("unary", service.name, name), "unary", answer)
+            yield _Endpoint(Rpc("unary", service.name, name), "unary", answer)
         for name, answer in service.streams.items():
-            yield _Rpc(Rpc("bidi_stream", service.name, name), "stream", answer)
+            yield _Endpoint(Rpc("bidi_stream", service.name, name), "stream", answer)
     for name, kind in _HEALTH.items():
-        yield _Rpc(Rpc(kind, health.SERVICE_NAME, name), f"health-{name.lower()}")
+        yield _Endpoint(Rpc(kind, health.SERVICE_NAME, name), f"health-{name.lower()}")
 
 
 def _max_message_bytes(rpc: Rpc, method: str, limits: Limits) -> int:
