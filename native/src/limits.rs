@@ -9,15 +9,12 @@ use pyo3::prelude::*;
 #[derive(FromPyObject)]
 pub struct Limits {
     pub max_batch_size: usize,
-    #[pyo3(attribute("message"))]
     pub max_message_bytes: usize,
     pub connections: usize,
     pub streams: u32,
     pub connection_age: Timeout,
     pub connection_idle: Timeout,
-    #[pyo3(attribute("headers"))]
     pub max_metadata_bytes: usize,
-    #[pyo3(attribute("stall"))]
     pub message_timeout: Timeout,
     pub keepalive: Timeout,
     pub keepalive_timeout: Timeout,

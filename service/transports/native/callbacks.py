@@ -125,7 +125,7 @@ class PendingPrediction:
 
     def fail_deadline_exceeded(self) -> None:
         """Fail because the deadline passed before the run."""
-        self.fail(late())
+        self.fail(deadline_exceeded())
 
     def fail_overloaded(self, queued_images: int, max_queued_images: int, retry_after: float) -> None:
         """Fail because the queue has no capacity."""

@@ -187,7 +187,7 @@ class NativeTransport:
     async def start(self, host: str, port: int) -> int:
         """Listen, with health NOT_SERVING; return the port."""
         self._callbacks.loop = asyncio.get_running_loop()
-        check_free(host, port)
+        ensure_bindable(host, port)
         try:
             bound = int(self._server.listen(host, port))
         except OSError as e:
@@ -213,7 +213,7 @@ class NativeTransport:
         await asyncio.to_thread(running.join)
 
     def _set_tls(self, pem: Pem) -> None:
-        rehearse(pem, _handshake_server)
+        verify_by_handshake(pem, _handshake_server)
         self._server.set_tls(*pem)
 
     def _collect_statistics(self) -> None:
@@ -271,4 +271,8 @@ def _endpoints(services: Sequence[Service]) -> Iterator[_Endpoint]:
 def _max_message_bytes(rpc: Rpc, method: str, limits: Limits) -> int:
     if rpc.grpc_service == health.SERVICE_NAME:
         return HEALTH_MESSAGE
-    return limits.message if method in _FAST_PATH_RPCS or method in _REPLY_BYTES_PER_REQUEST_BYTE else SMALL_MESSAGE
+    return (
+        limits.max_message_bytes
+        if method in _FAST_PATH_RPCS or method in _REPLY_BYTES_PER_REQUEST_BYTE
+        else SMALL_MESSAGE
+    )
