@@ -26,7 +26,7 @@ client), to the next replica in turn, or to the less busy, by its own calls, of 
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
-    """A replica that drains at `begin`: it answers what it has, and callers are told at once. It is back at `end`."""
+    """A replica that drains at `begin`: it answers what it has, and clients are told at once. It is back at `end`."""
 
     replica: int
     begin: float
@@ -35,7 +35,7 @@ class Outage:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
-    """What is simulated. Either `rate` calls/s come by chance, or `callers` ask anew as soon as they are answered."""
+    """What is simulated. Either `rate` calls/s arrive by chance, or each of `concurrency` calls follows another."""
 
     replicas: int
     service: float
@@ -45,7 +45,7 @@ class SimulationConfig:
     """Every call takes the same; otherwise exponentially distributed, as long as the last was short."""
     clients: int = 1
     rate: float = 0.0
-    callers: int = 0
+    concurrency: int = 0
     seconds: float
     warm_up: float = 0.0
     """Seconds at the start whose calls are not counted."""
@@ -62,7 +62,7 @@ class SimulationConfig:
 class Outcome:
     """What was answered after the warm-up: for each call when it came, what it took in all (seconds) and by whom."""
 
-    came: npt.NDArray[np.float64]
+    arrivals: npt.NDArray[np.float64]
     took: npt.NDArray[np.float64]
     replica: npt.NDArray[np.int64]
     sent: npt.NDArray[np.int64]
@@ -83,9 +83,9 @@ class Outcome:
 
     def shares_over_time(self, window: float) -> npt.NDArray[np.float64]:
         """Of the calls that came in each window, by window and replica."""
-        if not len(self.came):
+        if not len(self.arrivals):
             return np.zeros((0, len(self.sent)))
-        windows = (self.came // window).astype(np.int64)
+        windows = (self.arrivals // window).astype(np.int64)
         counts = np.zeros((int(windows.max()) + 1, len(self.sent)))
         np.add.at(counts, (windows, self.replica), 1)
         return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
@@ -139,7 +139,7 @@ class Simulation:
         counted = self._config.seconds - self._config.warm_up
         answered = np.array(self._answered, np.float64).reshape(-1, 3)
         return Outcome(
-            came=answered[:, 0],
+            arrivals=answered[:, 0],
             took=answered[:, 1],
             replica=answered[:, 2].astype(np.int64),
             sent=self._sent,
@@ -150,14 +150,14 @@ class Simulation:
     def _set_up(self) -> None:
         config = self._config
         for client in self._clients:
-            self._look(client)
+            self._poll(client)
             if config.resolves < float("inf"):
                 self._at(float(self._random.uniform(0, config.resolves)), partial(self._look_again, client))
         for outage in config.outages:
             self._at(outage.begin, partial(self._drain, outage.replica))
             self._at(outage.end, partial(self._return, outage.replica))
-        for caller in range(config.callers):
-            self._arrive(caller % config.clients)
+        for number in range(config.concurrency):
+            self._arrive(number % config.clients)
         if config.rate:
             self._at(float(self._random.exponential(1 / config.rate)), self._arrive_by_chance)
 
@@ -201,20 +201,20 @@ class Simulation:
         self._at(self._now + took, partial(self._end, replica))
 
     def _end(self, replica: int) -> None:
-        number, came = self._replicas[replica].line.popleft()
+        number, arrived_at = self._replicas[replica].line.popleft()
         self._clients[number].open_calls[replica] -= 1
         self._in_system -= 1
-        if came >= self._config.warm_up:
-            self._answered.append((came, self._now - came, replica))
+        if arrived_at >= self._config.warm_up:
+            self._answered.append((arrived_at, self._now - arrived_at, replica))
         self._replicas[replica].busy = False
         if self._replicas[replica].line:
             self._begin(replica)
-        if self._config.callers:
+        if self._config.concurrency:
             self._arrive(number)
 
     # Connections.
 
-    def _look(self, client: _Client) -> None:
+    def _poll(self, client: _Client) -> None:
         """Connects the client to what is up and is not known to it."""
         up = [number for number, replica in enumerate(self._replicas) if replica.up]
         if not up:
@@ -236,7 +236,7 @@ class Simulation:
         return self._config.age * float(of_age)
 
     def _look_again(self, client: _Client) -> None:
-        self._look(client)
+        self._poll(client)
         self._at(self._now + self._config.resolves, partial(self._look_again, client))
 
     def _grow_old(self, client: _Client, replica: int, connection: int) -> None:
@@ -246,7 +246,7 @@ class Simulation:
     def _disconnect(self, client: _Client, replica: int) -> None:
         client.known.remove(replica)
         del client.connections[replica]
-        self._look(client)
+        self._poll(client)
 
     def _drain(self, replica: int) -> None:
         self._replicas[replica].up = False

@@ -44,15 +44,15 @@ def beside_measured() -> list[str]:
         "|---|---|---|---|---|",
     ]
     config = {"service": 1 / MEASURED[1], "policy": "least_request", "seconds": 31.0, "warm_up": 1.0}
-    rates = {n: run(replicas=n, callers=48, **config).rate for n in MEASURED}
+    rates = {n: run(replicas=n, concurrency=48, **config).rate for n in MEASURED}
     lines += [
         f"| {n} | {MEASURED[n]:,} | {MEASURED[n] / MEASURED[1]:.2f} | {rates[n]:,.0f} | {rates[n] / rates[1]:.2f} |"
         for n in MEASURED
     ]
     config["seconds"] = 11.0
-    shares = [sorted(run(replicas=3, callers=24, seed=seed, **config).shares * 100) for seed in range(20)]
+    shares = [sorted(run(replicas=3, concurrency=24, seed=seed, **config).shares * 100) for seed in range(20)]
     low, _, high = np.mean(shares, axis=0)
-    one = run(replicas=3, callers=24, **{**config, "policy": "pick_first"}).shares * 100
+    one = run(replicas=3, concurrency=24, **{**config, "policy": "pick_first"}).shares * 100
     lines += [
         "",
         "| shares of three replicas | smallest | largest |",
@@ -160,11 +160,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What docs/scaling.md shows of balancing.")
     parser.add_argument("--plot", type=Path, help="write the picture here")
     parser.add_argument("--check", action="store_true", help="print nothing; are the tables in docs/scaling.md?")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     lines = [*beside_measured(), "", *policies(), "", *scale_up()]
-    if given.plot:
-        draw(given.plot)
-    if not given.check:
+    if arguments.plot:
+        draw(arguments.plot)
+    if not arguments.check:
         print("\n".join(lines))
         return 0
     if missing := [line for line in lines if line not in DOC.read_text()]:

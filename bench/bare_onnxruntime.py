@@ -16,7 +16,7 @@ _REPEATS = 5
 
 def images_a_second() -> dict[int, float]:
     """Images a second for each batch size, the model called in a loop; the median of several."""
-    model, found = Model(MODEL), {}
+    model, results = Model(MODEL), {}
     for size in SIZES:
         pixels, rates = sample_images(size), []
         for _ in range(_REPEATS):
@@ -25,5 +25,5 @@ def images_a_second() -> dict[int, float]:
                 model.predict(pixels)
                 runs += 1
             rates.append(runs * size / (time.perf_counter() - began))
-        found[size] = statistics.median(rates)
-    return found
+        results[size] = statistics.median(rates)
+    return results

@@ -18,7 +18,7 @@ _SECONDS = 2.0
 
 def measure(running: list[Running]) -> dict[str, Any]:
     """Open-loop latency at shares of the highest rate; rate, CPU and memory by connections, one call on each."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for one in running:
         path = PREDICT if PREDICT in one.server.protocols else INFER
         message = [(predict_request if path == PREDICT else infer_request)(sample_images(1))]
@@ -35,5 +35,5 @@ def measure(running: list[Running]) -> dict[str, Any]:
             load = calls(one, path, message, connections=n, in_flight=1, count=max(2000, 2 * n))
             row = {"connections": n, "rate": load.rate, "cpu_us": load.cpu_us, "megabytes": one.megabytes()}
             connections.append(row)
-        found[one.server.name] = {"highest": highest, "latency": latency, "connections": connections}
-    return found
+        results[one.server.name] = {"highest": highest, "latency": latency, "connections": connections}
+    return results

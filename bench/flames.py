@@ -83,12 +83,12 @@ def record(row: Scenario, seconds: int) -> str:
 
 def shares(script: str) -> dict[str, float]:
     """The share of the samples in each part of SHARES, and in the rest."""
-    found = dict.fromkeys([*SHARES, "the rest"], 0)
+    results = dict.fromkeys([*SHARES, "the rest"], 0)
     for sample in re.split(r"\n\s*\n", script.strip()):
         innermost = next(iter(sample.split("\n")[1:]), "")
         file = innermost[innermost.rfind("(") :]
-        found[next((part for part, files in SHARES.items() if re.search(files, file)), "the rest")] += 1
-    return {part: count / max(1, sum(found.values())) for part, count in found.items()}
+        results[next((part for part, files in SHARES.items() if re.search(files, file)), "the rest")] += 1
+    return {part: count / max(1, sum(results.values())) for part, count in results.items()}
 
 
 def draw(script: str, title: str) -> str:

@@ -84,13 +84,13 @@ def layers() -> dict[str, Callable[[], Awaitable[object]]]:
     }
 
 
-async def measure(ask: Callable[[], Awaitable[object]], at_once: int) -> float:
+async def measure(call: Callable[[], Awaitable[object]], at_once: int) -> float:
     """Microseconds a call, the median of several rounds."""
     took = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
         for _ in range(_CALLS // at_once):
-            await asyncio.gather(*(ask() for _ in range(at_once)))
+            await asyncio.gather(*(call() for _ in range(at_once)))
         took.append((time.perf_counter() - began) / _CALLS * 1e6)
     return statistics.median(took)
 
@@ -98,8 +98,8 @@ async def measure(ask: Callable[[], Awaitable[object]], at_once: int) -> float:
 async def main() -> None:
     """Print the table."""
     print(f"| layer | us, one at a time | us, {IN_FLIGHT} at once |\n|---|---|---|")
-    for name, ask in layers().items():
-        print(f"| {name} | {await measure(ask, 1):.1f} | {await measure(ask, IN_FLIGHT):.1f} |")
+    for name, call in layers().items():
+        print(f"| {name} | {await measure(call, 1):.1f} | {await measure(call, IN_FLIGHT):.1f} |")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ IMAGE = PredictRequest(
 ).SerializeToString()
 
 
-class Nothing:
+class NoopInstrument:
     """Stands for every instrument and does nothing."""
 
     def __init__(self, *_: Any) -> None:
@@ -49,14 +49,14 @@ class Nothing:
         ) = self
         self.method = ""
 
-    def labels(self, *_: str) -> Nothing:
+    def labels(self, *_: str) -> NoopInstrument:
         """Itself, for any labels."""
         return self
 
-    def nothing(self, *_: Any) -> None:
+    def noop(self, *_: Any) -> None:
         """Count nothing."""
 
-    inc = set = set_function = observe = record_run = serves = received = sent = finish = nothing
+    inc = set = set_function = observe = record_run = serves = received = sent = finish = noop
 
     def start(self) -> float:
         """When nothing began."""
@@ -66,7 +66,7 @@ class Nothing:
 async def serve(*, counting: bool) -> None:
     """A server on free ports, which are printed, until the process is ended."""
     if not counting:
-        vars(composition)["Metrics"] = vars(instrumentation)["RpcMetrics"] = Nothing
+        vars(composition)["Metrics"] = vars(instrumentation)["RpcMetrics"] = NoopInstrument
     settings = Settings(model=ROOT / "model.onnx", port=0, metrics_port=0, transport="grpcio")
     server = composition.Server(settings, make_logger("json", "error"))
     await server.start()
@@ -122,13 +122,13 @@ async def compare(servers: dict[str, Running], rounds: int) -> list[dict[str, Ro
     channels = {name: aio.insecure_channel(f"127.0.0.1:{server.port}") for name, server in servers.items()}
     for name, channel in channels.items():
         await measure(channel, servers[name])  # warm
-    found = []
+    results = []
     for i in range(rounds):
         order = list(servers) if i % 2 else list(reversed(servers))
-        found.append({name: await measure(channels[name], servers[name]) for name in order})
+        results.append({name: await measure(channels[name], servers[name]) for name in order})
     for channel in channels.values():
         await channel.close()
-    return found
+    return results
 
 
 def scrape(server: Running, encoding: str) -> tuple[float, float, int]:
@@ -146,13 +146,13 @@ def scrape(server: Running, encoding: str) -> tuple[float, float, int]:
     return statistics.median(times), (server.cpu_seconds() - cpu) / SCRAPES, size
 
 
-def report(found: list[dict[str, Round]]) -> None:
+def report(results: list[dict[str, Round]]) -> None:
     """Print the medians of both servers and the cost of the metrics."""
     for name in ("with", "without"):
-        throughput, cpu = (statistics.median(rounds[name][i] for rounds in found) for i in (0, 1))
+        throughput, cpu = (statistics.median(rounds[name][i] for rounds in results) for i in (0, 1))
         print(f"{name:>8} metrics: {throughput:6.0f} calls/s   {cpu:5.0f} us of server CPU a call")
     for label, i, sign in (("throughput lost", 0, -1), ("CPU added", 1, 1)):
-        costs = [sign * (rounds["with"][i] / rounds["without"][i] - 1) * 100 for rounds in found]
+        costs = [sign * (rounds["with"][i] / rounds["without"][i] - 1) * 100 for rounds in results]
         low, median, high = statistics.quantiles(costs, n=4)
         print(f"{label:>16}: {median:5.1f} %   (middle half of the rounds: {low:.1f} to {high:.1f})")
 
@@ -162,14 +162,14 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 31
     servers = {name: start(name) for name in ("with", "without")}
     try:
-        found = asyncio.run(compare(servers, rounds))
+        results = asyncio.run(compare(servers, rounds))
         scrapes = {encoding: scrape(servers["with"], encoding) for encoding in ("identity", "gzip")}
     finally:
         for server in servers.values():
             server.process.terminate()
             server.process.wait()
     print(f"{rounds} rounds of {CALLS} calls in turn, {IN_FLIGHT} in flight, grpcio {grpc.__version__}; medians")
-    report(found)
+    report(results)
     for encoding, (seconds, cpu, size) in scrapes.items():
         print(f"{encoding:>16}: a scrape takes {seconds * 1e3:.1f} ms, {cpu * 1e3:.1f} ms of CPU, {size / 1e3:.0f} kB")
 

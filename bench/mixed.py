@@ -38,17 +38,17 @@ class Stream:
 
 def measure(running: Running, streams: list[Stream], seconds: float) -> dict[tuple[str, str], Load]:
     """One round: every stream alone, then all at once."""
-    found = {(stream.name, "alone"): stream.measure(running, seconds) for stream in streams}
+    results = {(stream.name, "alone"): stream.measure(running, seconds) for stream in streams}
     with ThreadPoolExecutor() as pool:
-        together = [pool.submit(stream.measure, running, seconds) for stream in streams]
-        found |= {(stream.name, "together"): one.result() for stream, one in zip(streams, together, strict=True)}
-    return found
+        parallel = [pool.submit(stream.measure, running, seconds) for stream in streams]
+        results |= {(stream.name, "together"): one.result() for stream, one in zip(streams, parallel, strict=True)}
+    return results
 
 
-def row(name: str, calls: str, alone: list[Load], together: list[Load]) -> str:
+def row(name: str, calls: str, alone: list[Load], parallel: list[Load]) -> str:
     """A line of the table."""
     cells = [name, calls]
-    for loads in (alone, together):
+    for loads in (alone, parallel):
         p99s = [one.p99 for one in loads]
         p50 = statistics.median(one.p50 for one in loads)
         cells += [f"{p50:,.0f}", f"{statistics.median(p99s):,.0f} ({min(p99s):,.0f} to {max(p99s):,.0f})"]
@@ -67,15 +67,15 @@ def main(names: list[str], streams: list[Stream], rounds: int, seconds: float) -
         running += [servers.start(server, sample_images(1)[0], digit=0) for server in chosen]
         for one in running:  # to warm up
             measure(one, streams, seconds)
-        found = [[measure(one, streams, seconds) for one in running] for _ in range(rounds)]
+        results = [[measure(one, streams, seconds) for one in running] for _ in range(rounds)]
     finally:
         for one in running:
             one.stop()
     print("| server | calls | alone: p50 us | p99 us | both at once: p50 us | p99 us |\n|---|---|---|---|---|---|")
     for index, one in enumerate(running):
         for stream in streams:
-            alone, together = ([a[index][stream.name, how] for a in found] for how in ("alone", "together"))
-            print(row(one.server.name, stream.name, alone, together))
+            alone, parallel = ([a[index][stream.name, how] for a in results] for how in ("alone", "together"))
+            print(row(one.server.name, stream.name, alone, parallel))
 
 
 if __name__ == "__main__":

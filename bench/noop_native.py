@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.handlers import Service
 
 
-class Nothing(Model):
+class NoopModel(Model):
     """The committed model's name and version; its answers are zeros."""
 
     def predict(self, pixels: Pixels) -> Predictions:
@@ -44,7 +44,7 @@ class Nothing(Model):
 
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
-    batcher = NativeBatcher(Nothing(MODEL), Statistics())
+    batcher = NativeBatcher(NoopModel(MODEL), Statistics())
     predictor = Predictor(batcher, max_batch_size=LARGEST_BATCH)
     services: list[Service] = [
         DigitsHandler(predictor),

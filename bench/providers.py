@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER = ROOT / "build" / "bench" / "providers"
-CALLERS = (1, 8, 64, 256, 512)
+CLIENTS = (1, 8, 64, 256, 512)
 BATCHING = {
     "batched": ("--max-batch-size", str(LARGEST_BATCH)),
     "batched, up to 128 inline": ("--max-batch-size", str(LARGEST_BATCH), "--inline-images", "128"),
@@ -43,11 +43,11 @@ BATCHING = {
 """Ways to serve one-image calls, and the options that make them."""
 
 Rates = dict[str, dict[int, list[float]]]
-"""Images a second of each round, by provider or server and by images a run or callers."""
+"""Images a second of each round, by provider or server and by images a run or clients."""
 
 Names = Annotated[str, typer.Option(help="providers, as --provider spells them, separated by commas; the first is CPU")]
 Largest = Annotated[int, typer.Option(min=1, max=65536, help="most images in a run")]
-MostCallers = Annotated[int, typer.Option(min=1, max=512, help="most callers at a time")]
+MostClients = Annotated[int, typer.Option(min=1, max=512, help="most clients at a time")]
 Rounds = Annotated[int, typer.Option(min=1, help="rounds; in each every provider takes its turn")]
 Seconds = Annotated[float, typer.Option(min=0.01, help="how long one measurement takes")]
 Transport = Annotated[Literal["auto", "native", "grpcio"], typer.Option(help="of the servers")]
@@ -57,28 +57,28 @@ Out = Annotated[Path, output_folder("--out", help="folder for results.json, resu
 def main(
     names: Names = "cpu,cuda",
     largest: Largest = 65536,
-    callers: MostCallers = 512,
+    clients: MostClients = 512,
     rounds: Rounds = 3,
     seconds: Seconds = 0.5,
     transport: Transport = "auto",
     out: Out = FOLDER,
 ) -> None:
-    """Measure runs of the model by their size, and servers by their callers, on each provider."""
+    """Measure runs of the model by their size, and servers by their clients, on each provider."""
     if not MODEL.exists():
         sys.exit(f"bench: {MODEL.name} is missing: `make model.onnx` writes it")
     models, missing = _models(names.split(","), largest)
     sizes = [2**i for i in range(17) if 2**i <= largest]
-    found: dict[str, Any] = {"taken_on": taken_on(), "missing": missing, "runs": runs(models, sizes, rounds, seconds)}
-    found["callers"] = {}
+    results: dict[str, Any] = {"taken_on": taken_on(), "missing": missing, "runs": runs(models, sizes, rounds, seconds)}
+    results["clients"] = {}
     if load.have_h2load():
-        found["callers"] = served(list(models), [n for n in CALLERS if n <= callers], transport, rounds, seconds)
+        results["clients"] = served(list(models), [n for n in CLIENTS if n <= clients], transport, rounds, seconds)
     else:
-        missing["callers"] = "h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)"
+        missing["clients"] = "h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    text = report(found, list(models))
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = report(results, list(models))
     (out / "results.md").write_text(text)
-    _plot(found, out / "providers.png")
+    _plot(results, out / "providers.png")
     print(text)
 
 
@@ -110,14 +110,14 @@ def runs(models: dict[str, Model], sizes: list[int], rounds: int, seconds: float
     return rates
 
 
-def served(names: list[str], callers: list[int], transport: str, rounds: int, seconds: float) -> Rates:
-    """One-image calls of so many callers at a time, to servers on each provider with and without batching."""
+def served(names: list[str], clients: list[int], transport: str, rounds: int, seconds: float) -> Rates:
+    """One-image calls of so many clients at a time, to servers on each provider with and without batching."""
     rates: Rates = defaultdict(lambda: defaultdict(list))
     for server in _servers(names, transport):
         running = servers.start(server, sample_images(1)[0], 0)
         try:
             for _ in range(rounds):
-                for n in callers:
+                for n in clients:
                     rates[server.name][n].append(_calls_a_second(running, n, seconds))
         finally:
             running.stop()
@@ -138,15 +138,15 @@ def _servers(names: list[str], transport: str) -> Iterator[Server]:
             yield Server(f"{name}, {batching}", "", command, (PREDICT,))
 
 
-def _calls_a_second(running: servers.Running, callers: int, seconds: float) -> float:
+def _calls_a_second(running: servers.Running, clients: int, seconds: float) -> float:
     message = [predict_request(sample_images(1))]
-    connections = min(callers, 8)
-    each = callers // connections
+    connections = min(clients, 8)
+    each = clients // connections
 
     def rate(count: int) -> float:
         return load.calls(running, PREDICT, message, connections=connections, in_flight=each, count=count).rate
 
-    return rate(max(2 * callers, int(rate(max(200, 2 * callers)) * seconds)))
+    return rate(max(2 * clients, int(rate(max(200, 2 * clients)) * seconds)))
 
 
 def crossover(first: dict[int, list[float]], second: dict[int, list[float]]) -> int | None:
@@ -159,23 +159,23 @@ def crossover(first: dict[int, list[float]], second: dict[int, list[float]]) -> 
     return faster
 
 
-def report(found: dict[str, Any], names: list[str]) -> str:
+def report(results: dict[str, Any], names: list[str]) -> str:
     """The tables, and what they say."""
-    lines = [found["taken_on"], ""]
-    lines += [f"Left out: {name}: {reason}" for name, reason in found["missing"].items()]
-    lines += _table("images a run", "images/s, bare runs", found["runs"])
-    lines += _table("callers at a time", "calls/s, one image each", found["callers"])
+    lines = [results["taken_on"], ""]
+    lines += [f"Left out: {name}: {reason}" for name, reason in results["missing"].items()]
+    lines += _table("images a run", "images/s, bare runs", results["runs"])
+    lines += _table("clients at a time", "calls/s, one image each", results["clients"])
     for name in names[1:]:
-        at = crossover(found["runs"][names[0]], found["runs"][name])
+        at = crossover(results["runs"][names[0]], results["runs"][name])
         lines.append(
             f"- Bare runs: {name} is faster than {names[0]} from {at:,} images on."
             if at
-            else f"- Bare runs: {name} is never faster than {names[0]} up to {max(found['runs'][name]):,} images."
+            else f"- Bare runs: {name} is never faster than {names[0]} up to {max(results['runs'][name]):,} images."
         )
-        if found["callers"]:
-            at = crossover(*(found["callers"][f"{one}, batched"] for one in (names[0], name)))
+        if results["clients"]:
+            at = crossover(*(results["clients"][f"{one}, batched"] for one in (names[0], name)))
             lines.append(
-                f"- Served: {name} is faster than {names[0]} " + (f"from {at} callers on." if at else "never.")
+                f"- Served: {name} is faster than {names[0]} " + (f"from {at} clients on." if at else "never.")
             )
     return "\n".join(lines) + "\n"
 
@@ -198,15 +198,15 @@ def taken_on() -> str:
         platform.machine(),
     )
     try:
-        asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        gpu = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        gpu = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         gpu = "no NVIDIA GPU"
     when = datetime.now(UTC).isoformat(timespec="minutes")
     return f"{os.cpu_count()} cores of {cpu}; {gpu}; {ort.package_name} {ort.__version__}; {when}."
 
 
-def _plot(found: dict[str, Any], path: Path) -> None:
+def _plot(results: dict[str, Any], path: Path) -> None:
     try:
         import matplotlib as mpl  # noqa: PLC0415 (an extra)
     except ImportError:
@@ -217,8 +217,8 @@ def _plot(found: dict[str, Any], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axes, rates, label in (
-        (left, found["runs"], "images a run"),
-        (right, found["callers"], "callers at a time, one image each"),
+        (left, results["runs"], "images a run"),
+        (right, results["clients"], "clients at a time, one image each"),
     ):
         for name, by_key in rates.items():
             keys = sorted(by_key)

@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
     options = parser.parse_args()
     with direct() as alone, on_ray() as ray:
-        found = asyncio.run(measure({"direct": alone, "ray": ray}, options.rounds, options.seconds))
-    report(found)
+        results = asyncio.run(measure({"direct": alone, "ray": ray}, options.rounds, options.seconds))
+    report(results)
 
 
 @contextlib.contextmanager
@@ -66,10 +66,10 @@ def direct() -> Iterator[str]:
     with subprocess.Popen([*command, "--log-format", "json"], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            said: dict[str, str] = {}
-            while said.get("event") != "serving":
-                said = json.loads(process.stderr.readline())
-            yield str(said["address"])
+            events: dict[str, str] = {}
+            while events.get("event") != "serving":
+                events = json.loads(process.stderr.readline())
+            yield str(events["address"])
         finally:
             process.terminate()
 
@@ -95,16 +95,16 @@ def on_ray() -> Iterator[str]:
 
 def free_port() -> int:
     """One that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as results:
+        results.bind(("127.0.0.1", 0))
+        return int(results.getsockname()[1])
 
 
 async def measure(
     addresses: dict[str, str], rounds: int, seconds: float
 ) -> dict[tuple[str, tuple[int, int]], list[Figures]]:
     """The figures of every turn, by server and shape."""
-    found: dict[tuple[str, tuple[int, int]], list[Figures]] = {}
+    results: dict[tuple[str, tuple[int, int]], list[Figures]] = {}
     async with contextlib.AsyncExitStack() as stack:
         channels = {
             name: await stack.enter_async_context(aio.insecure_channel(address)) for name, address in addresses.items()
@@ -114,13 +114,13 @@ async def measure(
                 for name, channel in channels.items():
                     figures = await load(channel, shape, seconds)
                     if turn:
-                        found.setdefault((name, shape), []).append(figures)
-    return found
+                        results.setdefault((name, shape), []).append(figures)
+    return results
 
 
 async def load(channel: aio.Channel, shape: tuple[int, int], seconds: float) -> Figures:
     """So many callers, each with one call after the other."""
-    callers, images = shape
+    clients, images = shape
     pixels = np.random.default_rng(0).integers(0, 256, images * 784, np.uint8).tobytes()
     request = PredictRequest(pixels=pixels).SerializeToString()
     call: Callable[..., Awaitable[bytes]] = channel.unary_unary(PREDICT)
@@ -132,22 +132,22 @@ async def load(channel: aio.Channel, shape: tuple[int, int], seconds: float) -> 
             await call(request, timeout=30)
             times.append(time.perf_counter() - began)
 
-    await asyncio.gather(*(caller() for _ in range(callers)))
+    await asyncio.gather(*(caller() for _ in range(clients)))
     cuts = statistics.quantiles(times, n=100)
     return Figures(len(times) / seconds, cuts[49] * 1e3, cuts[98] * 1e3)
 
 
-def report(found: dict[tuple[str, tuple[int, int]], list[Figures]]) -> None:
+def report(results: dict[tuple[str, tuple[int, int]], list[Figures]]) -> None:
     """The table, in Markdown: medians over the rounds."""
     head = "calls/s direct | calls/s Ray | ratio | p50 ms direct | p50 ms Ray | p99 ms direct | p99 ms Ray"
     print(f"| callers | images a call | {head} |\n|---|---|---|---|---|---|---|---|---|")
     for shape in SHAPES:
         alone, ray = (
-            Figures(*(statistics.median(column) for column in zip(*found[name, shape], strict=True)))
+            Figures(*(statistics.median(column) for column in zip(*results[name, shape], strict=True)))
             for name in ("direct", "ray")
         )
         ratio = statistics.median(
-            a.rate / b.rate for a, b in zip(found["direct", shape], found["ray", shape], strict=True)
+            a.rate / b.rate for a, b in zip(results["direct", shape], results["ray", shape], strict=True)
         )
         print(
             f"| {shape[0]} | {shape[1]} | {alone.rate:,.0f} | {ray.rate:,.0f} | {ratio:.1f} | "

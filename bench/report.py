@@ -58,10 +58,10 @@ class Results:
         for one in running:
             self.add(one.server, name, one.megabytes())
 
-    def add_load(self, server: Server, row: Scenario, found: Load) -> None:
+    def add_load(self, server: Server, row: Scenario, load: Load) -> None:
         """One measurement of a row."""
-        images = found.rate * row.images_a_call
-        self.loads[row.name][server.name].append({**vars(found), "images": images})
+        images = load.rate * row.images_a_call
+        self.loads[row.name][server.name].append({**vars(load), "images": images})
 
     def median(self, row: str, server: str, what: str) -> float:
         """Over all rounds and starts."""
@@ -144,8 +144,8 @@ def markdown(results: Results, rows: list[Scenario]) -> str:
 
 
 def _line(results: Results, row: Scenario, server: str) -> str:
-    found = {what: results.median(row.name, server, what) for what in ("rate", "images", "cpu_us", "p50", "p99")}
-    figures = [f"{found[what]:,.0f}" for what in ("rate", "images", "cpu_us", "p50", "p99")]
+    load = {what: results.median(row.name, server, what) for what in ("rate", "images", "cpu_us", "p50", "p99")}
+    figures = [f"{load[what]:,.0f}" for what in ("rate", "images", "cpu_us", "p50", "p99")]
     return (
         f"| {row.name} | {server} | "
         + " | ".join(

@@ -85,11 +85,11 @@ def cpu_of(row: str, server: str, performance: str) -> float:
 
 def send_modes(performance: str) -> list[SendMode]:
     """Every way of sending digits, with its cost."""
-    found = []
+    results = []
     for name, (row, server) in WAYS.items():
         images = 256 if row.startswith("256") else 1
-        found.append(SendMode(name=name, images=images, cpu_us=cpu_of(row, server, performance) / images))
-    return found
+        results.append(SendMode(name=name, images=images, cpu_us=cpu_of(row, server, performance) / images))
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +193,9 @@ def main() -> int:
     for name, value in vars(assumed).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
     parser.add_argument("--check", action="store_true", help="print nothing; are the tables in docs/scaling.md?")
-    given = vars(parser.parse_args())
-    check = given.pop("check")
-    made = tables(Assumed(**given), (DOCS / "performance.md").read_text())
+    arguments = vars(parser.parse_args())
+    check = arguments.pop("check")
+    made = tables(Assumed(**arguments), (DOCS / "performance.md").read_text())
     if not check:
         print("\n\n".join("\n".join(table) for table in made))
         return 0

@@ -105,9 +105,9 @@ def _memory(root: int) -> int:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-    found, size = [root], 0
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
+    pids, size = [root], 0
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
         with contextlib.suppress(OSError):
             lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text().splitlines()
             size += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

@@ -100,11 +100,11 @@ class Running:
             self.process.wait()
 
     def _pids(self) -> list[int]:
-        found = [self.process.pid]
-        for pid in found:
+        answer = [self.process.pid]
+        for pid in answer:
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in children.read_text().split()]
-        return found
+                answer += [int(child) for child in children.read_text().split()]
+        return answer
 
 
 def available(names: list[str]) -> tuple[list[Server], dict[str, str]]:
@@ -143,12 +143,12 @@ def start(server: Server, image: npt.NDArray[np.uint8], digit: int) -> Running:
 
 
 def _check_answers(running: Running, image: npt.NDArray[np.uint8], digit: int) -> None:
-    for found in _asked(running, image):
-        if running.server.answers and found != digit:
-            raise ServerUnavailable(f"{running.server.name} reads the digit {digit} as {found}")
+    for answer in _answers_of(running, image):
+        if running.server.answers and answer != digit:
+            raise ServerUnavailable(f"{running.server.name} reads the digit {digit} as {answer}")
 
 
-def _asked(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
+def _answers_of(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
     """What it answers by each protocol that it speaks; waits for the first answer."""
     give_up = time.monotonic() + UP_WITHIN
     with grpc.insecure_channel(

@@ -82,19 +82,20 @@ def spans(server: Running) -> str:
     """What became of the spans of a server."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as reply:
         lines = reply.read().decode().splitlines()
-    found = [line.split('"')[1::2] + line.rsplit(" ", 1)[1:] for line in lines if line.startswith("digits_trace_spans")]
-    return ", ".join(f"{float(count):,.0f} {result}" for result, count in found)
+    spans = [line for line in lines if line.startswith("digits_trace_spans")]
+    results = [line.split('"')[1::2] + line.rsplit(" ", 1)[1:] for line in spans]
+    return ", ".join(f"{float(count):,.0f} {result}" for result, count in results)
 
 
-def report(found: list[dict[str, Round]], servers: dict[str, Running]) -> None:
+def report(results: list[dict[str, Round]], servers: dict[str, Running]) -> None:
     """Print the medians of each server and what the traces cost it."""
     for name, server in servers.items():
-        throughput, cpu = (statistics.median(rounds[name][i] for rounds in found) for i in (0, 1))
+        throughput, cpu = (statistics.median(rounds[name][i] for rounds in results) for i in (0, 1))
         print(f"{name:>10}: {throughput:6.0f} calls/s   {cpu:5.0f} us of server CPU a call", end="")
         if name == OFF:
             print()
             continue
-        costs = [(rounds[name].cpu / rounds[OFF].cpu - 1) * 100 for rounds in found]
+        costs = [(rounds[name].cpu / rounds[OFF].cpu - 1) * 100 for rounds in results]
         low, median, high = statistics.quantiles(costs, n=4)
         print(f", {median:+.1f} % ({low:+.1f} to {high:+.1f})   spans: {spans(server)}")
 
@@ -107,10 +108,10 @@ def main() -> None:
     servers = {OFF: start("serve", "", "0")}
     servers |= {name: start("serve", endpoint, str(ratio)) for name, ratio in RATIOS.items()}
     try:
-        found = asyncio.run(compare(servers, rounds))
+        results = asyncio.run(compare(servers, rounds))
         time.sleep(2)  # for what is in line
         print(f"{rounds} rounds of {CALLS} calls in turn, {IN_FLIGHT} in flight, grpcio {grpc.__version__}; medians")
-        report(found, servers)
+        report(results, servers)
     finally:
         for one in (receiver, *servers.values()):
             one.process.terminate()

@@ -11,8 +11,8 @@ import typer
 from service import __version__
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"digitserve {__version__}")
         raise typer.Exit
 

@@ -43,7 +43,7 @@ app.command()(commands_train.evaluate)
 app.command()(commands_analysis.draw)
 app.command()(commands_analysis.ablate)
 app.command()(commands_analysis.mistakes)
-app.command()(commands_analysis.nonsense)
+app.command()(commands_analysis.out_of_distribution)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What the hidden neurons do: each left out in turn, compared with edges; and what nonsense is read as."""
+"""What the hidden neurons do: each left out in turn, compared with edges; and answers to pictures that are no digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.evaluate import BRIGHT
-from export.network import LAYER_SIZES, SQUASH, sigmoid
+from export.network import ACTIVATIONS, LAYER_SIZES, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,17 +43,17 @@ class Ablation:
 def ablate(network: Network, examples: Examples) -> list[Ablation]:
     """Each of the 32 hidden neurons in turn held at its mean over the images, the rest of the network as it is."""
     layers = network.forward(examples.images)
-    whole = _right(layers.digit, examples.labels)
-    found = []
+    baseline = _right(layers.digit, examples.labels)
+    results = []
     for layer, values in ((1, layers.layer1), (2, layers.layer2)):
         for index in range(LAYER_SIZES[layer]):
-            held = values.copy()
-            held[:, index] = values[:, index].mean()
-            lost = whole - _right(_from(network, layer, held).argmax(axis=1), examples.labels)
+            pinned = values.copy()
+            pinned[:, index] = values[:, index].mean()
+            lost = baseline - _right(_from(network, layer, pinned).argmax(axis=1), examples.labels)
             counts = np.bincount(examples.labels, minlength=10)
             by_digit = np.bincount(examples.labels, weights=lost, minlength=10) / np.maximum(counts, 1)
-            found.append(Ablation(layer, index, float(lost.mean()), by_digit))
-    return found
+            results.append(Ablation(layer, index, float(lost.mean()), by_digit))
+    return results
 
 
 def _right(digits: npt.NDArray[np.int64], labels: Bytes) -> Doubles:
@@ -63,8 +63,8 @@ def _right(digits: npt.NDArray[np.int64], labels: Bytes) -> Doubles:
 def _from(network: Network, layer: int, values: Doubles) -> Doubles:
     """The ten outputs, given what that hidden layer holds."""
     for at in range(layer, 3):
-        squash = SQUASH[network.activation] if at < 2 else sigmoid
-        values = squash(values @ network.weights[at].T.astype(np.float64) + network.biases[at])
+        activation = ACTIVATIONS[network.activation] if at < 2 else sigmoid
+        values = activation(values @ network.weights[at].T.astype(np.float64) + network.biases[at])
     return np.asarray(values, dtype=np.float64)
 
 
@@ -116,7 +116,7 @@ def mistakes(network: Network, examples: Examples) -> Mistakes:
     return Mistakes(rows, examples.labels[rows], layers.digit[rows], layers.activations.max(axis=1)[rows])
 
 
-def nonsense(n: int, seed: int = 0) -> dict[str, Bytes]:
+def out_of_distribution(n: int, seed: int = 0) -> dict[str, Bytes]:
     """Pictures that are no digits, n of each kind, (n, 784): what they are -> the images."""
     rng = np.random.default_rng(seed)
     kinds: dict[str, Callable[[np.random.Generator], npt.NDArray[np.float64]]] = {

@@ -1,4 +1,4 @@
-"""The commands that look inside a trained network: its weights drawn, its neurons left out, its mistakes, nonsense."""
+"""The commands that analyse a trained network: weights drawn, neurons left out, mistakes, pictures that are no digits."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def ablate(
         need("matplotlib")
     network = _network(activation, weights)
     test = mnist.load(folder).test
-    found = analysis.ablate(network, test)
+    results = analysis.ablate(network, test)
     edges = analysis.edges(network)
     table = Table(title=f"{network.activation}: percentage points of {len(test):,} digits lost without each neuron")
     for heading in ("layer", "neuron", "edge R2", "all", *map(str, range(10))):
         table.add_column(heading, justify="right")
-    for one in found:
+    for one in results:
         edge = f"{edges[one.index]:.2f}" if one.layer == 1 else ""
         shares = (_points(share) for share in (one.lost, *one.lost_by_digit))
         table.add_row(str(one.layer), str(one.index), edge, *shares, end_section=one.index == 15)
@@ -60,7 +60,7 @@ def ablate(
     if png_file:
         from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
-        write_file(png_file, lambda path: plots.ablation(found, network.activation, path))
+        write_file(png_file, lambda path: plots.ablation(results, network.activation, path))
 
 
 def mistakes(
@@ -74,28 +74,27 @@ def mistakes(
     if png_file:
         need("matplotlib")
     network, test = _network(activation, weights), mnist.load(folder).test
-    found = analysis.mistakes(network, test)
-    certain = int((found.brightness > analysis.CERTAIN).sum())
+    results = analysis.mistakes(network, test)
+    certain = int((results.brightness > analysis.CERTAIN).sum())
     print(
-        f"{network.activation}: {len(found.rows)} of {len(test):,} test digits are read wrongly, "
+        f"{network.activation}: {len(results.rows)} of {len(test):,} test digits are read wrongly, "
         f"{certain} of them with a brightness over {analysis.CERTAIN}"
     )
     table = Table()
     for heading in ("image", "digit", "read as", "brightness"):
         table.add_column(heading, justify="right")
-    for row, label, read, brightness in list(zip(found.rows, found.labels, found.read, found.brightness, strict=True))[
-        :limit
-    ]:
+    mistakes_ = zip(results.rows, results.labels, results.read, results.brightness, strict=True)
+    for row, label, read, brightness in list(mistakes_)[:limit]:
         table.add_row(str(row), str(label), str(read), f"{brightness:.4f}")
     Console().print(table)
     if png_file:
         from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
-        titles = [f"{d} as {r}" for d, r in zip(found.labels[:limit], found.read[:limit], strict=True)]
-        write_file(png_file, lambda path: plots.images(test.images[found.rows[:limit]], titles, path))
+        titles = [f"{d} as {r}" for d, r in zip(results.labels[:limit], results.read[:limit], strict=True)]
+        write_file(png_file, lambda path: plots.images(test.images[results.rows[:limit]], titles, path))
 
 
-def nonsense(
+def out_of_distribution(
     activation: Which = "sigmoid",
     weights: Weights = None,
     images: Annotated[int, typer.Option(min=1, max=100_000, help="pictures of each kind")] = 2_000,
@@ -105,15 +104,15 @@ def nonsense(
     if png_file:
         need("matplotlib")
     network = _network(activation, weights)
-    kinds = analysis.nonsense(images)
+    kinds = analysis.out_of_distribution(images)
     table = Table(title=f"{network.activation}: {images:,} pictures of each kind")
     for heading in ("shown", "one output lit", f"over {analysis.CERTAIN}", "read most often as"):
         table.add_column(heading, justify="left" if heading == "shown" else "right")
     surest = []
     for kind, pictures in kinds.items():
-        found = analysis.certainty(network, pictures)
-        favourite = f"{found.favourite} ({found.favourite_share:.0%})"
-        table.add_row(kind, f"{found.one_lit:.1%}", f"{found.certain:.1%}", favourite)
+        results = analysis.certainty(network, pictures)
+        favourite = f"{results.favourite} ({results.favourite_share:.0%})"
+        table.add_row(kind, f"{results.one_lit:.1%}", f"{results.certain:.1%}", favourite)
         activations = network.forward(pictures).activations
         first = np.argsort(-activations.max(axis=1), kind="stable")[:4]
         surest += [(pictures[i], f"{activations[i].argmax()}: {activations[i].max():.3f}") for i in first]

@@ -117,7 +117,7 @@ def _session(model: Path) -> ort.InferenceSession:
         session = ort.InferenceSession(model.read_bytes(), providers=["CPUExecutionProvider"])
     except Exception as e:  # ONNX Runtime's exceptions share no base but Exception
         raise ModelError(f"{model}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from e
-    found = {node.name: node.shape[-1] for node in (*session.get_inputs(), *session.get_outputs()) if node.shape}
-    if found.get("pixels") != 784 or found.get("activations") != 10:
-        raise ModelError(f"{model}: has {found}; expected input pixels [.., 784], output activations [.., 10]")
+    results = {node.name: node.shape[-1] for node in (*session.get_inputs(), *session.get_outputs()) if node.shape}
+    if results.get("pixels") != 784 or results.get("activations") != 10:
+        raise ModelError(f"{model}: has {results}; expected input pixels [.., 784], output activations [.., 10]")
     return session

@@ -97,12 +97,12 @@ def verify(path: Path, network: Network, pixels: npt.NDArray[np.uint8]) -> float
     """
     session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     form = session.get_inputs()[0].type
-    given = pixels if form == "tensor(uint8)" else (pixels / np.float32(255)).astype(np.float32)
+    inputs = pixels if form == "tensor(uint8)" else (pixels / np.float32(255)).astype(np.float32)
     outputs = ("layer1", "layer2", "activations", "digit")
-    found = dict(zip(outputs, session.run(outputs, {"pixels": given}), strict=True))
+    results = dict(zip(outputs, session.run(outputs, {"pixels": inputs}), strict=True))
     expected = network.forward(pixels)
-    worst = max(float(np.abs(found[name] - getattr(expected, name)).max()) for name in outputs[:3])
-    if worst > TOLERANCE or not np.array_equal(found["digit"], expected.digit):
+    worst = max(float(np.abs(results[name] - getattr(expected, name)).max()) for name in outputs[:3])
+    if worst > TOLERANCE or not np.array_equal(results["digit"], expected.digit):
         raise ExportError(
             f"{path}: ONNX Runtime differs from the numpy reference by {worst:.1e} on {len(pixels)} digits; "
             f"at most {TOLERANCE:.0e} is allowed"
@@ -111,14 +111,14 @@ def verify(path: Path, network: Network, pixels: npt.NDArray[np.uint8]) -> float
 
 
 def _nodes(network: Network, input_form: InputForm) -> list[onnx.NodeProto]:
-    squash = {"sigmoid": "Sigmoid", "relu": "Relu"}[network.activation]
+    activation = {"sigmoid": "Sigmoid", "relu": "Relu"}[network.activation]
     cast = [helper.make_node("Cast", ["pixels"], ["ink"], to=TensorProto.FLOAT)] if input_form == "uint8" else []
     return [
         *cast,
         helper.make_node("Gemm", ["ink" if cast else "pixels", "W1", "b1"], ["z1"], transB=1),
-        helper.make_node(squash, ["z1"], ["layer1"]),
+        helper.make_node(activation, ["z1"], ["layer1"]),
         helper.make_node("Gemm", ["layer1", "W2", "b2"], ["z2"], transB=1),
-        helper.make_node(squash, ["z2"], ["layer2"]),
+        helper.make_node(activation, ["z2"], ["layer2"]),
         helper.make_node("Gemm", ["layer2", "W3", "b3"], ["z3"], transB=1),
         helper.make_node("Sigmoid", ["z3"], ["activations"]),
         helper.make_node("ArgMax", ["activations"], ["digit"], axis=1, keepdims=0),

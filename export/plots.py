@@ -77,14 +77,14 @@ def first_layer(networks: Sequence[Network], path: Path) -> None:
     _write(figure, path)
 
 
-def ablation(found: Sequence[Ablation], title: str, path: Path) -> None:
+def ablation(results: Sequence[Ablation], title: str, path: Path) -> None:
     """Percentage points of each digit lost without each hidden neuron."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     grid = figure.subplots(2, 1)
-    lost = 100 * np.array([one.lost_by_digit for one in found])
+    lost = 100 * np.array([one.lost_by_digit for one in results])
     limit = max(1.0, float(np.abs(lost).max()))
     for layer, axes in enumerate(grid, 1):
-        rows = np.array([row for row, one in zip(lost, found, strict=True) if one.layer == layer])
+        rows = np.array([row for row, one in zip(lost, results, strict=True) if one.layer == layer])
         picture = axes.imshow(-rows.T, cmap=_SIGNED, vmin=-limit, vmax=limit, aspect="auto")
         axes.set(xticks=range(16), yticks=range(10), ylabel="digit", xlabel=f"neuron of hidden layer {layer} left out")
         axes.tick_params(labelsize=7)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SIDE = 28
 _SEED = 0
-_NOTHING = 10_000
+_BLANK_IMAGES = 10_000
 
 
 class Weakness(NamedTuple):
@@ -34,8 +34,8 @@ class Weakness(NamedTuple):
 
 def measure(model: Path, test: Examples) -> list[Weakness]:
     """Run every change of the test digits, and pictures without a digit, through the file in ONNX Runtime."""
-    found = [_measured(model, name, Examples(change(test.images), test.labels)) for name, change in _CHANGES.items()]
-    return found + [_measured(model, name, Examples(make(), _no_labels())) for name, make in _PICTURES.items()]
+    results = [_measured(model, name, Examples(change(test.images), test.labels)) for name, change in _CHANGES.items()]
+    return results + [_measured(model, name, Examples(make(), _no_labels())) for name, make in _PICTURES.items()]
 
 
 def table(weaknesses: list[Weakness]) -> Table:
@@ -78,11 +78,11 @@ def _noisy(images: Bytes, deviation: float) -> Bytes:
 
 
 def _noise() -> Bytes:
-    return np.random.default_rng(_SEED).integers(0, 256, (_NOTHING, _SIDE * _SIDE), np.uint8)
+    return np.random.default_rng(_SEED).integers(0, 256, (_BLANK_IMAGES, _SIDE * _SIDE), np.uint8)
 
 
 def _no_labels() -> Bytes:
-    return np.zeros(_NOTHING, np.uint8)
+    return np.zeros(_BLANK_IMAGES, np.uint8)
 
 
 _CHANGES: dict[str, Callable[[Bytes], Bytes]] = {
@@ -93,13 +93,13 @@ _CHANGES: dict[str, Callable[[Bytes], Bytes]] = {
     "ink and paper exchanged": lambda images: 255 - images,
 }
 _PICTURES: dict[str, Callable[[], Bytes]] = {
-    "blank": lambda: np.zeros((_NOTHING, _SIDE * _SIDE), np.uint8),
+    "blank": lambda: np.zeros((_BLANK_IMAGES, _SIDE * _SIDE), np.uint8),
     "random pixels": _noise,
 }
 
 
 def _measured(model: Path, name: str, examples: Examples) -> Weakness:
     activations = evaluate.activations(model, examples.images)
-    found = evaluate.Measurement.of(activations, examples.labels)
+    results = evaluate.Measurement.of(activations, examples.labels)
     sure = float((activations.max(axis=1) > 0.9).mean())
-    return Weakness(name, None if name in _PICTURES else found.accuracy, sure)
+    return Weakness(name, None if name in _PICTURES else results.accuracy, sure)

@@ -66,22 +66,22 @@ def _messages() -> list[bytes]:
     typed = pb.ModelInferRequest(model_name="digits", model_version="1")
     tensor = typed.inputs.add(name="pixels", datatype="FP32", shape=[1, 784])
     tensor.contents.fp32_contents.extend([0.5] * 784)
-    asked = [
+    requests = [
         PredictRequest(pixels=bytes(784), model_version="1", include_hidden_layers=True),
         ExplainRequest(pixels=bytes(784)),
         pb.ModelReadyRequest(name="digits", version="1"),
         infer,
         typed,
     ]
-    return [bytes([rpc]) + message.SerializeToString() for rpc in range(20) for message in asked]
+    return [bytes([rpc]) + message.SerializeToString() for rpc in range(20) for message in requests]
 
 
 def _bodies() -> list[bytes]:
     """For native/fuzz: how a body is compressed, how frames cut it, and the body: one message, or two."""
     messages = [message[1:] for message in _messages()[:5]]
     packed = ((1, gzip.compress), (2, zlib.compress))
-    found = [bytes([0, 4]) + _framed(0, message) + _framed(0, message) for message in messages]
-    return found + [bytes([how, 4]) + _framed(1, pack(message)) for how, pack in packed for message in messages]
+    seeds = [bytes([0, 4]) + _framed(0, message) + _framed(0, message) for message in messages]
+    return seeds + [bytes([how, 4]) + _framed(1, pack(message)) for how, pack in packed for message in messages]
 
 
 def _framed(compressed: int, message: bytes) -> bytes:
@@ -89,7 +89,7 @@ def _framed(compressed: int, message: bytes) -> bytes:
 
 
 def _pictures() -> list[bytes]:
-    found = [_idx(1, 28, 28)]
+    seeds = [_idx(1, 28, 28)]
     for mode in ("L", "RGB", "RGBA", "P", "I;16"):
         picture = Image.fromarray((np.indices((40, 30)).sum(0) * 3).astype(np.uint8)).convert("L")
         picture = picture.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(picture).astype(np.uint16))
@@ -103,8 +103,8 @@ def _pictures() -> list[bytes]:
                 )
             except (OSError, ValueError):  # a form that has no such mode
                 continue
-            found.append(written.getvalue())
-    return found
+            seeds.append(written.getvalue())
+    return seeds
 
 
 def _idx(n: int, rows: int, columns: int) -> bytes:

@@ -58,7 +58,7 @@ class Answering:
                 rpc.finish(started, "Canceled", id_)
                 raise
             except Exception as error:  # noqa: BLE001 (the last place that can keep an internal text from the caller)
-                self._refuse(error, rpc, started, id_, grpc_context)
+                self._reject(error, rpc, started, id_, grpc_context)
                 return Reply(b"")
             if id_:
                 grpc_context.set_trailing_metadata([(REQUEST_ID, id_)])
@@ -87,13 +87,13 @@ class Answering:
                 rpc.finish(started, "Canceled", id_)
                 raise
             except Exception as error:  # noqa: BLE001 (as above)
-                status = self._refuse(error, rpc, started, id_, grpc_context)
+                status = self._reject(error, rpc, started, id_, grpc_context)
                 raise _RefusedError(status.message) from None
             rpc.finish(started, "OK", id_)
 
         return call
 
-    def _refuse(self, error: Exception, rpc: RpcMetrics, started: float, id_: str, context: Any) -> Status:
+    def _reject(self, error: Exception, rpc: RpcMetrics, started: float, id_: str, context: Any) -> Status:
         status = to_status(error)
         id_ = id_ or uuid.uuid4().hex
         code = code_name(status.code)

@@ -17,9 +17,9 @@ def merged(texts: Mapping[str, str]) -> str:
     """One exposition of those of the replicas, given by their ids."""
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
-        for found in text_string_to_metric_families(text):
-            family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
-            for sample in found.samples:
+        for parsed in text_string_to_metric_families(text):
+            family = families.setdefault(parsed.name, Metric(parsed.name, parsed.documentation, parsed.type))
+            for sample in parsed.samples:
                 family.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
     return generate_latest(_Collected(families.values())).decode()
 

@@ -117,15 +117,15 @@ class _Plain:
         It stays in the proxy: in a replica a call without an end would count as load, and scaling down wait for it.
         """
         check = self._factory(service_method=CHECK, streaming_type=gRPCStreamingType.UNARY_UNARY)
-        told = None
+        reported = None
         while True:
             reply = await check(request, context)
-            found = _HEALTH.get(_number(context.code()), NOT_SERVING)
+            result = _HEALTH.get(_number(context.code()), NOT_SERVING)
             context.set_code(grpc.StatusCode.OK)
             context.set_details("")
-            if found != told:
-                told = found
-                yield reply if found == SERVING else HealthCheckResponse(status=found).SerializeToString()
+            if result != reported:
+                reported = result
+                yield reply if result == SERVING else HealthCheckResponse(status=result).SerializeToString()
             await asyncio.sleep(LOOK_EVERY)
 
 
@@ -136,8 +136,8 @@ def tell_plainly(context: Any) -> None:
         status = to_status(error)
         context.set_code(_STATUS_CODES[status.code])
         context.set_details(status.message)
-        kept = [item for item in context.trailing_metadata() or () if item[0] != "grpc-status-details-bin"]
-        context.set_trailing_metadata((*kept, ("grpc-status-details-bin", status.SerializeToString())))
+        metadata = [item for item in context.trailing_metadata() or () if item[0] != "grpc-status-details-bin"]
+        context.set_trailing_metadata((*metadata, ("grpc-status-details-bin", status.SerializeToString())))
 
 
 def _failure(code: int, details: Any) -> ServiceError | None:

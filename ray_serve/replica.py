@@ -95,9 +95,11 @@ class Replica:
             return PlainTextResponse("here is /metrics\n", status_code=404)
         context = serve.get_replica_context()
         everyone = serve.get_deployment_handle(context.deployment, context.app_name)
-        found = await everyone.broadcast("exposition").results_async(timeout_s=GATHER_WITHIN, return_exceptions=True)
-        told = dict(one for one in found if not isinstance(one, BaseException))  # one that ends just now has none
-        return PlainTextResponse(merged(told), media_type="text/plain; version=0.0.4")
+        broadcast = everyone.broadcast("exposition")
+        expositions = await broadcast.results_async(timeout_s=GATHER_WITHIN, return_exceptions=True)
+        # A replica that is just ending has none.
+        exposed = dict(one for one in expositions if not isinstance(one, BaseException))
+        return PlainTextResponse(merged(exposed), media_type="text/plain; version=0.0.4")
 
     async def exposition(self) -> tuple[str, str]:
         """This replica's id, and its metrics as text."""

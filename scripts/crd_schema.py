@@ -54,11 +54,13 @@ def strict(node: Any) -> Any:
         return [strict(item) for item in node]
     if not isinstance(node, dict):
         return node
-    kept = {name: strict(value) for name, value in node.items() if not (name == "description" and type(value) is str)}
-    names_all = isinstance(kept.get("properties"), dict) and kept.get("type") == "object"
-    if names_all and not kept.get("x-kubernetes-preserve-unknown-fields"):
-        kept.setdefault("additionalProperties", False)
-    return kept
+    definitions = {
+        name: strict(value) for name, value in node.items() if not (name == "description" and type(value) is str)
+    }
+    names_all = isinstance(definitions.get("properties"), dict) and definitions.get("type") == "object"
+    if names_all and not definitions.get("x-kubernetes-preserve-unknown-fields"):
+        definitions.setdefault("additionalProperties", False)
+    return definitions
 
 
 def main(arguments: list[str]) -> int:
@@ -68,8 +70,8 @@ def main(arguments: list[str]) -> int:
         return 2
     OUT.mkdir(exist_ok=True)
     for path in arguments:
-        name, kept = schema(yaml.safe_load(Path(path).read_text()))
-        (OUT / name).write_text(json.dumps(kept, separators=(",", ":"), sort_keys=True) + "\n")
+        name, definitions = schema(yaml.safe_load(Path(path).read_text()))
+        (OUT / name).write_text(json.dumps(definitions, separators=(",", ":"), sort_keys=True) + "\n")
     return 0
 
 

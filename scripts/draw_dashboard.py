@@ -28,16 +28,16 @@ UNITS = {"s": "s", "percentunit": "share", "reqps": "calls/s", "bytes": "bytes",
 LABELS = ("version", "activation", "provider", "content_sha256", "grpcio", "onnxruntime", "python", "transport")
 
 
-def ask(prometheus: str, panel: dict[str, Any], expr: str, minutes: float) -> list[dict[str, Any]]:
+def query(prometheus: str, panel: dict[str, Any], expr: str, minutes: float) -> list[dict[str, Any]]:
     """The series that a panel's query gives: over the last minutes, or now for a table."""
     expr = expr.replace("$instance", ".*").replace("$__rate_interval", "1m")
     now = time.time()
     if panel["type"] == "table":
-        kind, asked = "query", {"query": expr}
+        kind, parameters = "query", {"query": expr}
     else:
         times = {"start": now - minutes * 60, "end": now, "step": minutes * 60 / POINTS}
-        kind, asked = "query_range", {"query": expr, **{name: str(value) for name, value in times.items()}}
-    url = f"{prometheus}/api/v1/{kind}?{urllib.parse.urlencode(asked)}"
+        kind, parameters = "query_range", {"query": expr, **{name: str(value) for name, value in times.items()}}
+    url = f"{prometheus}/api/v1/{kind}?{urllib.parse.urlencode(parameters)}"
     with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310 (the operator names the address)
         return list(json.load(reply)["data"]["result"])
 
@@ -52,16 +52,16 @@ def legend(template: str, metric: dict[str, str]) -> str:
 def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> None:
     """One panel: a number, a table or lines."""
     axes.set_title(panel["title"], fontsize=10, loc="left")
-    found = [
+    series_list = [
         (legend(target["legendFormat"], series["metric"]), series)
         for target in panel["targets"]
-        for series in ask(prometheus, panel, target["expr"], minutes)
+        for series in query(prometheus, panel, target["expr"], minutes)
     ]
     if panel["type"] == "timeseries":
-        for name, series in found:
+        for name, series in series_list:
             x, y = zip(*((float(at) / 60, float(value)) for at, value in series["values"]), strict=True)
             axes.plot([time.time() / 60 - at for at in x], y, label=name, linewidth=1.3)
-        values = [float(value) for _, series in found for _, value in series["values"]]
+        values = [float(value) for _, series in series_list for _, value in series["values"]]
         highest = max(filter(math.isfinite, values), default=0)  # a ratio of nothing to nothing is NaN
         axes.invert_xaxis()
         axes.set_ylim(0, highest * 1.4 or 1)  # with room for the legend
@@ -71,16 +71,16 @@ def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> N
         axes.yaxis.set_major_formatter(EngFormatter(unit if unit == "s" else ""))
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        columns = 1 if any(len(name) > LONG for name, _ in found) else 3
+        columns = 1 if any(len(name) > LONG for name, _ in series_list) else 3
         axes.legend(fontsize=6.5, loc="upper left", ncols=columns).set_in_layout(False)  # or it would press the panel
         return
     axes.axis("off")
     if panel["type"] == "stat":
-        lines = [f"{float(series['values'][-1][1]):.3g}" for _, series in found]
+        lines = [f"{float(series['values'][-1][1]):.3g}" for _, series in series_list]
         axes.text(0.5, 0.45, "   ".join(lines), ha="center", va="center", fontsize=26)
         return
     lines = []
-    for name, series in found:
+    for name, series in series_list:
         facts = [f"{key} {series['metric'][key][:12]}" for key in LABELS if key in series["metric"]]
         lines.append("\n".join([name, *(f"  {', '.join(facts[i : i + 3])}" for i in range(0, len(facts), 3))]))
     axes.text(0, 0.95, "\n".join(lines), va="top", fontsize=8, family="monospace")

@@ -44,12 +44,12 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     service = _started("service", "--port", "0", "--metrics-port", "0", "--log-format", "json", stderr=subprocess.PIPE)
     assert service.stderr is not None
-    address = _said(service.stderr, r'"address": ?"([^"]+)"')
+    address = _first_match(service.stderr, r'"address": ?"([^"]+)"')
     page = _started("playground", "--address", address, "--port", "0", stdout=subprocess.PIPE)
     assert page.stdout is not None
     browser = _browser()
     try:
-        url = _said(page.stdout, r"(http://\S+)")
+        url = _first_match(page.stdout, r"(http://\S+)")
         for name, scene in SCENES.items():
             _take(browser, url, scene, folder / f"{name}.png")
         _measure(browser, url)
@@ -64,10 +64,10 @@ def _started(module: str, *arguments: str, **pipes: int) -> subprocess.Popen[str
     return subprocess.Popen([sys.executable, "-m", module, *arguments], text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
-def _said(lines: IO[str], pattern: str) -> str:
+def _first_match(lines: IO[str], pattern: str) -> str:
     for line in lines:
-        if found := re.search(pattern, line):
-            return str(found[1])
+        if match := re.search(pattern, line):
+            return str(match[1])
     sys.exit(f"it ended without saying {pattern}")
 
 

@@ -76,26 +76,26 @@ def log_level() -> str:
 def settings() -> Settings:
     """Those that the environment gives; ends the process where they cannot be. No proxy is asked for the server."""
     try:
-        found = load([])
+        settings_ = load([])
     except SettingsError as e:
         print(e, file=sys.stderr)
         sys.exit(2)
-    if found.port == 0:
+    if settings_.port == 0:
         print("DIGITS_PORT is 0: choose a port, so that the server can be called there", file=sys.stderr)
         sys.exit(2)
-    proxies.bypass(address(found).rpartition(":")[0].strip("[]"))  # the server is on this machine
-    return found
+    proxies.bypass(address(settings_).rpartition(":")[0].strip("[]"))  # the server is on this machine
+    return settings_
 
 
-def address(given: Settings) -> str:
+def address(settings: Settings) -> str:
     """Where callers on this machine reach it."""
-    return join_host_port(ANYWHERE.get(given.host, given.host), given.port)
+    return join_host_port(ANYWHERE.get(settings.host, settings.host), settings.port)
 
 
-def end_if_taken(given: Settings) -> None:
+def end_if_taken(settings: Settings) -> None:
     """End the process with a sentence where another one listens already, whose answers would be taken for its own."""
     try:
-        for host, port in ((given.host, given.port), (given.metrics_host, given.metrics_port)):
+        for host, port in ((settings.host, settings.port), (settings.metrics_host, settings.metrics_port)):
             ensure_bindable(host, port)
     except AddressInUse as e:
         print(f"{e} by DIGITS_PORT and DIGITS_METRICS_PORT", file=sys.stderr)

@@ -17,14 +17,14 @@ from pathlib import Path
 def requirements(pyproject: Path, extras: list[str]) -> list[str]:
     """The dependencies that serving needs, and those of the extras named and of the extras that these name."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    found, open_ = set(project["dependencies"]), list(extras)
+    requirements, open_ = set(project["dependencies"]), list(extras)
     while open_:
         for requirement in project["optional-dependencies"][open_.pop()]:
             if ours := re.fullmatch(rf"{project['name']}\[(.+)\]", requirement):
                 open_ += ours[1].split(",")
             else:
-                found.add(requirement)
-    return sorted(found - {"onnxruntime"} if "gpu" in extras else found)
+                requirements.add(requirement)
+    return sorted(requirements - {"onnxruntime"} if "gpu" in extras else requirements)
 
 
 if __name__ == "__main__":

@@ -68,18 +68,18 @@ def _reason(skip: ET.Element) -> str:
 
 def main(reports: list[Path], accepted: list[Accepted]) -> int:
     """Print one line for each reason; the exit status."""
-    counts, refused = defaultdict[str, int](int), dict[str, str]()
+    counts, rejected = defaultdict[str, int](int), dict[str, str]()
     for test, reason in skipped(reports).items():
-        found = next((entry for entry in accepted if entry.covers(test, reason)), None)
-        if found is None:
-            refused[test] = reason
+        accepted_entry = next((entry for entry in accepted if entry.covers(test, reason)), None)
+        if accepted_entry is None:
+            rejected[test] = reason
         else:
-            counts[f"{found.tests}: {reason} ({found.why})"] += 1
+            counts[f"{accepted_entry.tests}: {reason} ({accepted_entry.why})"] += 1
     for line, count in sorted(counts.items()):
         print(f"skipped {count:4} of {line}")
-    for test, reason in refused.items():
+    for test, reason in rejected.items():
         print(f"skipped and not accepted: {test}: {reason}; run it, or add it to {ACCEPTED.name} with a reason")
-    return 1 if refused else 0
+    return 1 if rejected else 0
 
 
 def _arguments() -> argparse.Namespace:

@@ -45,7 +45,7 @@ def send(address: str) -> tuple[int, int]:
     return len(answers), sum(answer == label for answer, label in zip(answers, labels, strict=True))
 
 
-def ask(prometheus: str, query: str) -> float:
+def query(prometheus: str, query: str) -> float:
     """The one value that a query of Prometheus has now; 0 where it has none."""
     url = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
     try:
@@ -60,11 +60,11 @@ def wait_until_counted(prometheus: str, before: float, digits: int) -> float:
     """Seconds until Prometheus had counted the digits."""
     began = time.monotonic()
     while (seconds := time.monotonic() - began) < SEEN_WITHIN:
-        if ask(prometheus, COUNTED) - before >= digits:
+        if query(prometheus, COUNTED) - before >= digits:
             return seconds
         time.sleep(0.5)
     raise SmokeError(
-        f"Prometheus counted {ask(prometheus, COUNTED) - before:.0f} of {digits} digits in {SEEN_WITHIN} s"
+        f"Prometheus counted {query(prometheus, COUNTED) - before:.0f} of {digits} digits in {SEEN_WITHIN} s"
     )
 
 
@@ -74,7 +74,7 @@ def main() -> int:
     prometheus = sys.argv[2] if len(sys.argv) > 2 else "http://localhost:9090"
     proxies.bypass()
     try:
-        before = ask(prometheus, COUNTED)
+        before = query(prometheus, COUNTED)
         digits, right = send(address)
         print(f"{address}: {right} of {digits} digits read right")
         print(f"{prometheus}: counted them within {wait_until_counted(prometheus, before, digits):.1f} s")

@@ -58,10 +58,10 @@ def generate(out: Path) -> None:
 
 def check(fresh: Path) -> list[str]:
     """The generated files that are missing, stale or no longer wanted."""
-    wanted, found = ({p.relative_to(root) for p in (root / PB).rglob("*_pb2*.py*")} for root in (fresh, ROOT))
-    found = {path for path in found if "__pycache__" not in path.parts}
-    differ = {p for p in wanted & found if not filecmp.cmp(fresh / p, ROOT / p, shallow=False)}
-    return sorted(map(str, (wanted ^ found) | differ))
+    wanted, committed = ({p.relative_to(root) for p in (root / PB).rglob("*_pb2*.py*")} for root in (fresh, ROOT))
+    committed = {path for path in committed if "__pycache__" not in path.parts}
+    differ = {p for p in wanted & committed if not filecmp.cmp(fresh / p, ROOT / p, shallow=False)}
+    return sorted(map(str, (wanted ^ committed) | differ))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Looking inside: neurons left out, edges found where they are, mistakes in order, nonsense, and the commands."""
+"""Analysis of a network: neurons left out, edges found, mistakes in order, pictures that are no digits."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_the_mistakes_are_all_there_the_most_certain_first(activation: Any, exam
     np.testing.assert_array_equal(found.labels, wrong.labels[found.rows])
 
 
-def test_nonsense_is_the_same_every_time_and_every_picture_of_it_another() -> None:
-    first, second = analysis.nonsense(20), analysis.nonsense(20)
+def test_out_of_distribution_pictures_are_the_same_every_time_and_every_picture_of_it_another() -> None:
+    first, second = analysis.out_of_distribution(20), analysis.out_of_distribution(20)
     for kind, images in first.items():
         assert images.shape == (20, 784), kind
         assert images.dtype == np.uint8
@@ -112,11 +112,11 @@ def test_the_weights_are_drawn_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
-def test_nonsense_is_told_and_drawn(tmp_path: Path) -> None:
-    done = export("nonsense", "--activation", "relu", "--images", "50", "--png", str(tmp_path / "nonsense.png"))
+def test_out_of_distribution_pictures_are_told_and_drawn(tmp_path: Path) -> None:
+    done = export("out-of-distribution", "--activation", "relu", "--images", "50", "--png", str(tmp_path / "sheet.png"))
     assert done.returncode == 0, done.stderr
-    assert all(kind in done.stdout for kind in analysis.nonsense(1))
-    assert (tmp_path / "nonsense.png").stat().st_size > 1000
+    assert all(kind in done.stdout for kind in analysis.out_of_distribution(1))
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("command", ["ablate", "mistakes"])

@@ -69,12 +69,12 @@ def test_taking_turns_waits_less_than_chance_and_more_than_one_line_for_all() ->
     policy=st.sampled_from(["pick_first", "round_robin", "least_request"]),
     replicas=st.integers(2, 5),
     clients=st.integers(1, 6),
-    callers=st.integers(0, 12),
+    concurrency=st.integers(0, 12),
     age=st.sampled_from([0.5, 3.0, float("inf")]),
     seed=st.integers(0, 1000),
 )
 def test_what_is_true_of_any_system_is_true_of_this_one(
-    policy: Any, replicas: int, clients: int, callers: int, age: float, seed: int
+    policy: Any, replicas: int, clients: int, concurrency: int, age: float, seed: int
 ) -> None:
     config = {
         "policy": policy,
@@ -83,8 +83,8 @@ def test_what_is_true_of_any_system_is_true_of_this_one(
         "age": age,
         "seed": seed,
         "service": 0.02,
-        "callers": callers,
-        "rate": 0.0 if callers else 30.0,
+        "concurrency": concurrency,
+        "rate": 0.0 if concurrency else 30.0,
         "seconds": 8.0,
         "resolves": 1.0,
         "outages": (Outage(replica=0, begin=2.0, end=4.0),),
@@ -92,13 +92,13 @@ def test_what_is_true_of_any_system_is_true_of_this_one(
     outcome = run(**config)
     assert outcome.shares.sum() == pytest.approx(1)
     assert outcome.took.min() > 0
-    assert outcome.came.min() >= 0
+    assert outcome.arrivals.min() >= 0
     # A replica answers one call at a time, so in no second more than 1 / 0.02 on average, and Little's law holds.
     assert outcome.rate <= 1.6 * replicas / 0.02
     assert outcome.rate * outcome.took.mean() == pytest.approx(outcome.mean_in_system, rel=0.35, abs=0.3)
-    if callers:
-        assert outcome.mean_in_system == pytest.approx(callers)
-    during = (outcome.came > 2.0) & (outcome.came < 4.0)
+    if concurrency:
+        assert outcome.mean_in_system == pytest.approx(concurrency)
+    during = (outcome.arrivals > 2.0) & (outcome.arrivals < 4.0)
     assert not (outcome.replica[during] == 0).any(), "nothing is sent to a replica that drains"
     again = run(**config)
     assert (outcome.took == again.took).all(), "the same seed, the same run"
@@ -119,11 +119,11 @@ def test_without_a_replica_that_is_up_there_is_no_scene() -> None:
 # What tests/e2e/stack.py measured behind Envoy: 48 callers and one to three replicas of three tenths of a core.
 
 
-def behind_envoy(replicas: int, policy: str = "least_request", callers: int = 48, seed: int = 0) -> Outcome:
+def behind_envoy(replicas: int, policy: str = "least_request", concurrency: int = 48, seed: int = 0) -> Outcome:
     return run(
         replicas=replicas,
         policy=policy,
-        callers=callers,
+        concurrency=concurrency,
         seed=seed,
         service=1 / 470,
         seconds=9.0,
@@ -138,9 +138,9 @@ def test_replicas_behind_envoy_answer_together_what_was_measured() -> None:
 
 
 def test_envoy_gives_each_of_three_replicas_a_third_as_was_measured() -> None:
-    spread = [behind_envoy(3, callers=24, seed=seed).shares for seed in range(10)]
+    spread = [behind_envoy(3, concurrency=24, seed=seed).shares for seed in range(10)]
     assert all(0.30 < share < 0.37 for shares in spread for share in shares)
-    (all_to_one,) = {max(behind_envoy(3, "pick_first", callers=24).shares)}
+    (all_to_one,) = {max(behind_envoy(3, "pick_first", concurrency=24).shares)}
     assert all_to_one == 1, "without Envoy one connection is one replica"
 
 
@@ -156,7 +156,7 @@ def test_a_new_replica_has_its_share_once_connections_have_grown_old_and_not_bef
 
     def share(policy: Any, begin: float, end: float, **more: Any) -> float:
         outcome = run(policy=policy, **config, **more)
-        during = (outcome.came > begin) & (outcome.came < end)
+        during = (outcome.arrivals > begin) & (outcome.arrivals < end)
         return float((outcome.replica[during] == 3).mean())
 
     assert share("pick_first", 70, 300) == share("round_robin", 70, 300) == 0

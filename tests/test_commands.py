@@ -28,7 +28,10 @@ PROGRAMS = ("service", "ray_serve", "digitserve", "export", "playground", "bench
 COMMANDS = (
     *((program,) for program in PROGRAMS),
     *(("digitserve", name) for name in ("predict", "demo", "health", "score")),
-    *(("export", name) for name in ("onnx", "data", "train", "evaluate", "draw", "ablate", "mistakes", "nonsense")),
+    *(
+        ("export", name)
+        for name in ("onnx", "data", "train", "evaluate", "draw", "ablate", "mistakes", "out-of-distribution")
+    ),
 )
 WITHIN = 120  # seconds, for a machine that is busy
 
@@ -195,7 +198,7 @@ FILES: list[tuple[str, ...]] = [
     ("export", "draw", "--out"),
     ("export", "ablate", "--png"),
     ("export", "mistakes", "--png"),
-    ("export", "nonsense", "--png"),
+    ("export", "out-of-distribution", "--png"),
 ]
 FOLDERS: list[tuple[str, ...]] = [
     ("digitserve", "score", str(IMAGES), "--output"),
@@ -235,7 +238,7 @@ def test_the_two_tables_hold_every_option_that_names_something_to_write() -> Non
         for path in (ROOT / name).glob("*.py")
     ]
     found = [match for path in sources for match in re.findall(r"output_(file|folder)\(", path.read_text())]
-    shared = 1  # --png of ablate, mistakes and nonsense is one option
+    shared = 1  # --png of ablate, mistakes and out-of-distribution is one option
     assert (found.count("file") + 3 - shared, found.count("folder")) == (len(FILES), len(FOLDERS))
     writing = r"typer\.Option\([^)]*\b(write|draw|put|folder for)\b"
     assert not [path.name for path in sources if re.search(writing, path.read_text())]

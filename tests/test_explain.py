@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from export import checkpoint
-from export.network import SQUASH, Network, sigmoid
+from export.network import ACTIVATIONS, Network, sigmoid
 from service.batching.batcher import Batcher
 from service.errors import InvalidInput, ModelNotFound, ServiceError
 from service.handlers.digits import DigitsHandler
@@ -57,7 +57,7 @@ def explain(handler: DigitsHandler, pixels: np.ndarray, neurons: Any = ()) -> Ex
 def forward(network: Network, ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The reference's sums and activations, layer by layer, in float64, for ink (n, 784) in 0..1."""
     layers, below = [], ink
-    squashes = [SQUASH[network.activation]] * 2 + [sigmoid]
+    squashes = [ACTIVATIONS[network.activation]] * 2 + [sigmoid]
     for weights, biases, squash in zip(network.weights, network.biases, squashes, strict=True):
         sums = below @ weights.astype(np.float64).T + biases
         below = squash(sums)

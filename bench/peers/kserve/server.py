@@ -27,9 +27,9 @@ class Digits(Model):
 
     async def predict(self, payload: InferRequest, *_: Any, **__: Any) -> InferResponse:
         """Answer one request."""
-        found = self.session.run(list(OUTPUTS), {"pixels": payload.inputs[0].as_numpy()})
+        results = self.session.run(list(OUTPUTS), {"pixels": payload.inputs[0].as_numpy()})
         outputs = []
-        for (name, datatype), values in zip(OUTPUTS.items(), found, strict=True):
+        for (name, datatype), values in zip(OUTPUTS.items(), results, strict=True):
             output = InferOutput(name, list(values.shape), datatype)
             output.set_data_from_numpy(values, binary_data=True)
             outputs.append(output)

@@ -25,6 +25,6 @@ class Digits(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Answer one request."""
         pixels = NumpyCodec.decode_input(payload.inputs[0])
-        found = self.session.run(OUTPUTS, {"pixels": pixels})
-        outputs = [NumpyCodec.encode_output(name, of) for name, of in zip(OUTPUTS, found, strict=True)]
+        results = self.session.run(OUTPUTS, {"pixels": pixels})
+        outputs = [NumpyCodec.encode_output(name, of) for name, of in zip(OUTPUTS, results, strict=True)]
         return InferenceResponse(model_name=self.name, outputs=outputs)

@@ -23,12 +23,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request."""
-        asked = [backend.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
-        found = self.session.run(OUTPUTS, {"pixels": asked[0] if len(asked) == 1 else np.concatenate(asked)})
+        inputs = [backend.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
+        results = self.session.run(OUTPUTS, {"pixels": inputs[0] if len(inputs) == 1 else np.concatenate(inputs)})
         responses, start = [], 0
-        for pixels in asked:
+        for pixels in inputs:
             stop = start + len(pixels)
-            tensors = [backend.Tensor(name, of[start:stop]) for name, of in zip(OUTPUTS, found, strict=True)]
+            tensors = [backend.Tensor(name, of[start:stop]) for name, of in zip(OUTPUTS, results, strict=True)]
             responses.append(backend.InferenceResponse(tensors))
             start = stop
         return responses

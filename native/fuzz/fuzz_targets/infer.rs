@@ -15,22 +15,22 @@ fuzz_target!(|data: &[u8]| {
     let in_stream = bytes.len() % 2 == 0;
     let Some(request) = decode_infer(&message, &spec(), in_stream) else { return };
 
-    let whole = ModelInferRequest::decode(bytes).expect("the decoder accepted it");
-    assert_eq!(whole.raw_input_contents, [pixels(&message, &request)]);
-    assert_eq!(whole.model_name, "digits");
-    assert!(["", "1"].contains(&whole.model_version.as_str()));
-    let [input] = whole.inputs.as_slice() else { panic!("{} inputs", whole.inputs.len()) };
+    let decoded = ModelInferRequest::decode(bytes).expect("the decoder accepted it");
+    assert_eq!(decoded.raw_input_contents, [pixels(&message, &request)]);
+    assert_eq!(decoded.model_name, "digits");
+    assert!(["", "1"].contains(&decoded.model_version.as_str()));
+    let [input] = decoded.inputs.as_slice() else { panic!("{} inputs", decoded.inputs.len()) };
     assert_eq!((input.name.as_str(), input.datatype.as_str()), ("pixels", "UINT8"));
     let images = i64::try_from(request.images).expect("a batch is small");
     assert_eq!(input.shape, [images, 784]);
 
     let reply = decode_reply(reply(&request), in_stream);
-    assert_eq!(reply.id, whole.id);
+    assert_eq!(reply.id, decoded.id);
     let names: Vec<&str> = reply.outputs.iter().map(|output| output.name.as_str()).collect();
-    if whole.outputs.is_empty() {
+    if decoded.outputs.is_empty() {
         assert_eq!(names, OUTPUTS);
     } else {
-        assert_eq!(names, whole.outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>());
+        assert_eq!(names, decoded.outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>());
     }
     for (output, content) in reply.outputs.iter().zip(&reply.raw_output_contents) {
         let size = if output.datatype == "INT64" { 8 } else { 4 };

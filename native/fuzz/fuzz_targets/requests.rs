@@ -22,9 +22,9 @@ fn decode(message: &Message) -> [Option<InferRequest>; 3] {
 }
 
 fn check(message: &Message) {
-    let whole = message.to_bytes();
-    assert!(whole.len() <= MAX_MESSAGE_BYTES);
-    let in_one_chunk = decode(&Message::from(whole.clone()));
+    let bytes = message.to_bytes();
+    assert!(bytes.len() <= MAX_MESSAGE_BYTES);
+    let in_one_chunk = decode(&Message::from(bytes.clone()));
     for (chunked, one) in decode(message).into_iter().zip(in_one_chunk) {
         let key = |request: &InferRequest| (request.pixels, request.images);
         assert_eq!(chunked.as_ref().map(key), one.as_ref().map(key));
@@ -32,7 +32,7 @@ fn check(message: &Message) {
         assert!((1..=MAX_BATCH_SIZE).contains(&images) && span.len == images * PIXELS);
         let mut pixels = vec![0; span.len];
         message.copy_to(span, &mut pixels);
-        assert_eq!(pixels, whole[span.start..span.start + span.len]);
+        assert_eq!(pixels, bytes[span.start..span.start + span.len]);
     }
 }
 
