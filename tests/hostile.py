@@ -155,6 +155,8 @@ class Peer:
         self._over = set[int]()
         self._first_window = 65535
         self._windows = {0: 65535}
+        self._unacknowledged = 1
+        """SETTINGS frames sent."""
 
     def close(self) -> None:
         self.socket.close()
@@ -194,6 +196,13 @@ class Peer:
             self._unread = self._unread[whole:]
         return not self.is_closed
 
+    def synchronize(self) -> None:
+        """Return once the server has read every frame sent so far: it acknowledges a SETTINGS frame after them."""
+        self.send(frame(SETTINGS, 0, 0, b""))
+        self._unacknowledged += 1
+        while self._unacknowledged and self.read():
+            pass
+
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if (kind == RST_STREAM and stream not in self._over) or (kind == HEADERS_FRAME and flags & 1):
             self.ended.append(payload)
@@ -207,6 +216,8 @@ class Peer:
             self._first_window += more
             self._windows = {at: room + more if at else room for at, room in self._windows.items()}
             self.send(frame(SETTINGS, 1, 0, b""))
+        elif kind == SETTINGS:
+            self._unacknowledged -= 1
         elif kind == PING and not flags & 1:
             self.send(frame(PING, 1, 0, payload))
 
