@@ -88,7 +88,7 @@ async def test_grpcio_bounds_how_many_slow_messages_of_single_calls_it_holds(mon
     async def answer(message: bytes, _: float) -> bytes:
         return message
 
-    echo: Any = SimpleNamespace(name="t.T", unary={"One": answer}, streams={}, together={}, alternatives={})
+    echo: Any = SimpleNamespace(name="t.T", unary={"One": answer}, streams={}, batches={}, alternatives={})
     monkeypatch.setattr(grpcio, "_UNFINISHED_BYTES", 0)  # four, whatever their size
     async with listening([echo], message_timeout=60) as server:
         with contextlib.closing(connected(server, PREFACE)) as peer:

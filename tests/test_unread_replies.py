@@ -54,11 +54,11 @@ def echoing() -> Any:
     async def answer(_: bytes, __: float) -> bytes:
         return bytes(REPLY)
 
-    def together(*_: object) -> None:
+    def answer_batch(*_: object) -> None:
         return None
 
     return SimpleNamespace(
-        name="t.T", unary={"One": answer}, streams={"Many": answer}, together={"Many": together}, alternatives={}
+        name="t.T", unary={"One": answer}, streams={"Many": answer}, batches={"Many": answer_batch}, alternatives={}
     )
 
 
