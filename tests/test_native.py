@@ -1,4 +1,4 @@
-"""The native line and transport with models that are slow or fail, in the process of the test."""
+"""The native queue and transport with models that are slow or fail, in the process of the test."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def images(*digits: int) -> np.ndarray:
     return np.repeat(np.array(digits, np.uint8), 784).reshape(-1, 784)
 
 
-async def test_what_gathers_while_the_model_is_busy_is_one_batch() -> None:
+async def test_requests_that_arrive_while_the_model_is_busy_become_one_batch() -> None:
     async with running() as server:
         server.model.gate.clear()
         first = asyncio.ensure_future(server.predict(1, 1, 1))
@@ -144,7 +144,7 @@ async def test_small_requests_do_not_wait_behind_a_large_one() -> None:
         assert (await large, await small) == ([1, 1, 1], [2])
 
 
-async def test_large_requests_are_handed_over_while_small_ones_come_and_only_then() -> None:
+async def test_large_requests_have_their_own_thread_only_while_small_ones_arrive() -> None:
     async with running() as server:
 
         async def thread_of(*digits: int) -> str:
@@ -162,7 +162,7 @@ async def test_large_requests_are_handed_over_while_small_ones_come_and_only_the
                 pytest.fail(f"handed over: never {handed_over}")
 
 
-async def test_a_slow_model_never_holds_up_the_thread_that_reads() -> None:
+async def test_a_slow_model_runs_large_requests_on_their_own_thread() -> None:
     async with running() as server:
         server.model.gate.clear()
         first = asyncio.ensure_future(server.predict(1, 1, 1))
@@ -175,7 +175,7 @@ async def test_a_slow_model_never_holds_up_the_thread_that_reads() -> None:
         assert server.model.thread == "native-model"
 
 
-async def test_a_failed_run_fails_its_own_callers_alone_and_tells_them_nothing() -> None:
+async def test_a_failed_run_fails_only_its_own_requests_without_details() -> None:
     async with running() as server:
         assert await server.predict(5) == [5]
         with pytest.raises(aio.AioRpcError) as caught:
@@ -186,7 +186,7 @@ async def test_a_failed_run_fails_its_own_callers_alone_and_tells_them_nothing()
         assert server.value("grpc_server_handled_total", grpc_code="Internal", **labels) == 1
 
 
-async def test_a_full_line_refuses_with_a_sentence_and_says_when_to_come_again() -> None:
+async def test_a_full_queue_rejects_with_a_retry_delay() -> None:
     async with running(max_queued_images=4) as server:
         server.model.gate.clear()
         calls = [asyncio.ensure_future(server.predict(1, 1, 1))]
@@ -207,7 +207,7 @@ async def test_a_full_line_refuses_with_a_sentence_and_says_when_to_come_again()
         assert server.value("digits_requests_dropped_total", reason="overloaded") == 2
 
 
-async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
+async def test_cancelled_and_expired_requests_do_not_run() -> None:
     async with running() as server:
         server.model.gate.clear()
         first = asyncio.ensure_future(server.predict(1, 1, 1))
@@ -226,7 +226,7 @@ async def test_a_caller_who_left_and_one_who_is_late_cost_no_run() -> None:
         assert server.value("digits_requests_dropped_total", reason="deadline") == 1
 
 
-async def test_handlers_in_python_wait_in_the_same_line() -> None:
+async def test_python_handlers_use_the_same_queue() -> None:
     async with running() as server:
         results = await asyncio.gather(*(server.batcher.predict(images(i)) for i in range(5)))
         assert [result.digit.tolist() for result in results] == [[i] for i in range(5)]
@@ -234,7 +234,7 @@ async def test_handlers_in_python_wait_in_the_same_line() -> None:
             await server.batcher.predict(images(13))
 
 
-async def test_a_stream_of_one_caller_is_batched_and_answered_in_order() -> None:
+async def test_a_stream_is_batched_and_answered_in_order() -> None:
     async with running(inline=0) as server:
         server.model.gate.clear()
         stream = server.channel.stream_stream(STREAM)()
@@ -280,7 +280,7 @@ async def test_a_failed_run_ends_a_stream_of_either_protocol() -> None:
             assert (caught.value.code(), caught.value.details()) == (StatusCode.INTERNAL, "internal error")
 
 
-async def test_a_caller_who_does_not_read_is_not_read_from_without_end() -> None:
+async def test_a_client_that_does_not_read_is_not_read_from_without_end() -> None:
     async with running() as server:
         stream = server.channel.stream_stream(STREAM)()
         message = request(*[1] * 8)

@@ -71,7 +71,7 @@ class Raw:
         return frames
 
 
-async def test_one_connection_too_many_is_closed_at_once_and_its_place_is_free_again_afterwards() -> None:
+async def test_a_connection_over_the_limit_is_closed_at_once_and_one_after_it_is_accepted() -> None:
     async with running(connections=2) as server:
         assert await server.predict(1) == [1]
         with contextlib.closing(Raw(server).socket) as second:
@@ -98,7 +98,7 @@ def ended(peer: socket.socket) -> bool:
     return True
 
 
-async def test_pings_too_often_end_the_connection_and_pings_at_the_interval_do_not() -> None:
+async def test_too_frequent_pings_close_the_connection_and_pings_at_the_interval_do_not() -> None:
     async with running(ping_interval=0.1) as server:
         calm = Raw(server)
         for _ in range(8):
@@ -112,7 +112,7 @@ async def test_pings_too_often_end_the_connection_and_pings_at_the_interval_do_n
         assert [payload[4:8] for kind, payload in heard if kind == GOAWAY] == [ENHANCE_YOUR_CALM.to_bytes(4, "big")]
 
 
-async def test_a_connection_of_age_is_asked_to_end_and_its_open_calls_go_on() -> None:
+async def test_a_connection_of_maximum_age_gets_a_goaway_and_its_open_calls_go_on() -> None:
     async with running(connection_age=0.2) as server:
         stream = server.channel.stream_stream(STREAM)()
         for digit in range(8):
@@ -142,7 +142,7 @@ def answering(peer: Raw) -> list[tuple[int, bytes]]:
     return peer.heard()
 
 
-async def test_an_idle_connection_is_ended_and_one_with_an_open_call_is_not() -> None:
+async def test_an_idle_connection_is_closed_and_one_with_an_open_call_is_not() -> None:
     async with running(connection_idle=0.2) as server:
         stream = server.channel.stream_stream(STREAM)()
         await stream.write(request(3))
@@ -155,7 +155,7 @@ async def test_an_idle_connection_is_ended_and_one_with_an_open_call_is_not() ->
         assert await stream.code() is StatusCode.OK
 
 
-async def test_a_message_that_stops_coming_is_refused_and_a_stream_may_rest_between_messages() -> None:
+async def test_a_stalled_message_is_rejected_and_a_stream_may_be_idle_between_messages() -> None:
     async with running(message_timeout=0.3) as server:
         stream = server.channel.stream_stream(STREAM)()
         await stream.write(request(3))
@@ -172,7 +172,7 @@ async def test_a_message_that_stops_coming_is_refused_and_a_stream_may_rest_betw
         assert PredictResponse.FromString(await stream.read()).digits == [4]
 
 
-async def test_more_calls_than_one_connection_may_have_wait_at_the_caller() -> None:
+async def test_calls_over_the_limit_of_a_connection_wait_at_the_client() -> None:
     async with running(streams=2) as server:
         server.model.gate.clear()
         calls = [asyncio.ensure_future(server.predict(digit, digit, digit)) for digit in range(5)]
@@ -183,7 +183,7 @@ async def test_more_calls_than_one_connection_may_have_wait_at_the_caller() -> N
         assert await asyncio.gather(*calls) == [[digit] * 3 for digit in range(5)]
 
 
-async def test_headers_over_the_limit_are_refused_and_others_go_on() -> None:
+async def test_metadata_over_the_limit_is_rejected_and_other_calls_go_on() -> None:
     async with running() as server:
         with pytest.raises(aio.AioRpcError, match="RESOURCE_EXHAUSTED") as caught:
             await server.predict(1, metadata=[("x-long", "y" * 40_000)])
@@ -191,14 +191,14 @@ async def test_headers_over_the_limit_are_refused_and_others_go_on() -> None:
         assert await server.predict(2, metadata=[("x-long", "y" * 4_000)]) == [2]
 
 
-async def test_a_call_that_ends_without_its_message_is_told_so() -> None:
+async def test_a_call_without_a_message_is_unimplemented() -> None:
     async with running() as server:
         with pytest.raises(aio.AioRpcError, match="UNIMPLEMENTED") as caught:
             await server.channel.stream_unary("/digits.v1.DigitService/Predict")(iter(()), timeout=10)
         assert caught.value.details() == "the call holds no message; expected one"
 
 
-async def test_whoever_came_under_a_model_is_answered_by_it_and_no_batch_spans_a_swap() -> None:
+async def test_a_request_is_answered_by_the_model_it_arrived_under_and_no_batch_spans_a_swap() -> None:
     async with running() as server:
         first, second = server.model, type(server.model)()
         first.gate.clear()
