@@ -1,4 +1,4 @@
-"""What the hidden neurons do: each left out in turn, compared with edges; and answers to pictures that are no digits."""
+"""What hidden neurons do: each left out in turn, compared with edges; and answers to pictures that are no digits."""
 
 from __future__ import annotations
 

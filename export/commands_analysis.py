@@ -1,4 +1,4 @@
-"""The commands that analyse a trained network: weights drawn, neurons left out, mistakes, pictures that are no digits."""
+"""Commands that analyse a trained network: weights drawn, neurons left out, mistakes, pictures that are no digits."""
 
 from __future__ import annotations
 
