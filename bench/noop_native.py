@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
 from bench.servers import LARGEST_BATCH, MODEL
-from service.handlers.digits import DigitsHandler
-from service.handlers.inference import InferenceHandler
-from service.handlers.metadata import MetadataHandler
-from service.handlers.predictor import Predictor
 from service.inference.model import Model
 from service.network import Pixels, Predictions
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
-from service.observability.statistics import Statistics
+from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
+from service.transports.config import TransportConfig
 from service.transports.limits import Limits
 from service.transports.native.transport import NativeBatcher, NativeTransport
-
-if TYPE_CHECKING:
-    from service.handlers import Service
 
 
 class NoopModel(Model):
@@ -44,17 +37,11 @@ class NoopModel(Model):
 
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
-    batcher = NativeBatcher(NoopModel(MODEL), Statistics())
-    predictor = Predictor(batcher, max_batch_size=LARGEST_BATCH)
-    services: list[Service] = [
-        DigitsHandler(predictor),
-        InferenceHandler(predictor, MetadataHandler(predictor, is_serving=lambda: True, server_version="0")),
-    ]
     log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
-    limits = Limits(max_batch_size=LARGEST_BATCH)
-    transport = NativeTransport(
-        services, batcher, metrics, log, limits=limits, with_reflection=False, max_queued_images=65536, inline=128
-    )
+    queue = PipelineConfig(max_batch_size=LARGEST_BATCH, max_queued_images=65536, inline_images=128)
+    pipeline = compose_pipeline(NativeBatcher, NoopModel(MODEL), metrics, queue, ServerInfo())
+    config = TransportConfig(limits=Limits(max_batch_size=LARGEST_BATCH), reflection=False)
+    transport = NativeTransport(pipeline.services, pipeline.batcher, metrics, log, config)
     await transport.start("127.0.0.1", int(sys.argv[1]))
     await transport.set_serving(True)
     await asyncio.Event().wait()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from service.errors import ServiceError
-from service.observability.metrics import Metrics, Rpc, RpcMetrics
-from service.transports.grpcio.instrumentation import REQUEST_ID, request_id_from
+from service.observability.rpc_metrics import Rpc, RpcMetrics
+from service.transports.request_id import REQUEST_ID, request_id_from
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from service.handlers import Alternative, MessageHandler
+    from service.observability.metrics import Metrics
 
 NO_DEADLINE = float("inf")
 """Ray's proxy keeps the caller's deadline to itself: it ends the call, and the replica hears of it as a cancelling."""

@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import generate_latest
 from ray import serve
 from starlette.responses import PlainTextResponse
 
 from ray_serve.adapter import Answering
 from ray_serve.exposition import merged
-from service import __version__
 from service.batching.batcher import Batcher
 from service.errors import ModelNotFound, malformed_message
-from service.handlers.digits import DigitsHandler
-from service.handlers.inference import InferenceHandler
-from service.handlers.metadata import MetadataHandler
-from service.handlers.predictor import Predictor, echo
+from service.handlers.predictor import echo
 from service.inference.model import Model
 from service.network import PIXELS
 from service.observability.logs import make_logger
-from service.observability.metrics import Metrics
-from service.observability.statistics import Statistics
+from service.observability.metrics import Metrics, create_registry
+from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -47,27 +43,17 @@ class Replica:
     """
 
     def __init__(self, settings: ClusterSettings, content: bytes) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call] # as in service.runtime.server
         self._log = make_logger(settings.log_format, settings.log_level)
         self._model = _loaded(content, settings.model_sha256)
-        self._registry = CollectorRegistry()
+        self._registry = create_registry()
         self._metrics = Metrics(self._registry)
         self._metrics.serving.set(1)
-        batcher = Batcher(
-            self._model,
-            self._metrics,
-            Statistics(),
+        queue = PipelineConfig(
             max_batch_size=settings.max_batch_size,
             max_queued_images=settings.max_queued_images,
-            inline=settings.inline_images,
+            inline_images=settings.inline_images,
         )
-        predictor = Predictor(batcher, max_batch_size=settings.max_batch_size)
-        services: list[Service] = [
-            DigitsHandler(predictor, self._metrics.requests_dropped.labels("overloaded").inc),
-            InferenceHandler(
-                predictor, MetadataHandler(predictor, is_serving=lambda: True, server_version=__version__)
-            ),
-        ]
+        services = compose_pipeline(Batcher, self._model, self._metrics, queue, ServerInfo()).services
         self._names = ["", *(service.name for service in services)]
         self._offer(services)
         self._metrics.set_model_info(
@@ -92,7 +78,7 @@ class Replica:
     async def __call__(self, request: Request) -> PlainTextResponse:
         """HTTP through Ray's proxy: /metrics of all replicas."""
         if request.url.path != "/metrics":
-            return PlainTextResponse("here is /metrics\n", status_code=404)
+            return PlainTextResponse("expected /metrics\n", status_code=404)
         context = serve.get_replica_context()
         everyone = serve.get_deployment_handle(context.deployment, context.app_name)
         broadcast = everyone.broadcast("exposition")

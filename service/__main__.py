@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-_BEGAN = time.monotonic()
+_PROCESS_START = time.monotonic()
 
 # Imports are not prepared for KeyboardInterrupt, and while the model is loaded the event loop hears of no signal.
 if __name__ == "__main__" or sys.argv[0].rpartition(os.sep)[2] == "digitserve":
@@ -45,7 +45,8 @@ def main() -> int:
     # Imported late: --help and a bad option answer at once.
     from service.errors import StartError  # noqa: PLC0415
     from service.observability.logs import capture_libraries, make_logger  # noqa: PLC0415
-    from service.runtime.server import serve  # noqa: PLC0415
+    from service.runtime.lifecycle import run  # noqa: PLC0415
+    from service.runtime.server import compose  # noqa: PLC0415
 
     keep_memory_together()
     log = make_logger(settings.log_format, settings.log_level)
@@ -57,7 +58,7 @@ def main() -> int:
         log.warning("unknown variable", variable=name, **({"suggestion": meant} if meant else {}))
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(settings, log, _BEGAN))
+            runner.run(run(compose, settings, log, _PROCESS_START))
     except StartError as e:
         log.error("cannot start", reason=str(e))  # noqa: TRY400 (one sentence for the operator, no traceback)
         return 1

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
+from service.security.config import SecurityConfig
+from service.transports.config import TransportConfig
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
 
@@ -34,7 +36,7 @@ async def listening(
     services: Sequence[Service] = (),
     *,
     grace: float = 5,
-    changed: Callable[[], object] = bool,
+    on_health_change: Callable[[], object] = bool,
     tls: Tls | None = None,
     **limits: Any,
 ) -> AsyncIterator[Bare]:
@@ -46,10 +48,12 @@ async def listening(
         queue,
         Metrics(registry),
         make_logger("json", "error"),
-        limits=Limits(**{"max_batch_size": 8, **limits}),
-        with_reflection=not services,  # what a test makes up has no descriptors
-        changed=changed,
-        tls=tls,
+        TransportConfig(
+            limits=Limits(**{"max_batch_size": 8, **limits}),
+            reflection=not services,  # the services of a test have no descriptors
+        ),
+        SecurityConfig(tls=tls),
+        on_health_change=on_health_change,
     )
     port = await transport.start("127.0.0.1", 0)
     await transport.set_serving(True)

@@ -37,7 +37,7 @@ TABLE = (
         ("service", "service.inference", "service.observability", "service.pb"),
         ("google", "numpy"),
     ),
-    Package("service.transports", ("service", "service.observability"), ("google", "structlog")),
+    Package("service.transports", ("service", "service.observability"), ("google", "grpc_health", "structlog")),
     Package(
         "service.transports.grpcio",
         ("service", "service.handlers", "service.observability", "service.security", "service.transports"),
@@ -57,7 +57,7 @@ TABLE = (
             *("service", "service.batching", "service.handlers", "service.inference", "service.observability"),
             *("service.security", "service.transports", "service.transports.grpcio", "service.transports.native"),
         ),
-        ("prometheus_client", "structlog"),
+        ("structlog",),
     ),
     Package("service.__main__", ("service", "service.observability", "service.runtime"), ("uvloop",)),
     Package(
@@ -76,7 +76,7 @@ TABLE = (
         "ray_serve",
         (
             *("commandline", "service", "service.batching", "service.handlers", "service.inference"),
-            *("service.observability", "service.pb", "service.transports", "service.transports.grpcio"),
+            *("service.observability", "service.pb", "service.runtime", "service.transports"),
         ),
         (
             *("google", "grpc", "grpc_health", "numpy", "prometheus_client", "pydantic", "pydantic_settings", "ray"),

@@ -129,7 +129,8 @@ def test_one_address_of_two_that_is_taken_is_a_taken_port(resolve_to: Callable[.
 @needs_ipv6
 def test_http_answers_on_every_address_of_a_name(resolve_to: Callable[..., None]) -> None:
     resolve_to("here.example", *LOOPBACK)
-    endpoint = MetricsServer("here.example", 0, CollectorRegistry(), serving=lambda: True)
+    endpoint = MetricsServer(CollectorRegistry(), is_serving=lambda: True)
+    endpoint.start("here.example", 0)
     try:
         assert all(answers(address, endpoint.port) for address in LOOPBACK)
     finally:

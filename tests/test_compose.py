@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
-from service.healthcheck import publish
+from service.healthcheck import publish_address
 from service.observability.metrics_server import MetricsServer
 from service.transports.limits import Limits
 
@@ -423,7 +423,8 @@ def test_the_probe_fails_until_a_server_serves_and_says_why(server: ServiceProce
     assert probe(str(os.getpid())) == (1, "", no_server)
     assert probe("localhost:50051") == (2, "", "usage: healthcheck.py [PID ...]\n")
     registry = CollectorRegistry()
-    closed = MetricsServer("127.0.0.1", 0, registry, serving=lambda: False, about=lambda: "for a reason")
+    closed = MetricsServer(registry, is_serving=lambda: False, health_text=lambda: "for a reason")
+    closed.start("127.0.0.1", 0)
     try:
         asked = f"127.0.0.1:{closed.port}: NOT_SERVING for a reason\n"
         assert probe(str(os.getpid())) == (1, "", asked)
@@ -438,7 +439,7 @@ def test_the_probe_fails_until_a_server_serves_and_says_why(server: ServiceProce
 def test_the_probe_fails_where_nothing_or_something_else_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        published = publish("127.0.0.1", port)
+        published = publish_address("127.0.0.1", port)
         assert published is not None
 
         def answer() -> None:
@@ -451,7 +452,7 @@ def test_the_probe_fails_where_nothing_or_something_else_answers() -> None:
         answering.start()
         status, _, why = probe(str(os.getpid()))
         answering.join()
-    assert (status, why) == (1, f"127.0.0.1:{port}: not an answer of HTTP: '220 mail.example ESMTP'\n")
+    assert (status, why) == (1, f"127.0.0.1:{port}: not an HTTP response: '220 mail.example ESMTP'\n")
     status, _, why = probe(str(os.getpid()))
     os.close(published)
     assert (status, why) == (1, f"127.0.0.1:{port}: [Errno 111] Connection refused\n")

@@ -19,18 +19,18 @@ def test_open_connections_to_the_port_are_counted_and_no_others(family: socket.A
     with contextlib.ExitStack() as stack:
         listening, other = (stack.enter_context(socket.create_server((host, 0), family=family)) for _ in range(2))
         port, elsewhere = (one.getsockname()[1] for one in (listening, other))
-        assert connections.established(port) == 0
+        assert connections.count_established(port) == 0
         callers = [stack.enter_context(socket.create_connection((host, port), 5)) for _ in range(3)]
         stack.enter_context(socket.create_connection((host, elsewhere), 5))
-        assert connections.established(port) == 3
-        assert connections.established(elsewhere) == 1
+        assert connections.count_established(port) == 3
+        assert connections.count_established(elsewhere) == 1
         callers[0].close()
         stack.enter_context(listening.accept()[0])
-        assert connections.established(port) == 2
-        assert connections.established(callers[1].getsockname()[1]) == 1  # its other end
+        assert connections.count_established(port) == 2
+        assert connections.count_established(callers[1].getsockname()[1]) == 1  # its other end
 
 
 @pytest.mark.parametrize("table", ["gone", ""])
 def test_a_system_that_does_not_tell_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: str) -> None:
     monkeypatch.setattr(connections, "_TABLES", (tmp_path / table,))
-    assert math.isnan(connections.established(1))
+    assert math.isnan(connections.count_established(1))

@@ -36,7 +36,7 @@ from service.pb.inference import open_inference_pb2 as pb
 from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.runtime import device_recovery
 from service.runtime.device_recovery import FAILURE_THRESHOLD, DeviceRecovery
-from service.runtime.server import Server
+from service.runtime.server import compose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,7 +173,7 @@ async def test_on_a_device_nothing_runs_on_the_event_loop_unless_it_is_told_to(
     model_path: Path, replaying: Callable[[str], None], arguments: list[str], inline: int
 ) -> None:
     replaying("works")
-    server = Server(load([*arguments, "--transport=grpcio", f"--model={model_path}"]), CapturingLogger())  # type: ignore[arg-type]
+    server = compose(load([*arguments, "--transport=grpcio", f"--model={model_path}"]), CapturingLogger())  # type: ignore[arg-type]
     assert isinstance(server.batcher, Batcher)
     assert server.batcher._inline == inline
 

@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from conftest import ANSWERS_WITHIN, ROOT, launch, serving
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import CapturingLogger
 
 from service.config import SettingsError, load
 from service.errors import StartError
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.runtime.components import chosen_transport
+from service.runtime.components import choose_transport
 from service.transports.native import transport as native
 
 pytestmark = pytest.mark.usefixtures("transport")
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("transport")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 IMAGE = PredictRequest(pixels=bytes(784)).SerializeToString()
+LOG: Any = CapturingLogger()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -271,13 +274,13 @@ def test_auto_takes_the_native_transport_where_its_wheel_is(
     monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
 ) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: installed)
-    assert chosen_transport(load([f"--transport={asked}"])) == (expected, "")
+    assert choose_transport(load([f"--transport={asked}"]), LOG) == expected
 
 
 def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "is_installed", lambda: False)
     with pytest.raises(StartError) as caught:
-        chosen_transport(load(["--transport=native"]))
+        choose_transport(load(["--transport=native"]), LOG)
     assert str(caught.value) == (
         "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
         "run `make native`, or choose grpcio"
@@ -294,10 +297,13 @@ def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytes
     monkeypatch.setattr(native, "is_installed", lambda: True)
     monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
     option = "--otlp-endpoint=http://127.0.0.1:1"
-    assert chosen_transport(load(["--transport=grpcio", option])) == ("grpcio", "")
-    assert chosen_transport(load([option])) == ("grpcio", "native does not offer --otlp-endpoint")
+    log = CapturingLogger()
+    assert choose_transport(load(["--transport=grpcio", option]), log) == "grpcio"  # type: ignore[arg-type]
+    assert log.calls == []
+    assert choose_transport(load([option]), log) == "grpcio"  # type: ignore[arg-type]
+    assert [call.kwargs["reason"] for call in log.calls] == ["native does not offer --otlp-endpoint"]
     with pytest.raises(StartError, match="'native', which does not offer --otlp-endpoint: choose grpcio"):
-        chosen_transport(load(["--transport=native", option]))
+        choose_transport(load(["--transport=native", option]), LOG)
 
 
 def test_grpcio_reads_calls_in_the_thread_that_hands_them_on(model_path: Path, transport: str) -> None:

@@ -88,7 +88,7 @@ async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_ar
     monkeypatch.setattr(grpcio_server, "HAS_KNOWN_INTERNALS", False)
     told: list[str] = []
     async with (
-        listening(changed=lambda: told.append(server.transport.unhealthy_reason)) as server,
+        listening(on_health_change=lambda: told.append(server.transport.unhealthy_reason)) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         stub: Any = health_pb2_grpc.HealthStub(channel)

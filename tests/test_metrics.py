@@ -22,7 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from export import checkpoint
 from service import __version__
-from service.observability.histogram import LONGEST_IN_EXEMPLAR
+from service.observability.histogram import MAX_EXEMPLAR_REQUEST_ID
 from service.observability.metrics import CONFIDENCE_BUCKETS, Metrics
 from service.observability.metrics_server import MetricsServer
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
@@ -219,7 +219,7 @@ def test_a_request_id_is_the_exemplar_for_those_who_ask_for_openmetrics(model_pa
     }
     assert handled == {"OK": "good-1", "InvalidArgument": given}
     assert "good-1" not in plain
-    assert max(map(len, ids)) > LONGEST_IN_EXEMPLAR
+    assert max(map(len, ids)) > MAX_EXEMPLAR_REQUEST_ID
 
 
 def test_the_model_in_service_is_named(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
@@ -252,7 +252,8 @@ def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[
 
 def test_a_connection_on_which_nothing_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.observability.metrics_server._IDLE_TIMEOUT", 1)
-    endpoint = MetricsServer("127.0.0.1", 0, CollectorRegistry(), serving=lambda: True)
+    endpoint = MetricsServer(CollectorRegistry(), is_serving=lambda: True)
+    endpoint.start("127.0.0.1", 0)
     with socket.create_connection(("127.0.0.1", endpoint.port), ANSWERS_WITHIN) as silent:
         assert silent.recv(1) == b""
     endpoint.stop()

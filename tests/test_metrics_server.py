@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def endpoint() -> Iterator[MetricsServer]:
     registry = CollectorRegistry()
     Gauge("digits", "A gauge.", registry=registry).set(7)
-    http_endpoint = MetricsServer("127.0.0.1", 0, registry, serving=lambda: True)
+    http_endpoint = MetricsServer(registry, is_serving=lambda: True)
+    http_endpoint.start("127.0.0.1", 0)
     yield http_endpoint
     http_endpoint.stop()
 

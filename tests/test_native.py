@@ -19,16 +19,14 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from service.errors import DeadlineExceeded, ModelUnavailable, Overloaded
-from service.handlers.digits import DigitsHandler
-from service.handlers.inference import InferenceHandler
-from service.handlers.metadata import MetadataHandler
-from service.handlers.predictor import Predictor
 from service.network import Parameters, Predictions
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
-from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
+from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
+from service.security.config import SecurityConfig
+from service.transports.config import TransportConfig
 from service.transports.limits import Limits
 from service.transports.native.transport import NativeBatcher, NativeTransport
 
@@ -94,15 +92,19 @@ class Running(SimpleNamespace):
 @asynccontextmanager
 async def running(**limits: Any) -> AsyncIterator[Running]:
     model, registry = Fake(), CollectorRegistry()
-    batcher: Any = NativeBatcher(model, Statistics())  # type: ignore[arg-type]
     sizes = {"max_queued_images": 100, "inline": 2, **limits}
     bounds = Limits(**{"max_batch_size": 8, **{name: sizes.pop(name) for name in BOUNDS if name in sizes}})
-    predictor = Predictor(batcher, max_batch_size=bounds.max_batch_size)
-    metadata = MetadataHandler(predictor, is_serving=lambda: True, server_version="0")
-    services = [DigitsHandler(predictor), InferenceHandler(predictor, metadata)]
-    log = make_logger("json", "error")
+    queue = PipelineConfig(
+        max_batch_size=bounds.max_batch_size,
+        max_queued_images=sizes.pop("max_queued_images"),
+        inline_images=sizes.pop("inline"),
+    )
     metrics = Metrics(registry)
-    transport = NativeTransport(services, batcher, metrics, log, limits=bounds, with_reflection=False, **sizes)
+    pipeline = compose_pipeline(NativeBatcher, model, metrics, queue, ServerInfo())  # type: ignore[arg-type]
+    batcher, log = pipeline.batcher, make_logger("json", "error")
+    security = SecurityConfig(**{name: sizes.pop(name) for name in ("tls", "tokens") if name in sizes})
+    config = TransportConfig(limits=bounds, reflection=False, **sizes)
+    transport = NativeTransport(pipeline.services, batcher, metrics, log, config, security)
     port = await transport.start("127.0.0.1", 0)
     await transport.set_serving(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:

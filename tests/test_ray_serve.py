@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray_serve.config import ClusterSettings, load
 from ray_serve.exposition import merged
 from service.config import Settings, SettingsError
-from service.observability.metrics import Metrics, Rpc, RpcMetrics
+from service.observability.metrics import Metrics
+from service.observability.rpc_metrics import Rpc, RpcMetrics
 from service.pb.digits.v1.digits_pb2 import PredictResponse
 
 if TYPE_CHECKING:

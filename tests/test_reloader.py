@@ -180,7 +180,7 @@ def test_what_cannot_serve_is_refused_by_sentence_metric_and_log_while_the_old_o
             add(folder, 2, spoil(content(2)))
             code, said = load_model(service)
             assert (code, sentence in said) == (grpc.StatusCode.FAILED_PRECONDITION, True), (name, said)
-            assert said.startswith("version 1 serves on: ")
+            assert said.startswith("version 1 still serves: ")
             assert sentence in service.wait_for("model rejected")["reason"]
             assert client.predict(BLANK).model_version == "1"
             assert reloads(service) == (0, number)
@@ -333,19 +333,19 @@ async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
     reloader = Reloader(place, Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
     taken: list[str] = []
     candidates = place.candidates
-    monkeypatch.setattr("service.runtime.reloader.PATIENCE", 0.1)
+    monkeypatch.setattr("service.runtime.reloader.READ_TIMEOUT", 0.1)
     monkeypatch.setattr(place, "candidates", lambda: (answers.wait(ANSWERS_WITHIN), candidates())[1])
     add(folder, 2)
     for _ in range(2):
         with pytest.raises(ReloadRejected, match=r"could not be read within .* s: its volume does not answer"):
-            await reloader.look(lambda model: taken.append(model.info.version))
+            await reloader.reload(lambda model: taken.append(model.info.version))
     for _ in range(5):  # told once of what is only looked at again
-        await reloader.look(lambda model: taken.append(model.info.version), asked=False)
+        await reloader.reload(lambda model: taken.append(model.info.version), force=False)
     assert [call.method_name for call in log.calls] == ["error", "error"]
     answers.set()
     async with asyncio.timeout(ANSWERS_WITHIN):
         while not taken:  # the question that had no answer is still in the way at first
-            await reloader.look(lambda model: taken.append(model.info.version), asked=False)
+            await reloader.reload(lambda model: taken.append(model.info.version), force=False)
             await asyncio.sleep(0.01)
     assert taken == ["2"]
 
@@ -366,9 +366,9 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_bytes", deny)
         for _ in range(3):
-            await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
+            await reloader.look_in_background(lambda model: taken.append(model.info.version), force=False)
     assert taken == []
-    await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
+    await reloader.look_in_background(lambda model: taken.append(model.info.version), force=False)
     assert taken == ["2"]
     assert [call.args[0] for call in log.calls] == ["model rejected", "model loaded"]
 
@@ -381,11 +381,11 @@ async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatc
     add(folder, 2)
     with monkeypatch.context() as patch:
         patch.setattr(place, "load", lambda _: 1 / 0)
-        await reloader.look_in_background(lambda model: taken.append(model.info.version), asked=False)
+        await reloader.look_in_background(lambda model: taken.append(model.info.version), force=False)
     assert taken == []
     add(folder, 3)
     with contextlib.suppress(ReloadRejected):
-        await reloader.look(lambda model: taken.append(model.info.version))
+        await reloader.reload(lambda model: taken.append(model.info.version))
     assert taken == ["3"]
 
 

@@ -23,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from service.observability.tracing import MESSAGES
+from service.observability.tracing import MAX_TRACED_MESSAGES
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as oip
 
@@ -373,16 +373,16 @@ def test_the_run_names_the_version_that_answered_before_and_after_a_swap(
 def test_each_message_of_a_stream_has_a_span_up_to_a_bound(channel: grpc.Channel, collector: Collector) -> None:
     trace_id, *context = traceparent(11)
     stream = channel.stream_stream(f"/{STREAM}")
-    sent = MESSAGES + 10
+    sent = MAX_TRACED_MESSAGES + 10
     assert len(list(stream(iter([IMAGE] * sent), metadata=(tuple(context),), timeout=20))) == sent
     spans = collector.trace(trace_id, STREAM)
     root, messages = one(spans, STREAM), [span for span in spans if span.name == "message"]
     assert attributes(root)["digits.messages"] == sent
-    assert [attributes(span)["digits.message"] for span in messages] == list(range(1, MESSAGES + 1))
+    assert [attributes(span)["digits.message"] for span in messages] == list(range(1, MAX_TRACED_MESSAGES + 1))
     assert {span.parent_span_id for span in messages} == {root.span_id}
     under = [span.name for span in spans if span.parent_span_id == messages[0].span_id]
     assert under == ["decode", "queue", "run", "encode"]
-    assert len(spans) == 1 + 5 * MESSAGES
+    assert len(spans) == 1 + 5 * MAX_TRACED_MESSAGES
 
 
 def test_a_refusal_within_a_stream_is_on_its_message(channel: grpc.Channel, collector: Collector) -> None:
@@ -498,11 +498,11 @@ def test_without_an_endpoint_nothing_of_it_is_loaded_and_the_plain_parts_serve(m
 import asyncio, json, sys
 from service.config import Settings
 from service.observability.logs import make_logger
-from service.runtime.server import Server
+from service.runtime.server import compose
 async def main():
     settings = Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio")
-    server = Server(settings, make_logger("json", "error"))
-    parts = [server.batcher, server.transport._observer]
+    server = compose(settings, make_logger("json", "error"))
+    parts = [server.batcher, server.transport._instrumentation]
     print(json.dumps([type(part).__module__ for part in parts] + ["opentelemetry" in sys.modules]))
 asyncio.run(main())
 """
@@ -580,13 +580,13 @@ def test_the_run_that_failed_is_in_the_trace(model_path: Path) -> None:
 import asyncio, grpc
 from service.config import Settings
 from service.observability.logs import make_logger
-from service.runtime.server import Server
+from service.runtime.server import compose
 from service.inference.model import Model
 async def main():
-    server = Server(Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio",
+    server = compose(Settings(model={str(model_path)!r}, port=0, metrics_port=0, transport="grpcio",
                     otlp_endpoint=ENDPOINT), make_logger("json", "critical"))
     def fail(pixels): raise MemoryError("no room")
-    server.model.predict = fail
+    server.models.model.predict = fail
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{{server.port}}") as channel:
         try:

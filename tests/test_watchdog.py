@@ -23,7 +23,7 @@ from service.config import load
 from service.inference.model import Model
 from service.observability.metrics import Metrics
 from service.runtime import watchdog
-from service.runtime.server import Server
+from service.runtime.server import compose
 from service.runtime.watchdog import Watchdog
 from service.transports.native.callbacks import PythonCallbacks
 
@@ -41,7 +41,7 @@ class Dog:
         self.log = CapturingLogger()
         self.told: list[str] = []
         log: Any = self.log
-        self.dog = Watchdog(patience, Metrics(self.registry), log, asyncio.get_running_loop(), self.changed)
+        self.dog = Watchdog(patience, Metrics(self.registry), log, self.changed)
         self.dog.start(threads)
 
     def changed(self) -> None:
@@ -59,7 +59,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_its_return(model_path: Path) -> None:
     held, watched = Held(Model(model_path)), Dog(0.1)
-    run = asyncio.create_task(asyncio.to_thread(watched.dog.watch(held).predict, BLANK))
+    run = asyncio.create_task(asyncio.to_thread(watched.dog.monitor(held).predict, BLANK))
     await until(lambda: len(watched.told) == 1)
     assert watched.told[0].startswith("a run of the model has been under way for ")
     [bark] = watched.log.calls
@@ -79,7 +79,7 @@ async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:
     held.go.set()
     held.fail = {1}
     with pytest.raises(RuntimeError, match="device lost"):
-        watched.dog.watch(held).predict(BLANK)
+        watched.dog.monitor(held).predict(BLANK)
     await asyncio.sleep(0.3)
     watched.dog.stop()
     assert watched.told == []
@@ -98,7 +98,7 @@ async def test_an_event_loop_that_stands_still_is_told_to_other_threads_meanwhil
 
 async def test_zero_is_never(model_path: Path) -> None:
     held, watched = Held(Model(model_path)), Dog(0)
-    run = asyncio.create_task(asyncio.to_thread(watched.dog.watch(held).predict, BLANK))
+    run = asyncio.create_task(asyncio.to_thread(watched.dog.monitor(held).predict, BLANK))
     await asyncio.sleep(0.3)
     assert watched.dog.unhealthy_reason == ""
     held.go.set()
@@ -132,10 +132,10 @@ async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     options = ["--transport=native", f"--model={model_path}", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
     log: Any = CapturingLogger()
-    server = Server(load(options), log)
+    server = compose(load(options), log)
     await server.start()
-    await until(lambda: not server._is_serving())
-    assert server._trouble == "the thread native-model has ended"
+    await until(lambda: not server.health.is_serving())
+    assert server.health.unhealthy_reason == "the thread native-model has ended"
     await server.stop()
 
 

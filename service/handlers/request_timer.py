@@ -43,4 +43,4 @@ class RequestTimer:
         if error is not None:
             self._statistics.fail.add(time.perf_counter_ns() - self._started, self._requests)
         elif self._predicted:
-            self._statistics.answered(self._started, self._decoded, self._predicted, self._requests)
+            self._statistics.record_success(self._started, self._decoded, self._predicted, self._requests)

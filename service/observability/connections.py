@@ -1,4 +1,4 @@
-"""How many connections a port has, as the kernel tells: that is the same for every transport, and none counts them."""
+"""The number of connections of a port, read from the kernel, since no transport counts them alike."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
 
-def established(port: int) -> float:
-    """Open TCP connections to `port` of this machine or container; NaN where the system does not tell."""
-    # proc(5) has local port, remote address and port, and state in a row; of the states 01 is ESTABLISHED.
+def count_established(port: int) -> float:
+    """Count the open TCP connections to `port` of this machine or container; NaN if the system does not report them."""
+    # proc(5): local port, remote address and port, state; state 01 is ESTABLISHED.
     line = re.compile(rb":%04X [0-9A-F]+:[0-9A-F]{4} 01 " % port)
     try:
         tables = [table.read_bytes() for table in _TABLES if table.exists()]
-    except OSError:  # a scrape has more to tell than this
+    except OSError:  # a scrape still has the other metrics
         tables = []
     return float(sum(len(line.findall(table)) for table in tables)) if tables else float("nan")

@@ -1,4 +1,4 @@
-"""What the GPU does, for /metrics, as NVML tells; nothing where its package or the NVIDIA driver is not installed."""
+"""GPU metrics, read through NVML; none if its package or the NVIDIA driver is not installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(registry: CollectorRegistry, device_id: int, log: FilteringBoundLogger) -> None:
-    """Have the registry tell of that GPU, or the log why it cannot."""
+    """Add the metrics of that GPU to the registry, or log why there are none."""
     try:
         import pynvml  # noqa: PLC0415 (of the extra gpu)
     except ImportError:
@@ -31,7 +31,7 @@ def register(registry: CollectorRegistry, device_id: int, log: FilteringBoundLog
 
 
 class GpuCollector(Collector):
-    """One GPU: all that runs on it, this server or not."""
+    """The metrics of one GPU, for all programs that use it."""
 
     def __init__(self, nvml: Any, device: Any) -> None:
         self._nvml = nvml
@@ -39,16 +39,20 @@ class GpuCollector(Collector):
         self._uuid = nvml.nvmlDeviceGetUUID(device)
 
     def collect(self) -> Iterable[Metric]:
-        """What it does now; nothing where the driver does not tell."""
+        """Return the current values; none if the driver does not report them."""
         try:
             busy = self._nvml.nvmlDeviceGetUtilizationRates(self._device).gpu / 100
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._device)
         except self._nvml.NVMLError:
             return
         for name, help_, value in (
-            ("digits_gpu_utilization_ratio", "Share of the last moments in which the GPU had work, 0 to 1.", busy),
-            ("digits_gpu_memory_used_bytes", "Memory of the GPU that is taken, by whomever.", memory.used),
-            ("digits_gpu_memory_bytes", "Memory that the GPU has.", memory.total),
+            (
+                "digits_gpu_utilization_ratio",
+                "Share of the last sample period in which the GPU was busy, 0 to 1.",
+                busy,
+            ),
+            ("digits_gpu_memory_used_bytes", "Used memory of the GPU, by all programs.", memory.used),
+            ("digits_gpu_memory_bytes", "Memory of the GPU.", memory.total),
         ):
             gauge = GaugeMetricFamily(name, help_, labels=["uuid"])
             gauge.add_metric([self._uuid], value)
@@ -56,7 +60,7 @@ class GpuCollector(Collector):
 
 
 def nvml_device(nvml: Any, device_id: int) -> Any:
-    """The device that CUDA calls `device_id`: CUDA_VISIBLE_DEVICES numbers those that it names anew."""
+    """Return the device that CUDA calls `device_id`; CUDA numbers the devices of CUDA_VISIBLE_DEVICES from 0."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     name = visible[device_id] if device_id < len(visible) else str(device_id)
     return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)

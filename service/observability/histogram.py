@@ -1,7 +1,7 @@
-"""A histogram that is cheap to write to: one writer at a time, so no lock, and a whole batch in one call.
+"""A histogram with cheap writes: one writer at a time, so no lock, and a batch of values in one call.
 
-With prometheus_client's own instruments, a lock each and one value a call, an RPC of one image spends as long on being
-counted as on a quarter of the model's run, and a batch of a thousand longer than on the run.
+The instruments of prometheus_client have a lock each and take one value per call. With them, counting an RPC of one
+image takes a quarter of the time of its run, and counting a batch of 1,000 images longer than its run.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from prometheus_client.core import HistogramMetricFamily
 
-LONGEST_IN_EXEMPLAR = 128 - len("request_id")
-"""Characters of a request id alone: OpenMetrics allows an exemplar 128 of names and values together."""
+MAX_EXEMPLAR_REQUEST_ID = 128 - len("request_id")
+"""Characters of a request id without a trace id: OpenMetrics allows 128 for the names and values of an exemplar."""
 
 
 def exemplar(request_id: str, value: float, trace_id: str = "") -> Exemplar | None:
-    """What links a sample to a line of the log and to a trace; None without an id.
+    """Make the link of a sample to a line of the log and to a trace; None without an id.
 
-    A request id that is too long for OpenMetrics, beside that of the trace, is left out.
+    Leaves out a request id that, with the trace id, is too long for OpenMetrics.
     """
     labels = {"trace_id": trace_id} if trace_id else {}
-    room = LONGEST_IN_EXEMPLAR - sum(map(len, (*labels, *labels.values())))
-    if 0 < len(request_id) <= room:
+    max_length = MAX_EXEMPLAR_REQUEST_ID - sum(map(len, (*labels, *labels.values())))
+    if 0 < len(request_id) <= max_length:
         labels["request_id"] = request_id
     return Exemplar(labels, value, time.time()) if labels else None
 
 
 class Histogram:
-    """Counts values into buckets; each of `edges`, rising, is the largest value of its bucket.
+    """Counts values into buckets; each of the rising `edges` is the largest value of its bucket.
 
-    Any thread may read at any time: what it sees may lack the value that is being counted, and nothing else.
+    Any thread may read at any time; it may miss only the value that is being counted.
     """
 
     __slots__ = ("_counts", "_edges", "_exemplars", "_sum")
@@ -52,7 +52,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, request_id: str = "", trace_id: str = "", *, times: int = 1) -> None:
-        """Count a value, at least 0; the id of its request or trace makes it the exemplar of its bucket."""
+        """Count a value, at least 0; with the id of a request or trace it becomes the exemplar of its bucket."""
         bucket = bisect_left(self._edges, value)
         self._counts[bucket] += times
         self._sum += value * times
@@ -67,22 +67,22 @@ class Histogram:
         self._sum += float(values.sum(dtype=np.float64))
 
     def load_snapshot(self, counts: Sequence[int], total: float, exemplars: Iterable[tuple[int, Exemplar]]) -> None:
-        """Take over what was counted elsewhere into the same buckets: all of it, and the sum of the values."""
+        """Replace the counts, their sum and some exemplars by those of a histogram with the same buckets."""
         self._counts = list(counts)
         self._sum = total
-        for bucket, found in exemplars:
-            self._exemplars[bucket] = found
+        for bucket, latest in exemplars:
+            self._exemplars[bucket] = latest
 
     def count(self) -> int:
-        """How many values there were."""
+        """Return the number of values."""
         return sum(self._counts)
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Write it as the series of `family` with these label values."""
+        """Add the series with these label values to `family`."""
         names = [*map(floatToGoString, self._edges), "+Inf"]
         cumulative = itertools.accumulate(self._counts)
         rows = [
-            (name, count) if found is None else (name, count, found)
-            for name, count, found in zip(names, cumulative, self._exemplars, strict=True)
+            (name, count) if link is None else (name, count, link)
+            for name, count, link in zip(names, cumulative, self._exemplars, strict=True)
         ]
         family.add_metric(labels, rows, self._sum)

@@ -1,6 +1,6 @@
-"""Finished spans on their way to a collector: counted, in a bounded line, sent in batches by a thread of the SDK's.
+"""The export of finished spans: counted, queued up to a limit, sent in batches by a thread of the SDK.
 
-A collector that is slow or gone costs spans, which are counted, and never a request.
+A collector that is slow or unreachable costs spans, which are counted, and delays no request.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
 
     from service.observability.metrics import Metrics
 
-LINE = 4096
-"""Finished spans that may wait to be sent; one more is dropped."""
+MAX_QUEUED_SPANS = 4096
+"""Finished spans in the queue; one more is dropped."""
 
 
-class Sender(SpanExporter):
-    """Another exporter, whose spans are counted; the log hears when it begins to fail, and when it works again."""
+class CountingExporter(SpanExporter):
+    """Counts the spans that another exporter sends, and logs when it begins to fail and when it recovers."""
 
-    def __init__(self, inner: SpanExporter, metrics: Metrics, heard: Heard, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, inner: SpanExporter, metrics: Metrics, sdk_log: SdkLogHandler, log: FilteringBoundLogger
+    ) -> None:
         self._inner = inner
         self._counter = metrics.trace_spans
-        self._heard = heard
+        self._sdk_log = sdk_log
         self._log = log
         self._failing = False
-        self.gone = 0
-        """Spans that were sent or given up; written by the thread that sends alone."""
+        self.finished = 0
+        """Spans that were sent or that failed; only the exporter's thread writes it."""
         self.failed = 0
-        """Those that were given up."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch."""
@@ -43,62 +44,62 @@ class Sender(SpanExporter):
         try:
             result = self._inner.export(spans)
         finally:
-            self.gone += len(spans)
-            self._tell(len(spans), failed=result is not SpanExportResult.SUCCESS)
+            self.finished += len(spans)
+            self._record(len(spans), failed=result is not SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:
-        """Give up whatever is under way."""
+        """Abort the attempt in progress."""
         self._inner.shutdown()
 
-    def _tell(self, spans: int, *, failed: bool) -> None:
+    def _record(self, spans: int, *, failed: bool) -> None:
         self._counter.labels("failed" if failed else "sent").inc(spans)
         self.failed += spans if failed else 0
         if failed and not self._failing:
-            self._log.warning("trace export failed", reason=self._heard.reason)
+            self._log.warning("trace export failed", reason=self._sdk_log.last_export_error)
         elif self._failing and not failed:
             self._log.info("trace export recovered")
         self._failing = failed
 
 
-class Line(SpanProcessor):
-    """The line of finished spans to the sender. The SDK's own has a bound too, and does not tell what it drops."""
+class BoundedSpanProcessor(SpanProcessor):
+    """The queue of the exporter. The SDK's own queue has a limit too, but does not report the spans that it drops."""
 
-    def __init__(self, sender: Sender, metrics: Metrics) -> None:
-        self._sender = sender
+    def __init__(self, exporter: CountingExporter, metrics: Metrics) -> None:
+        self._exporter = exporter
         self._dropped = metrics.trace_spans.labels("dropped")
-        self._taken = 0  # written by whoever ends spans alone: the event loop
-        self._batches = BatchSpanProcessor(sender, max_queue_size=LINE)
+        self._enqueued = 0  # written only by the event loop, which ends every span
+        self._batches = BatchSpanProcessor(exporter, max_queue_size=MAX_QUEUED_SPANS)
 
     @property
-    def waiting(self) -> int:
-        """Spans in line."""
-        return self._taken - self._sender.gone
+    def queued(self) -> int:
+        """The number of spans in the queue."""
+        return self._enqueued - self._exporter.finished
 
     def on_end(self, span: ReadableSpan) -> None:
-        """A span is over."""
-        if self.waiting >= LINE:
+        """Enqueue a finished span, or drop it."""
+        if self.queued >= MAX_QUEUED_SPANS:
             self._dropped.inc()
             return
-        self._taken += 1
+        self._enqueued += 1
         self._batches.on_end(span)
 
     def shutdown(self) -> None:
-        """Send all that is in line."""
+        """Send the queued spans."""
         self._batches.shutdown()  # type: ignore[no-untyped-call] # the SDK annotates nearly all else
 
 
-class Heard(logging.Handler):
-    """What the SDK says to Python's logging: it goes to our log, or is kept as the reason of a failed attempt."""
+class SdkLogHandler(logging.Handler):
+    """Writes warnings of the SDK to our log, and keeps the latest error of its exporter."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
         self._log = log
-        self.reason = "unknown"
+        self.last_export_error = "unknown"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hear one record."""
+        """Handle one record."""
         if record.name.startswith("opentelemetry.exporter"):
-            self.reason = record.getMessage()
-        elif not record.name.startswith("opentelemetry.sdk._shared_internal"):  # says the same once more
-            self._log.warning("tracing", reason=record.getMessage())
+            self.last_export_error = record.getMessage()
+        elif not record.name.startswith("opentelemetry.sdk._shared_internal"):  # repeats the exporter's error
+            self._log.warning("tracing SDK warning", reason=record.getMessage())

@@ -1,4 +1,4 @@
-"""What the model did since the start, counted as Triton's ModelStatistics counts it; whichever protocol asked."""
+"""The statistics of a model since its start, as Triton's ModelStatistics defines them, over all protocols."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Duration:
-    """How often, and for how many nanoseconds in all."""
+    """A count and a total of nanoseconds."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, ns: int, times: int = 1) -> None:
-        """Count `times` more, of `ns` nanoseconds each."""
+        """Add `times` events of `ns` nanoseconds each."""
         self.count += times
         self.ns += ns * times
 
 
 @dataclass(slots=True)
 class Statistics:
-    """One model's. `success` to `compute_output` count requests, `batches` runs by their number of images.
+    """The statistics of one model. `success` to `compute_output` count requests, `batches` runs by number of images.
 
-    Where several requests share a run each of them took the whole of it, as in Triton. Only one run is under way at
-    any time and everything else happens on the event loop, so that no lock is needed.
+    As in Triton, each request of a shared run has the duration of the whole run. There is one run at a time and all
+    else is on the event loop, so no lock is needed.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -37,12 +37,12 @@ class Statistics:
     images: int = 0
     last_inference_ms: int = 0
 
-    def answered(self, began: int, decoded: int, predicted: int, requests: int = 1) -> None:
-        """Count requests whose replies are encoded now; all times of `time.perf_counter_ns`."""
+    def record_success(self, started: int, decoded: int, predicted: int, requests: int = 1) -> None:
+        """Count requests whose replies are encoded now; all times are of `time.perf_counter_ns`."""
         ended = time.perf_counter_ns()
-        self.compute_input.add(decoded - began, requests)
+        self.compute_input.add(decoded - started, requests)
         self.compute_output.add(ended - predicted, requests)
-        self.success.add(ended - began, requests)
+        self.success.add(ended - started, requests)
 
     def record_run(self, images: int, ns: int) -> None:
         """Count one run of the model."""
@@ -54,7 +54,7 @@ class Statistics:
         batch.add(ns)
 
     def add_runs(self, images: int, runs: int, ns: int) -> None:
-        """Count runs of `images` each that happened elsewhere, `ns` nanoseconds in all."""
+        """Add runs of `images` each, with `ns` nanoseconds in total."""
         self.images += images * runs
         batch = self.batches.setdefault(images, Duration())
         batch.count += runs

@@ -1,4 +1,4 @@
-"""Traces of requests by OpenTelemetry, sent by OTLP; loaded only where they are asked for, as `span_export` is.
+"""Request traces with OpenTelemetry, exported by OTLP; imported only if tracing is on, like `span_export`.
 
 Names and attributes follow the semantic conventions for RPC servers, https://opentelemetry.io/docs/specs/semconv/rpc/,
 in their stable form.
@@ -10,11 +10,10 @@ import asyncio
 import ipaddress
 import logging
 import random
-import time
 import uuid
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -26,33 +25,31 @@ from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, format_trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.errors import ServiceError, StartError
-from service.observability.span_export import Heard, Line, Sender
+from service.observability.span_export import BoundedSpanProcessor, CountingExporter, SdkLogHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from opentelemetry.trace import Span, Tracer
     from structlog.typing import FilteringBoundLogger
 
     from service.observability.metrics import Metrics
 
-R = TypeVar("R")
+MAX_TRACED_MESSAGES = 128
+"""Messages of one stream that have spans; the SDK limits the events of a span to the same number."""
 
-MESSAGES = 128
-"""Messages of one stream that get spans; the SDK bounds the events of a span by the same number."""
+MAX_FLUSH_TIME = 3.0
+"""Seconds in which a stop sends the queued spans, within its grace."""
 
-LONGEST_FLUSH = 3.0
-"""Seconds that a stop gives the spans in line, within its grace."""
-
-FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-"""The statuses that make a server's span an error by the conventions; the others are mistakes of its caller."""
+SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""The statuses that the conventions count as errors of a server; the others are errors of its client."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _FIELDS = _PROPAGATOR.fields
 
 
-class Part:
-    """A span in progress and what happens under it: a call, or one message of a stream."""
+class SpanScope:
+    """A span in progress, of a call or of one message of a stream, under which child spans are recorded."""
 
     def __init__(self, tracer: Tracer | None, span: Span, *, streaming: bool = False) -> None:
         self._tracer = tracer
@@ -66,87 +63,78 @@ class Part:
 
     @property
     def recorded_trace_id(self) -> str:
-        """For exemplars, which lead to a trace: nothing where none is recorded."""
+        """The trace id for exemplars, which lead to a trace; empty if the span is not recorded."""
         return self.trace_id if self.recorded else ""
 
-    def note(self, **attributes: str | int) -> None:
-        """Set attributes of our own, `digits.` before their names."""
+    def set_attributes(self, **attributes: str | int) -> None:
+        """Set attributes of our own, with the prefix `digits.`."""
         for name, value in attributes.items():
             self._span.set_attribute(f"digits.{name}", value)
 
-    def step(
+    def record_child(
         self,
         name: str,
-        began: int,
+        started: int,
         ended: int,
         error: BaseException | None = None,
         attributes: Mapping[str, str | int] | None = None,
     ) -> None:
-        """Record a step that is over, with what it raised; times are nanoseconds of Unix time."""
+        """Record a finished child span with the exception that it raised; times are nanoseconds of Unix time."""
         assert self._tracer is not None
-        span = self._tracer.start_span(name, self._context, attributes=attributes, start_time=began)
+        span = self._tracer.start_span(name, self._context, attributes=attributes, start_time=started)
         if error is not None:
-            _failed(span, error)
+            _record_error(span, error)
         span.end(ended)
 
-    def timed(self, name: str, work: Callable[[], R]) -> R:
-        """What `work` gives, recorded as a step."""
-        began, error = time.time_ns(), None
-        try:
-            return work()
-        except Exception as e:
-            error = e
-            raise
-        finally:
-            self.step(name, began, time.time_ns(), error)
-
     @contextmanager
-    def message(self) -> Iterator[Part]:
-        """What one message's steps belong to: the call, or in a stream a span of the message's own."""
+    def message(self) -> Iterator[SpanScope]:
+        """Enter the scope of one message: that of the call, or for a stream a span of its own."""
         if not self._streaming:
             yield self
             return
         self._messages += 1
-        self.note(messages=self._messages)
-        if self._messages > MESSAGES:
-            with _within(NOTHING) as part:
-                yield part
+        self.set_attributes(messages=self._messages)
+        if self._messages > MAX_TRACED_MESSAGES:
+            with _use(NOOP) as scope:
+                yield scope
             return
         assert self._tracer is not None
         span = self._tracer.start_span("message", self._context, attributes={"digits.message": self._messages})
         try:
-            with _within(Part(self._tracer, span)) as part:
-                yield part
+            with _use(SpanScope(self._tracer, span)) as scope:
+                yield scope
         except BaseException as error:
-            _failed(span, error)
+            _record_error(span, error)
             raise
         finally:
             span.end()
 
     def end(self, status: str) -> None:
-        """The call is over, with this gRPC status as protocol buffers spell it: INVALID_ARGUMENT."""
+        """End the span of a call with its gRPC status, such as INVALID_ARGUMENT."""
         self._span.set_attribute("rpc.response.status_code", status)
-        if status in FAULTS:
+        if status in SERVER_ERRORS:
             self._span.set_attribute("error.type", status)
             self._span.set_status(StatusCode.ERROR)
         self._span.end()
 
 
-NOTHING = Part(None, INVALID_SPAN)
-_current: ContextVar[Part] = ContextVar("part", default=NOTHING)
+NOOP = SpanScope(None, INVALID_SPAN)
+"""The scope of a call that is not traced."""
+
+_current: ContextVar[SpanScope] = ContextVar("scope", default=NOOP)
 
 
 @contextmanager
-def _within(part: Part) -> Iterator[Part]:
-    token = _current.set(part)
+def _use(scope: SpanScope) -> Iterator[SpanScope]:
+    token = _current.set(scope)
     try:
-        yield part
+        yield scope
     finally:
         _current.reset(token)
 
 
-def _failed(span: Span, error: BaseException) -> None:
-    """A fault of ours makes an error of the span; a refusal does not, as its call's span tells which those are."""
+def _record_error(span: Span, error: BaseException) -> None:
+    """Record an exception; only a bug makes the span an error, for other exceptions the span of the call does."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     span.set_attribute("error.type", name)
@@ -156,10 +144,10 @@ def _failed(span: Span, error: BaseException) -> None:
 
 
 class Tracing:
-    """Traces that go to `endpoint`, an OTLP receiver over gRPC such as http://localhost:4317.
+    """Sends traces to `endpoint`, an OTLP receiver over gRPC such as http://localhost:4317.
 
-    `ratio` of the calls whose caller has not decided are recorded. Variables that the SDK reads by itself, such as
-    OTEL_EXPORTER_OTLP_HEADERS and OTEL_RESOURCE_ATTRIBUTES, hold; StartError where it cannot use what they say.
+    Records `ratio` of the calls whose client has not decided. The variables that the SDK reads by itself, such as
+    OTEL_EXPORTER_OTLP_HEADERS and OTEL_RESOURCE_ATTRIBUTES, apply; StartError if one of them is invalid.
     """
 
     def __init__(
@@ -167,28 +155,27 @@ class Tracing:
     ) -> None:
         self._ratio = ratio
         self._log = log
-        self._heard = Heard(log)
-        logging.getLogger("opentelemetry").addHandler(self._heard)
+        self._sdk_log = SdkLogHandler(log)
+        logging.getLogger("opentelemetry").addHandler(self._sdk_log)
         logging.getLogger("opentelemetry").propagate = False
         try:
-            self._sender = Sender(
-                OTLPSpanExporter(endpoint, channel_options=_channel_options(endpoint)), metrics, self._heard, log
-            )
-            self._line = Line(self._sender, metrics)
+            otlp = OTLPSpanExporter(endpoint, channel_options=_channel_options(endpoint))
+            self._exporter = CountingExporter(otlp, metrics, self._sdk_log, log)
+            self._processor = BoundedSpanProcessor(self._exporter, metrics)
             self._provider = TracerProvider(
-                sampler=ParentBased(ALWAYS_ON),  # of those without a parent, `begin` has chosen by the ratio
+                sampler=ParentBased(ALWAYS_ON),  # `start_call` samples calls without a parent by the ratio
                 resource=_resource(version),
                 shutdown_on_exit=False,
             )
-        except Exception as e:  # each variable has an error of its own
+        except Exception as e:  # each variable raises another type
             raise StartError(f"--otlp-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
-        self._provider.add_span_processor(self._line)
+        self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("digitserve", version)
 
-    def begin(self, method: str, metadata: Iterable[tuple[str, Any]], *, streaming: bool) -> Part | None:
-        """The span of a call of `method`, /package.Service/Method; None where nobody wants to know of it.
+    def start_call(self, method: str, metadata: Iterable[tuple[str, Any]], *, streaming: bool) -> SpanScope | None:
+        """Start the span of a call of `method`, /package.Service/Method; None if the call is not sampled.
 
-        Let the call be answered `within` it; whoever knows its status ends it.
+        Run the handler in `use`, and end the span with the status of the call.
         """
         parent = _parent(metadata)
         if parent is None and random.random() >= self._ratio:  # noqa: S311 (no secret)
@@ -196,30 +183,30 @@ class Tracing:
         name = method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
         span = self._tracer.start_span(name, parent or Context(), SpanKind.SERVER, attributes)
-        return Part(self._tracer, span, streaming=streaming)
+        return SpanScope(self._tracer, span, streaming=streaming)
 
     current = staticmethod(_current.get)
-    """The call or message that this task answers; NOTHING where that is not traced."""
+    """Return the scope of the call or message of this task; NOOP if it is not traced."""
 
-    within = staticmethod(_within)
-    """A context in which a part is the current one."""
+    use = staticmethod(_use)
+    """Make a scope the current one within a `with` block."""
 
     async def close(self, seconds: float) -> None:
-        """Send what is in line, within so many seconds; what is left is given up."""
-        failed_before = self._sender.failed
+        """Send the queued spans within so many seconds, and drop the rest."""
+        failed_before = self._exporter.failed
         flushed = asyncio.create_task(asyncio.to_thread(self._provider.shutdown))
-        await asyncio.wait({flushed}, timeout=min(seconds, LONGEST_FLUSH))
+        await asyncio.wait({flushed}, timeout=min(seconds, MAX_FLUSH_TIME))
         if not flushed.done():
-            self._heard.setLevel(logging.CRITICAL)  # or the log would hear of the shutdown once for every batch
-            self._sender.shutdown()  # ends the attempt that is under way, and the waiting before the next
+            self._sdk_log.setLevel(logging.CRITICAL)  # or the SDK logs the shutdown once per batch
+            self._exporter.shutdown()  # aborts the attempt in progress, and the wait before the next
         await flushed
-        logging.getLogger("opentelemetry").removeHandler(self._heard)
-        if lost := self._line.waiting + self._sender.failed - failed_before:
-            self._log.warning("spans dropped", spans=lost)
+        logging.getLogger("opentelemetry").removeHandler(self._sdk_log)
+        if dropped := self._processor.queued + self._exporter.failed - failed_before:
+            self._log.warning("spans dropped", spans=dropped)
 
 
 def _channel_options(endpoint: str) -> Any:
-    """Those of the exporter's channel: gRPC asks a proxy of the environment for loopback too, unless told not to."""
+    """Return the options of the exporter's channel: gRPC by default uses the environment's proxy for loopback too."""
     host = urlsplit(endpoint).hostname or ""
     try:
         is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -229,13 +216,13 @@ def _channel_options(endpoint: str) -> Any:
 
 
 def _resource(version: str) -> Resource:
-    """What sends the spans: this process, unless the standard variables say otherwise."""
+    """Return the resource of the spans: this process, unless the standard variables name another."""
     ours = {"service.name": "digitserve", "service.version": version, "service.instance.id": str(uuid.uuid4())}
     return Resource.create(ours).merge(OTELResourceDetector().detect())
 
 
 def _parent(metadata: Iterable[tuple[str, Any]]) -> Context | None:
-    """What the caller says of its trace; nothing where it says nothing, or nothing that can be read."""
+    """Return the trace context of the client; None if there is none or it is malformed."""
     carrier: dict[str, list[str]] = {}
     for key, value in metadata:
         if key in _FIELDS:

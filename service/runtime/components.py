@@ -1,17 +1,26 @@
-"""What a server is made of, each part from the options that it goes by."""
+"""Constructs parts of the server from the options."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service import __version__
+from service.batching.batcher import Batcher
 from service.config import parsed_options
 from service.errors import StartError
-from service.inference.providers import SessionFactory
+from service.inference.providers import CPU, SessionFactory
+from service.inference.repository import ModelRepository
+from service.runtime.pipeline import PipelineConfig
+from service.runtime.traced_components import TracedBatcher
+from service.security.config import SecurityConfig
 from service.security.tls import Tls
 from service.security.tokens import Tokens
+from service.transports.config import TransportConfig
+from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
 from service.transports.native import transport as native
+from service.transports.native.transport import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -19,32 +28,38 @@ if TYPE_CHECKING:
     from service.config import Settings
     from service.observability.metrics import Metrics
     from service.observability.tracing import Tracing
+    from service.runtime.health import Health
+    from service.runtime.pipeline import BatcherFactory, Pipeline
 
-_GRPCIO_ALONE = ("otlp_endpoint",)
-
-
-def needs_grpcio(settings: Settings) -> list[str]:
-    """The options in use that only the grpcio transport knows: another one must not start in spite of them."""
-    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_ALONE if getattr(settings, name)]
+_GRPCIO_OPTIONS = ("otlp_endpoint",)
 
 
-def chosen_transport(settings: Settings) -> tuple[str, str]:
-    """The transport that runs, and why where `auto` would have taken another; StartError where it cannot be had."""
-    needs, installed = ", ".join(needs_grpcio(settings)), native.is_installed()
+def grpcio_options_in_use(settings: Settings) -> list[str]:
+    """Return the options in use that only the grpcio transport supports; native must not ignore them."""
+    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_OPTIONS if getattr(settings, name)]
+
+
+def choose_transport(settings: Settings, log: FilteringBoundLogger) -> str:
+    """Return the name of the transport, and log why `auto` does not take native; StartError if it is unavailable."""
+    unsupported, installed = ", ".join(grpcio_options_in_use(settings)), native.is_installed()
     if settings.transport == "native" and not installed:
         raise StartError(
             "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
             "run `make native`, or choose grpcio"
         )
-    if settings.transport == "native" and needs:
-        raise StartError(f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {needs}: choose grpcio")
-    if settings.transport == "auto" and installed:
-        return ("grpcio", f"native does not offer {needs}") if needs else ("native", "")
-    return ("native" if settings.transport == "native" else "grpcio"), ""
+    if settings.transport == "native" and unsupported:
+        raise StartError(
+            f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {unsupported}: choose grpcio"
+        )
+    if settings.transport == "auto" and installed and unsupported:
+        log.info("transport chosen", transport="grpcio", reason=f"native does not offer {unsupported}")
+    elif settings.transport == "native" or (settings.transport == "auto" and installed):
+        return "native"
+    return "grpcio"
 
 
 def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFactory:
-    """What makes the model's sessions; StartError for a provider that nobody knows."""
+    """Construct the factory of the model's sessions; StartError for an unknown provider."""
     return SessionFactory(
         settings.provider,
         log,
@@ -55,35 +70,78 @@ def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFac
     )
 
 
-def limits(settings: Settings) -> Limits:
-    """What a peer may take."""
-    return Limits(
+def model_repository(settings: Settings, sessions: SessionFactory) -> ModelRepository:
+    """Construct the repository of the model's versions."""
+    return ModelRepository(
+        settings.model, version=settings.model_version, sha256=settings.model_sha256, sessions=sessions
+    )
+
+
+def pipeline_config(settings: Settings, sessions: SessionFactory) -> PipelineConfig:
+    """Return the limits of the queue. A run on a device would block the thread of the transport for too long."""
+    inline = settings.inline_images
+    return PipelineConfig(
+        max_batch_size=settings.max_batch_size,
+        max_queued_images=settings.max_queued_images,
+        inline_images=0 if inline is None and sessions.name != CPU else inline,
+    )
+
+
+def batcher_factory(transport: str, tracing: Tracing | None) -> BatcherFactory[Batcher | NativeBatcher]:
+    """Return the batcher of a transport."""
+    if transport == "native":
+        return NativeBatcher
+    return Batcher if tracing is None else partial(TracedBatcher, tracing=tracing)
+
+
+def transport_config(settings: Settings) -> TransportConfig:
+    """Return the limits of the port, and its standard services."""
+    limits = Limits(
         max_batch_size=settings.max_batch_size,
         connections=settings.max_connections,
         streams=settings.max_concurrent_streams,
         connection_age=settings.max_connection_age,
         connection_idle=settings.max_connection_idle,
     )
+    return TransportConfig(
+        limits=limits, reflection=settings.reflection, health_without_token=settings.health_without_token
+    )
 
 
-def tls(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tls | None:
-    """The gRPC port's certificate, where it has one; CredentialsError where it cannot be used."""
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    return Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, metrics, log)
+def security_config(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> SecurityConfig:
+    """Load the certificate and the tokens, if configured; CredentialsError if one is invalid."""
+    tls, tokens = None, None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        tls = Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca, metrics, log)
+    if settings.tokens_file is not None:
+        tokens = Tokens(settings.tokens_file, metrics, log)
+    return SecurityConfig(tls=tls, tokens=tokens)
 
 
-def tokens(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tokens | None:
-    """The tokens that let callers in, where they need one; CredentialsError where there are none."""
-    return None if settings.tokens_file is None else Tokens(settings.tokens_file, metrics, log)
+def transport(
+    pipeline: Pipeline[Batcher | NativeBatcher],
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+    config: TransportConfig,
+    security: SecurityConfig,
+    tracing: Tracing | None,
+    health: Health,
+) -> GrpcioTransport | NativeTransport:
+    """Construct the transport in front of a pipeline."""
+    services, batcher = pipeline.services, pipeline.batcher
+    if isinstance(batcher, NativeBatcher):
+        return NativeTransport(services, batcher, metrics, log, config, security)
+    return GrpcioTransport(
+        services, batcher, metrics, log, config, security, tracing=tracing, on_health_change=health.refresh
+    )
 
 
 def tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:
-    """Where traces go, where they are asked for; StartError without the packages that they need."""
+    """Construct the tracing, if configured; StartError without the packages of its extra."""
     if not settings.otlp_endpoint:
         return None
     try:
-        from service.observability.tracing import Tracing  # noqa: PLC0415 (an extra, and nothing that a server without traces loads)
+        from service.observability.tracing import Tracing  # noqa: PLC0415 (an extra, which only traces need)
     except ImportError as e:
         raise StartError(
             f"--otlp-endpoint (or DIGITS_OTLP_ENDPOINT) needs the extra `tracing` ({e}): "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from service.network import Pixels
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
-    from service.observability.tracing import Part, Tracing
+    from service.observability.tracing import SpanScope, Tracing
 
 _RUN = "failed run"
 """The attribute of an exception that holds its run: Python's own exceptions have no weak references."""
@@ -108,7 +108,7 @@ class TracedBatcher(Batcher):
         scope = self._tracing.current()
         return self._predict(scope, pixels, deadline) if scope.recorded else super().predict(pixels, deadline)
 
-    async def _predict(self, scope: Part, pixels: Pixels, deadline: float) -> Predictions:
+    async def _predict(self, scope: SpanScope, pixels: Pixels, deadline: float) -> Predictions:
         arrived, version = time.time_ns(), self.info.version
         self._registry.traced_requests += 1
         try:
@@ -123,17 +123,19 @@ class TracedBatcher(Batcher):
         return predictions
 
 
-def _record_run(scope: Part, arrived: int, run: _Run | None, version: str, error: BaseException | None = None) -> None:
+def _record_run(
+    scope: SpanScope, arrived: int, run: _Run | None, version: str, error: BaseException | None = None
+) -> None:
     if run is None:  # the request failed before its run
-        scope.step("queue", arrived, time.time_ns(), error)
+        scope.record_child("queue", arrived, time.time_ns(), error)
         return
-    scope.step("queue", arrived, max(arrived, run.started))
+    scope.record_child("queue", arrived, max(arrived, run.started))
     attributes: dict[str, Any] = {
         "digits.run": run.number,
         "digits.batch.images": run.images,
         "digits.model.version": version,
     }
-    scope.step("run", run.started, run.ended, error, attributes)
+    scope.record_child("run", run.started, run.ended, error, attributes)
 
 
 class TracedPredictor(Predictor):
@@ -158,7 +160,7 @@ class _TracedRequestTimer(RequestTimer):
 
     __slots__ = ("_message", "_scope", "_step_started")
 
-    def __init__(self, statistics: Statistics, call: Part) -> None:
+    def __init__(self, statistics: Statistics, call: SpanScope) -> None:
         super().__init__(statistics)
         self._message = call.message()
 
@@ -170,8 +172,8 @@ class _TracedRequestTimer(RequestTimer):
     def decoded(self, images: int) -> None:
         super().decoded(images)
         if self._scope.recorded:
-            self._scope.step("decode", self._step_started, time.time_ns())
-            self._scope.note(images=images)
+            self._scope.record_child("decode", self._step_started, time.time_ns())
+            self._scope.set_attributes(images=images)
 
     def predicted(self) -> None:
         super().predicted()
@@ -183,7 +185,7 @@ class _TracedRequestTimer(RequestTimer):
         super().__exit__(kind, error, traceback)
         if self._scope.recorded:
             if self._predicted:
-                self._scope.step("encode", self._step_started, time.time_ns(), error)
+                self._scope.record_child("encode", self._step_started, time.time_ns(), error)
             elif not self._decoded:
-                self._scope.step("decode", self._step_started, time.time_ns(), error)
+                self._scope.record_child("decode", self._step_started, time.time_ns(), error)
         self._message.__exit__(kind, error, traceback)

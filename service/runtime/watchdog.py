@@ -1,19 +1,19 @@
-"""Whether what must go on does: that each run of the model comes back, the event loop turns, and threads live.
+"""Detects hung runs of the model, a blocked event loop and dead threads.
 
-A run that never ends, as on a GPU that hangs, raises nothing: callers only wait, and health would say SERVING for ever.
-A thread of its own looks every second. What it finds is for health, the metrics and the log to tell; whether to start
-the process anew is for whoever started it to judge.
+A run that never ends, such as on a GPU that hangs, raises no error: clients only wait, and health stays SERVING. A
+thread of its own checks every second. Health, the metrics and the log report a stall; the orchestrator decides whether
+to restart the process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
 
     from structlog.typing import FilteringBoundLogger
@@ -23,133 +23,130 @@ if TYPE_CHECKING:
     from service.observability.metrics import Metrics
 
 TICK = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
-_FRAMES = 3
-"""Innermost calls that the log names of a thread that does not go on."""
+_STACK_DEPTH = 3
+"""Innermost calls of a stalled thread in the log."""
 
 
 class Watchdog:
-    """Looks after `loop`, models and threads; `changed` is called, on the loop, when `unhealthy_reason` has.
+    """Monitors models, the event loop and threads; `on_change` is called, on the loop, when `unhealthy_reason` changes.
 
-    What takes more than `patience` seconds is stuck; 0 is never. Time is counted in ticks of its own thread, so that a
-    process that was frozen as a whole, or a clock that jumped, is no stall.
+    A stall takes more than `timeout` seconds; 0 disables it. Time is counted in ticks of its own thread, so that a
+    frozen process or a clock that jumps is no stall.
     """
 
     def __init__(
-        self,
-        patience: float,
-        metrics: Metrics,
-        log: FilteringBoundLogger,
-        loop: asyncio.AbstractEventLoop,
-        changed: Callable[[], object],
+        self, timeout: float, metrics: Metrics, log: FilteringBoundLogger, on_change: Callable[[], object]
     ) -> None:
-        self._patience = patience
+        self._timeout = timeout
         self._metrics = metrics
         self._log = log
-        self._loop = loop
-        self._changed = changed
-        self._tick = self._turned = 0
+        self._on_change = on_change
+        self._loop: asyncio.AbstractEventLoop
+        self._tick = self._loop_tick = 0
         self._runs: dict[int, int] = {}
         self._threads: Sequence[threading.Thread] = ()
         self._loop_thread = threading.get_ident()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._check_until_stopped, name="watchdog", daemon=True)
 
-    def watch(self, model: InferenceModel) -> Watched:
-        """`model`, each of whose runs is known while it is under way."""
-        return Watched(model, self._began, self._came_back)
+    def monitor(self, model: InferenceModel) -> MonitoredModel:
+        """Wrap `model`, so that the watchdog knows the runs in progress."""
+        return MonitoredModel(model, self._on_run_start, self._on_run_end)
 
     @property
     def unhealthy_reason(self) -> str:
-        """What does not go on, in a line for the operator; nothing while all does. For any thread to ask."""
-        stuck = self._stuck()
-        return stuck.what if stuck else ""
+        """The stall, in a line for the operator; empty while there is none. Any thread may read it."""
+        stall = self._find_stall()
+        return stall.reason if stall else ""
 
     def start(self, threads: Sequence[threading.Thread]) -> None:
-        """Look from now on, on the thread of the event loop; `threads` must live until `stop`."""
+        """Start the checks, on the event loop; `threads` must live until `stop`."""
+        self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._threads = threads
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
-        self._ended.set()
+        """Stop the checks."""
+        self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _began(self) -> None:
+    def _on_run_start(self) -> None:
         self._runs[threading.get_ident()] = self._tick
 
-    def _came_back(self) -> None:
+    def _on_run_end(self) -> None:
         del self._runs[threading.get_ident()]
 
-    def _stuck(self) -> _Stuck | None:
-        for ended in self._threads:
-            if not ended.is_alive():
-                return _Stuck(f"the thread {ended.name} has ended", 0)
+    def _find_stall(self) -> _Stall | None:
+        for thread in self._threads:
+            if not thread.is_alive():
+                return _Stall(f"the thread {thread.name} has ended", 0)
         tick, runs = self._tick, self._runs.copy()
-        running, since = min(runs.items(), key=lambda run: run[1], default=(0, tick))
-        for what, ticks, thread in (  # a run on the event loop holds that up too, and is what should be told
-            ("a run of the model has been under way", tick - since, running),
-            ("the event loop has stood still", tick - self._turned, self._loop_thread),
+        run_thread, run_start = min(runs.items(), key=lambda run: run[1], default=(0, tick))
+        # A run on the event loop blocks that too, and is the cause to report.
+        for description, ticks, thread_id in (
+            ("a run of the model has been under way", tick - run_start, run_thread),
+            ("the event loop has stood still", tick - self._loop_tick, self._loop_thread),
         ):
-            if 0 < self._patience < ticks * TICK:
-                return _Stuck(f"{what} for {ticks * TICK:.0f} s", thread)
+            if 0 < self._timeout < ticks * TICK:
+                return _Stall(f"{description} for {ticks * TICK:.0f} s", thread_id)
         return None
 
-    def _look(self) -> None:
-        was_stuck = False
-        while not self._ended.wait(TICK):
+    def _check_until_stopped(self) -> None:
+        was_stalled = False
+        while not self._stopped.wait(TICK):
             self._tick += 1
-            self._loop.call_soon_threadsafe(self._turn)
-            stuck = self._stuck()
-            if bool(stuck) != was_stuck:
-                was_stuck = not was_stuck
-                self._tell(stuck)
-                self._loop.call_soon_threadsafe(self._changed)
+            self._loop.call_soon_threadsafe(self._on_loop_turn)
+            stall = self._find_stall()
+            if bool(stall) != was_stalled:
+                was_stalled = not was_stalled
+                self._report(stall)
+                self._loop.call_soon_threadsafe(self._on_change)
 
-    def _turn(self) -> None:
-        self._turned = self._tick
+    def _on_loop_turn(self) -> None:
+        self._loop_tick = self._tick
 
-    def _tell(self, stuck: _Stuck | None) -> None:
-        if stuck is None:
+    def _report(self, stall: _Stall | None) -> None:
+        if stall is None:
             self._log.info("watchdog recovered")
         else:
             self._metrics.stalls.inc()
-            self._log.error("watchdog stall", reason=stuck.what, stack=_place(stuck.thread))
+            self._log.error("watchdog stall", reason=stall.reason, stack=_stack_of(stall.thread_id))
 
 
-class _Stuck(NamedTuple):
-    what: str
-    thread: int
+class _Stall(NamedTuple):
+    reason: str
+    thread_id: int
 
 
-class Watched:
-    """A model that says when a run begins and when it has come back."""
+class MonitoredModel:
+    """A model that reports the start and the end of each run."""
 
-    __slots__ = ("_began", "_came_back", "_model", "info", "parameters")
+    __slots__ = ("_model", "_on_run_end", "_on_run_start", "info", "parameters")
 
-    def __init__(self, model: InferenceModel, began: Callable[[], None], came_back: Callable[[], None]) -> None:
+    def __init__(self, model: InferenceModel, on_run_start: Callable[[], None], on_run_end: Callable[[], None]) -> None:
         self._model = model
         self.info = model.info
         self.parameters = model.parameters
-        self._began = began
-        self._came_back = came_back
+        self._on_run_start = on_run_start
+        self._on_run_end = on_run_end
 
     def predict(self, pixels: Pixels) -> Predictions:
-        """As the model's."""
-        self._began()
+        """Run the model."""
+        self._on_run_start()
         try:
             return self._model.predict(pixels)
         finally:
-            self._came_back()
+            self._on_run_end()
 
 
-def _place(thread: int) -> list[str]:
-    """Where that thread is, from the outer to the innermost call."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001 (documented, and the only way)
+def _stack_of(thread_id: int) -> list[str]:
+    """Return the innermost calls of a thread, the outer ones first."""
+    frame = sys._current_frames().get(thread_id)  # noqa: SLF001 (documented, and the only way)
     if frame is None:
         return []
-    calls = traceback.extract_stack(frame)[-_FRAMES:]
+    calls = traceback.extract_stack(frame)[-_STACK_DEPTH:]
     return [f"{call.filename.rpartition('/')[2]}:{call.lineno} {call.name}" for call in calls]

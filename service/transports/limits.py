@@ -1,4 +1,4 @@
-"""What a peer may take of the server: the same bounds for every transport."""
+"""The limits on connections and messages, the same for every transport."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from dataclasses import dataclass
 from service.network import PIXELS
 
 _IMAGE_BYTES = PIXELS * 4
-"""The most that an image takes on the wire: as floats. As bytes it takes a quarter, so a batch a little too large
-is refused in our words, and only a flood by the library that reads it."""
-_ROOM_BESIDE_IMAGES = 16384
+"""Largest size of an image in a message, as floats. As bytes it takes a quarter, so the handler rejects a batch that is
+a little too large, with a message of its own, and the library rejects only far larger ones."""
+_OVERHEAD_BYTES = 16384
+"""Size of a message without its images."""
 HEALTH_MESSAGE = 4096
-"""Bytes of the largest request for health, which may come from anybody."""
+"""Bytes of the largest health request, which any client can send."""
 SMALL_MESSAGE = 16384
-"""Bytes of the largest request that holds no images: for metadata, statistics, reflection and the like."""
+"""Bytes of the largest request without images: metadata, statistics, reflection and others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on connections and what comes over them; seconds, of which 0 is no bound."""
+    """Limits of a gRPC port; times are in seconds, and 0 disables one."""
 
     max_batch_size: int
-    """Images in one message, which sets the largest message."""
+    """Images in one message."""
     connections: int = 4096
     streams: int = 1024
-    """Calls open at a time on one connection; more wait at the caller."""
+    """Concurrent calls on one connection; further calls wait at the client."""
     connection_age: float = 3600.0
-    """After which a connection is asked to end: callers come back on a new one, which a balancer may send elsewhere."""
+    """Age at which a connection receives GOAWAY: the client reconnects, and a balancer may choose another replica."""
     connection_idle: float = 900.0
-    """Without an open call."""
+    """Time without a call after which a connection is closed."""
     max_metadata_bytes: int = 16 * 1024
-    """Bytes of one call's metadata."""
+    """Bytes of the metadata of one call."""
     message_timeout: float = 60.0
-    """Without another byte of a message that is due, on native; for a whole message of a call, on grpcio."""
+    """For a whole message on grpcio; between two bytes of a message on native."""
     keepalive: float = 60.0
-    """Between two pings that ask whether a silent peer is still there."""
+    """Interval of the server's pings to a silent peer."""
     keepalive_timeout: float = 20.0
-    """In which its kernel has to acknowledge the ping, on grpcio, or itself to answer, on native."""
+    """Time in which the peer's kernel (grpcio) or the peer (native) acknowledges the ping."""
     ping_interval: float = 5.0
-    """Shortest interval between two pings of a client, calls or none; the third ping in excess ends the connection.
+    """Shortest interval of a client's pings, with or without calls; the third strike closes the connection.
 
-    gRPC clients send one every 10 seconds at most. Half of that leaves room for jitter.
+    gRPC clients ping every 10 seconds at most. Half of that leaves room for jitter.
     """
 
     @property
     def max_message_bytes(self) -> int:
         """Bytes of the largest message."""
-        return self.max_batch_size * _IMAGE_BYTES + _ROOM_BESIDE_IMAGES
+        return self.max_batch_size * _IMAGE_BYTES + _OVERHEAD_BYTES

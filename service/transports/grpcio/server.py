@@ -1,9 +1,9 @@
-"""grpc.aio's server, made to outlive what ends its accept loop.
+"""The server of grpc.aio, replaced when its accept loop ends.
 
-From grpcio 1.84 on that loop decodes the path of every call as UTF-8. One byte that is not ends the loop: the port is
-closed, and no call is answered again (docs/upstream/grpc-aio-non-utf8-path.md). So the loop gets no path to decode: an
-RPC is registered with the C core, which compares bytes, and any other call is answered UNIMPLEMENTED as it is. If the
-loop ends all the same, another server takes the port.
+Since grpcio 1.84 that loop decodes the path of every call as UTF-8. One invalid byte ends the loop: the port closes,
+and no further call is answered (docs/upstream/grpc-aio-non-utf8-path.md). So the loop gets no path to decode: RPCs are
+registered with the C core, which compares bytes, and any other call ends with UNIMPLEMENTED. If the loop ends for
+another reason, another server takes the port.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from service.transports.call_log import CallLogger
     from service.transports.grpcio.unsent_replies import UnsentReplies
 
-_RETIREMENT = 10.0
-"""Seconds that calls in flight have on a server whose accept loop has ended."""
+_CRASH_GRACE = 10.0
+"""Seconds for the calls in flight of a server whose accept loop has ended."""
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
-"""Seconds between two tries to listen on the port again."""
+_MIN_BACKOFF, _MAX_BACKOFF = 0.01, 1.0
+"""Seconds between two attempts to listen on the port again."""
 
-_ANY_IPV4 = "0.0.0.0"  # noqa: S104 (to tell what an operator asks for)
+_ANY_IPV4 = "0.0.0.0"  # noqa: S104 (compared with the option)
 
 _INTERNALS = {
     "_request_call": ["self"],
@@ -53,22 +53,22 @@ _INTERNALS = {
 
 def _has_known_internals() -> bool:
     for name, parameters in _INTERNALS.items():
-        found: Any = getattr(cygrpc.AioServer, name, None) or getattr(cygrpc, name, None)
+        attribute: Any = getattr(cygrpc.AioServer, name, None) or getattr(cygrpc, name, None)
         with suppress(TypeError, ValueError):  # older ones have no signatures
-            if [*inspect.signature(found).parameters] == parameters:
+            if [*inspect.signature(attribute).parameters] == parameters:
                 continue
         return False
     return True
 
 
 HAS_KNOWN_INTERNALS = _has_known_internals()
-"""Whether this grpcio has what `_AioServer` builds on; of another the accept loop is left as it is."""
+"""Whether this grpcio has the internals that `_AioServer` uses; without them it keeps upstream's accept loop."""
 
 
 class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
-    """Takes the calls of each registered method in a task of its own.
+    """Accepts the calls of each registered method in a task of its own.
 
-    Upstream's loop waits for all of them at once at every call, which costs a fifth more.
+    Upstream's loop waits for all methods together at each call, which costs 20% more.
     """
 
     def __init__(
@@ -76,22 +76,22 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         options: Sequence[tuple[str, int]],
         handlers: Sequence[grpc.GenericRpcHandler],
         methods: Sequence[str],
-        crashed: Callable[[BaseException], None],
+        on_crash: Callable[[BaseException], None],
         unsent: UnsentReplies,
     ) -> None:
-        more = (False,) if "xds" in inspect.signature(aio.server).parameters else ()  # from grpcio 1.86 on
-        super().__init__(cygrpc.get_working_loop(), None, handlers, (), options, None, *more)
-        self._crashed = crashed
+        xds = (False,) if "xds" in inspect.signature(aio.server).parameters else ()  # from grpcio 1.86 on
+        super().__init__(cygrpc.get_working_loop(), None, handlers, (), options, None, *xds)
+        self._on_crash = on_crash
         self._unsent = unsent
         self._calls: set[asyncio.Task[None]] = set()
         if HAS_KNOWN_INTERNALS:
             self._handlers = cygrpc._MethodResolver([*handlers], {})  # noqa: SLF001 (as its own loop does)
             self._no_handlers = cygrpc._MethodResolver([], {})  # noqa: SLF001 (likewise)
-            # Without handlers: the core tells the methods apart, and the generic handlers choose who answers.
+            # Without handlers: the core matches the methods, and the generic handlers choose the handler of a call.
             self.add_registered_method_handlers(dict.fromkeys(methods))
 
     def _make_request_call_future(self, method_bytes: bytes | None) -> asyncio.Task[None]:
-        """Return what ends when no call can be taken any more; upstream's is the next call."""
+        """Return a task that ends when no more calls can be accepted; upstream's is the next call."""
         if not HAS_KNOWN_INTERNALS:
             future: asyncio.Task[None] = super()._make_request_call_future(method_bytes)
             return future
@@ -104,9 +104,9 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         while True:
             call = await request()
             task = loop.create_task(self._answer(name, handlers, call, loop))
-            del call  # a call ends with the last reference to it
+            del call  # the call ends with its last reference
             self._calls.add(task)
-            task.add_done_callback(self._done)
+            task.add_done_callback(self._on_call_done)
 
     async def _answer(self, name: str, handlers: Any, call: Any, loop: asyncio.AbstractEventLoop) -> None:
         task = asyncio.current_task()
@@ -116,19 +116,19 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
         try:
             await cygrpc._schedule_rpc_coro(answer, call, loop, name)  # noqa: SLF001 (likewise)
         finally:
-            del answer, call  # or the traceback of a cancelled task keeps them
+            del answer, call  # otherwise the traceback of a cancelled task keeps them
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_call_done(self, task: asyncio.Task[None]) -> None:
         self._calls.discard(task)
         self._unsent.release(task)
 
     def _serving_task_crash_handler(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self.is_running():
-            self._crashed(error)
+            self._on_crash(error)
 
-    async def end(self, grace: float) -> None:
+    async def close(self, grace: float) -> None:
         """Close the port at once, and cancel what is in flight after `grace` seconds."""
-        with suppress(Exception):  # after a crash it closes the port and raises what ended the loop
+        with suppress(Exception):  # after a crash it closes the port and raises the error of the loop
             await self.shutdown(grace)
         await self.shutdown(grace)
 
@@ -136,7 +136,8 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
 class RestartingServer:
     """Serves handlers on one port; when a server's accept loop ends, another takes the port.
 
-    Calls in flight are kept. `unhealthy_reason` is empty while the port is open; `changed` is called when it changes.
+    Calls in flight continue. `unhealthy_reason` is empty while the port is open; `on_health_change` is called when it
+    changes.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class RestartingServer:
         credentials: Callable[[], grpc.ServerCredentials] | None,
         metrics: Metrics,
         call_log: CallLogger,
-        changed: Callable[[], object],
+        on_health_change: Callable[[], object],
         unsent: UnsentReplies,
     ) -> None:
         self.unhealthy_reason = ""
@@ -153,22 +154,22 @@ class RestartingServer:
         self._credentials = credentials
         self._metrics = metrics
         self._call_log = call_log
-        self._changed = changed
+        self._on_health_change = on_health_change
         self._unsent = unsent
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._methods: list[str] = []
-        self._retiring: dict[asyncio.Task[None], _AioServer] = {}
+        self._closing: dict[asyncio.Task[None], _AioServer] = {}
 
     def add_handler(self, handler: grpc.GenericRpcHandler, methods: Iterable[str]) -> None:
-        """Serve these methods, given by path, before `start`."""
+        """Add a handler and the paths of its methods, before `start`."""
         self._handlers.append(handler)
         self._methods += methods
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port; AddressInUse if that fails."""
         self._host, self._port = host, port
-        self._replacing = asyncio.get_running_loop().create_future()
-        self._replacing.set_result(None)
+        self._replacement = asyncio.get_running_loop().create_future()
+        self._replacement.set_result(None)
         await self._start()
         return self._port
 
@@ -179,14 +180,14 @@ class RestartingServer:
             for address in addresses:
                 self._port = self._listen(server, address, self._port)
         except AddressInUse:
-            await server.start()  # what is not started cannot be ended, and keeps its ports
-            await server.end(0)
+            await server.start()  # a server that was never started cannot be closed, and keeps its ports
+            await server.close(0)
             raise
         await server.start()
         self._server = server
 
     def _listen(self, server: _AioServer, address: str, port: int) -> int:
-        """Listen on this address alone; the port."""
+        """Listen on exactly this address; return the port."""
         guard = reserve_ipv6_port(port) if address == _ANY_IPV4 else None
         with guard or nullcontext():
             target = join_host_port(address, guard.getsockname()[1] if guard else port).encode()
@@ -205,26 +206,26 @@ class RestartingServer:
         self._metrics.transport_restarts.inc()
         self._call_log.log_server_crash(error)
         self.unhealthy_reason = "the gRPC port is closed: its server ended and is being replaced"
-        self._changed()
-        retiring = asyncio.create_task(self._server.end(_RETIREMENT))
-        self._retiring[retiring] = self._server
-        retiring.add_done_callback(self._retiring.pop)
-        self._replacing = asyncio.create_task(self._replace())
+        self._on_health_change()
+        closing = asyncio.create_task(self._server.close(_CRASH_GRACE))
+        self._closing[closing] = self._server
+        closing.add_done_callback(self._closing.pop)
+        self._replacement = asyncio.create_task(self._replace())
 
     async def _replace(self) -> None:
-        pause = _SHORTEST_PAUSE
+        backoff = _MIN_BACKOFF
         while True:
-            await asyncio.sleep(pause)  # the port is still being closed; nor may crashes take all the time there is
+            await asyncio.sleep(backoff)  # the port is still closing, and repeated crashes must not use all the CPU
             try:
                 await self._start()
-            except Exception:  # noqa: BLE001 (whatever it is, the port is to open again; health says NOT_SERVING)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            except Exception:  # noqa: BLE001 (whatever it is, a later attempt may succeed; health is NOT_SERVING)
+                backoff = min(2 * backoff, _MAX_BACKOFF)
             else:
                 break
         self.unhealthy_reason = ""
-        self._changed()
+        self._on_health_change()
 
     async def stop(self, grace: float) -> None:
         """Close the port at once, and cancel what is in flight after `grace` seconds."""
-        self._replacing.cancel()
-        await asyncio.gather(*(server.end(grace) for server in {self._server, *self._retiring.values()}))
+        self._replacement.cancel()
+        await asyncio.gather(*(server.close(grace) for server in {self._server, *self._closing.values()}))

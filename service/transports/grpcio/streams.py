@@ -1,4 +1,4 @@
-"""The open streams of a server, so that a drain can end each one where nothing is lost."""
+"""The open streams of a server, so that a drain can end each between two messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ T = TypeVar("T")
 
 
 class OpenStreams:
-    """Streams tell when they only wait for their caller; a drain ends those at once, the others after their reply.
+    """Registers streams while they wait for their client; a drain ends those at once, the others after their reply.
 
-    Without it a stream that a client holds open, a health Watch above all, would hold up every stop until its grace
-    has run out.
+    Without it a stream that a client keeps open, such as a health Watch, delays every stop by the whole grace.
     """
 
     def __init__(self) -> None:
@@ -25,7 +24,7 @@ class OpenStreams:
         self._draining = False
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
-        """What `awaitable` gives; ServerStopping where the server drains before that."""
+        """Await; ServerStopping if the server drains first."""
         task = asyncio.current_task()
         assert task is not None
         self._idle.add(task)
@@ -41,23 +40,23 @@ class OpenStreams:
             self._idle.discard(task)
 
     async def complete(self, awaitable: Awaitable[T]) -> T:
-        """What `awaitable` gives, which a drain lets end: the reply that a stream is sending while it else waits.
+        """Await the sending of a reply of an idle stream, which a drain does not interrupt.
 
-        grpcio sends no status while a reply is half sent, so a stream that is ended then would stay open.
+        grpcio sends no status while a reply is partly sent, so a stream that is ended then would stay open.
         """
         task = asyncio.current_task()
         assert task is not None
         is_idle = task in self._idle
         self._idle.discard(task)
-        given = await awaitable
+        result = await awaitable
         if is_idle:
             self._idle.add(task)
             if self._draining:
                 task.cancel()
-        return given
+        return result
 
     def drain(self) -> None:
-        """End the idle streams, and each busy one as soon as it waits."""
+        """End the idle streams, and each busy stream when it becomes idle."""
         self._draining = True
         for task in self._idle:
             task.cancel()

@@ -1,59 +1,56 @@
-"""The RPCs of the grpcio transport with a span each; see `service.observability.tracing`."""
+"""Spans of the calls of the grpcio transport; see `service.observability.tracing`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from service.observability.metrics import RpcMetrics
+from service.observability.rpc_metrics import RpcMetrics
 from service.transports.grpcio.instrumentation import RpcInstrumentation
 from service.transports.status import proto_code_name
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from structlog.typing import FilteringBoundLogger
-
     from service.observability.metrics import Metrics
-    from service.observability.tracing import Part, Tracing
+    from service.observability.tracing import SpanScope, Tracing
+    from service.transports.call_log import CallLogger
+    from service.transports.grpcio.authenticator import Authenticator
     from service.transports.grpcio.instrumentation import Behaviour, CallRecorder, Metadata
-    from service.transports.grpcio.streams import OpenStreams
-    from service.transports.grpcio.unsent_replies import UnsentReplies
+    from service.transports.grpcio.open_calls import OpenCalls
 
 _STANDARD = "grpc."
-"""Health and reflection: probes come every few seconds and would bury the requests."""
+"""Health and reflection, which are not traced: probes every few seconds would hide the requests."""
 
 
 class TracedRpcInstrumentation(RpcInstrumentation):
-    """An observer that begins a span with each call of our own services, and ends it with the call's status."""
+    """Instrumentation that also records a span for each call of our own services."""
 
     def __init__(
         self,
         metrics: Metrics,
-        streams: OpenStreams,
-        log: FilteringBoundLogger,
-        unsent: UnsentReplies,
-        *,
+        call_log: CallLogger,
+        authenticator: Authenticator,
+        open_calls: OpenCalls,
         tracing: Tracing,
-        **options: Any,
     ) -> None:
-        super().__init__(metrics, streams, log, unsent, **options)
+        super().__init__(metrics, call_log, authenticator, open_calls)
         self._tracing = tracing
 
-    # Without `async`, here and in `traced_components`: a call that is not traced is to cost no coroutine more.
-    def _observe(
+    # Not `async`, here and in `traced_components`: a call that is not traced costs no further coroutine.
+    def _run_call(
         self, rpc: CallRecorder, context: Any, metadata: Metadata, behaviour: Behaviour, request: Any, call: Any
     ) -> Coroutine[Any, Any, Any]:
-        assert isinstance(rpc, RpcMetrics)  # it is wrapped here and nowhere before
+        assert isinstance(rpc, RpcMetrics)  # only this class makes another recorder
         if not rpc.rpc.grpc_service.startswith(_STANDARD):
             streaming = rpc.rpc.grpc_type != "unary"
-            part = self._tracing.begin(rpc.method, metadata, streaming=streaming)
-            if part is not None:
-                return self._observe_within(part, rpc, context, metadata, behaviour, request, call)
-        return super()._observe(rpc, context, metadata, behaviour, request, call)
+            scope = self._tracing.start_call(rpc.method, metadata, streaming=streaming)
+            if scope is not None:
+                return self._run_traced_call(scope, rpc, context, metadata, behaviour, request, call)
+        return super()._run_call(rpc, context, metadata, behaviour, request, call)
 
-    async def _observe_within(
+    async def _run_traced_call(
         self,
-        part: Part,
+        scope: SpanScope,
         rpc: RpcMetrics,
         context: Any,
         metadata: Metadata,
@@ -61,24 +58,24 @@ class TracedRpcInstrumentation(RpcInstrumentation):
         request: Any,
         call: Any,
     ) -> Any:
-        with self._tracing.within(part):
-            return await super()._observe(_Traced(rpc, part), context, metadata, behaviour, request, call)
+        with self._tracing.use(scope):
+            return await super()._run_call(_TracedCall(rpc, scope), context, metadata, behaviour, request, call)
 
-    def _names(self, request_id: str) -> dict[str, str]:
+    def _log_ids(self, request_id: str) -> dict[str, str]:
         trace_id = self._tracing.current().trace_id
-        return {**super()._names(request_id), **({"trace_id": trace_id} if trace_id else {})}
+        return {**super()._log_ids(request_id), **({"trace_id": trace_id} if trace_id else {})}
 
 
-class _Traced:
-    """The series of an RPC as one traced call writes to them: its exemplars name the trace."""
+class _TracedCall:
+    """A `CallRecorder` that ends the span of one call and adds the trace to exemplars."""
 
-    def __init__(self, rpc: RpcMetrics, part: Part) -> None:
+    def __init__(self, rpc: RpcMetrics, scope: SpanScope) -> None:
         self._rpc = rpc
-        self._part = part
+        self._scope = scope
         self.method = rpc.method
         self.start = rpc.start
 
     def finish(self, started: float, code: str, request_id: str) -> None:
         """As `RpcMetrics.finish`."""
-        self._part.end(proto_code_name(code))
-        self._rpc.finish(started, code, request_id, self._part.recorded_trace_id)
+        self._scope.end(proto_code_name(code))
+        self._rpc.finish(started, code, request_id, self._scope.recorded_trace_id)

@@ -1,4 +1,4 @@
-"""Calls whose message is not whole yet, so that those that stay so end."""
+"""Calls whose message is incomplete, so that a timeout can end them."""
 
 from __future__ import annotations
 
@@ -13,47 +13,46 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TICK = 1.0
-"""Seconds between two sweeps; a message that comes faster is never refused."""
+"""Seconds between two sweeps; a message that arrives faster is never rejected."""
 
 
 class UnfinishedMessages:
-    """Ends calls whose message takes longer than `seconds`, or, of more than `most` calls, the oldest after a tick.
+    """Ends calls whose message takes longer than `timeout` seconds; beyond `limit` calls the oldest, after a tick.
 
-    grpcio tells of a message when it is whole; until then it holds what has come. All calls have one timer: a timer for
-    each would cost more than the rest of this.
+    grpcio reports a message when it is complete, and until then holds its bytes. All calls share one timer: a timer per
+    call would cost more than the rest of this class.
     """
 
-    def __init__(self, seconds: float, most: int | None = None) -> None:
-        self._seconds = seconds or float("inf")
-        self._most = most
-        self._since: dict[asyncio.Task[object], float] = {}  # the oldest first
-        self._late: set[asyncio.Task[object]] = set()
+    def __init__(self, timeout: float, limit: int | None = None) -> None:
+        self._timeout = timeout or float("inf")
+        self._limit = limit
+        self._arrivals: dict[asyncio.Task[object], float] = {}  # the oldest first
+        self._expired: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, message: Awaitable[T]) -> T:
-        """Return what `message` gives; DeadlineExceeded if that takes too long."""
+        """Return the message; DeadlineExceeded if it takes too long."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        self._since[task] = loop.time()
+        self._arrivals[task] = loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(min(_TICK, self._seconds), self._sweep)
+            self._timer = loop.call_later(min(_TICK, self._timeout), self._sweep)
         try:
             return await message
         except asyncio.CancelledError:
-            if task not in self._late:
+            if task not in self._expired:
                 raise
-            raise DeadlineExceeded("the message was not whole in time") from None
+            raise DeadlineExceeded("the message was not complete in time") from None
         finally:
-            del self._since[task]
-            self._late.discard(task)
+            del self._arrivals[task]
+            self._expired.discard(task)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        excess = 0 if self._most is None else len(self._since) - self._most
-        for number, (task, since) in enumerate(self._since.items()):
-            if loop.time() - since < (_TICK if number < excess else self._seconds):
-                break  # those behind it are younger
-            self._late.add(task)
+        excess = 0 if self._limit is None else len(self._arrivals) - self._limit
+        for number, (task, arrival) in enumerate(self._arrivals.items()):
+            if loop.time() - arrival < (_TICK if number < excess else self._timeout):
+                break  # the rest is younger
+            self._expired.add(task)
             task.cancel()
-        waits = min(_TICK, self._seconds)
-        self._timer = loop.call_later(waits, self._sweep) if self._since else None
+        self._timer = loop.call_later(min(_TICK, self._timeout), self._sweep) if self._arrivals else None

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.samples import Exemplar
 
-from service.observability.metrics import CODES
+from service.observability.rpc_metrics import CODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.observability.histogram import Histogram
-    from service.observability.metrics import Metrics, RpcMetrics
+    from service.observability.metrics import Metrics
+    from service.observability.rpc_metrics import RpcMetrics
     from service.observability.statistics import Statistics
 
 _SECONDS = 1e-9  # Rust counts nanoseconds

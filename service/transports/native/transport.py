@@ -24,10 +24,9 @@ from service.observability.metrics import (
     BATCH_BUCKETS,
     CONFIDENCE_BUCKETS,
     INFERENCE_BUCKETS,
-    LATENCY_BUCKETS,
-    Rpc,
-    RpcMetrics,
 )
+from service.observability.rpc_metrics import LATENCY_BUCKETS, Rpc, RpcMetrics
+from service.security.config import SecurityConfig
 from service.security.handshake import HANDSHAKE_TIMEOUT, verify_by_handshake
 from service.transports.limits import HEALTH_MESSAGE, SMALL_MESSAGE
 from service.transports.native.callbacks import PendingPrediction, PythonCallbacks
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
     from service.security.certificates import Pem
-    from service.security.tls import Tls
-    from service.security.tokens import Tokens
+    from service.transports.config import TransportConfig
     from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
@@ -70,8 +68,21 @@ def is_installed() -> bool:
 class NativeBatcher:
     """The native queue for Python handlers, in place of `service.batching.batcher.Batcher`."""
 
-    def __init__(self, model: InferenceModel, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        model: InferenceModel,
+        metrics: Metrics,
+        statistics: Statistics,
+        *,
+        max_batch_size: int,
+        max_queued_images: int,
+        inline: int | None = None,
+    ) -> None:
         self.model = model
+        self.max_batch_size = max_batch_size
+        self.max_queued_images = max_queued_images
+        self.inline = INLINE_IMAGES if inline is None else inline
+        metrics.queue_capacity.set(max_queued_images)
         self.statistics = statistics
         """Of this model alone."""
         self.server: Any = None
@@ -109,8 +120,8 @@ class NativeBatcher:
 class NativeTransport:
     """Serves on threads of its own: `start` listens, `set_serving` sets health, `stop` drains.
 
-    The handlers run on the event loop that called `start`. With `tokens` a call needs one, health checks too
-    unless `health_without_token`. Raises CredentialsError for what rustls cannot use, and AddressInUse from `start`.
+    The handlers run on the event loop that called `start`. Raises CredentialsError for what rustls cannot use, and
+    AddressInUse from `start`.
     """
 
     unhealthy_reason = ""
@@ -122,28 +133,23 @@ class NativeTransport:
         batcher: NativeBatcher,
         metrics: Metrics,
         log: FilteringBoundLogger,
-        *,
-        limits: Limits,
-        max_queued_images: int,
-        inline: int | None = None,
-        with_reflection: bool,
-        tls: Tls | None = None,
-        tokens: Tokens | None = None,
-        health_without_token: bool = True,
+        config: TransportConfig,
+        security: SecurityConfig | None = None,
     ) -> None:
+        security = security or SecurityConfig()
+        limits = config.limits
         names = [service.name for service in services]
-        reflection = reflection_handlers((*names, health.SERVICE_NAME)) if with_reflection else []
+        reflection = reflection_handlers((*names, health.SERVICE_NAME)) if config.reflection else []
         endpoints = [*_endpoints((*services, *reflection))]
         rpcs = [RpcMetrics(metrics, endpoint.rpc) for endpoint in endpoints]
         answers = {
             rpc.method: endpoint.answer for rpc, endpoint in zip(rpcs, endpoints, strict=True) if endpoint.answer
         }
-        open_services = [health.SERVICE_NAME] if health_without_token else []
         routes = [
             _Route(
                 rpc.method,
                 _FAST_PATH_RPCS.get(rpc.method, endpoint.kind),
-                tokens is not None and endpoint.rpc.grpc_service not in open_services,
+                security.tokens is not None and endpoint.rpc.grpc_service not in config.services_without_token,
                 _max_message_bytes(endpoint.rpc, rpc.method, limits),
                 _REPLY_BYTES_PER_REQUEST_BYTE.get(rpc.method, 1),
             )
@@ -163,8 +169,8 @@ class NativeTransport:
             model_name=batcher.info.name,
             model_version=batcher.info.version,
             limits=limits,
-            max_queued_images=max_queued_images,
-            inline_images=INLINE_IMAGES if inline is None else inline,
+            max_queued_images=batcher.max_queued_images,
+            inline_images=batcher.inline,
             buckets={
                 "latency": LATENCY_BUCKETS,
                 "inference": INFERENCE_BUCKETS,
@@ -173,11 +179,10 @@ class NativeTransport:
             },
             health_services=["", *names],
         )
-        if tls is not None:
-            tls.subscribe(self._set_tls)
-        if tokens is not None:
-            tokens.subscribe(self._server.set_tokens)
-        metrics.queue_capacity.set(max_queued_images)
+        if security.tls is not None:
+            security.tls.subscribe(self._set_tls)
+        if security.tokens is not None:
+            security.tokens.subscribe(self._server.set_tokens)
         metrics.before_collect = NativeMetricsBridge(self._server, metrics, rpcs).update
         self.threads = [
             Thread(target=self._server.run, name="native", daemon=True),
