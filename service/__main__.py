@@ -9,7 +9,7 @@ import time
 
 _PROCESS_START = time.monotonic()
 
-# Imports are not prepared for KeyboardInterrupt, and while the model is loaded the event loop hears of no signal.
+# An import does not handle KeyboardInterrupt, and the event loop handles no signal while the model loads.
 if __name__ == "__main__" or sys.argv[0].rpartition(os.sep)[2] == "digitserve":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
@@ -23,10 +23,10 @@ from service.config import SettingsError, load, unknown_variables
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The C core of gRPC writes to standard error in a format of its own; what matters of it reaches us as an exception.
+# The C core of gRPC writes to standard error in its own format; its errors reach us as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# Connections are read by the one thread that hands their calls to Python. The event engine, grpcio's default, passes
-# each read from thread to thread, which costs 90 us a call and a third of the CPU of a large one. Read at its import.
+# The thread that passes calls to Python reads the connections too. The event engine, grpcio's default, passes each read
+# from thread to thread, which costs 90 us per call and a third of the CPU of a large one. Read when grpc is imported.
 GRPC_EXPERIMENTS = "-event_engine_listener"
 os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
 
@@ -35,23 +35,23 @@ _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1  # of malloc.h
 
 
 def main() -> int:
-    """Exit status: 0 after a clean stop, 1 where the server cannot start, 2 for a bad option."""
-    keep_standard_error()
+    """Run the server; return its exit status: 0 after a clean stop, 1 if it cannot start, 2 for an invalid option."""
+    reserve_standard_streams()
     try:
         settings = load(sys.argv[1:])
     except SettingsError as e:
         print(e, file=sys.stderr)  # noqa: T201 (before there is a log)
         return 2
-    # Imported late: --help and a bad option answer at once.
+    # Imported late, so that --help and an invalid option answer at once.
     from service.errors import StartError  # noqa: PLC0415
     from service.observability.logs import capture_libraries, make_logger  # noqa: PLC0415
     from service.runtime.lifecycle import run  # noqa: PLC0415
     from service.runtime.server import compose  # noqa: PLC0415
 
-    keep_memory_together()
+    limit_malloc_arenas()
     log = make_logger(settings.log_format, settings.log_level)
     capture_libraries(log)
-    # As SIGINT: nobody is owed an answer before it serves. Without a word: the log's writer may be what is interrupted.
+    # As SIGINT: no client waits before it serves. Without a log line: the signal may interrupt the log itself.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     log.info("starting", **settings.described())
     for name, meant in unknown_variables(os.environ).items():
@@ -65,27 +65,29 @@ def main() -> int:
     return 0
 
 
-def keep_standard_error() -> None:
-    """Where the process was started without one, nothing else may get its number, and what libraries print into it."""
+def reserve_standard_streams() -> None:
+    """Open /dev/null for closed standard streams, so that no other file gets their descriptors."""
     if sys.stderr is None:
         while os.open(os.devnull, os.O_RDWR) < _STANDARD_ERROR:
             pass
 
 
-def keep_memory_together() -> None:
-    """Let glibc's threads share two heaps, where each would have one of its own and give back nothing of it.
+def limit_malloc_arenas() -> None:
+    """Let the threads share two malloc arenas of glibc: by default each has its own, and none returns its memory.
 
-    Every model that is loaded while the server serves would otherwise leave some of its memory in another heap.
+    Otherwise each reload of the model leaves some of its memory in another arena.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)  # more than the largest batch takes: what is larger goes back at once
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**24)  # room for some batches stays: a page given back is a fault at the next
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)  # above the largest batch; larger blocks are returned at once
+        libc.mallopt(
+            _M_TRIM_THRESHOLD, 2**24
+        )  # keeps memory for some batches: each returned page costs a page fault later
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The faster uvloop where there is one, else asyncio's own."""
+    """Return the factory of uvloop, which is faster, or None for asyncio's own loop."""
     try:
         import uvloop  # noqa: PLC0415 (not on Windows)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which addresses a host's name has here, and whether they can be listened on: the sockets give a reason, gRPC none."""
+"""Addresses of a host and sockets that listen on them; their errors have a reason, those of gRPC have none."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 from service.errors import AddressInUse
 
-_ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-"""What a name such as localhost may stand for on a machine without IPv6."""
+_UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""Errors of an address that a name such as localhost has on a machine without IPv6."""
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on one port of every address that the host has here. `::` is all there are, of IPv4 too.
+    """Listen on one port of every local address of the host; `::` includes every IPv4 address.
 
-    AddressInUse, with a sentence, where one is taken or none is there.
+    Raises AddressInUse if one is taken or there is none.
     """
     listeners: list[socket.socket] = []
-    absent: OSError | None = None
+    unavailable: OSError | None = None
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in dict.fromkeys(found):  # a file of hosts may name an address twice
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in dict.fromkeys(infos):  # a hosts file may have an address twice
             bound = listeners[0].getsockname()[1] if listeners else port
             try:
                 listeners.append(_listen(socket.socket(family, kind, protocol), (str(address[0]), bound, *address[2:])))
             except OSError as e:
-                if e.errno not in _ABSENT:
+                if e.errno not in _UNAVAILABLE:
                     raise
-                absent = e
-        if absent is not None and not listeners:
-            raise absent
+                unavailable = e
+        if unavailable is not None and not listeners:
+            raise unavailable
     except OSError as e:
         for listener in listeners:
             listener.close()
@@ -40,39 +40,39 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def ensure_bindable(host: str, port: int) -> list[str]:
-    """Listen and let go again; the host's addresses here. AddressInUse with a sentence where that fails."""
-    found = []
+    """Listen and close again; return the local addresses of the host. Raises AddressInUse."""
+    addresses = []
     for listener in listen(host, port):
-        found.append(_numeric(*listener.getsockname()))
+        addresses.append(_numeric(*listener.getsockname()))
         listener.close()
-    return found
+    return addresses
 
 
 def reserve_ipv6_port(port: int) -> socket.socket | None:
-    """A socket that holds a port of `::` and does not listen; None where it is held already or there is no IPv6.
+    """Bind a port of `::` without listening; None if it is taken or there is no IPv6.
 
-    gRPC takes 0.0.0.0 for "any address of any family", and falls back on IPv4 where it cannot have both.
+    gRPC reads 0.0.0.0 as every address of every family, and falls back to IPv4 if it cannot bind both.
     """
-    guard = None
+    reservation = None
     with suppress(OSError):
-        guard = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        guard.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        guard.bind(("::", port))
-        return guard
-    if guard is not None:
-        guard.close()
+        reservation = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        reservation.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        reservation.bind(("::", port))
+        return reservation
+    if reservation is not None:
+        reservation.close()
     return None
 
 
 def join_host_port(host: str, port: int) -> str:
-    """`host:port` as addresses and URLs have it: IPv6 in brackets."""
+    """Return `host:port`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(listener: socket.socket, address: tuple[Any, ...]) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address[0] == "::":  # whatever net.ipv6.bindv6only says, as gRPC does
+        if address[0] == "::":  # overrides net.ipv6.bindv6only, as gRPC does
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind(address)
         listener.listen()
@@ -87,7 +87,7 @@ def _numeric(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:
 
 
 def _bind_error(host: str, port: int, error: OSError) -> AddressInUse:
-    """The sentence for the operator."""
+    """Describe the error for the operator."""
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(f"port {port} on {host} is taken: stop what listens there, or choose another port")
     return AddressInUse(f"cannot listen on {host} port {port}: {error.strerror}")

@@ -1,6 +1,6 @@
-"""The command line's look: `--help` in panels as typer draws them, `--version`, completion; without typer or rich.
+"""`--help` in the panels of typer, `--version` and completion, without typer or rich.
 
-The image that serves has neither, and `--help` is not to wait for them.
+The server's image has neither, and `--help` would wait for their import.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-NARROWEST_HELP = 24  # columns: below that an option's help stands under its name
-WIDEST_TYPE = 18
+MIN_HELP_WIDTH = 24  # columns; in less the help of an option is below its name
+MAX_TYPE_WIDTH = 18
 _OPTION, _DIM, _END = "\x1b[1;36m", "\x1b[2m", "\x1b[0m"
 
 
 class Row(NamedTuple):
-    """One option: its flags, its type in as many lines as it takes, and what there is to say of it."""
+    """One option: its flags, the lines of its type, and its help."""
 
     flags: list[str]
     type: list[str]
@@ -38,9 +38,9 @@ class Row(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser that pydantic-settings fills with a flag for each field.
+    """The parser to which pydantic-settings adds a flag for each field.
 
-    `headings` are those of `--help`, each with the first of its fields.
+    `headings` maps each heading of `--help` to the first field below it.
     """
 
     def __init__(
@@ -49,46 +49,46 @@ class Parser(argparse.ArgumentParser):
         by_name = Path(sys.argv[0]).name == name
         super().__init__(prog=name if by_name else f"python -m {module}", allow_abbrev=False)
         self._about = about
-        self._rows = {field: _row(field, fields[field]) for field in fields}
+        self._rows = {field: _make_row(field, fields[field]) for field in fields}
         self._headings = {first: heading for heading, first in headings.items()}
         shown = self._rows["version"] = Row(["--version"], ["<bool>"], ["Show the version and exit."])
-        self.add_argument(*shown.flags, action=_Show, text=f"digitserve {__version__}\n")
+        self.add_argument(*shown.flags, action=_PrintAction, text=f"digitserve {__version__}\n")
         shown = self._rows["completion"] = Row(
             ["--show-completion"], ["<bash|zsh|fish>"], [f"Show what makes a shell complete {name}, and exit."]
         )
-        self.add_argument(*shown.flags, action=_ShowCompletion, choices=("bash", "zsh", "fish"), name=name)
+        self.add_argument(*shown.flags, action=_CompletionAction, choices=("bash", "zsh", "fish"), name=name)
         self._rows["help"] = Row(["--help"], ["<bool>"], ["Show this message and exit."])
         self._headings["version"] = "Options"
 
     @property
     def flags(self) -> list[str]:
-        """Every flag, as it is typed."""
+        """Every flag."""
         return [flag for row in self._rows.values() for flag in row.flags]
 
     def format_usage(self) -> str:
-        """The one line that typer has too."""
+        """Return the usage line of typer."""
         return f"Usage: {self.prog} [OPTIONS]\n"
 
     def format_help(self) -> str:
-        """All there is to say, for the width and the characters of this terminal."""
+        """Return the help text for the width and the encoding of this terminal."""
         width = shutil.get_terminal_size().columns
-        look = _Look.of(sys.stdout)
+        style = _Style.of(sys.stdout)
         paragraphs = [self.format_usage().strip(), *re.split(r"\n\s*\n", self._about.strip())]
-        lines = [line for paragraph in paragraphs for line in ("", *_wrapped(paragraph, width - 2))]
+        lines = [line for paragraph in paragraphs for line in ("", *_wrap(paragraph, width - 2))]
         lines = [f" {line}".rstrip() for line in lines] + [""]
         for title, rows in self._panels():
-            lines += _panel(title, rows, width, look)
+            lines += _render_panel(title, rows, width, style)
         return "\n".join(lines) + "\n\n"
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one sentence, with the flag that may be meant."""
+        """Print the error in one sentence with the most similar flag, and exit."""
         unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
-        near = [match for flag in unknown for match in difflib.get_close_matches(flag, self.flags, 1, 0.7)]
-        meant = f"; did you mean {', '.join(near)}?" if near else ""
-        self.exit(2, f"{self.format_usage()}Try '{self.prog} --help' for help.\n\n{message}{meant}\n")
+        similar = [match for flag in unknown for match in difflib.get_close_matches(flag, self.flags, 1, 0.7)]
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        self.exit(2, f"{self.format_usage()}Try '{self.prog} --help' for help.\n\n{message}{hint}\n")
 
     def _panels(self) -> Iterator[tuple[str, list[Row]]]:
-        """Heading and rows of each, those of every command first, as typer has them."""
+        """Yield the heading and rows of each panel, the common options first, as typer does."""
         panels: dict[str, list[Row]] = {"Options": []}
         heading = "Options"
         for name, row in self._rows.items():
@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         yield from panels.items()
 
     def _print_message(self, message: str, file: object = None) -> None:
-        """Write it at once: what cannot be written would be a traceback at the interpreter's end."""
+        """Write and flush: a failed write would be a traceback when the interpreter exits."""
         to_output = file is sys.stdout
         stream: TextIO | None = sys.stdout if to_output else sys.stderr
         if stream is None:  # closed
@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
             sys.exit(1)
 
 
-class _Show(argparse.Action):
+class _PrintAction(argparse.Action):
     def __init__(self, option_strings: list[str], dest: str, *, text: str) -> None:  # noqa: ARG002 (argparse gives it)
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0)
         self._text = text
@@ -123,53 +123,53 @@ class _Show(argparse.Action):
         parser.exit()
 
 
-class _ShowCompletion(argparse.Action):
+class _CompletionAction(argparse.Action):
     def __init__(self, option_strings: list[str], dest: str, *, choices: tuple[str, ...], name: str) -> None:  # noqa: ARG002 (as above)
         super().__init__(option_strings, argparse.SUPPRESS, choices=choices)
         self._name = name
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: object, *__: object) -> None:
         assert isinstance(parser, Parser)
-        parser._print_message(_completion(str(shell), self._name, parser.flags), sys.stdout)  # noqa: SLF001 (as above)
+        parser._print_message(_completion_script(str(shell), self._name, parser.flags), sys.stdout)  # noqa: SLF001 (as above)
         parser.exit()
 
 
-class _Look(NamedTuple):
+class _Style(NamedTuple):
     corners: str
     option: str
     dim: str
     end: str
 
     @classmethod
-    def of(cls, stream: Any) -> _Look:
-        """Lines where they can be encoded, colour where a terminal is looked at that has not asked for none."""
+    def of(cls, stream: Any) -> _Style:
+        """Use line characters if the encoding has them, and colours on a terminal unless NO_COLOR is set."""
         corners = "╭─╮│╰╯" if (getattr(stream, "encoding", "") or "").lower().startswith("utf") else "+-+|++"
         coloured = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
         return cls(corners, *((_OPTION, _DIM, _END) if coloured else ("", "", "")))
 
 
-def _completion(shell: str, name: str, flags: list[str]) -> str:
+def _completion_script(shell: str, name: str, flags: list[str]) -> str:
     if shell == "fish":
         return "".join(f"complete -c {name} -l {flag.removeprefix('--')}\n" for flag in flags)
     zsh = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     return f"{zsh}complete -o default -W '{' '.join(flags)}' {name}\n"
 
 
-def _row(name: str, field: FieldInfo) -> Row:
+def _make_row(name: str, field: FieldInfo) -> Row:
     flag = name.replace("_", "-")
     switch = field.annotation is bool
     flags = [f"--{flag}", f"--no-{flag}"] if switch else [f"--{flag}"]
     default = ("" if field.default else "no-") + flag if switch else field.default
-    told = [field.description or "", f"[env var: DIGITS_{name.upper()}]"]
+    help_ = [field.description or "", f"[env var: DIGITS_{name.upper()}]"]
     if default not in (None, ""):
-        told.append(f"[default: {default}]")
-    return Row(flags, _type(field), told)
+        help_.append(f"[default: {default}]")
+    return Row(flags, _type_lines(field), help_)
 
 
-def _type(field: FieldInfo) -> list[str]:
-    """As typer tells it, the bounds of a number in a line of their own."""
+def _type_lines(field: FieldInfo) -> list[str]:
+    """Return the type as typer shows it, with the bounds of a number on a line of their own."""
     if get_origin(field.annotation) is Literal:
-        return _wrapped(f"<{'| '.join(get_args(field.annotation))}>", WIDEST_TYPE)
+        return _wrap(f"<{'| '.join(get_args(field.annotation))}>", MAX_TYPE_WIDTH)
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
     name = kinds[0].__name__.lower()
     bounds = {sign: getattr(one, sign) for one in field.metadata for sign in ("ge", "gt", "le") if hasattr(one, sign)}
@@ -179,40 +179,44 @@ def _type(field: FieldInfo) -> list[str]:
     return [f"<{name} range>", f"[{low}x<={bounds['le']}]"]
 
 
-def _panel(title: str, rows: list[Row], width: int, look: _Look) -> list[str]:
-    top_left, line, top_right, side, bottom_left, bottom_right = [*look.corners]
+def _render_panel(title: str, rows: list[Row], width: int, style: _Style) -> list[str]:
+    top_left, line, top_right, side, bottom_left, bottom_right = [*style.corners]
     inner = width - 4
     first = max(len(flag) for row in rows for flag in row.flags)
     second = max(len(part) for row in rows for part in row.type)
-    beside = inner - first - second - 4 >= NARROWEST_HELP
-    shown = [cells for row in rows for cells in (_beside(row, first, second, inner) if beside else _under(row, inner))]
-    dim = (look.dim, look.end)
+    fits_columns = inner - first - second - 4 >= MIN_HELP_WIDTH
+    lines = [
+        line
+        for row in rows
+        for line in (_in_columns(row, first, second, inner) if fits_columns else _stacked(row, inner))
+    ]
+    dim = (style.dim, style.end)
     return [
         f"{line} {title} ".join((top_left, line * (width - len(title) - 5) + top_right)).join(dim),
         *(
-            f"{side.join(dim)} {look.option}{head}{look.end}{tail:<{inner - len(head)}} {side.join(dim)}"
-            for head, tail in shown
+            f"{side.join(dim)} {style.option}{head}{style.end}{tail:<{inner - len(head)}} {side.join(dim)}"
+            for head, tail in lines
         ),
         f"{bottom_left}{line * (width - 2)}{bottom_right}".join(dim),
     ]
 
 
-def _beside(row: Row, first: int, second: int, inner: int) -> Iterator[tuple[str, str]]:
-    """Lines as (flag, the rest): flags, type and help in columns."""
-    text = [line for part in row.help for line in _wrapped(part, inner - first - second - 4)]
+def _in_columns(row: Row, first: int, second: int, inner: int) -> Iterator[tuple[str, str]]:
+    """Yield lines as (flag, rest), with flags, type and help in columns."""
+    text = [line for part in row.help for line in _wrap(part, inner - first - second - 4)]
     for flag, kind, line in zip_longest(row.flags, row.type, text, fillvalue=""):
         yield f"{flag:<{first}}", f"  {kind:<{second}}  {line}"
 
 
-def _under(row: Row, inner: int) -> Iterator[tuple[str, str]]:
-    """The same one under the other, for a narrow terminal."""
+def _stacked(row: Row, inner: int) -> Iterator[tuple[str, str]]:
+    """Yield the same lines below each other, for a narrow terminal."""
     for flag in row.flags:
         yield flag[:inner], ""
     for part in (*row.type, *row.help):
-        yield from (("", f"  {line}") for line in _wrapped(part, inner - 2))
+        yield from (("", f"  {line}") for line in _wrap(part, inner - 2))
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """Lines; a type's values, set apart by a space for the wrapping, are joined again."""
+def _wrap(text: str, width: int) -> list[str]:
+    """Wrap to lines, and rejoin the values of a type, which have a space between them for the wrapping."""
     lines = textwrap.wrap(" ".join(text.split()), max(width, 8), break_on_hyphens=False)
     return [line.replace("| ", "|") for line in lines]

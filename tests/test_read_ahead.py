@@ -10,7 +10,7 @@ import pytest
 from conftest import until
 from grpc import aio
 
-from service.transports.grpcio.read_ahead import AHEAD, PATIENCE, ReadAhead
+from service.transports.grpcio.read_ahead import MAX_DELAY, READ_AHEAD_BYTES, ReadAhead
 
 
 class Caller:
@@ -56,17 +56,17 @@ async def test_every_message_comes_once_and_in_order() -> None:
 
 async def test_empty_messages_read_ahead_are_bounded_too() -> None:
     caller = Caller()
-    caller.send(*[b""] * 2 * AHEAD)
+    caller.send(*[b""] * 2 * READ_AHEAD_BYTES)
     with ReadAhead(caller.read):
         await until(lambda: caller.read_so_far > 0)
-        for _ in range(4 * AHEAD):  # so often the reader can go on, if it wants to
+        for _ in range(4 * READ_AHEAD_BYTES):  # so often the reader can go on, if it wants to
             await asyncio.sleep(0)
-        assert caller.read_so_far < AHEAD // 32
+        assert caller.read_so_far < READ_AHEAD_BYTES // 32
 
 
 async def test_what_is_read_ahead_is_bounded() -> None:
     caller = Caller()
-    caller.send(*numbered(0, 100, AHEAD // 4))
+    caller.send(*numbered(0, 100, READ_AHEAD_BYTES // 4))
     with ReadAhead(caller.read) as ahead:
         for read in (4, 8):
             await until(lambda read=read: caller.read_so_far >= read)
@@ -77,9 +77,9 @@ async def test_what_is_read_ahead_is_bounded() -> None:
 
 async def test_one_large_message_is_given_although_it_is_more_than_may_wait() -> None:
     caller = Caller()
-    caller.send(bytes(2 * AHEAD), b"next", aio.EOF)
+    caller.send(bytes(2 * READ_AHEAD_BYTES), b"next", aio.EOF)
     with ReadAhead(caller.read) as ahead:
-        assert [len(message) for portion in await taken(ahead) for message in portion] == [2 * AHEAD, 4]
+        assert [len(message) for portion in await taken(ahead) for message in portion] == [2 * READ_AHEAD_BYTES, 4]
 
 
 async def test_what_ended_the_reading_comes_after_all_that_was_read() -> None:
@@ -102,7 +102,7 @@ async def test_a_caller_that_waits_for_each_reply_never_waits_for_company() -> N
             began = time.monotonic()
             assert await ahead.next_batch() == [message]
             waits.append(time.monotonic() - began)
-    assert sorted(waits)[150] < PATIENCE / 2
+    assert sorted(waits)[150] < MAX_DELAY / 2
 
 
 async def test_a_caller_with_some_replies_outstanding_is_seldom_waited_for_in_vain() -> None:
@@ -115,7 +115,7 @@ async def test_a_caller_with_some_replies_outstanding_is_seldom_waited_for_in_va
             began, found = time.monotonic(), 0
             while found < 6:
                 found += len(await ahead.next_batch())
-            in_vain += time.monotonic() - began > PATIENCE / 2
+            in_vain += time.monotonic() - began > MAX_DELAY / 2
     assert in_vain < 30
 
 

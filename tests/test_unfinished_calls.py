@@ -104,7 +104,7 @@ async def test_grpcio_bounds_how_many_slow_messages_of_single_calls_it_holds(mon
 
 
 async def test_of_many_unfinished_messages_those_older_than_a_second_end() -> None:
-    messages, never = UnfinishedMessages(60, most=3), asyncio.Event()
+    messages, never = UnfinishedMessages(60, limit=3), asyncio.Event()
     waiting = [asyncio.create_task(messages.wait(never.wait())) for _ in range(10)]
     done, _ = await asyncio.wait(waiting[:7], timeout=60)
     assert len(done) == 7

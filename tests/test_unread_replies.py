@@ -107,7 +107,7 @@ async def test_a_call_whose_reply_is_not_read_ends_and_no_other(path: str) -> No
 async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_loses_its_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unsent_replies, "MAX_PROCESS", 5 * REPLY)
+    monkeypatch.setattr(unsent_replies, "MAX_PROCESS_BYTES", 5 * REPLY)
     async with listening([echoing()], message_timeout=60) as server:
         with (
             contextlib.closing(connected(server, NO_WINDOW)) as little,
@@ -126,7 +126,7 @@ async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_lo
 async def test_a_connection_that_holds_too_much_has_its_next_call_wait_until_it_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unsent_replies, "MAX_ANY", 2 * REPLY)
+    monkeypatch.setattr(unsent_replies, "MAX_CONNECTION_BYTES", 2 * REPLY)
     async with listening([echoing()], message_timeout=60) as server:
         with contextlib.closing(connected(server, NO_WINDOW)) as peer:
             calls = {"grpc_type": "unary", "grpc_service": "t.T", "grpc_method": "One"}

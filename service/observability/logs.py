@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, for people on a terminal and as JSON elsewhere."""
+"""Structured logs: one line per event, readable on a terminal and JSON elsewhere."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class LossyStderr:
-    """Standard error as the log writes to it: a line that cannot be written is lost and counted, and nothing fails.
+    """Standard error of the log: drops and counts a line that cannot be written, and raises no error.
 
-    A full disk or a reader that has gone must not end the server or a call.
+    A full disk or a closed pipe must not end the server or a call.
     """
 
     dropped = 0
-    """Lines, of the whole process."""
+    """Lines of the whole process."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Write it if that can be done."""
+        """Write the text, or drop it."""
         if self._stream is None:  # the process was started without one
             LossyStderr.dropped += 1
             return
@@ -38,44 +38,44 @@ class LossyStderr:
             LossyStderr.dropped += 1
 
     def flush(self) -> None:
-        """As `write`."""
+        """Flush, if possible."""
         if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether people read it on a terminal."""
+        """Check whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
 
 LOG_INTERVAL = 1.0
-"""Seconds between two lines of a limited kind; the next one has the count of those that were held back."""
+"""Seconds between two lines of a limited kind; a line has the count of those suppressed before it."""
 
 
 class RateLimiter:
-    """A token bucket of log lines. Threads may ask at once: at worst that is a line too many, or a count off by one."""
+    """A token bucket for log lines. Concurrent threads may cause one line too many, or a count that is off by one."""
 
     def __init__(self, burst: int = 1, rate: float = 1 / LOG_INTERVAL) -> None:
         self._burst, self._rate = burst, rate
-        self._left = float(burst)
-        self._at = time.monotonic()
+        self._tokens = float(burst)
+        self._refilled_at = time.monotonic()
         self._suppressed = 0
 
     def suppressed(self) -> int | None:
-        """How many lines were held back since the last one; None where this one is held back too."""
+        """Return the number of lines suppressed since the last one; None if this one is suppressed too."""
         now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 0.999:
+        self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._rate)
+        self._refilled_at = now
+        if self._tokens < 0.999:
             self._suppressed += 1
             return None
-        self._left -= 1
+        self._tokens -= 1
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed
 
 
 class LibraryHandler(logging.Handler):
-    """Writes what libraries log as events of this log, a line a second for each of their loggers."""
+    """Writes the records of libraries to this log, one line per second for each of their loggers."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)
@@ -99,14 +99,14 @@ class LibraryHandler(logging.Handler):
 
 
 def capture_libraries(log: FilteringBoundLogger) -> None:
-    """Send the standard library's logging, warnings and the ends of threads into `log`, for the whole process.
+    """Send the standard library's logging, warnings and crashes of threads to `log`, for the whole process.
 
-    A traceback in plain text between lines of JSON is lost to whatever reads them.
+    A collector of JSON lines discards a traceback in plain text.
     """
     logging.basicConfig(handlers=[LibraryHandler(log)], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
-    threading.excepthook = lambda end: log.error(
-        "thread crashed", thread=end.thread.name if end.thread else "", exc_info=end.exc_value
+    threading.excepthook = lambda crash: log.error(
+        "thread crashed", thread=crash.thread.name if crash.thread else "", exc_info=crash.exc_value
     )
     sys.unraisablehook = lambda failed: log.error(
         "unraisable exception", where=repr(failed.object), exc_info=failed.exc_value
@@ -114,7 +114,7 @@ def capture_libraries(log: FilteringBoundLogger) -> None:
 
 
 def make_logger(log_format: str, level: str) -> FilteringBoundLogger:
-    """A logger that writes to standard error; `log_format` is auto, console or json."""
+    """Make a logger that writes to standard error; `log_format` is auto, console or json."""
     stream = LossyStderr(sys.stderr)
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     processors: list[Any] = [

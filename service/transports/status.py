@@ -40,20 +40,20 @@ _CODES: dict[type[ServiceError], int] = {
 
 
 def to_status(error: Exception) -> Status:
-    """The status that the caller sees: the error's sentence and its machine-readable details, or "internal error"."""
+    """Return the status that the client receives: the error's message and details, or "internal error"."""
     if not isinstance(error, ServiceError):
         return Status(code=code_pb2.INTERNAL, message="internal error")
     return Status(code=_CODES[type(error)], message=str(error), details=map(_any, _details(error)))
 
 
 def code_name(code: int) -> str:
-    """A status code as Go spells it, which is how the metrics label it: 3 -> InvalidArgument."""
-    return _NAMES[code]
+    """Return the Go name of a status code, the label in metrics: 3 -> InvalidArgument."""
+    return _GO_NAMES[code]
 
 
 def proto_code_name(name: str) -> str:
-    """What `code_name` gave, as protocol buffers spell it: InvalidArgument -> INVALID_ARGUMENT."""
-    return _SPELLED[name]
+    """Return the protobuf name of a code by its Go name: InvalidArgument -> INVALID_ARGUMENT."""
+    return _PROTO_NAMES[name]
 
 
 def _details(error: ServiceError) -> list[Message]:
@@ -74,10 +74,10 @@ def _any(message: Message) -> Any:
 
 
 def _go_name(name: str) -> str:
-    # Go says Canceled where the rest of gRPC says CANCELLED, and keeps OK in capitals.
+    # Go has Canceled where the rest of gRPC has CANCELLED, and OK in capitals.
     special = {"OK": "OK", "CANCELLED": "Canceled"}
     return special.get(name) or name.title().replace("_", "")
 
 
-_NAMES = {number: _go_name(name) for name, number in code_pb2.Code.items()}
-_SPELLED: dict[str, str] = {_NAMES[number]: name for name, number in code_pb2.Code.items()}
+_GO_NAMES = {number: _go_name(name) for name, number in code_pb2.Code.items()}
+_PROTO_NAMES: dict[str, str] = {_GO_NAMES[number]: name for name, number in code_pb2.Code.items()}

@@ -1,4 +1,4 @@
-"""grpc.health.v1 of the grpcio transport: a client that does not read delays its own replies and no others."""
+"""grpc.health.v1 of the grpcio transport: a client that does not read delays only its own replies."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ _pb: Any = health_pb2
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
-    """Check, List and Watch of `names`; all have one status, NOT_SERVING at first.
+    """Check, List and Watch of `names`; all share one status, NOT_SERVING at first.
 
-    grpc_health's servicer writes to a watcher while it holds the lock that every other Watch, and `set`, wait for.
-    Here each Watch has an event of its own and sends the latest status when its client takes one.
+    The servicer of grpc_health writes to a watcher while it holds the lock of every other Watch and of `set`. Here each
+    Watch has its own event, and sends the latest status when its client reads one.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
         self._status = HealthCheckResponse.NOT_SERVING
-        self._changed: set[asyncio.Event] = set()
+        self._watch_events: set[asyncio.Event] = set()
         self._is_stopping = False
 
     def set_serving(self, serving: bool) -> None:
-        """Change the status of every name; without effect after `stop`."""
+        """Set the status of every name; no effect after `stop`."""
         if not self._is_stopping:
             self._set(HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
 
     def stop(self) -> None:
-        """Say NOT_SERVING for good."""
+        """Set NOT_SERVING permanently."""
         self._is_stopping = True
         self._set(HealthCheckResponse.NOT_SERVING)
 
     def _set(self, status: Any) -> None:
         self._status = status
-        for changed in self._changed:
-            changed.set()
+        for event in self._watch_events:
+            event.set()
 
     async def Check(self, request: Any, context: Any) -> HealthCheckResponse:  # noqa: N802 (the contract's name)
-        """Answer the status of a name, or NOT_FOUND."""
+        """Return the status of a name, or NOT_FOUND."""
         if request.service not in self._names:
             await context.abort(StatusCode.NOT_FOUND)
         return HealthCheckResponse(status=self._status)
 
     async def List(self, _: Any, __: Any) -> Any:  # noqa: N802 (the contract's name)
-        """Answer what Check says of each name."""
+        """Return the status of each name."""
         statuses = {name: HealthCheckResponse(status=self._status) for name in self._names}
         return _pb.HealthListResponse(statuses=statuses)
 
     async def Watch(self, request: Any, stream: Any) -> None:  # noqa: N802 (the contract's name)
-        """Send the status now and after each change; SERVICE_UNKNOWN for a name that is not here."""
+        """Send the status now and after each change; SERVICE_UNKNOWN for an unknown name."""
         is_known, sent, changed = request.service in self._names, None, asyncio.Event()
-        self._changed.add(changed)
+        self._watch_events.add(changed)
         try:
             while True:
                 changed.clear()
@@ -68,4 +68,4 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
                     sent = status
                 await changed.wait()
         finally:
-            self._changed.discard(changed)
+            self._watch_events.discard(changed)

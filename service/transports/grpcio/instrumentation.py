@@ -110,7 +110,7 @@ class RpcInstrumentation:
         large, standard = rpc.rpc.grpc_method in _LARGE_REPLIES, rpc.rpc.grpc_service.startswith(_STANDARD)
 
         async def answer(_: Any, context: Any) -> Any:
-            if large or (unsent.held and not standard):
+            if large or (unsent.bytes_by_peer and not standard):
                 await unsent.wait_for_room(context.peer(), large=large)  # before its message takes memory
             message = await unfinished.wait(read_only_message(context))
             rpc.received()

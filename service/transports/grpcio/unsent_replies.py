@@ -1,4 +1,4 @@
-"""Replies that grpcio was given and has not sent, so that what clients do not read is bounded."""
+"""Replies that grpcio has accepted and not sent: a bound on the memory of replies that clients do not read."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CALL: ContextVar[asyncio.Task[None]] = ContextVar("call")
-"""The task that holds a call of grpcio's: the call ends with it, its reply sent or not."""
+"""The task that holds a call of grpcio: the call ends with it, its reply sent or not."""
 
-MAX_LARGE, MAX_ANY = 8 * 2**20, 24 * 2**20
-"""Bytes that a connection may hold before its next call with a large reply waits, and before any call does."""
+MAX_LARGE_BYTES, MAX_CONNECTION_BYTES = 8 * 2**20, 24 * 2**20
+"""Bytes of a connection's unsent replies beyond which its next call with a large reply waits, and any call."""
 
-MAX_PROCESS = 64 * 2**20
-"""Bytes that all connections may hold, each of which grpcio keeps twice; the calls of one that holds most end then."""
+MAX_PROCESS_BYTES = 64 * 2**20
+"""Bytes of all unsent replies, each of which grpcio keeps twice; beyond it the calls of the largest connection end."""
 
-RESERVED = 2**20
-"""Bytes that a call with a large reply counts for until its reply is there."""
+RESERVED_BYTES = 2**20
+"""Bytes that a call with a large reply reserves until its reply exists."""
 
-_SMALL, _MAX_SMALL = 4096, 16384
-"""Bytes up to which a reply is not counted for its connection; how many may take more than a second to be sent.
+_SMALL_BYTES, _MAX_SMALL_REPLIES = 4096, 16384
+"""Largest reply that is not counted for its connection; number of replies that may take more than a second to send.
 
-To ask grpcio for the connection takes a hundredth of a small call.
+Reading the address of the connection from grpcio takes 1% of a small call.
 """
 
 _TICK = 1.0
@@ -36,31 +36,31 @@ _TICK = 1.0
 @dataclass(slots=True, eq=False)
 class _Reply:
     task: asyncio.Task[Any] | None
-    since: float
+    started: float
     size: int
     peer: str
 
 
 class UnsentReplies:
-    """Ends calls whose reply is not sent for `seconds`, and those of the connection that holds most beyond MAX_PROCESS.
+    """Ends calls whose reply is not sent within `timeout` seconds, and those of the largest connection beyond a total.
 
-    `ended` is called with the reason, `unread` or `memory`, for each. All calls have one timer.
+    `on_abort` is called with the reason of each, `unread` or `memory`. All calls share one timer.
     """
 
-    def __init__(self, seconds: float, ended: Callable[[str], object]) -> None:
-        self._seconds = seconds or float("inf")
-        self._ended = ended
+    def __init__(self, timeout: float, on_abort: Callable[[str], object]) -> None:
+        self._timeout = timeout or float("inf")
+        self._on_abort = on_abort
         self._replies: dict[asyncio.Task[None], _Reply] = {}  # the oldest first
         self._reserved: dict[asyncio.Task[None], str] = {}
-        self.held = Counter[str]()
-        """Bytes by connection; empty while no connection holds a reply of more than 4 KB."""
+        self.bytes_by_peer = Counter[str]()
+        """Bytes by connection; empty while no connection has a reply of more than 4 KB."""
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait_for_room(self, peer: str, *, large: bool) -> None:
-        """Return when this connection may have another reply; reserve room for one that may be `large`."""
-        most = MAX_LARGE if large else MAX_ANY
-        while self.held[peer] >= most:
+        """Wait until this connection may have another reply, and reserve memory for a large one."""
+        limit = MAX_LARGE_BYTES if large else MAX_CONNECTION_BYTES
+        while self.bytes_by_peer[peer] >= limit:
             room = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(peer, deque()).append(room)
             try:
@@ -70,26 +70,26 @@ class UnsentReplies:
                 raise
         if large and (call := CALL.get(None)) is not None:
             self._reserved[call] = peer
-            self.held[peer] += RESERVED
+            self.bytes_by_peer[peer] += RESERVED_BYTES
         self._wake(peer)
 
     def hold(self, size: int, peer: Callable[[], str]) -> None:
-        """Count so many bytes for the call of the current task until `release`; `peer` gives its connection."""
+        """Count a reply of `size` bytes for the current call until `release`; `peer` returns its connection."""
         call, loop = CALL.get(None), asyncio.get_running_loop()
-        if call is None:  # of a grpcio whose calls cannot be ended
+        if call is None:  # this grpcio has no task that ends a call
             return
         self._release_reserved(call)
-        name = peer() if size > _SMALL else ""
+        name = peer() if size > _SMALL_BYTES else ""
         self._replies[call] = _Reply(asyncio.current_task(), loop.time(), size, name)
         if name:
-            self.held[name] += size
-            if self.held.total() > MAX_PROCESS:
-                self._end_largest()
+            self.bytes_by_peer[name] += size
+            if self.bytes_by_peer.total() > MAX_PROCESS_BYTES:
+                self._abort_largest()
         if self._timer is None:
-            self._timer = loop.call_later(min(_TICK, self._seconds), self._sweep)
+            self._timer = loop.call_later(min(_TICK, self._timeout), self._sweep)
 
     def release(self, call: asyncio.Task[None]) -> None:
-        """Count what this call held no longer."""
+        """Stop counting the reply of this call."""
         if self._reserved:
             self._release_reserved(call)
         reply = self._replies.pop(call, None)
@@ -98,16 +98,16 @@ class UnsentReplies:
 
     def _release_reserved(self, call: asyncio.Task[None]) -> None:
         if (peer := self._reserved.pop(call, None)) is not None:
-            self._free(peer, RESERVED)
+            self._free(peer, RESERVED_BYTES)
 
     def _free(self, peer: str, size: int) -> None:
-        self.held[peer] -= size
-        if not self.held[peer]:
-            del self.held[peer]
+        self.bytes_by_peer[peer] -= size
+        if not self.bytes_by_peer[peer]:
+            del self.bytes_by_peer[peer]
         self._wake(peer)
 
     def _wake(self, peer: str) -> None:
-        """Let the next call of this connection look whether there is room."""
+        """Let the next waiting call of this connection check for room."""
         waiting = self._waiting.get(peer, ())
         while waiting:
             room = waiting.popleft()
@@ -117,25 +117,25 @@ class UnsentReplies:
         if not waiting:
             self._waiting.pop(peer, None)
 
-    def _end_largest(self) -> None:
-        [(largest, _)] = self.held.most_common(1)
+    def _abort_largest(self) -> None:
+        [(largest, _)] = self.bytes_by_peer.most_common(1)
         for call, reply in [*self._replies.items()]:
             if reply.peer == largest:
-                self._end(call, reply, "memory")
+                self._abort(call, reply, "memory")
 
-    def _end(self, call: asyncio.Task[None], reply: _Reply, reason: str) -> None:
-        # Without these two grpcio lets go of the call, and the core cancels it and frees the reply.
+    def _abort(self, call: asyncio.Task[None], reply: _Reply, reason: str) -> None:
+        # Without these two tasks grpcio drops the call, and the core cancels it and frees the reply.
         if reply.task is not None:
             reply.task.cancel()
         call.cancel()
         self.release(call)
-        self._ended(reason)
+        self._on_abort(reason)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        excess = len(self._replies) - _MAX_SMALL
+        excess = len(self._replies) - _MAX_SMALL_REPLIES
         for number, (call, reply) in enumerate([*self._replies.items()]):
-            if loop.time() - reply.since < (_TICK if number < excess else self._seconds):
-                break  # those behind it are younger
-            self._end(call, reply, "unread")
-        self._timer = loop.call_later(min(_TICK, self._seconds), self._sweep) if self._replies else None
+            if loop.time() - reply.started < (_TICK if number < excess else self._timeout):
+                break  # the rest is younger
+            self._abort(call, reply, "unread")
+        self._timer = loop.call_later(min(_TICK, self._timeout), self._sweep) if self._replies else None
