@@ -119,7 +119,7 @@ class Metrics(Collector):
         )
         self.last_reload_successful = Gauge(
             "digits_last_reload_successful",
-            "1 where the last change of that kind was taken up, 0 where it was refused.",
+            "1 if the last change of that kind was loaded, 0 if it was rejected.",
             ["kind"],
             registry=registry,
         )
