@@ -1,4 +1,4 @@
-"""Brings the application to a cluster of Ray, and waits until it serves."""
+"""Deploys the application to a Ray cluster, and waits until it serves."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from ray_serve.connection import NO_ANSWER, why_not
+from ray_serve.connection import NO_ANSWER, connection_error
 from service.errors import StartError
 from service.inference.repository import ModelRepository
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at the import of Ray
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise Ray warns of a future change
 
 if TYPE_CHECKING:
     from ray_serve.config import ClusterSettings
@@ -21,13 +21,13 @@ NAME = "digits"
 
 
 def deploy(settings: ClusterSettings) -> ModelInfo:
-    """Start the application, or change the one that runs; returns, when it serves, the model. Raises StartError.
+    """Deploy the application, or update the running one; return the model when it serves. Raises StartError.
 
-    The model is loaded here first, so that a file that cannot serve never reaches the cluster.
+    It loads the model here first, so that an invalid file never reaches the cluster.
     """
-    setting = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
-    if reason := why_not(settings.ray_address):
-        raise StartError(f"{setting}: {reason}")
+    given = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
+    if reason := connection_error(settings.ray_address):
+        raise StartError(f"{given}: {reason}")
     place = ModelRepository(settings.model, version=settings.model_version, sha256=settings.model_sha256)
     candidate = place.candidates()[0]
     model, content = place.load(candidate), candidate.path.read_bytes()

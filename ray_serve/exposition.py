@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-def merged(texts: Mapping[str, str]) -> str:
+def merge(texts: Mapping[str, str]) -> str:
     """One exposition of those of the replicas, given by their ids."""
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
@@ -21,10 +21,10 @@ def merged(texts: Mapping[str, str]) -> str:
             family = families.setdefault(parsed.name, Metric(parsed.name, parsed.documentation, parsed.type))
             for sample in parsed.samples:
                 family.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
-    return generate_latest(_Collected(families.values())).decode()
+    return generate_latest(_Families(families.values())).decode()
 
 
-class _Collected(Collector):
+class _Families(Collector):
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 

@@ -1,6 +1,6 @@
-"""What Ray Serve's gRPC proxy is told to serve: our services, with messages left as the bytes that they are.
+"""Registers our services with Ray Serve's gRPC proxy, which passes messages on as bytes.
 
-Each function here is named in `gRPCOptions.grpc_servicer_functions`, and Ray calls it in every proxy.
+Ray calls each function that `gRPCOptions.grpc_servicer_functions` names in every proxy.
 """
 
 from __future__ import annotations
@@ -27,111 +27,112 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 FUNCTIONS = [f"{__name__}.{name}" for name in ("digits", "inference", "health")]
 
-RETRY_AFTER = 0.1  # seconds, told to a caller whom the proxy refuses
+RETRY_AFTER = 0.1  # seconds, for clients that the proxy rejects
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
-LOOK_EVERY = 5.0  # seconds between two looks of a watch at a replica
+WATCH_INTERVAL = 5.0  # seconds between two health checks of a Watch
 
 _HEALTH: dict[int, int] = {code_pb2.OK: SERVING, code_pb2.NOT_FOUND: HealthCheckResponse.SERVICE_UNKNOWN}
 
-_GONE = "the replica that had this call is gone, or none is there yet; send it again"
-_FULL = "too many calls wait for a replica already"
+_REPLICA_LOST = "the replica of this call is gone, or none is ready yet: send the call again"
+_QUEUE_FULL = "queue full: too many calls wait for a replica"
 _STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def digits(servicer: Any, server: Any) -> None:
     """Serve digits.v1.DigitService."""
-    digits_pb2_grpc.add_DigitServiceServicer_to_server(servicer, _AsBytes(server))
+    digits_pb2_grpc.add_DigitServiceServicer_to_server(servicer, _ByteRegistrar(server))
 
 
 def inference(servicer: Any, server: Any) -> None:
     """Serve inference.GRPCInferenceService, the Open Inference Protocol."""
-    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, _AsBytes(server))
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, _ByteRegistrar(server))
 
 
 def health(servicer: Any, server: Any) -> None:
-    """Serve grpc.health.v1.Health; a replica answers, so that SERVING says that one does."""
-    standard: Any = _AsBytes(server)
+    """Serve grpc.health.v1.Health; a replica answers, so that SERVING means that one can."""
+    standard: Any = _ByteRegistrar(server)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, standard)
 
 
-class _AsBytes:
-    """Stands between generated code and Ray's server.
+class _ByteRegistrar:
+    """The server to generated code; registers with Ray's server without deserializers.
 
-    A message is neither parsed nor built in the proxy: our handlers take bytes, and what is no message is refused by
-    them in a sentence, where the proxy's parser would end the call with INTERNAL.
+    The proxy does not parse messages: our handlers take bytes and reject a malformed message as INVALID_ARGUMENT, for
+    which the parser of the proxy would end the call with INTERNAL.
     """
 
     def __init__(self, server: Any) -> None:
         self._server = server
-        if not isinstance(server.service_handler_factory, _Plain):
-            server.service_handler_factory = _Plain(server.service_handler_factory)
+        if not isinstance(server.service_handler_factory, ErrorTranslator):
+            server.service_handler_factory = ErrorTranslator(server.service_handler_factory)
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Serve these RPCs; Ray puts its own way to a replica in the place of their behaviour."""
+        """Register these RPCs; Ray replaces their behaviour by a call of a replica."""
         raw = {name: handler._replace(request_deserializer=None) for name, handler in handlers.items()}
-        # Ray's reflection lists the services that came by the first of these.
+        # Ray's reflection lists the services of the first call.
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, raw),))
         self._server.add_registered_method_handlers(service, raw)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Nothing: generated code hands over the same RPCs by the method above too."""
+        """Do nothing: generated code registers the same RPCs by the method above too."""
 
 
-class _Plain:
-    """Makes the ways to a replica as Ray does, and says what Ray says of its failures in our words.
+class ErrorTranslator:
+    """Makes the handlers of Ray's factory, and translates Ray's errors to our statuses.
 
-    Ray ends a call whose replica died with INTERNAL and its own traceback. That tells callers what is internal, and
-    keeps their clients from sending the call again, which would do no harm.
+    Ray ends a call whose replica died with INTERNAL and its own traceback. That reveals internals, and a client does
+    not retry the call, which would be safe.
     """
 
     def __init__(self, factory: Callable[..., Any]) -> None:
         self._factory = factory
 
-    def __call__(self, **of_method: Any) -> Any:
-        if of_method["service_method"] == WATCH:
+    def __call__(self, **method: Any) -> Any:
+        """Make the handler of one method."""
+        if method["service_method"] == WATCH:
             return self._watch
-        handler = self._factory(**of_method)
+        handler = self._factory(**method)
         if inspect.isasyncgenfunction(handler):
 
             async def stream(request: Any, context: Any) -> Any:
                 async for reply in handler(request, context):
                     yield reply
-                tell_plainly(context)
+                translate_status(context)
 
             return stream
 
         async def call(request: Any, context: Any) -> Any:
             reply = await handler(request, context)
-            tell_plainly(context)
+            translate_status(context)
             if code := _number(context.code()):
-                # A status that follows an empty reply is an answer begun, and no client would send the call again.
+                # Clients do not retry a call that has a reply, even an empty one, before its status.
                 await context.abort(_STATUS_CODES[code], _text(context.details()), tuple(context.trailing_metadata()))
             return reply
 
         return call
 
     async def _watch(self, request: Any, context: Any) -> Any:
-        """The health of a service, and each change of it: asked of a replica now and then.
+        """Send the health of a service, and each change of it, from periodic checks of a replica.
 
-        It stays in the proxy: in a replica a call without an end would count as load, and scaling down wait for it.
+        It runs in the proxy: in a replica a call without an end would count as load, and delay scaling down.
         """
         check = self._factory(service_method=CHECK, streaming_type=gRPCStreamingType.UNARY_UNARY)
-        reported = None
+        sent = None
         while True:
             reply = await check(request, context)
-            result = _HEALTH.get(_number(context.code()), NOT_SERVING)
+            status = _HEALTH.get(_number(context.code()), NOT_SERVING)
             context.set_code(grpc.StatusCode.OK)
             context.set_details("")
-            if result != reported:
-                reported = result
-                yield reply if result == SERVING else HealthCheckResponse(status=result).SerializeToString()
-            await asyncio.sleep(LOOK_EVERY)
+            if status != sent:
+                sent = status
+                yield reply if status == SERVING else HealthCheckResponse(status=status).SerializeToString()
+            await asyncio.sleep(WATCH_INTERVAL)
 
 
-def tell_plainly(context: Any) -> None:
-    """Put what Ray told the caller of its own failure into our words and statuses; what a replica said stays."""
-    error = _failure(_number(context.code()), context.details())
+def translate_status(context: Any) -> None:
+    """Replace the status of an error of Ray by ours; the status of a replica stays."""
+    error = _error_of_ray(_number(context.code()), context.details())
     if error is not None:
         status = to_status(error)
         context.set_code(_STATUS_CODES[status.code])
@@ -140,16 +141,16 @@ def tell_plainly(context: Any) -> None:
         context.set_trailing_metadata((*metadata, ("grpc-status-details-bin", status.SerializeToString())))
 
 
-def _failure(code: int, details: Any) -> ServiceError | None:
+def _error_of_ray(code: int, details: Any) -> ServiceError | None:
     text = _text(details)
     if code == code_pb2.INTERNAL and text != to_status(RuntimeError()).message:
-        return ModelUnavailable(_GONE)
+        return ModelUnavailable(_REPLICA_LOST)
     if code == code_pb2.NOT_FOUND and text.startswith("Application"):
-        return ModelUnavailable(_GONE)
+        return ModelUnavailable(_REPLICA_LOST)
     if code == code_pb2.UNAVAILABLE:
-        return ModelUnavailable(_GONE)
+        return ModelUnavailable(_REPLICA_LOST)
     if code == code_pb2.RESOURCE_EXHAUSTED and text.startswith("Request dropped due to backpressure"):
-        return Overloaded(_FULL, RETRY_AFTER)
+        return Overloaded(_QUEUE_FULL, RETRY_AFTER)
     return None
 
 
@@ -158,7 +159,7 @@ def _text(details: Any) -> str:
 
 
 def _number(code: Any) -> int:
-    """A status code as a number, however the context holds it."""
+    """Return a status code as a number, in whichever form the context has it."""
     if isinstance(code, grpc.StatusCode):
         return int(code.value[0])
     return int(code or 0)

@@ -1,4 +1,4 @@
-"""One replica: the model, its batcher and the handlers, put together as the server does, called by Ray Serve."""
+"""One replica on Ray Serve: the model and the same pipeline as in the server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from prometheus_client import generate_latest
 from ray import serve
 from starlette.responses import PlainTextResponse
 
-from ray_serve.adapter import Answering
-from ray_serve.exposition import merged
+from ray_serve.adapter import RpcAdapter
+from ray_serve.exposition import merge
 from service.batching.batcher import Batcher
 from service.errors import ModelNotFound, malformed_message
 from service.handlers.predictor import echo
@@ -32,19 +32,18 @@ if TYPE_CHECKING:
     from service.handlers import Service
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-GATHER_WITHIN = 5.0  # seconds that every replica has to tell its metrics
+SCRAPE_TIMEOUT = 5.0  # seconds for the metrics of every replica
 
 
 class Replica:
-    """What Ray Serve makes of `application`; its methods are the RPCs by name, `__call__` is HTTP, /metrics alone.
+    """The deployment class of the application: its methods are the RPCs by name, and `__call__` serves /metrics.
 
-    `content` is the model's file: it comes with the application, so that no node needs the file and all replicas
-    serve the same.
+    `content` is the model file: the application carries it, so that nodes need no file and all replicas have the same.
     """
 
     def __init__(self, settings: ClusterSettings, content: bytes) -> None:
         self._log = make_logger(settings.log_format, settings.log_level)
-        self._model = _loaded(content, settings.model_sha256)
+        self._model = _load(content, settings.model_sha256)
         self._registry = create_registry()
         self._metrics = Metrics(self._registry)
         self._metrics.serving.set(1)
@@ -55,40 +54,38 @@ class Replica:
         )
         services = compose_pipeline(Batcher, self._model, self._metrics, queue, ServerInfo()).services
         self._names = ["", *(service.name for service in services)]
-        self._offer(services)
+        self._add_methods(services)
         self._metrics.set_model_info(
             self._model.info, provider=self._model.provider, runtime=self._model.runtime, transport="ray"
         )
 
-    def _offer(self, services: list[Service]) -> None:
-        """Give this object a method for each RPC, which is what Ray Serve calls."""
-        answering = Answering(self._metrics, self._log)
+    def _add_methods(self, services: list[Service]) -> None:
+        """Add a method for each RPC, which Ray Serve calls by its name."""
+        adapter = RpcAdapter(self._metrics, self._log)
         for service in services:
             for name, answer in service.unary.items():
-                setattr(self, name, answering.unary(service.name, name, answer))
+                setattr(self, name, adapter.unary(service.name, name, answer))
             for name, answer in service.streams.items():
-                setattr(self, name, answering.stream(service.name, name, answer, service.alternatives.get(name)))
-        self.Check = answering.unary(HEALTH, "Check", self._check)
-        self.List = answering.unary(HEALTH, "List", self._list)
+                setattr(self, name, adapter.stream(service.name, name, answer, service.alternatives.get(name)))
+        self.Check = adapter.unary(HEALTH, "Check", self._check)
+        self.List = adapter.unary(HEALTH, "List", self._list)
 
     def check_health(self) -> None:
-        """For Ray Serve, which ends a replica that raises here."""
+        """Run the model; Ray Serve ends a replica that raises here."""
         self._model.predict(np.zeros((1, PIXELS), np.uint8))
 
     async def __call__(self, request: Request) -> PlainTextResponse:
-        """HTTP through Ray's proxy: /metrics of all replicas."""
+        """Answer HTTP requests of Ray's proxy: /metrics of all replicas."""
         if request.url.path != "/metrics":
             return PlainTextResponse("expected /metrics\n", status_code=404)
         context = serve.get_replica_context()
-        everyone = serve.get_deployment_handle(context.deployment, context.app_name)
-        broadcast = everyone.broadcast("exposition")
-        expositions = await broadcast.results_async(timeout_s=GATHER_WITHIN, return_exceptions=True)
-        # A replica that is just ending has none.
-        exposed = dict(one for one in expositions if not isinstance(one, BaseException))
-        return PlainTextResponse(merged(exposed), media_type="text/plain; version=0.0.4")
+        replicas = serve.get_deployment_handle(context.deployment, context.app_name)
+        results = await replicas.broadcast("exposition").results_async(timeout_s=SCRAPE_TIMEOUT, return_exceptions=True)
+        metrics = dict(one for one in results if not isinstance(one, BaseException))  # a stopping replica has none
+        return PlainTextResponse(merge(metrics), media_type="text/plain; version=0.0.4")
 
     async def exposition(self) -> tuple[str, str]:
-        """This replica's id, and its metrics as text."""
+        """Return the id and the metrics of this replica."""
         return serve.get_replica_context().replica_tag, generate_latest(self._registry).decode()
 
     async def _check(self, request: bytes, _: float) -> bytes:
@@ -110,7 +107,7 @@ class Replica:
 _SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
-def _loaded(content: bytes, sha256: str) -> Model:
+def _load(content: bytes, sha256: str) -> Model:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(content)
@@ -118,7 +115,7 @@ def _loaded(content: bytes, sha256: str) -> Model:
 
 
 def application(settings: ClusterSettings, content: bytes) -> Any:
-    """The Ray Serve application."""
+    """Make the Ray Serve application."""
     deployment: Any = serve.deployment(
         name="digits",
         max_ongoing_requests=settings.max_ongoing,
@@ -132,7 +129,7 @@ def application(settings: ClusterSettings, content: bytes) -> Any:
             "target_ongoing_requests": settings.target_ongoing,
             "upscale_delay_s": settings.scale_up_after,
             "downscale_delay_s": settings.scale_down_after,
-            "look_back_period_s": max(10.5, min(30.0, settings.scale_up_after)),  # Ray refuses ten and fewer one day
+            "look_back_period_s": max(10.5, min(30.0, settings.scale_up_after)),  # a future Ray rejects 10 and less
         },
     )(Replica)
     return deployment.bind(settings, content)

@@ -281,7 +281,7 @@ def test_a_node_is_killed_under_load_and_no_client_that_retries_loses_a_call(
         print(f"\nnode killed: with retries {dict(retrying.outcomes)}, without {dict(plain.outcomes)}")
     assert set(retrying.outcomes) == {"OK"}
     lost = set(plain.outcomes) - {"OK"}
-    assert lost <= {"UNAVAILABLE: the replica that had this call is gone, or none is there yet; send it again"}
+    assert lost <= {"UNAVAILABLE: the replica of this call is gone, or none is ready yet: send the call again"}
     assert plain.outcomes["OK"] > 20
 
 

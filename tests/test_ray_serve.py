@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ray_serve.config import ClusterSettings, load
-from ray_serve.exposition import merged
+from ray_serve.exposition import merge
 from service.config import Settings, SettingsError
 from service.observability.metrics import Metrics
 from service.observability.rpc_metrics import Rpc, RpcMetrics
@@ -38,7 +38,7 @@ def exposition(calls: int) -> str:
 
 def test_the_metrics_of_replicas_are_one_text_with_a_label_for_each() -> None:
     texts = {"one": exposition(3), "two": exposition(4)}
-    found = {family.name: family for family in text_string_to_metric_families(merged(texts))}
+    found = {family.name: family for family in text_string_to_metric_families(merge(texts))}
     for replica, calls in (("one", 3), ("two", 4)):
         samples = found["grpc_server_handled"].samples
         labels = {"replica": replica, "grpc_method": "Predict", "grpc_code": "OK"}
@@ -110,7 +110,7 @@ class Context:
         self.told["trailing"] = trailing
 
 
-GONE = "the replica that had this call is gone, or none is there yet; send it again"
+GONE = "the replica of this call is gone, or none is ready yet: send the call again"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ GONE = "the replica that had this call is gone, or none is there yet; send it ag
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "Request dropped due to backpressure (num_queued_requests=9)",
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "too many calls wait for a replica already",
+            "queue full: too many calls wait for a replica",
         ),
         (None, "", None, ""),
     ],
@@ -135,12 +135,12 @@ def test_what_ray_says_of_its_failures_is_told_in_our_words(
 ) -> None:
     registration = pytest.importorskip("ray_serve.registration", reason="Ray is not installed: `make test-ray` does")
     context = Context(code, details)
-    registration.tell_plainly(context)
+    registration.translate_status(context)
     assert (context.told["code"], context.told["details"]) == (expected, sentence)
     if (code, details) != (expected, sentence):
         status = Status.FromString(dict(context.told["trailing"])["grpc-status-details-bin"])
         assert (status.code, status.message) == (expected.value[0] if expected else 0, sentence)
-        assert any(detail.Is(RetryInfo.DESCRIPTOR) for detail in status.details) == sentence.startswith("too many")
+        assert any(detail.Is(RetryInfo.DESCRIPTOR) for detail in status.details) == sentence.startswith("queue full")
 
 
 def test_messages_pass_the_proxy_as_bytes_and_each_method_is_registered_once() -> None:
@@ -170,7 +170,7 @@ async def test_a_call_whose_replica_died_is_sent_again_by_a_client_that_retries(
             return b""
         return PredictResponse(digits=[7], activations=[0.0] * 10).SerializeToString()
 
-    handler = registration._Plain(lambda **_: as_ray)(service_method="/digits.v1.DigitService/Predict")
+    handler = registration.ErrorTranslator(lambda **_: as_ray)(service_method="/digits.v1.DigitService/Predict")
     server = aio.server()
     methods = {"Predict": grpc.unary_unary_rpc_method_handler(handler)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("digits.v1.DigitService", methods),))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from digitserve.score.errors import ScoreError
 from digitserve.score.writing import Job, Scored, Scorer
-from ray_serve.connection import NO_ANSWER, why_not
+from ray_serve.connection import NO_ANSWER, connection_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
     """Each shard as it is done, by so many actors of Ray Data; without `address` on a Ray of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
-    if address and (reason := why_not(address)):
+    if address and (reason := connection_error(address)):
         raise ScoreError(f"--ray-address is {address!r}: {reason}")
     import ray  # noqa: PLC0415 (an extra)
     import ray.data  # noqa: PLC0415
