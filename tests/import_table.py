@@ -57,7 +57,7 @@ TABLE = (
             *("service", "service.batching", "service.handlers", "service.inference", "service.observability"),
             *("service.security", "service.transports", "service.transports.grpcio", "service.transports.native"),
         ),
-        ("structlog",),
+        ("prometheus_client", "structlog"),
     ),
     Package("service.__main__", ("service", "service.observability", "service.runtime"), ("uvloop",)),
     Package(

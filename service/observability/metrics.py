@@ -67,10 +67,11 @@ class Metrics(Collector):
         self.before_collect: Callable[[], None] | None = None
         """Called before a scrape; the native transport copies its own numbers here."""
         registry.register(self)
-        self._make_counters(registry)
+        self._make_request_counters(registry)
+        self._make_operation_counters(registry)
         self._make_gauges(registry)
 
-    def _make_counters(self, registry: CollectorRegistry) -> None:
+    def _make_request_counters(self, registry: CollectorRegistry) -> None:
         self.requests_dropped = _counter(
             registry,
             "digits_requests_dropped_total",
@@ -83,6 +84,14 @@ class Metrics(Collector):
             "Calls of the grpcio transport ended because their client did not read the reply, by reason.",
             reason=("memory", "unread"),
         )
+        self.trace_spans = _counter(
+            registry,
+            "digits_trace_spans_total",
+            "Trace spans, by result: sent, failed to send, or dropped because the queue of the exporter was full.",
+            result=("sent", "failed", "dropped"),
+        )
+
+    def _make_operation_counters(self, registry: CollectorRegistry) -> None:
         self.model_reloads = _counter(
             registry,
             "digits_model_reloads_total",
@@ -125,12 +134,6 @@ class Metrics(Collector):
         )
         for kind in ("model", "tls", "tokens"):
             self.last_reload_successful.labels(kind).set(1)
-        self.trace_spans = _counter(
-            registry,
-            "digits_trace_spans_total",
-            "Trace spans, by result: sent, failed to send, or dropped because the queue of the exporter was full.",
-            result=("sent", "failed", "dropped"),
-        )
 
     def _make_gauges(self, registry: CollectorRegistry) -> None:
         self.queue_images = Gauge("digits_queue_images", "Images in the queue.", registry=registry)

@@ -9,9 +9,10 @@ from service import __version__
 from service.batching.batcher import Batcher
 from service.config import parsed_options
 from service.errors import StartError
-from service.inference.providers import CPU, SessionFactory
+from service.inference.providers import CPU, NVIDIA_PROVIDERS, SessionFactory
 from service.inference.repository import ModelRepository
-from service.runtime.pipeline import PipelineConfig
+from service.observability import gpu_metrics
+from service.runtime.pipeline import PipelineConfig, ServerInfo
 from service.runtime.traced_components import TracedBatcher
 from service.security.config import SecurityConfig
 from service.security.tls import Tls
@@ -23,12 +24,14 @@ from service.transports.native import transport as native
 from service.transports.native.transport import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
     from service.observability.metrics import Metrics
     from service.observability.tracing import Tracing
     from service.runtime.health import Health
+    from service.runtime.model_swapper import ModelSwapper
     from service.runtime.pipeline import BatcherFactory, Pipeline
 
 _GRPCIO_OPTIONS = ("otlp_endpoint",)
@@ -70,6 +73,14 @@ def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFac
     )
 
 
+def register_gpu_metrics(
+    registry: CollectorRegistry, settings: Settings, sessions: SessionFactory, log: FilteringBoundLogger
+) -> None:
+    """Add the metrics of the GPU, if NVIDIA's runs the model."""
+    if sessions.name in NVIDIA_PROVIDERS:
+        gpu_metrics.register(registry, settings.device_id, log)
+
+
 def model_repository(settings: Settings, sessions: SessionFactory) -> ModelRepository:
     """Construct the repository of the model's versions."""
     return ModelRepository(
@@ -87,6 +98,16 @@ def pipeline_config(settings: Settings, sessions: SessionFactory) -> PipelineCon
     )
 
 
+def server_info(settings: Settings, sessions: SessionFactory, models: ModelSwapper, health: Health) -> ServerInfo:
+    """Return the facts that the handlers report."""
+    return ServerInfo(
+        provider=models.model.provider,
+        on_gpu=sessions.is_on_gpu,
+        is_serving=health.is_serving,
+        reload=models.reload if settings.model_control else None,
+    )
+
+
 def batcher_factory(transport: str, tracing: Tracing | None) -> BatcherFactory[Batcher | NativeBatcher]:
     """Return the batcher of a transport."""
     if transport == "native":
@@ -94,8 +115,9 @@ def batcher_factory(transport: str, tracing: Tracing | None) -> BatcherFactory[B
     return Batcher if tracing is None else partial(TracedBatcher, tracing=tracing)
 
 
-def transport_config(settings: Settings) -> TransportConfig:
-    """Return the limits of the port, and its standard services."""
+def transport_config(settings: Settings, metrics: Metrics) -> TransportConfig:
+    """Return the limits of the port, which are metrics too, and its standard services."""
+    metrics.connections_limit.set(settings.max_connections)
     limits = Limits(
         max_batch_size=settings.max_batch_size,
         connections=settings.max_connections,

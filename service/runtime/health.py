@@ -10,6 +10,8 @@ from service.runtime.background import BackgroundTasks
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from service.observability.metrics import Metrics
+
 
 class HealthSource(Protocol):
     """A part of the server that can become unhealthy."""
@@ -23,12 +25,13 @@ class HealthSource(Protocol):
 class Health:
     """Combines the health of the parts, and publishes each change. Any thread may read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._sources: tuple[HealthSource, ...] = ()
         self._set_serving: Callable[[bool], Awaitable[None]]
         self._is_started = False
         self._publishing = asyncio.Lock()
         self._tasks = BackgroundTasks()
+        metrics.serving.set_function(self.is_serving)
 
     def connect(self, set_serving: Callable[[bool], Awaitable[None]], *sources: HealthSource) -> None:
         """Publish to the transport by `set_serving`; the parts are given in the order of their reasons."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.inference.providers import NVIDIA_PROVIDERS
-from service.observability import gpu_metrics
 from service.observability.metrics import Metrics, create_registry
 from service.observability.metrics_server import MetricsServer
 from service.runtime import components
@@ -13,7 +11,7 @@ from service.runtime.device_recovery import DeviceRecovery
 from service.runtime.health import Health
 from service.runtime.lifecycle import Server
 from service.runtime.model_swapper import ModelSwapper
-from service.runtime.pipeline import ServerInfo, compose_pipeline
+from service.runtime.pipeline import compose_pipeline
 from service.runtime.reloader import Reloader
 from service.runtime.watchdog import Watchdog
 
@@ -31,10 +29,9 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     tracing = components.tracing(settings, metrics, log)
     sessions = components.session_factory(settings, log)
     reloader = Reloader(components.model_repository(settings, sessions), metrics, log)
-    if sessions.name in NVIDIA_PROVIDERS:
-        gpu_metrics.register(registry, settings.device_id, log)
+    components.register_gpu_metrics(registry, settings, sessions, log)
     security = components.security_config(settings, metrics, log)
-    health = Health()
+    health = Health(metrics)
     device_recovery = DeviceRecovery(metrics, log, health.refresh)
     watchdog = Watchdog(settings.watchdog_timeout, metrics, log, health.refresh)
     models = ModelSwapper(reloader, watchdog, device_recovery, metrics, transport_name)
@@ -43,20 +40,13 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
         models.monitored,
         metrics,
         components.pipeline_config(settings, sessions),
-        ServerInfo(
-            provider=models.model.provider,
-            on_gpu=sessions.is_on_gpu,
-            is_serving=health.is_serving,
-            reload=models.reload if settings.model_control else None,
-        ),
+        components.server_info(settings, sessions, models, health),
         tracing,
     )
-    config = components.transport_config(settings)
+    config = components.transport_config(settings, metrics)
     transport = components.transport(pipeline, metrics, log, config, security, tracing, health)
     models.connect(pipeline.batcher)
     health.connect(transport.set_serving, watchdog, device_recovery, transport)
-    metrics.serving.set_function(health.is_serving)
-    metrics.connections_limit.set(settings.max_connections)
     return Server(
         settings=settings,
         log=log,
