@@ -16,7 +16,9 @@ from service.inference.model import Model
 from service.network import Pixels, Predictions
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
+from service.observability.telemetry import Telemetry
 from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
+from service.security.config import SecurityConfig
 from service.transports.config import TransportConfig
 from service.transports.limits import Limits
 from service.transports.native.transport import NativeBatcher, NativeTransport
@@ -37,11 +39,11 @@ class NoopModel(Model):
 
 async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
-    log, metrics = make_logger("json", "error"), Metrics(CollectorRegistry())
+    telemetry = Telemetry(Metrics(CollectorRegistry()), make_logger("json", "error"))
     queue = PipelineConfig(max_batch_size=LARGEST_BATCH, max_queued_images=65536, inline_images=128)
-    pipeline = compose_pipeline(NativeBatcher, NoopModel(MODEL), metrics, queue, ServerInfo())
+    pipeline = compose_pipeline(NativeBatcher, Nothing(MODEL), telemetry, queue, ServerInfo())
     config = TransportConfig(limits=Limits(max_batch_size=LARGEST_BATCH), reflection=False)
-    transport = NativeTransport(pipeline.services, pipeline.batcher, metrics, log, config)
+    transport = NativeTransport(pipeline.services, pipeline.batcher, telemetry, config, SecurityConfig())
     await transport.start("127.0.0.1", int(sys.argv[1]))
     await transport.set_serving(True)
     await asyncio.Event().wait()

@@ -22,6 +22,7 @@ from service.inference.model import Model
 from service.network import PIXELS
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics, create_registry
+from service.observability.telemetry import Telemetry
 from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Replica:
             max_queued_images=settings.max_queued_images,
             inline_images=settings.inline_images,
         )
-        services = compose_pipeline(Batcher, self._model, self._metrics, queue, ServerInfo()).services
+        telemetry = Telemetry(self._metrics, self._log)
+        services = compose_pipeline(Batcher, self._model, telemetry, queue, ServerInfo()).services
         self._names = ["", *(service.name for service in services)]
         self._add_methods(services)
         self._metrics.set_model_info(

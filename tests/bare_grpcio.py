@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
+from service.observability.telemetry import Telemetry
 from service.security.config import SecurityConfig
 from service.transports.config import TransportConfig
 from service.transports.grpcio.transport import GrpcioTransport
@@ -46,14 +47,13 @@ async def listening(
     transport = GrpcioTransport(
         services,
         queue,
-        Metrics(registry),
-        make_logger("json", "error"),
+        Telemetry(Metrics(registry), make_logger("json", "error")),
         TransportConfig(
             limits=Limits(**{"max_batch_size": 8, **limits}),
             reflection=not services,  # the services of a test have no descriptors
         ),
         SecurityConfig(tls=tls),
-        on_health_change=on_health_change,
+        on_health_change,
     )
     port = await transport.start("127.0.0.1", 0)
     await transport.set_serving(True)

@@ -41,7 +41,7 @@ TABLE = (
     Package(
         "service.transports.grpcio",
         ("service", "service.handlers", "service.observability", "service.security", "service.transports"),
-        ("google", "grpc", "grpc_health", "structlog"),
+        ("google", "grpc", "grpc_health"),
     ),
     Package(
         "service.transports.native",

@@ -22,6 +22,7 @@ from service.errors import DeadlineExceeded, ModelUnavailable, Overloaded
 from service.network import Parameters, Predictions
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
+from service.observability.telemetry import Telemetry
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
 from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
@@ -99,12 +100,12 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
         max_queued_images=sizes.pop("max_queued_images"),
         inline_images=sizes.pop("inline"),
     )
-    metrics = Metrics(registry)
-    pipeline = compose_pipeline(NativeBatcher, model, metrics, queue, ServerInfo())  # type: ignore[arg-type]
-    batcher, log = pipeline.batcher, make_logger("json", "error")
+    telemetry = Telemetry(Metrics(registry), make_logger("json", "error"))
+    pipeline = compose_pipeline(NativeBatcher, model, telemetry, queue, ServerInfo())  # type: ignore[arg-type]
+    batcher = pipeline.batcher
     security = SecurityConfig(**{name: sizes.pop(name) for name in ("tls", "tokens") if name in sizes})
     config = TransportConfig(limits=bounds, reflection=False, **sizes)
-    transport = NativeTransport(pipeline.services, batcher, metrics, log, config, security)
+    transport = NativeTransport(pipeline.services, batcher, telemetry, config, security)
     port = await transport.start("127.0.0.1", 0)
     await transport.set_serving(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -46,7 +46,9 @@ from service.inference.model import Model
 from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
 from service.observability.statistics import Statistics
+from service.observability.telemetry import Telemetry
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
+from service.security.config import SecurityConfig
 from service.transports.config import TransportConfig
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
@@ -144,7 +146,8 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
     batcher = Batcher(held, metrics, Statistics(), max_batch_size=500, max_queued_images=500, inline=0)
     services = [DigitsHandler(Predictor(batcher, max_batch_size=500))]
     log = make_logger("json", "error")
-    transport = GrpcioTransport(services, batcher, metrics, log, TransportConfig(limits=limits, reflection=False))
+    config, telemetry = TransportConfig(limits=limits, reflection=False), Telemetry(metrics, log)
+    transport = GrpcioTransport(services, batcher, telemetry, config, SecurityConfig())
     port = await transport.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         predict, begin = channel.unary_unary(PREDICT), channel.stream_unary(PREDICT)

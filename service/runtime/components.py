@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from service.config import Settings
     from service.observability.metrics import Metrics
+    from service.observability.telemetry import Telemetry
     from service.observability.tracing import Tracing
     from service.runtime.health import Health
     from service.runtime.model_swapper import ModelSwapper
@@ -142,20 +143,16 @@ def security_config(settings: Settings, metrics: Metrics, log: FilteringBoundLog
 
 def transport(
     pipeline: Pipeline[Batcher | NativeBatcher],
-    metrics: Metrics,
-    log: FilteringBoundLogger,
+    telemetry: Telemetry,
     config: TransportConfig,
     security: SecurityConfig,
-    tracing: Tracing | None,
     health: Health,
 ) -> GrpcioTransport | NativeTransport:
     """Construct the transport in front of a pipeline."""
     services, batcher = pipeline.services, pipeline.batcher
     if isinstance(batcher, NativeBatcher):
-        return NativeTransport(services, batcher, metrics, log, config, security)
-    return GrpcioTransport(
-        services, batcher, metrics, log, config, security, tracing=tracing, on_health_change=health.refresh
-    )
+        return NativeTransport(services, batcher, telemetry, config, security)
+    return GrpcioTransport(services, batcher, telemetry, config, security, health.refresh)
 
 
 def tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:

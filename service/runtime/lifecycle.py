@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from service.batching.batcher import Batcher
     from service.config import Settings
-    from service.observability.metrics import Metrics
     from service.observability.metrics_server import MetricsServer
-    from service.observability.tracing import Tracing
+    from service.observability.telemetry import Telemetry
     from service.runtime.device_recovery import DeviceRecovery
     from service.runtime.health import Health
     from service.runtime.model_swapper import ModelSwapper
@@ -45,11 +44,9 @@ class Server:
     """One process, one model, one event loop. Each step of `start` registers the step that `stop` undoes it with."""
 
     settings: Settings
-    log: FilteringBoundLogger
+    telemetry: Telemetry
     transport_name: str
-    metrics: Metrics
     metrics_server: MetricsServer
-    tracing: Tracing | None
     security: SecurityConfig
     health: Health
     device_recovery: DeviceRecovery
@@ -72,7 +69,7 @@ class Server:
             opened.push_async_callback(self.batcher.close)
             self.port = await self.transport.start(settings.host, settings.port)
             opened.push_async_callback(self.transport.stop, settings.shutdown_grace)
-            self.metrics.connections.set_function(partial(count_established, self.port))
+            self.telemetry.metrics.connections.set_function(partial(count_established, self.port))
             self.watchdog.start(self.transport.threads)
             opened.callback(self.watchdog.stop)
             self._start_tasks()
@@ -83,7 +80,7 @@ class Server:
     def _start_tasks(self) -> None:
         self._tasks.start(self.device_recovery.run())
         for files in self.security.watched_files:
-            self._tasks.start(watch(files, self.log))
+            self._tasks.start(watch(files, self.telemetry.log))
         if self.settings.model_poll:
             self._tasks.start(self.models.poll(self.settings.model_poll))
 
@@ -99,18 +96,18 @@ class Server:
         await self.health.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for((skip_drain_wait or asyncio.Event()).wait(), self.settings.drain_wait)
-            self.log.info("drain wait skipped")
+            self.telemetry.log.info("drain wait skipped")
         self._stop_by = time.monotonic() + self.settings.shutdown_grace
         await self._opened.aclose()
 
     async def _close_tracing(self) -> None:
-        if self.tracing is not None:
-            await self.tracing.close(max(0.0, self._stop_by - time.monotonic()))
+        if self.telemetry.tracing is not None:
+            await self.telemetry.tracing.close(max(0.0, self._stop_by - time.monotonic()))
 
     def log_serving(self, process_start: float) -> None:
         """Log where and what the server serves; `process_start` is on the clock of `time.monotonic`."""
         settings, model = self.settings, self.models.model
-        self.log.info(
+        self.telemetry.log.info(
             "serving",
             address=join_host_port(settings.host, self.port),
             metrics=f"http://{join_host_port(settings.metrics_host, self.metrics_server.port)}/metrics",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.handlers import Service
     from service.handlers.predictor import BatcherProtocol
     from service.observability.metrics import Metrics
-    from service.observability.tracing import Tracing
+    from service.observability.telemetry import Telemetry
 
 BatcherT = TypeVar("BatcherT", bound="BatcherProtocol")
 BatcherT_co = TypeVar("BatcherT_co", bound="BatcherProtocol", covariant=True)
@@ -76,20 +76,20 @@ class Pipeline(Generic[BatcherT]):
 def compose_pipeline(
     make_batcher: BatcherFactory[BatcherT],
     model: InferenceModel,
-    metrics: Metrics,
+    telemetry: Telemetry,
     config: PipelineConfig,
     info: ServerInfo,
-    tracing: Tracing | None = None,
 ) -> Pipeline[BatcherT]:
     """Construct the pipeline of a server, of a replica on Ray or of a test."""
     batcher = make_batcher(
         model,
-        metrics,
+        telemetry.metrics,
         Statistics(),
         max_batch_size=config.max_batch_size,
         max_queued_images=config.max_queued_images,
         inline=config.inline_images,
     )
+    tracing = telemetry.tracing
     make_predictor = Predictor if tracing is None else partial(TracedPredictor, tracing=tracing)
     predictor = make_predictor(batcher, max_batch_size=config.max_batch_size)
     metadata = MetadataHandler(
@@ -100,5 +100,5 @@ def compose_pipeline(
         on_gpu=info.on_gpu,
         reload=info.reload,
     )
-    digits = DigitsHandler(predictor, metrics.requests_dropped.labels("overloaded").inc)
+    digits = DigitsHandler(predictor, telemetry.metrics.requests_dropped.labels("overloaded").inc)
     return Pipeline(batcher, [digits, InferenceHandler(predictor, metadata)])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from service.observability.metrics import Metrics, create_registry
 from service.observability.metrics_server import MetricsServer
+from service.observability.telemetry import Telemetry
 from service.runtime import components
 from service.runtime.device_recovery import DeviceRecovery
 from service.runtime.health import Health
@@ -26,7 +27,7 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     transport_name = components.choose_transport(settings, log)
     registry = create_registry()
     metrics = Metrics(registry)
-    tracing = components.tracing(settings, metrics, log)
+    telemetry = Telemetry(metrics, log, components.tracing(settings, metrics, log))
     sessions = components.session_factory(settings, log)
     reloader = Reloader(components.model_repository(settings, sessions), metrics, log)
     components.register_gpu_metrics(registry, settings, sessions, log)
@@ -36,24 +37,21 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     watchdog = Watchdog(settings.watchdog_timeout, metrics, log, health.refresh)
     models = ModelSwapper(reloader, watchdog, device_recovery, metrics, transport_name)
     pipeline = compose_pipeline(
-        components.batcher_factory(transport_name, tracing),
+        components.batcher_factory(transport_name, telemetry.tracing),
         models.monitored,
-        metrics,
+        telemetry,
         components.pipeline_config(settings, sessions),
         components.server_info(settings, sessions, models, health),
-        tracing,
     )
     config = components.transport_config(settings, metrics)
-    transport = components.transport(pipeline, metrics, log, config, security, tracing, health)
+    transport = components.transport(pipeline, telemetry, config, security, health)
     models.connect(pipeline.batcher)
     health.connect(transport.set_serving, watchdog, device_recovery, transport)
     return Server(
         settings=settings,
-        log=log,
+        telemetry=telemetry,
         transport_name=transport_name,
-        metrics=metrics,
         metrics_server=MetricsServer(registry, health.is_serving, lambda: _health_text(health, models)),
-        tracing=tracing,
         security=security,
         health=health,
         device_recovery=device_recovery,

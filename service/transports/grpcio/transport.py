@@ -9,7 +9,6 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from service.handlers.reflection import reflection_handlers
-from service.security.config import SecurityConfig
 from service.transports.call_log import CallLogger
 from service.transports.grpcio.authenticator import Authenticator
 from service.transports.grpcio.certificates import ServerCertificates
@@ -25,12 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from threading import Thread
 
-    from structlog.typing import FilteringBoundLogger
-
     from service.errors import Overloaded
     from service.handlers import Service
-    from service.observability.metrics import Metrics
-    from service.observability.tracing import Tracing
+    from service.observability.telemetry import Telemetry
+    from service.security.config import SecurityConfig
     from service.transports.config import TransportConfig
 
 _PREDICTIONS = {"Predict", "ModelInfer"}
@@ -64,24 +61,20 @@ class GrpcioTransport:
         self,
         services: Sequence[Service],
         queue: AdmissionQueue,
-        metrics: Metrics,
-        log: FilteringBoundLogger,
+        telemetry: Telemetry,
         config: TransportConfig,
-        security: SecurityConfig | None = None,
-        *,
-        tracing: Tracing | None = None,
+        security: SecurityConfig,
         on_health_change: Callable[[], object] = bool,
     ) -> None:
-        security = security or SecurityConfig()
         self._queue = queue
-        call_log = CallLogger(log)
+        metrics, call_log = telemetry.metrics, CallLogger(telemetry.log)
         authenticator = Authenticator(security.tokens, metrics, config.services_without_token)
         open_calls = OpenCalls.within(config.limits, metrics)
         self._streams = open_calls.streams
         self._instrumentation = (
             RpcInstrumentation(metrics, call_log, authenticator, open_calls)
-            if tracing is None
-            else TracedRpcInstrumentation(metrics, call_log, authenticator, open_calls, tracing)
+            if telemetry.tracing is None
+            else TracedRpcInstrumentation(metrics, call_log, authenticator, open_calls, telemetry.tracing)
         )
         self._server = RestartingServer(
             channel_options(config.limits),

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health
 
@@ -25,39 +25,34 @@ from service.observability.metrics import (
     CONFIDENCE_BUCKETS,
     INFERENCE_BUCKETS,
 )
-from service.observability.rpc_metrics import LATENCY_BUCKETS, Rpc, RpcMetrics
-from service.security.config import SecurityConfig
+from service.observability.rpc_metrics import LATENCY_BUCKETS
 from service.security.handshake import HANDSHAKE_TIMEOUT, verify_by_handshake
-from service.transports.limits import HEALTH_MESSAGE, SMALL_MESSAGE
 from service.transports.native.callbacks import PendingPrediction, PythonCallbacks
 from service.transports.native.metrics import NativeMetricsBridge, move_statistics
+from service.transports.native.routes import endpoints, route
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from structlog.typing import FilteringBoundLogger
-
     from service.batching.batcher import InferenceModel
-    from service.handlers import MessageHandler, Service
+    from service.handlers import Service
     from service.network import ModelInfo, Parameters, Pixels, Predictions
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
+    from service.observability.telemetry import Telemetry
     from service.security.certificates import Pem
+    from service.security.config import SecurityConfig
     from service.transports.config import TransportConfig
-    from service.transports.limits import Limits
 
 WHEEL = "digitserve_native"
 INLINE_IMAGES = 128
 """Default of `--inline-images`: a run of 128 images takes 30 us, a few times what the I/O thread needs for a call."""
-_FAST_PATH_RPCS = {
-    "/digits.v1.DigitService/Predict": "predict",
-    "/digits.v1.DigitService/PredictStream": "predict-stream",
-    "/inference.GRPCInferenceService/ModelInfer": "infer",
-    "/inference.GRPCInferenceService/ModelStreamInfer": "infer-stream",
+_BUCKETS = {
+    "latency": LATENCY_BUCKETS,
+    "inference": INFERENCE_BUCKETS,
+    "batch_size": BATCH_BUCKETS,
+    "confidence": CONFIDENCE_BUCKETS,
 }
-_REPLY_BYTES_PER_REQUEST_BYTE = {"/digits.v1.DigitService/Explain": 400}
-"""Bytes of reply for each byte of request, if more than one: all 42 neurons of an image take 6.4 kB each."""
-_HEALTH = {"Check": "unary", "List": "unary", "Watch": "server_stream"}
 
 
 def is_installed() -> bool:
@@ -131,63 +126,46 @@ class NativeTransport:
         self,
         services: Sequence[Service],
         batcher: NativeBatcher,
-        metrics: Metrics,
-        log: FilteringBoundLogger,
+        telemetry: Telemetry,
         config: TransportConfig,
-        security: SecurityConfig | None = None,
+        security: SecurityConfig,
     ) -> None:
-        security = security or SecurityConfig()
-        limits = config.limits
-        names = [service.name for service in services]
+        names, metrics = [service.name for service in services], telemetry.metrics
         reflection = reflection_handlers((*names, health.SERVICE_NAME)) if config.reflection else []
-        endpoints = [*_endpoints((*services, *reflection))]
-        rpcs = [RpcMetrics(metrics, endpoint.rpc) for endpoint in endpoints]
-        answers = {
-            rpc.method: endpoint.answer for rpc, endpoint in zip(rpcs, endpoints, strict=True) if endpoint.answer
-        }
-        routes = [
-            _Route(
-                rpc.method,
-                _FAST_PATH_RPCS.get(rpc.method, endpoint.kind),
-                security.tokens is not None and endpoint.rpc.grpc_service not in config.services_without_token,
-                _max_message_bytes(endpoint.rpc, rpc.method, limits),
-                _REPLY_BYTES_PER_REQUEST_BYTE.get(rpc.method, 1),
-            )
-            for rpc, endpoint in zip(rpcs, endpoints, strict=True)
-        ]
-        self._batcher = batcher
+        rpcs = [*endpoints((*services, *reflection), metrics)]
+        handlers = {endpoint.rpc.method: endpoint.handler for endpoint in rpcs if endpoint.handler}
         alternatives = {
             f"/{service.name}/{name}": alternative.handler
             for service in services
             for name, alternative in service.alternatives.items()
         }
-        self._callbacks = PythonCallbacks(answers, alternatives, log, before_answer=self._collect_statistics)
+        self._batcher = batcher
+        self._callbacks = PythonCallbacks(handlers, alternatives, telemetry.log, before_answer=self._collect_statistics)
         self._server = batcher.server = import_module(WHEEL).Server(
             self._callbacks,
-            routes,
+            [route(endpoint, config, security) for endpoint in rpcs],
             model=batcher.model,
             model_name=batcher.info.name,
             model_version=batcher.info.version,
-            limits=limits,
+            limits=config.limits,
             max_queued_images=batcher.max_queued_images,
             inline_images=batcher.inline,
-            buckets={
-                "latency": LATENCY_BUCKETS,
-                "inference": INFERENCE_BUCKETS,
-                "batch_size": BATCH_BUCKETS,
-                "confidence": CONFIDENCE_BUCKETS,
-            },
+            buckets=_BUCKETS,
             health_services=["", *names],
         )
-        if security.tls is not None:
-            security.tls.subscribe(self._set_tls)
-        if security.tokens is not None:
-            security.tokens.subscribe(self._server.set_tokens)
-        metrics.before_collect = NativeMetricsBridge(self._server, metrics, rpcs).update
+        self._subscribe(security)
+        bridge = NativeMetricsBridge(self._server, metrics, [endpoint.rpc for endpoint in rpcs])
+        metrics.before_collect = bridge.update
         self.threads = [
             Thread(target=self._server.run, name="native", daemon=True),
             Thread(target=self._server.run_large_batches, name="native-model", daemon=True),
         ]
+
+    def _subscribe(self, security: SecurityConfig) -> None:
+        if security.tls is not None:
+            security.tls.subscribe(self._set_tls)
+        if security.tokens is not None:
+            security.tokens.subscribe(self._server.set_tokens)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health NOT_SERVING; return the port."""
@@ -243,41 +221,3 @@ def _perform_handshake(listener: socket.socket, handshake: Any) -> None:
             client.settimeout(HANDSHAKE_TIMEOUT)
             while received := client.recv(2**16):
                 client.sendall(handshake.process(received))
-
-
-class _Route(NamedTuple):
-    """What Rust needs to know of an RPC; the field names are those of its `RouteSpec`."""
-
-    path: str
-    kind: str
-    needs_token: bool
-    max_message_bytes: int
-    reply_bytes_per_request_byte: int
-
-
-class _Endpoint(NamedTuple):
-    """An RPC, how it is served, and its handler if Python answers it."""
-
-    rpc: Rpc
-    kind: str
-    answer: MessageHandler | None = None
-
-
-def _endpoints(services: Sequence[Service]) -> Iterator[_Endpoint]:
-    for service in services:
-        for name, answer in service.unary.items():
-            yield _Endpoint(Rpc("unary", service.name, name), "unary", answer)
-        for name, answer in service.streams.items():
-            yield _Endpoint(Rpc("bidi_stream", service.name, name), "stream", answer)
-    for name, kind in _HEALTH.items():
-        yield _Endpoint(Rpc(kind, health.SERVICE_NAME, name), f"health-{name.lower()}")
-
-
-def _max_message_bytes(rpc: Rpc, method: str, limits: Limits) -> int:
-    if rpc.grpc_service == health.SERVICE_NAME:
-        return HEALTH_MESSAGE
-    return (
-        limits.max_message_bytes
-        if method in _FAST_PATH_RPCS or method in _REPLY_BYTES_PER_REQUEST_BYTE
-        else SMALL_MESSAGE
-    )
