@@ -17,7 +17,7 @@ from service.observability.logs import make_logger
 
 
 def main() -> int:
-    """Exit status: 0 when it serves, 1 where it cannot, 2 for a bad option."""
+    """Deploy; return the exit status: 0 it serves, 1 it cannot, 2 for an invalid option."""
     try:
         settings = load(sys.argv[1:])
     except SettingsError as e:
@@ -28,7 +28,7 @@ def main() -> int:
         how = "pip install -c constraints.txt -c constraints-ray.txt -e '.[ray]'"
         log.error("cannot start", reason=f"Ray is not installed: {how}")
         return 1
-    from ray_serve.deployment import deploy  # noqa: PLC0415 (--help and a bad option answer at once)
+    from ray_serve.deployment import deploy  # noqa: PLC0415 (--help and an invalid option answer at once)
 
     try:
         info = deploy(settings)

@@ -25,9 +25,9 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
 
     It loads the model here first, so that an invalid file never reaches the cluster.
     """
-    given = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
+    option = f"--ray-address (or DIGITS_RAY_ADDRESS) is {settings.ray_address!r}"
     if reason := connection_error(settings.ray_address):
-        raise StartError(f"{given}: {reason}")
+        raise StartError(f"{option}: {reason}")
     place = ModelRepository(settings.model, version=settings.model_version, sha256=settings.model_sha256)
     candidate = place.candidates()[0]
     model, content = place.load(candidate), candidate.path.read_bytes()
@@ -39,7 +39,7 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
     try:
         ray.init(settings.ray_address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as e:
-        raise StartError(f"{setting}: {NO_ANSWER}") from e
+        raise StartError(f"{option}: {NO_ANSWER}") from e
     options: dict[str, Any] = {
         "port": settings.port,
         "grpc_servicer_functions": registration.FUNCTIONS,

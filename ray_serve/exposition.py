@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def merge(texts: Mapping[str, str]) -> str:
-    """One exposition of those of the replicas, given by their ids."""
+    """Merge the expositions of replicas, given by their ids, to one."""
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
         for parsed in text_string_to_metric_families(text):

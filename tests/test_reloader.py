@@ -107,7 +107,7 @@ def test_a_new_version_is_noticed_and_shown_everywhere(folder: Path) -> None:
         assert 'activation="sigmoid"' not in service.get("/metrics")
         (folder / "10" / "model.onnx").unlink()
         (folder / "10").rmdir()
-        service.wait_for("model loaded", model_version="9", before="10")
+        service.wait_for("model loaded", model_version="9", previous_version="10")
 
 
 @on_both_transports

@@ -562,7 +562,7 @@ def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sente
         assert service.ended() == 1
         assert service.lines[-1]["event"] == "cannot start"
         assert service.lines[-1]["reason"].startswith("--otlp-endpoint http://localhost:4317: ")
-        assert service.lines[-1]["reason"].endswith(": look at the OTEL_ variables")
+        assert service.lines[-1]["reason"].endswith(": check the OTEL_ variables")
     finally:
         service.close()
 

@@ -168,7 +168,7 @@ class Tracing:
                 shutdown_on_exit=False,
             )
         except Exception as e:  # each variable raises another type
-            raise StartError(f"--otlp-endpoint {endpoint}: {e}: look at the OTEL_ variables") from e
+            raise StartError(f"--otlp-endpoint {endpoint}: {e}: check the OTEL_ variables") from e
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("digitserve", version)
 

@@ -1,1 +1,1 @@
-"""What makes a process of the parts: composition, lifecycle, reload, recovery, watchdog."""
+"""The process: composition, lifecycle, health, reload, device recovery, watchdog."""

@@ -1,1 +1,1 @@
-"""TLS, bearer tokens, and the files that both come from."""
+"""TLS, bearer tokens, and the files of both."""

@@ -1,1 +1,1 @@
-"""How requests come in: each transport serves the same handlers with the same statuses and metrics."""
+"""The transports: each serves the same handlers with the same statuses and metrics."""
