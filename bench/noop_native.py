@@ -41,7 +41,7 @@ async def main() -> None:
     """Serve on the port of the command line until the process is ended."""
     telemetry = Telemetry(Metrics(CollectorRegistry()), make_logger("json", "error"))
     queue = PipelineConfig(max_batch_size=LARGEST_BATCH, max_queued_images=65536, inline_images=128)
-    pipeline = compose_pipeline(NativeBatcher, Nothing(MODEL), telemetry, queue, ServerInfo())
+    pipeline = compose_pipeline(NativeBatcher, NoopModel(MODEL), telemetry, queue, ServerInfo())
     config = TransportConfig(limits=Limits(max_batch_size=LARGEST_BATCH), reflection=False)
     transport = NativeTransport(pipeline.services, pipeline.batcher, telemetry, config, SecurityConfig())
     await transport.start("127.0.0.1", int(sys.argv[1]))
