@@ -8,6 +8,8 @@ PY := .venv/bin/python
 # `.venv/bin/python -m pytest FILE` runs a file without workers.
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
+REQUIREMENTS := pyproject.toml client/pyproject.toml constraints.txt
+NEWER_DEV_STAMP := test $(foreach file,$(REQUIREMENTS),.venv/dev.stamp -nt $(file) -a) -e .venv/dev.stamp
 EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 
 help: ## list the targets
@@ -47,7 +49,7 @@ format: .venv/dev.stamp ## put the code in its format
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-stubs: .venv/dev.stamp ## generate service/pb from proto/
+stubs: .venv/dev.stamp ## generate the stubs of server and client from proto/
 	@$(PY) scripts/stubs.py
 
 stubs-check: .venv/dev.stamp
@@ -147,20 +149,20 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 	@$(PY) -m export onnx --out $@
 
 # A larger set of packages serves the smaller's needs too, so either target can come first.
-.venv/run.stamp: pyproject.toml constraints.txt scripts/setup
-	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client $@
+.venv/run.stamp: $(REQUIREMENTS) scripts/setup
+	@$(NEWER_DEV_STAMP) || scripts/setup client $@
 	@touch $@
 
-.venv/play.stamp: pyproject.toml constraints.txt scripts/setup
-	@test .venv/dev.stamp -nt pyproject.toml -a .venv/dev.stamp -nt constraints.txt || scripts/setup export,client,play $@
+.venv/play.stamp: $(REQUIREMENTS) scripts/setup
+	@$(NEWER_DEV_STAMP) || scripts/setup play $@
 	@touch $@
 
 # Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
 .venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
 	@scripts/setup dev,ray $@
 
-.venv-gpu/stamp: pyproject.toml constraints.txt constraints-gpu.txt scripts/setup scripts/requirements.py
+.venv-gpu/stamp: $(REQUIREMENTS) constraints-gpu.txt scripts/setup scripts/requirements.py
 	@VENV=.venv-gpu scripts/setup dev,gpu $@
 
-.venv/dev.stamp: pyproject.toml constraints.txt scripts/setup
+.venv/dev.stamp: $(REQUIREMENTS) scripts/setup
 	@scripts/setup dev $@

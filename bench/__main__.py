@@ -138,7 +138,7 @@ def _measure(
 
 def main() -> int:
     """Run the command; the exit status as `--help` tells it."""
-    return streams.run(app)
+    return streams.run(lambda: app(prog_name=startup.program_name("bench")))
 
 
 if __name__ == "__main__":

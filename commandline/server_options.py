@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from digitserve_client.address import checked
+
+from commandline import startup
 
 
 def _address(value: str) -> str:
+    with startup.require_extra("client"):
+        from digitserve_client.address import validate  # noqa: PLC0415 (`--help` does without the client)
     try:
-        return checked(value)
+        return validate(value)
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
 

@@ -23,8 +23,15 @@ def exit_on_interrupt(module: str) -> None:
 
 
 def is_installed_script() -> bool:
-    """Return whether the program is an installed script: `digitserve-client`, not `python -m digitserve`."""
+    """Return whether the program is the installed script: `digitserve`, not `python -m digitserve`."""
     return sys.argv[0].rpartition(os.sep)[2].startswith("digitserve")
+
+
+def program_name(module: str) -> str:
+    """Return how the user started the program, for its usage line."""
+    from service import usage  # noqa: PLC0415 (after Ctrl-C is handled)
+
+    return usage.program_name(module)
 
 
 @contextlib.contextmanager
@@ -33,5 +40,10 @@ def require_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as e:
-        package = (e.name or "a package").partition(".")[0]
-        sys.exit(f"{package}: is not installed; expected the extra {extra}: pip install 'digitserve[{extra}]'")
+        sys.exit(missing_extra(extra, e.name or "a package"))
+
+
+def missing_extra(extra: str, *modules: str) -> str:
+    """Return the sentence for modules that are not installed."""
+    names = ", ".join(module.partition(".")[0] for module in modules)
+    return f"{names}: not installed; expected the extra {extra}: pip install 'digitserve[{extra}]'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -74,18 +75,26 @@ def latency(client: DigitsClient, pixels: npt.NDArray[np.uint8]) -> Text:
 def next_steps(address: str, images: Path, width: int) -> Text:
     """Three commands that work as they stand, from where the demonstration was started, in lines of `width`."""
     at = "" if address in ("localhost:50051", "127.0.0.1:50051") else f" --address\N{NO-BREAK SPACE}{address}"
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
+    program = _program()
     text = Text("Try next, in another terminal:\n")
     for command in (
-        f"{python} -m digitserve predict {images} --limit 3{at}",
-        f"{python} -m digitserve predict YOUR-OWN-DIGIT.jpg --json{at}",
+        f"{program} predict {images} --limit 3{at}",
+        f"{program} predict YOUR-OWN-DIGIT.jpg --json{at}",
         f"curl -s localhost:{os.environ.get('DIGITS_METRICS_PORT', '9464')}/metrics | grep digits_",
     ):
         text.append(f"{_folded(command, width)}\n", "cyan")
     text.right_crop(1)
     return text
+
+
+def _program() -> str:
+    """Digitserve as this environment's user types it in this folder."""
+    script, folder = Path(sys.executable).with_name("digitserve"), Path.cwd()
+    if script.exists() and shutil.which("digitserve") == str(script):
+        return "digitserve"
+    program = script if script.exists() else Path(sys.executable)
+    shown = program.relative_to(folder) if program.is_relative_to(folder) else program
+    return f"{shown}" if script.exists() else f"{shown} -m digitserve"
 
 
 def _folded(command: str, width: int) -> str:

@@ -10,31 +10,29 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-with startup.require_extra("export"):
-    import typer
+import typer
 
-    from commandline import streams
-    from commandline.options import Version, output_file
-    from export import checkpoint, commands_analysis, commands_train, evaluate, graph, mnist
-    from export.network import Activation  # noqa: TC001 (typer reads it)
-
-SAMPLE = Path(__file__).parent.parent / "samples" / "digits-100-images-idx3-ubyte"
-"""A hundred real digits, on which every written file is compared with the reference."""
+from commandline import sample_digits, streams
+from commandline.options import Version, output_file
+from export import checkpoint, commands_analysis, commands_train, evaluate, graph, mnist
+from export.network import Activation  # noqa: TC001 (typer reads it)
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=startup.is_installed_script(),
+    invoke_without_command=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="""Train the network, write it as ONNX, measure it.
+    help="""Train the network, write it as ONNX, measure it. Without a command: `onnx`, which writes model.onnx.
 
     Exit status: 0 done; 1 it failed, and one sentence says why; 2 wrong usage.""",
 )
 
 
 @app.callback()
-def _whole(version: Version = False) -> None:
-    """Take what stands before the command."""
+def _options(context: typer.Context, version: Version = False) -> None:  # noqa: ARG001 (its callback answers)
+    """Take the options that stand before the command, and write model.onnx where there is none."""
+    if context.invoked_subcommand is None:
+        onnx()
 
 
 app.command()(commands_train.data)
@@ -62,7 +60,7 @@ def onnx(
             dir_okay=False,
             show_default="100 of MNIST, in samples",
         ),
-    ] = SAMPLE,
+    ] = sample_digits.IMAGES,
 ) -> None:
     """Write a trained network as an ONNX graph and check it against the numpy reference on real digits."""
     commands_train.end_in_order_at_ctrl_c()
@@ -83,7 +81,7 @@ def main() -> int:
 
 def _main() -> int:
     try:
-        app()
+        app(prog_name=startup.program_name("export"))
     except (
         checkpoint.CheckpointError,
         commands_train.CommandError,

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from commandline import startup
 from commandline.options import output_file, output_folder
 from export import checkpoint, mnist, provenance, weaknesses
 from export import evaluate as evaluation
@@ -220,9 +221,7 @@ def need(*modules: str) -> None:
     """CommandError that says how to install them, unless all are."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise CommandError(
-            f"{', '.join(missing)} not installed; in the project's folder: pip install -c constraints.txt -e '.[train]'"
-        )
+        raise CommandError(startup.missing_extra("train", *missing))
 
 
 def _prepare(path: Path) -> None:

@@ -35,9 +35,7 @@ TIMEOUT = 2.0
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser asks for an address, not for all of them)
 
-app = typer.Typer(
-    add_completion=startup.is_installed_script(), pretty_exceptions_enable=False, rich_markup_mode="markdown"
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 PAGE = "Page"
 """A heading of `--help`."""
 
@@ -128,7 +126,7 @@ def _url(host: str, port: int) -> str:
 
 def main() -> int:
     """Run the command; the exit status as `--help` tells it."""
-    return streams.run(app)
+    return streams.run(lambda: app(prog_name=startup.program_name("playground")))
 
 
 if __name__ == "__main__":

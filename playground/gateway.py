@@ -20,6 +20,8 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from commandline import sample_digits
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, MutableMapping
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 STATIC = Path(__file__).parent / "static"
-SAMPLES = Path(__file__).parent.parent / "samples"
 LARGEST_PICTURE = 32 * 2**20
 
 HARD = 5
@@ -82,8 +83,8 @@ async def samples(request: Request) -> Response:
 
     `clear`: of each digit the one that is read best; `hard`: the few that are read worst, the worst first.
     """
-    images = read(SAMPLES / "digits-100-images-idx3-ubyte")
-    labels = np.fromfile(SAMPLES / "digits-100-labels-idx1-ubyte", dtype=np.uint8)[8:]
+    images = read(sample_digits.IMAGES)
+    labels = np.fromfile(sample_digits.LABELS, dtype=np.uint8)[8:]
     answers = await request.state.client.predict(images)
     worst_first = np.argsort(_margins(answers.activations, labels), kind="stable").tolist()
     best = {int(labels[i]): i for i in worst_first}  # the last of each label stays

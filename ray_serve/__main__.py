@@ -25,8 +25,7 @@ def main() -> int:
         return 2
     log = make_logger(settings.log_format, settings.log_level)
     if find_spec("ray") is None:
-        how = "pip install -c constraints.txt -c constraints-ray.txt -e '.[ray]'"
-        log.error("cannot start", reason=f"Ray is not installed: {how}")
+        log.error("cannot start", reason=startup.missing_extra("ray", "ray"))
         return 1
     from ray_serve.deployment import deploy  # noqa: PLC0415 (--help and an invalid option answer at once)
 

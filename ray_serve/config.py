@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
 from service.config import Seconds, Settings, parsed
+from service.config import flags as flags_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -88,4 +89,9 @@ class ClusterSettings(BaseSettings):
 
 def load(arguments: list[str]) -> ClusterSettings:
     """Return the settings of a command line and the environment. Raises SettingsError for an invalid value."""
-    return parsed(ClusterSettings, arguments, module="ray_serve", name="digitserve-cluster")
+    return parsed(ClusterSettings, arguments, module="ray_serve")
+
+
+def flags() -> list[str]:
+    """Every flag of the command line, for a shell that completes them."""
+    return flags_of(ClusterSettings)

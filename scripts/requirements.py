@@ -1,9 +1,10 @@
 """What pyproject.toml asks for, one requirement a line: what is installed without building the project.
 
-python scripts/requirements.py [EXTRA ...]
+python scripts/requirements.py [export] [EXTRA ...]
 
-With the extra `gpu` ONNX Runtime for CUDA takes the place of the one for the CPU, which pip cannot express: both are
-one import package and overwrite each other's files.
+Prints what serving needs, with `export` what exporting needs too, and the extras. With the extra `gpu` ONNX Runtime for
+CUDA takes the place of the one for the CPU, which pip cannot express: both are one import package and overwrite each
+other's files.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ import tomllib
 from pathlib import Path
 
 
-def requirements(pyproject: Path, extras: list[str]) -> list[str]:
-    """The dependencies that serving needs, and those of the extras named and of the extras that these name."""
-    project = tomllib.loads(pyproject.read_text())["project"]
-    requirements, open_ = set(project["dependencies"]), list(extras)
-    while open_:
-        for requirement in project["optional-dependencies"][open_.pop()]:
-            if ours := re.fullmatch(rf"{project['name']}\[(.+)\]", requirement):
-                open_ += ours[1].split(",")
-            else:
-                requirements.add(requirement)
-    return sorted(requirements - {"onnxruntime"} if "gpu" in extras else requirements)
+def requirements(folder: Path, names: list[str]) -> list[str]:
+    """The requirements of the project in a folder, with those that its extras name of our two projects."""
+    server, client = (tomllib.loads((folder / path / "pyproject.toml").read_text()) for path in (".", "client"))
+    projects = {project["project"]["name"]: project["project"] for project in (server, client)}
+    only_export = set() if "export" in names else set(server["tool"]["digitserve"]["export-dependencies"])
+    found = set(projects["digitserve"]["dependencies"]) - only_export
+    remaining = [("digitserve", name) for name in names if name != "export"]
+    while remaining:
+        name, extra = remaining.pop()
+        for requirement in projects[name]["optional-dependencies"][extra]:
+            ours = re.fullmatch(r"(digitserve(?:-client)?)\[(.+)\]", requirement)
+            if ours is None:
+                found.add(requirement)
+                continue
+            found |= set(projects[ours[1]]["dependencies"]) - only_export
+            remaining += [(ours[1], each) for each in ours[2].split(",")]
+    return sorted(found - {"onnxruntime"} if "gpu" in names else found)
 
 
 if __name__ == "__main__":
-    print("\n".join(requirements(Path("pyproject.toml"), sys.argv[1:])))
+    print("\n".join(requirements(Path(), sys.argv[1:])))

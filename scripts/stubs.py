@@ -1,4 +1,6 @@
-"""Generates service/pb from proto/, or with --check says whether it is up to date.
+"""Generates the server's and the client's stubs from proto/, or with --check says whether they are up to date.
+
+Both packages register a contract under its path below proto/, so that one process can hold both.
 
 The compiler is that of the oldest grpcio and protobuf that pyproject.toml allows: generated code runs with what made it
 and with newer ones, of protobuf's next major version too, and refuses to run with older ones.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PROTO = ROOT / "proto"
-PB = Path("service/pb")
+STUBS = {
+    "service/pb": ("digits", "grpc", "inference"),
+    "client/digitserve_client/pb": ("digits",),
+}
+"""Folders of stubs, and what of proto/ each holds."""
 COMPILER = "grpcio-tools==1.75.1"
 """The lower bounds of grpcio (1.75.1) and protobuf (6.31.1) in pyproject.toml follow from it."""
 TOOLS = ROOT / ".venv" / "stubs"
@@ -48,20 +55,39 @@ def compiler() -> Path:
 
 
 def generate(out: Path) -> None:
-    """Write the stubs below `out`; the mapping of the root makes them import each other as service.pb."""
-    protos = sorted(PROTO.rglob("*.proto"))
+    """Write the stubs below `out`."""
+    for folder, contracts in STUBS.items():
+        package = folder.removeprefix("client/").replace("/", ".")
+        _compile(out / folder, [path for name in contracts for path in sorted((PROTO / name).rglob("*.proto"))])
+        for path in (out / folder).rglob("*.py*"):
+            path.write_text(_import_within(package, path.read_text()))
+
+
+def _compile(out: Path, protos: list[Path]) -> None:
+    out.mkdir(parents=True)
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PB}={PROTO}", *outputs, *map(str, protos)]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *outputs, *map(str, protos)]
     if subprocess.run(command, env={**os.environ, "PYTHONPATH": str(compiler())}, check=False).returncode:
-        sys.exit("protoc refused a .proto; what it said stands above")
+        sys.exit("protoc rejected a .proto; its message stands above")
+
+
+def _import_within(package: str, stub: str) -> str:
+    """Name a stub, and those that it imports, by their package: protoc names them by their path below proto/."""
+    stub = re.sub(
+        r"^from ((?!google)\S+) import (\w+_pb2) as", rf"from {package}.\1 import \2 as", stub, flags=re.MULTILINE
+    )
+    return re.sub(r"(?<=AndMessages\(DESCRIPTOR, ')", f"{package}.", stub)
 
 
 def check(fresh: Path) -> list[str]:
     """The generated files that are missing, stale or no longer wanted."""
-    wanted, committed = ({p.relative_to(root) for p in (root / PB).rglob("*_pb2*.py*")} for root in (fresh, ROOT))
-    committed = {path for path in committed if "__pycache__" not in path.parts}
-    differ = {p for p in wanted & committed if not filecmp.cmp(fresh / p, ROOT / p, shallow=False)}
-    return sorted(map(str, (wanted ^ committed) | differ))
+    wanted, present = (
+        {path.relative_to(root) for folder in STUBS for path in (root / folder).rglob("*_pb2*.py*")}
+        for root in (fresh, ROOT)
+    )
+    present = {path for path in present if "__pycache__" not in path.parts}
+    differ = {path for path in wanted & present if not filecmp.cmp(fresh / path, ROOT / path, shallow=False)}
+    return sorted(map(str, (wanted ^ present) | differ))
 
 
 def main() -> None:
@@ -76,8 +102,9 @@ def main() -> None:
             if stale := check(fresh):
                 sys.exit(f"not what proto/ says: {', '.join(stale)}; run `make stubs`")
         else:
-            shutil.rmtree(ROOT / PB, ignore_errors=True)
-            shutil.copytree(fresh / PB, ROOT / PB)
+            for folder in STUBS:
+                shutil.rmtree(ROOT / folder, ignore_errors=True)
+                shutil.copytree(fresh / folder, ROOT / folder)
 
 
 if __name__ == "__main__":

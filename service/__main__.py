@@ -10,7 +10,7 @@ import time
 _PROCESS_START = time.monotonic()
 
 # An import does not handle KeyboardInterrupt, and the event loop handles no signal while the model loads.
-if __name__ == "__main__" or sys.argv[0].rpartition(os.sep)[2] == "digitserve":
+if __name__ == "__main__" or sys.argv[0].endswith("digitserve serve"):
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import asyncio

@@ -265,18 +265,23 @@ def load(arguments: list[str]) -> Settings:
 
     Raises SettingsError for a bad value. `--help` and unknown flags end the process, as argparse does.
     """
-    return parsed(Settings, arguments, module="service", name="digitserve")
+    return parsed(Settings, arguments, module="service")
 
 
-def parsed(kind: type[Kind], arguments: list[str], *, module: str, name: str) -> Kind:
-    """As `load`, for the settings of the program that `python -m MODULE` or its installed NAME starts."""
+def flags(kind: type[BaseSettings] = Settings) -> list[str]:
+    """Every flag of the command line, for a shell that completes them."""
+    return Parser(kind.model_fields, {}, about="", module="").flags
+
+
+def parsed(kind: type[Kind], arguments: list[str], *, module: str) -> Kind:
+    """As `load`, for the settings of the program that `python -m MODULE` starts."""
     for argument, following in pairwise([*arguments, "--"]):
         # An empty variable is one that is not set; an empty flag is a mistake, such as "$TOKENS" where there is none.
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and (value if equals else following) == "":
             raise SettingsError(f"{_flag(flag[2:].replace('-', '_'))} is '': give a value, or leave it out")
     headings: dict[str, str] = getattr(kind, "headings", {})
-    parser = Parser(kind.model_fields, headings, about=kind.__doc__ or "", module=module, name=name)
+    parser = Parser(kind.model_fields, headings, about=kind.__doc__ or "", module=module)
     source: CliSettingsSource[Any] = CliSettingsSource(kind, root_parser=parser)
     try:
         return CliApp.run(kind, cli_args=arguments, cli_settings_source=source)

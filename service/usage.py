@@ -1,4 +1,4 @@
-"""`--help` in the panels of typer, `--version` and completion, without typer or rich.
+"""`--help` in the panels of typer, and `--version`, without typer or rich.
 
 The server's image has neither, and `--help` would wait for their import.
 """
@@ -29,6 +29,12 @@ MAX_TYPE_WIDTH = 18
 _OPTION, _DIM, _END = "\x1b[1;36m", "\x1b[2m", "\x1b[0m"
 
 
+def program_name(module: str) -> str:
+    """Return how the user started a program: by `python -m`, or as a command of digitserve, which names it so."""
+    name = Path(sys.argv[0]).name
+    return name if "digitserve " in name else f"python -m {module}"
+
+
 class Row(NamedTuple):
     """One option: its flags, the lines of its type, and its help."""
 
@@ -44,19 +50,14 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self, fields: Mapping[str, FieldInfo], headings: Mapping[str, str], *, about: str, module: str, name: str
+        self, fields: Mapping[str, FieldInfo], headings: Mapping[str, str], *, about: str, module: str
     ) -> None:
-        by_name = Path(sys.argv[0]).name == name
-        super().__init__(prog=name if by_name else f"python -m {module}", allow_abbrev=False)
+        super().__init__(prog=program_name(module), allow_abbrev=False)
         self._about = about
         self._rows = {field: _make_row(field, fields[field]) for field in fields}
         self._headings = {first: heading for heading, first in headings.items()}
         shown = self._rows["version"] = Row(["--version"], ["<bool>"], ["Show the version and exit."])
         self.add_argument(*shown.flags, action=_PrintAction, text=f"digitserve {__version__}\n")
-        shown = self._rows["completion"] = Row(
-            ["--show-completion"], ["<bash|zsh|fish>"], [f"Show what makes a shell complete {name}, and exit."]
-        )
-        self.add_argument(*shown.flags, action=_CompletionAction, choices=("bash", "zsh", "fish"), name=name)
         self._rows["help"] = Row(["--help"], ["<bool>"], ["Show this message and exit."])
         self._headings["version"] = "Options"
 
@@ -123,17 +124,6 @@ class _PrintAction(argparse.Action):
         parser.exit()
 
 
-class _CompletionAction(argparse.Action):
-    def __init__(self, option_strings: list[str], dest: str, *, choices: tuple[str, ...], name: str) -> None:  # noqa: ARG002 (as above)
-        super().__init__(option_strings, argparse.SUPPRESS, choices=choices)
-        self._name = name
-
-    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: object, *__: object) -> None:
-        assert isinstance(parser, Parser)
-        parser._print_message(_completion_script(str(shell), self._name, parser.flags), sys.stdout)  # noqa: SLF001 (as above)
-        parser.exit()
-
-
 class _Style(NamedTuple):
     corners: str
     option: str
@@ -146,13 +136,6 @@ class _Style(NamedTuple):
         corners = "╭─╮│╰╯" if (getattr(stream, "encoding", "") or "").lower().startswith("utf") else "+-+|++"
         coloured = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
         return cls(corners, *((_OPTION, _DIM, _END) if coloured else ("", "", "")))
-
-
-def _completion_script(shell: str, name: str, flags: list[str]) -> str:
-    if shell == "fish":
-        return "".join(f"complete -c {name} -l {flag.removeprefix('--')}\n" for flag in flags)
-    zsh = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
-    return f"{zsh}complete -o default -W '{' '.join(flags)}' {name}\n"
 
 
 def _make_row(name: str, field: FieldInfo) -> Row:

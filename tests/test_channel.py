@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, ROOT, free_port, on_both_transports, serving
 from digitserve_client import AsyncDigitsClient, DigitsClient, DigitsError
-from digitserve_client.address import authority, checked, is_this_machine
+from digitserve_client.address import authority, is_loopback, validate
 from hypothesis import given
 from hypothesis import strategies as st
 from relay import Relay
@@ -39,14 +39,14 @@ ELSEWHERE = (
 
 @pytest.mark.parametrize("address", HERE)
 def test_a_token_may_go_in_plain_text_within_this_machine(address: str, tmp_path: Path) -> None:
-    assert is_this_machine(checked(address))
+    assert is_loopback(validate(address))
     (tmp_path / "token").write_text("a-token-of-some-length")
     DigitsClient(address, token_file=tmp_path / "token").close()
 
 
 @pytest.mark.parametrize("address", ELSEWHERE)
 def test_a_token_does_not_leave_this_machine_in_plain_text(address: str, tmp_path: Path) -> None:
-    assert not is_this_machine(checked(address))
+    assert not is_loopback(validate(address))
     (tmp_path / "token").write_text("a-token-of-some-length")
     with pytest.raises(ValueError, match=r"token_file is given without TLS for .*: anyone on the way could read it"):
         DigitsClient(address, token_file=tmp_path / "token")
@@ -83,10 +83,10 @@ def test_what_is_no_address_is_refused_by_name(address: str, make: Callable[[str
 @given(st.text(max_size=40))
 def test_no_text_that_is_no_address_ends_otherwise(address: str) -> None:
     try:
-        checked(address)
+        validate(address)
     except ValueError:
         return
-    assert is_this_machine(address) in (True, False)
+    assert is_loopback(address) in (True, False)
     assert authority(address) is None or "," in address
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES
-from digitserve_client import AsyncDigitsClient, DigitsClient, ImageError, prepare
+from digitserve_client import AsyncDigitsClient, DigitsClient, ImageError, to_mnist
 from digitserve_client.pixels import to_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,14 +120,14 @@ def picture(tmp_path: Path, name: str = "three.png") -> Path:
 
 def test_a_picture_is_the_same_from_a_path_a_file_or_pillow(tmp_path: Path) -> None:
     path = picture(tmp_path)
-    expected = prepare(path).tobytes()
+    expected = to_mnist(path).tobytes()
     assert len(expected) == 784
     with path.open("rb") as file:
         assert to_bytes(file) == expected
     with Image.open(path) as opened:
         assert to_bytes(opened) == expected
-        assert prepare(np.asarray(opened)).tobytes() == expected
-        assert prepare(np.asarray(opened.convert("RGB"))).tobytes() == expected
+        assert to_mnist(np.asarray(opened)).tobytes() == expected
+        assert to_mnist(np.asarray(opened.convert("RGB"))).tobytes() == expected
     for form in (path, str(path), io.BytesIO(path.read_bytes())):
         assert to_bytes(form) == expected
     assert to_bytes([path, str(path), Image.open(path)]) == 3 * expected
@@ -145,8 +145,8 @@ def test_an_idx_file_is_all_its_images(tmp_path: Path) -> None:
 def test_what_is_dark_on_light_can_be_prepared() -> None:
     dark = 255 - DIGITS[30]
     for form in (dark, dark.reshape(28, 28), dark / 255, dark.reshape(1, 28, 28)):
-        assert prepare(form).shape == (1, 784)
-    np.testing.assert_array_equal(prepare(DIGITS[30]), DIGITS[30:31])
+        assert to_mnist(form).shape == (1, 784)
+    np.testing.assert_array_equal(to_mnist(DIGITS[30]), DIGITS[30:31])
 
 
 class NeedsGradient:
@@ -257,12 +257,12 @@ def test_an_array_without_masked_values_is_sent() -> None:
 def test_prepare_takes_a_list_of_pictures_and_refuses_rows_of_images(tmp_path: Path) -> None:
     path = picture(tmp_path)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(prepare([path, image]), np.concatenate([prepare(path), prepare(image)]))
+        np.testing.assert_array_equal(to_mnist([path, image]), np.concatenate([to_mnist(path), to_mnist(image)]))
     for several in (DIGITS[:5], DIGITS[:5].reshape(-1, 28, 28), DIGITS.repeat(100, axis=0)):
         with pytest.raises(ImageError, match="expected one picture"):
-            prepare(several)
+            to_mnist(several)
     wide = np.asarray(Image.fromarray(255 - ONE.reshape(28, 28)).resize((784, 784)))
-    assert prepare(wide).shape == prepare(wide[98:-98]).shape == (1, 784)
+    assert to_mnist(wide).shape == to_mnist(wide[98:-98]).shape == (1, 784)
 
 
 def test_a_client_refuses_alike_in_every_call(server: ServiceProcess) -> None:

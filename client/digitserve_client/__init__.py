@@ -1,29 +1,31 @@
-"""The client: send handwritten digits to the service and get its answers."""
+"""The client of digitserve: sends handwritten digits to the server and returns its answers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from digitserve_client.client import AsyncDigitsClient, DigitsClient
-    from digitserve_client.messages import DigitsError, Explained, Explanation, FieldViolation, Network, Predictions
-    from digitserve_client.pixels import ImageError, prepare
+    from digitserve_client.messages import DigitsError, ExplainResult, Explanation, FieldViolation, Network, Predictions
+    from digitserve_client.pixels import ImageError, to_mnist
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AsyncDigitsClient",
     "DigitsClient",
     "DigitsError",
-    "Explained",
+    "ExplainResult",
     "Explanation",
     "FieldViolation",
     "ImageError",
     "Network",
     "Predictions",
-    "prepare",
+    "to_mnist",
 ]
 
 _MODULES = {
     **dict.fromkeys(("AsyncDigitsClient", "DigitsClient"), "digitserve_client.client"),
-    **dict.fromkeys(("ImageError", "prepare"), "digitserve_client.pixels"),
+    **dict.fromkeys(("ImageError", "to_mnist"), "digitserve_client.pixels"),
 }
 
 

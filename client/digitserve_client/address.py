@@ -17,20 +17,20 @@ _SCHEME = re.compile(rf"({'|'.join(_SCHEMES)}):(.*)", re.DOTALL)
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):([0-9]{1,5})")
 
 
-def checked(address: str) -> str:
-    """The address; ValueError, saying what was expected, where gRPC would take it for another."""
+def validate(address: str) -> str:
+    """Return the address. Raise ValueError if gRPC would take it for another."""
     scheme, _, hosts = _parts(address)
     if scheme in _HOSTS and not all(map(_is_host_port, hosts)):
         raise ValueError(f"address is {address!r}; expected host:port, as localhost:50051, the port from 1 to 65535")
     return address
 
 
-def is_this_machine(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     """Whether all that goes to the address stays here, for sure: by loopback or by a socket in the file system."""
     scheme, asked, hosts = _parts(address)
     if scheme in _HOSTS:
         # A name server that is named may say of `localhost` what it likes.
-        return not asked and all(_is_loopback(host.rpartition(":")[0]) for host in hosts)
+        return not asked and all(_is_loopback_host(host.rpartition(":")[0]) for host in hosts)
     return scheme.startswith("unix")
 
 
@@ -54,7 +54,7 @@ def proxy(address: str) -> Proxy | None:
     """The proxy of the environment that gRPC's own rules choose for the address; none to this machine."""
     names = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in os.environ]
     found = endpoints(address)
-    if not names or len(found) != 1 or isinstance(found[0], str) or is_this_machine(address):
+    if not names or len(found) != 1 or isinstance(found[0], str) or is_loopback(address):
         return None
     past = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC reads these alone)
     url = urllib.parse.urlsplit(os.environ[names[0]])
@@ -101,7 +101,7 @@ def _is_host_port(text: str) -> bool:
     return found is not None and 1 <= int(found[2]) <= 65535
 
 
-def _is_loopback(host: str) -> bool:
+def _is_loopback_host(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:

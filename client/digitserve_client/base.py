@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
-from digitserve_client.address import authority, checked, is_this_machine
+from digitserve_client.address import authority, is_loopback, validate
 from digitserve_client.connection_diagnostics import Tls, is_unconnected, probe
 from digitserve_client.credentials import Token, channel_credentials
 from digitserve_client.messages import REQUEST_ID, SERVICE, DigitsError, new_request_id, to_error
@@ -78,7 +78,7 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-class Channel:
+class BaseClient:
     """The common part of DigitsClient, which says what the parameters are, and AsyncDigitsClient."""
 
     _api: ClassVar[Any]
@@ -98,7 +98,7 @@ class Channel:
     ) -> None:
         self._timeout = _seconds(timeout)
         self._credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
-        self._address = checked(address)
+        self._address = validate(address)
         self._token = Token(token_file, address=address, encrypted=self._credentials is not None)
         self._more = metadata
         tls = Tls(tls_ca, tls_cert, tls_key, known=credentials is None)
@@ -117,7 +117,7 @@ class Channel:
         if (name := authority(self._address)) is not None:
             options.append(("grpc.default_authority", name))
         # gRPC would ask a proxy of the environment for localhost too; nor does a token go to one in plain text.
-        if is_this_machine(self._address):
+        if is_loopback(self._address):
             options.append(("grpc.enable_http_proxy", 0))
         if self._credentials is not None:
             return self._api.secure_channel(self._address, self._credentials, options)

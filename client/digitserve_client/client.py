@@ -16,22 +16,22 @@ from digitserve_client.connection import AsyncConnection, Connection
 from digitserve_client.messages import (
     SERVICE,
     DigitsError,
-    Explained,
+    ExplainResult,
     Network,
     Predictions,
     to_explain_request,
-    to_explained,
+    to_explain_result,
     to_network,
     to_predictions,
     to_request,
 )
-from service.pb.digits.v1.digits_pb2 import GetNetworkRequest
+from digitserve_client.pb.digits.v1.digits_pb2 import GetNetworkRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 
+    from digitserve_client.pb.digits.v1.digits_pb2 import PredictRequest
     from digitserve_client.pixels import Pixels
-    from service.pb.digits.v1.digits_pb2 import PredictRequest
 
 STREAM_TIMEOUT = 3600.0
 """Seconds that the whole of a stream may take unless told otherwise."""
@@ -76,7 +76,7 @@ class DigitsClient(Connection):
         brought into that form first. docs/client.md has the table; what is ambiguous is refused with ValueError.
         """
         request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        return to_predictions(*self._ask(self._stub.Predict, request, timeout))
+        return to_predictions(*self._call(self._stub.Predict, request, timeout))
 
     def explain(
         self,
@@ -85,17 +85,17 @@ class DigitsClient(Connection):
         *,
         model_version: str = "",
         timeout: float | None = None,
-    ) -> Explained:
+    ) -> ExplainResult:
         """As `predict`, with all layers, sums, and why the neurons named (layer 1 to 3, place in it) are as they are.
 
         Without neurons the output of the digit read in each image is explained.
         """
         request = to_explain_request(pixels, neurons, model_version=model_version)
-        return to_explained(*self._ask(self._stub.Explain, request, timeout))
+        return to_explain_result(*self._call(self._stub.Explain, request, timeout))
 
     def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
         """The network that serves."""
-        reply, _ = self._ask(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
+        reply, _ = self._call(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
         return to_network(reply)
 
     def predict_stream(
@@ -197,7 +197,7 @@ class AsyncDigitsClient(AsyncConnection):
     ) -> Predictions:
         """As DigitsClient.predict."""
         request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        return to_predictions(*await self._ask(self._stub.Predict, request, timeout))
+        return to_predictions(*await self._call(self._stub.Predict, request, timeout))
 
     async def explain(
         self,
@@ -206,14 +206,14 @@ class AsyncDigitsClient(AsyncConnection):
         *,
         model_version: str = "",
         timeout: float | None = None,
-    ) -> Explained:
+    ) -> ExplainResult:
         """As DigitsClient.explain."""
         request = to_explain_request(pixels, neurons, model_version=model_version)
-        return to_explained(*await self._ask(self._stub.Explain, request, timeout))
+        return to_explain_result(*await self._call(self._stub.Explain, request, timeout))
 
     async def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
         """As DigitsClient.network."""
-        reply, _ = await self._ask(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
+        reply, _ = await self._call(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
         return to_network(reply)
 
     async def predict_stream(

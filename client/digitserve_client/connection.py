@@ -10,9 +10,9 @@ import grpc
 from grpc import aio
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from digitserve_client.base import LATE, SETTLES_WITHIN, UNMET, WHOLE_SERVER, Channel
+from digitserve_client.base import LATE, SETTLES_WITHIN, UNMET, WHOLE_SERVER, BaseClient
 from digitserve_client.connection_diagnostics import AWAITED
-from service.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
+from digitserve_client.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 
-class Connection(Channel):
+class Connection(BaseClient):
     """The common part of DigitsClient's calls: a channel that is open from the start."""
 
     _api: ClassVar[Any] = grpc
@@ -30,7 +30,7 @@ class Connection(Channel):
         self._stub: Any = DigitServiceStub(self._channel)
         self._health: Any = HealthStub(self._channel)
 
-    def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
+    def _call(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
         """The reply, and the request id that it was asked with; DigitsError where there is none."""
         request_id, metadata = self._begin()
         within = self._within(timeout)
@@ -79,7 +79,7 @@ class Connection(Channel):
             return None
 
 
-class AsyncConnection(Channel):
+class AsyncConnection(BaseClient):
     """As Connection, for asyncio: a channel for the event loop that runs, opened at the first call in it."""
 
     _api: ClassVar[Any] = aio
@@ -115,7 +115,7 @@ class AsyncConnection(Channel):
         self._loop, self._channel, self._is_reached = running, self._open(), False
         self._calls, self._checks = DigitServiceStub(self._channel), HealthStub(self._channel)
 
-    async def _ask(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
+    async def _call(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
         """The reply, and the request id that it was asked with; DigitsError where there is none."""
         request_id, metadata = self._begin()
         within = self._within(timeout)

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from digitserve_client.address import Proxy, endpoints, is_this_machine, proxy
+from digitserve_client.address import Proxy, endpoints, is_loopback, proxy
 from digitserve_client.credentials import probe_context, trusting_context
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _explain(address: str, tls: Tls | None, until: float) -> str | None:
             f"no_proxy={host} goes past the proxy"
         )
     hint = ""
-    if faults[0] == _NOTHING and is_this_machine(address):
+    if faults[0] == _NOTHING and is_loopback(address):
         hint = "; start a server with `make run` or `python -m service`"
     return f"{address}: {faults[0]}{hint}"
 

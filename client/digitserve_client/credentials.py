@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from digitserve_client.address import is_this_machine
+from digitserve_client.address import is_loopback
 
 
 def channel_credentials(
@@ -75,7 +75,7 @@ class Token:
         self._path = None if path is None else Path(path)
         self._seen: tuple[int, int, int] | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
-        if self._path is not None and not encrypted and not is_this_machine(address):
+        if self._path is not None and not encrypted and not is_loopback(address):
             raise ValueError(f"token_file is given without TLS for {address}: anyone on the way could read it")
         self.metadata()
 

@@ -12,16 +12,16 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
 
+from digitserve_client.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 from digitserve_client.pixels import to_bytes
-from service.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import grpc
 
+    from digitserve_client.pb.digits.v1.digits_pb2 import ExplainResponse, GetNetworkResponse, PredictResponse
     from digitserve_client.pixels import Pixels
-    from service.pb.digits.v1.digits_pb2 import ExplainResponse, GetNetworkResponse, PredictResponse
 
 HIDDEN = 16
 REQUEST_ID = "x-request-id"
@@ -81,7 +81,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class ExplainResult:
     """The answers for n images with all layers, their sums before the squashing, and an explanation a neuron asked for.
 
     `sums` are (n, 16), (n, 16) and (n, 10); `explanations[i]` are those of image i, in the order of the question.
@@ -172,7 +172,7 @@ def to_explain_request(
     return ExplainRequest(pixels=to_bytes(pixels), neurons=map(_neuron, neurons), model_version=model_version)
 
 
-def to_explained(reply: ExplainResponse, request_id: str) -> Explained:
+def to_explain_result(reply: ExplainResponse, request_id: str) -> ExplainResult:
     """The reply as arrays."""
     answers = to_predictions(reply, request_id)
     n = len(answers.digits)
@@ -188,7 +188,7 @@ def to_explained(reply: ExplainResponse, request_id: str) -> Explained:
         for e in reply.explanations
     ]
     per_image = len(each) // n
-    return Explained(
+    return ExplainResult(
         answers, (sums[0], sums[1], sums[2]), [each[i * per_image : (i + 1) * per_image] for i in range(n)]
     )
 

@@ -32,7 +32,7 @@ _UINT8 = np.dtype(np.uint8)
 _BACKGROUND_TO_INK = "expected uint8 from 0, background, to 255, ink; or bool; or floats from 0 to 1"
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"GIF87a", b"GIF89a")
 _SHORT_SIGNATURES = (b"\xff\xd8\xff", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6", b"\x1f\x8b", b"\0\0\x08\x03")
-"""How the files begin that `prepare` reads, gzip and IDX among them."""
+"""How the files begin that `to_mnist` reads, gzip and IDX among them."""
 _SHAPES = f"expected [n, {PIXELS}], [n, {SIDE}, {SIDE}] or one image of these"
 
 
@@ -44,8 +44,8 @@ def to_bytes(pixels: Pixels) -> bytes:
     """Images as n x 784 bytes: 0 is background and 255 ink.
 
     Takes raw bytes as they are, but not those of a PNG, JPEG or GIF; arrays of [n, 784], [n, 28, 28] or one image, with
-    axes of length 1 anywhere, as uint8, bool, other integers from 0 to 255 or floats from 0 to 1; pictures as `prepare`
-    reads them, and lists of pictures.
+    axes of length 1 anywhere, as uint8, bool, other integers from 0 to 255 or floats from 0 to 1; pictures as
+    `to_mnist` reads them, and lists of pictures.
     Raises ImageError, a ValueError, for anything else, and for a mask of 0 and 1 and ink that is dark on light.
     """
     if type(pixels) is np.ndarray:
@@ -67,7 +67,7 @@ def to_bytes(pixels: Pixels) -> bytes:
     return raw
 
 
-def prepare(picture: Pixels) -> Levels:
+def to_mnist(picture: Pixels) -> Levels:
     """A photograph or drawing of one digit in MNIST's form, or the images of an IDX file: uint8 (n, 784).
 
     Takes a path, an open binary file, a PIL image or a list of these, or one array of any (height, width), or
@@ -186,13 +186,13 @@ def _check_polarity(raw: bytes) -> None:
         place = _place(int(np.argmax(dark_on_light)), len(images))
         raise ImageError(
             f"{place} is dark on light; expected light ink on 0, black: pass 255 - pixels, "
-            "or client.prepare(pixels) for a photograph or drawing"
+            "or to_mnist(pixels) for a photograph or drawing"
         )
 
 
 def _misshapen(array: npt.NDArray[Any]) -> str:
     coloured = array.ndim >= 3 and array.shape[-1] in (3, 4)
-    advice = "; client.prepare(pixels) takes a picture in colour" if coloured else ""
+    advice = "; to_mnist(pixels) takes a picture in colour" if coloured else ""
     return f"pixels is {_described(array)}; {_SHAPES}{advice}"
 
 
@@ -246,5 +246,5 @@ def _reader() -> ModuleType:
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] != "PIL":
             raise
-        raise ImportError("pictures need Pillow: pip install 'digitserve[client]'") from None
+        raise ImportError("pictures need Pillow: pip install 'digitserve-client[image]'") from None
     return image

@@ -1,1 +1,1 @@
-"""Scores files of digits with a model.onnx, millions at a time: `python -m digitserve score`."""
+"""Scores files of digits with a model.onnx, millions at a time: `digitserve score`."""

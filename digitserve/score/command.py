@@ -1,4 +1,4 @@
-"""The command line of scoring, which `python -m digitserve` takes up; it imports what is heavy only when it runs."""
+"""The command line of scoring, a command of digitserve; it imports what is slow only when it runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from commandline import startup
 from commandline.options import Version, output_folder
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Source = Annotated[
 Output = Annotated[
     Path, output_folder("--output", help="folder for the answers; it is made, or a run that stopped is taken up")
 ]
-Model = Annotated[Path, typer.Option(help="the file that `python -m export onnx` wrote")]
+Model = Annotated[Path, typer.Option(help="the file that `digitserve export` wrote")]
 Column = Annotated[str, typer.Option(help="Parquet column of the pixels", rich_help_panel=PARQUET)]
 IdColumn = Annotated[
     str,
@@ -90,7 +91,7 @@ def score(
     130 Ctrl-C stopped it.
     """
     if find_spec("pyarrow") is None:
-        _end("scoring needs pyarrow, which is not installed: pip install -c constraints.txt -e '.[score]'")
+        _end(startup.missing_extra("score", "pyarrow"))
     from digitserve.score import engines  # noqa: PLC0415 (pyarrow and ONNX Runtime take a second, which --help does not need)
     from digitserve.score.errors import ScoreError  # noqa: PLC0415
     from digitserve.score.inputs import Columns  # noqa: PLC0415
@@ -98,8 +99,7 @@ def score(
 
     chosen: Literal["local", "ray"] = "ray" if engine == "ray" or (engine == "auto" and ray_address) else "local"
     if chosen == "ray" and not engines.has_ray():
-        how = "pip install -c constraints.txt -c constraints-ray.txt -e '.[ray]'"
-        _end(f"--engine ray needs Ray, which is not installed: {how}")
+        _end(startup.missing_extra("ray", "ray"))
     options = Options(
         source, output, model, Columns(column, id_column), chosen, workers, shard_rows, overwrite, ray_address
     )

@@ -164,6 +164,6 @@ def tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> 
     except ImportError as e:
         raise StartError(
             f"--otlp-endpoint (or DIGITS_OTLP_ENDPOINT) needs the extra `tracing` ({e}): "
-            "pip install -c constraints.txt -e '.[tracing]'"
+            "pip install 'digitserve[tracing]'"
         ) from None
     return Tracing(settings.otlp_endpoint, settings.trace_sample_ratio, version=__version__, metrics=metrics, log=log)

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from service.pb.digits.v1 import digits_pb2 as service_dot_pb_dot_digits_dot_v1_dot_digits__pb2
+from service.pb.digits.v1 import digits_pb2 as digits_dot_v1_dot_digits__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + f' but the generated code in service/pb/digits/v1/digits_pb2_grpc.py depends on'
+        + f' but the generated code in digits/v1/digits_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -49,23 +49,23 @@ class DigitServiceStub(object):
         """
         self.Predict = channel.unary_unary(
                 '/digits.v1.DigitService/Predict',
-                request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
                 _registered_method=True)
         self.PredictStream = channel.stream_stream(
                 '/digits.v1.DigitService/PredictStream',
-                request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
                 _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/digits.v1.DigitService/Explain',
-                request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digits__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digits__pb2.ExplainResponse.FromString,
                 _registered_method=True)
         self.GetNetwork = channel.unary_unary(
                 '/digits.v1.DigitService/GetNetwork',
-                request_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digits__pb2.GetNetworkRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digits__pb2.GetNetworkResponse.FromString,
                 _registered_method=True)
 
 
@@ -120,23 +120,23 @@ def add_DigitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Predict': grpc.unary_unary_rpc_method_handler(
                     servicer.Predict,
-                    request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.FromString,
-                    response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digits__pb2.PredictRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digits__pb2.PredictResponse.SerializeToString,
             ),
             'PredictStream': grpc.stream_stream_rpc_method_handler(
                     servicer.PredictStream,
-                    request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.FromString,
-                    response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digits__pb2.PredictRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digits__pb2.PredictResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
-                    request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainRequest.FromString,
-                    response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digits__pb2.ExplainRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digits__pb2.ExplainResponse.SerializeToString,
             ),
             'GetNetwork': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNetwork,
-                    request_deserializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkRequest.FromString,
-                    response_serializer=service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digits__pb2.GetNetworkRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digits__pb2.GetNetworkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,8 +177,8 @@ class DigitService(object):
             request,
             target,
             '/digits.v1.DigitService/Predict',
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
+            digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
+            digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -204,8 +204,8 @@ class DigitService(object):
             request_iterator,
             target,
             '/digits.v1.DigitService/PredictStream',
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
+            digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
+            digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -231,8 +231,8 @@ class DigitService(object):
             request,
             target,
             '/digits.v1.DigitService/Explain',
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainRequest.SerializeToString,
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ExplainResponse.FromString,
+            digits_dot_v1_dot_digits__pb2.ExplainRequest.SerializeToString,
+            digits_dot_v1_dot_digits__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -258,8 +258,8 @@ class DigitService(object):
             request,
             target,
             '/digits.v1.DigitService/GetNetwork',
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkRequest.SerializeToString,
-            service_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetNetworkResponse.FromString,
+            digits_dot_v1_dot_digits__pb2.GetNetworkRequest.SerializeToString,
+            digits_dot_v1_dot_digits__pb2.GetNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,208 @@
+"""The commands of digitserve: those that call a server, scoring, and the programs under their names.
+
+What is slow to import, and the client, is imported when a command runs: `--help` needs neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commandline import sample_digits, startup
+from commandline.options import Version, output_file
+from commandline.server_options import GRPC, Address, TlsCa, TlsCert, TlsKey, TokenFile
+from digitserve.passthrough import add_program
+from digitserve.score.command import score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from digitserve_client import DigitsClient
+    from PIL import Image
+
+# gRPC's C core writes to standard error in a format of its own; what matters of it is in the error of a call. Read at
+# its import.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+UNREADABLE = NOT_SERVING = 1
+UNREACHABLE, REJECTED = 3, 4
+TIMEOUT = 5.0
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=startup.is_installed_script(),
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Serve a neural network that reads handwritten digits, over gRPC.
+
+    To begin: `digitserve export` writes model.onnx, `digitserve serve` serves it, and `digitserve demo`, in another
+    terminal, sends ten digits. `digitserve COMMAND --help` lists the options of each command.
+
+    Exit status of `predict`, `demo`, `health` and `score`: 0 all was read; 1 a file could not be read as an image (the
+    others were), `health` says otherwise than SERVING, or standard output could not be written; 2 wrong usage; 3 the
+    server cannot be reached or is not serving; 4 the server rejected the call; 5 `score` could not start or go on.""",
+)
+
+Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="seconds that a call may take", rich_help_panel=GRPC)]
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        help="PNG, JPEG or any other picture of one digit, or an IDX file of many; - for standard input",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Take the options that stand before the command."""
+
+
+add_program(app, "serve")
+add_program(app, "export")
+
+
+@app.command()
+def predict(
+    files: Files,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON document on standard output, with an error for what was not read")
+    ] = False,
+    hidden: Annotated[bool, typer.Option("--hidden", help="the two hidden layers too")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="images taken from one IDX file")] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="beside each picture, which pixels spoke for the answer and which against")
+    ] = False,
+    png: Annotated[
+        Path | None, output_file("--explain-png", help="write the pictures of --explain into this file too")
+    ] = None,
+    address: Address = "localhost:50051",
+    timeout: Timeout = TIMEOUT,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Read the digit in each file: its picture, the answer, and the ten activations."""
+    with _connected(address, timeout, tls_ca, tls_cert, tls_key, token_file) as client:
+        from rich.console import Console  # noqa: PLC0415 (see above)
+
+        from digitserve.reading import Reading  # noqa: PLC0415 (see above)
+
+        reading = Reading(
+            client, None if as_json else Console(), limit, hidden=hidden, explain=explain or png is not None
+        )
+        try:
+            reading.read(files)
+        finally:
+            if as_json:
+                print(json.dumps(reading.found, indent=2))
+    _save(reading.maps, png)
+    if reading.unreadable:
+        raise typer.Exit(UNREADABLE)
+
+
+@app.command()
+def health(
+    service: Annotated[str, typer.Option(help="a service's name; empty is the server as a whole")] = "",
+    address: Address = "localhost:50051",
+    timeout: Timeout = 1.0,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Ask for health: exit status 0 for SERVING, 1 for NOT_SERVING; 3 and 4 as for every call."""
+    with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
+        status = client.health(service, timeout=timeout)
+    print(status)
+    raise typer.Exit(0 if status == "SERVING" else NOT_SERVING)
+
+
+@app.command()
+def demo(
+    wait: Annotated[float, typer.Option(min=0, max=3600, help="seconds to wait for the server to say SERVING")] = 5,
+    images: Annotated[
+        Path, typer.Option(help="IDX file of digits", show_default="100 of MNIST, in samples")
+    ] = sample_digits.IMAGES,
+    labels: Annotated[
+        Path, typer.Option(help="IDX file of what they are", show_default="theirs")
+    ] = sample_digits.LABELS,
+    address: Address = "localhost:50051",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Send ten real digits, one of each, show the answers, and measure what a call takes."""
+    with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
+        from rich.console import Console  # noqa: PLC0415 (see above)
+
+        from digitserve import demo as demonstration  # noqa: PLC0415 (see above)
+
+        if not client.is_serving():
+            _complain(f"waiting for {address} to say SERVING ...")
+            client.wait_until_serving(wait)
+        folder = Path.cwd()
+        shown = images.relative_to(folder) if images.is_relative_to(folder) else images
+        demonstration.run(client, address, shown, labels, Console())
+
+
+app.command()(score)
+add_program(app, "play")
+add_program(app, "ray")
+add_program(app, "bench")
+
+
+@contextlib.contextmanager
+def _connected(
+    address: str, timeout: float, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, token: Path | None
+) -> Iterator[DigitsClient]:
+    """Yield a client; exit with one sentence for wrong usage, an image that is none, and a call that failed."""
+    with startup.require_extra("client"):
+        import grpc  # noqa: PLC0415 (see above)
+        import PIL.Image  # noqa: F401, PLC0415 (see above)
+        from digitserve_client import DigitsClient, DigitsError, ImageError  # noqa: PLC0415 (see above)
+    try:
+        client = DigitsClient(
+            address, timeout=timeout, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, token_file=token
+        )
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
+    try:
+        with client:
+            yield client
+    except ImageError as e:
+        _complain(str(e))
+        raise typer.Exit(UNREADABLE) from None
+    except DigitsError as e:
+        from digitserve.reading import described  # noqa: PLC0415 (see above)
+
+        _complain(described(e))
+        unreachable = e.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        raise typer.Exit(UNREACHABLE if unreachable else REJECTED) from None
+
+
+def _save(maps: list[Image.Image], path: Path | None) -> None:
+    """One picture above the other."""
+    if not maps or path is None:
+        return
+    from PIL import Image  # noqa: PLC0415 (see above)
+
+    sheet = Image.new("RGB", (maps[0].width, sum(one.height for one in maps)))
+    for i, one in enumerate(maps):
+        sheet.paste(one, (0, i * one.height))
+    try:
+        sheet.save(path, format="PNG")
+    except OSError as e:
+        raise typer.BadParameter(f"{path} cannot be written: {e.strerror}", param_hint="--explain-png") from None
+
+
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
