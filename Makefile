@@ -127,7 +127,7 @@ licences: .venv/dev.stamp ## write docs/licences.md: those of what serving insta
 sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in CycloneDX
 	@scripts/audit sbom
 
-audit: .venv/dev.stamp ## ask PyPI for known vulnerabilities of what serving installs
+audit: .venv/dev.stamp ## ask PyPI for vulnerabilities of what serving installs
 	@scripts/audit vulnerabilities
 
 test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes; some minutes

@@ -60,9 +60,10 @@ TABLE = (
         ("prometheus_client", "structlog"),
     ),
     Package("service.__main__", ("service", "service.observability", "service.runtime"), ("uvloop",)),
+    Package("digitserve_client.pb", (), ("google", "grpc")),
     Package(
         "digitserve_client",
-        ("service.pb",),
+        ("digitserve_client.pb",),
         ("PIL", "google", "grpc", "grpc_health", "grpc_status", "numpy"),
     ),
     Package("commandline", ("digitserve_client", "service"), ("_typeshed", "typer")),

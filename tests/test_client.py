@@ -464,8 +464,8 @@ def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServicePro
     assert "p50" in done.stdout
     assert "p99" in done.stdout
     unfolded = done.stdout.replace(" \\\n      ", " ")
-    assert f"client predict {IMAGES.relative_to(ROOT)} --limit 3 --address {server.address}" in unfolded
-    assert all(len(line) <= 80 or "-m digitserve" in line for line in done.stdout.splitlines())
+    assert f"digitserve predict {IMAGES.relative_to(ROOT)} --limit 3 --address {server.address}" in unfolded
+    assert all(len(line) <= 80 or "digitserve predict" in line for line in done.stdout.splitlines())
 
 
 def on_a_terminal(address: str, **env: str) -> bytes:

@@ -16,6 +16,8 @@ import pytest
 from conftest import ROOT, SAMPLES, serving
 
 from bench import servers
+from digitserve import programs
+from digitserve.programs import PROGRAMS
 from ray_serve.config import ClusterSettings
 from service import __version__
 from service.config import OF_OTHERS, PREFIX, Settings, unknown_variables
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
 
 IMAGES = SAMPLES / "digits-100-images-idx3-ubyte"
-PROGRAMS = ("service", "ray_serve", "digitserve", "export", "playground", "bench")
+MODULES = ("service", "ray_serve", "digitserve", "export", "playground", "bench")
 COMMANDS = (
-    *((program,) for program in PROGRAMS),
+    *((program,) for program in MODULES),
     *(("digitserve", name) for name in ("predict", "demo", "health", "score")),
     *(
         ("export", name)
@@ -105,55 +107,111 @@ def test_help_is_ascii_where_the_terminal_is() -> None:
     assert "+- Model --" in done.stdout
 
 
-@pytest.mark.parametrize("command", [*((program,) for program in PROGRAMS), ("digitserve", "score")], ids=" ".join)
+@pytest.mark.parametrize("command", [*((program,) for program in MODULES), ("digitserve", "score")], ids=" ".join)
 def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
     done = run(*command, "--version", text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"digitserve {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
-    ("program", "missing"),
+    ("command", "missing", "extra"),
     [
-        ("digitserve", "rich"),
-        ("digitserve", "PIL"),
-        ("export", "onnx"),
-        ("playground", "uvicorn"),
-        ("playground", "PIL"),
+        (["digitserve", "predict", "a.png"], "digitserve_client", "client"),
+        (["digitserve", "predict", "a.png"], "PIL", "client"),
+        (["digitserve", "health"], "digitserve_client", "client"),
+        (["digitserve", "demo"], "digitserve_client", "client"),
+        (["digitserve", "score", "a.idx", "--output", "out"], "pyarrow", "score"),
+        (["digitserve", "ray"], "ray", "ray"),
+        (["playground"], "uvicorn", "play"),
+        (["playground"], "PIL", "play"),
+        (["export", "train"], "jax", "train"),
     ],
 )
-def test_a_command_names_the_extra_that_is_missing(program: str, missing: str) -> None:
-    """As after `make run`, which installs what it needs itself and not what the page needs."""
-    command = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module({program!r}, run_name='__main__')"
+def test_a_command_names_the_extra_that_is_missing(
+    command: list[str], missing: str, extra: str, tmp_path: Path
+) -> None:
+    """As after `pip install digitserve`, which installs what exporting and serving need."""
+    program, *arguments = command
+    code = f"""
+import importlib.util, runpy, sys
+sys.argv[1:] = {arguments!r}
+sys.modules[{missing!r}] = None
+present = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == {missing!r} else present(name, *package)
+runpy.run_module({program!r}, run_name="__main__", alter_sys=False)
+"""
     done = subprocess.run(
-        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN
     )
-    expected = f"{missing}: is not installed; expected the extra {program}: pip install 'digitserve[{program}]'\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+    assert f"{missing}: not installed; expected the extra {extra}: pip install 'digitserve[{extra}]'" in done.stderr
+    assert done.stdout == ""
+    assert done.returncode > 0
+    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("program", ["digitserve", "export", "playground"])
-def test_an_installed_command_completes_itself(program: str) -> None:
-    installed = Path(sys.executable).with_name(f"digitserve-{program}")
-    words = {"COMP_WORDS": f"{installed.name} --ver", "COMP_CWORD": "1"}
-    variable = f"_DIGITSERVE_{program.upper()}_COMPLETE"
-    environment = {**os.environ, **words, variable: "complete_bash"}
-    done = subprocess.run([installed], env=environment, capture_output=True, text=True, check=False, timeout=WITHIN)
-    assert done.stdout.split() == ["--version"], done.stderr
+def test_help_needs_neither_the_client_nor_any_extra() -> None:
+    code = "; ".join(
+        [
+            "import sys",
+            "sys.modules |= dict.fromkeys(('digitserve_client', 'grpc', 'numpy', 'onnxruntime', 'PIL', 'pyarrow'))",
+            "sys.argv = ['digitserve', '--help']",
+            "from digitserve.__main__ import main",
+            "main()",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    for name in ("serve", "export", "predict", "health", "demo", "score", "play", "ray", "bench"):
+        assert re.search(rf"^│ {name} ", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("module", "name"), [("service", "digitserve"), ("ray_serve", "digitserve-cluster")])
-def test_the_server_completes_in_bash(module: str, name: str) -> None:
-    line = f'source <("$PYTHON" -m {module} --show-completion bash); complete -p {name}; compgen -W "$WORDS" -- --por'
-    flags = run(module, "--show-completion", "bash", text=True).stdout.split("'")[1]
-    done = shell(line, WORDS=flags)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\n--port\n")
-    assert name in done.stdout
+INSTALLED = Path(sys.executable).with_name("digitserve")
+
+
+@pytest.mark.parametrize(("name", "module"), [(name, one.module) for name, one in PROGRAMS.items()])
+def test_a_program_of_digitserve_is_python_m_its_module(name: str, module: str) -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([INSTALLED, name, "--help"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.replace(f"digitserve {name}", f"python -m {module}", 1).split() == (
+        run(module, "--help", text=True).stdout.split()
+    )
+
+
+def test_python_m_client_is_the_same_program_in_a_clone() -> None:
+    for command in ("predict", "demo", "health", "score"):
+        by_client, by_name = (run(program, command, "--help", text=True).stdout for program in ("client", "digitserve"))
+        assert by_client.replace("python -m client", "python -m digitserve").split() == by_name.split()
+
+
+def test_bench_outside_a_clone_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr("digitserve.programs.CLONE", tmp_path)
+    assert programs.run("bench", []) == 1
+    assert capsys.readouterr().err.startswith("bench: is not installed; expected a clone of the project")
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("--ver", {"--version"}),
+        ("pre", {"predict"}),
+        ("predict --explain-", {"--explain-png"}),
+        ("serve --por", {"--port"}),
+        ("ray --min-", {"--min-replicas"}),
+        ("export onn", {"onnx"}),
+        ("export onnx --act", {"--activation"}),
+        ("play --po", {"--port"}),
+    ],
+)
+def test_the_installed_command_completes_itself_and_its_programs(line: str, completed: set[str]) -> None:
+    words = {"COMP_WORDS": f"digitserve {line}", "COMP_CWORD": str(len(line.split()))}
+    environment = {**os.environ, **words, "_DIGITSERVE_COMPLETE": "complete_bash"}
+    done = subprocess.run([INSTALLED], env=environment, capture_output=True, text=True, check=False, timeout=WITHIN)
+    assert set(done.stdout.split()) == completed, done.stderr
 
 
 # What a user may type wrongly, and the words that answer; each is wrong usage, status 2.
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
-    *(((program, "--nonsense"), "--nonsense") for program in PROGRAMS),
+    *(((program, "--nonsense"), "--nonsense") for program in MODULES),
     (("service", "--port"), "--port: expected one argument"),
     (("service", "--prot", "1"), "did you mean --port?"),
     (("service", "--log-level", "loud"), "--log-level"),
@@ -257,7 +315,10 @@ def test_every_variable_that_the_tree_names_is_known_to_the_server() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()  # noqa: S607
     found = set()
     for name in listed:
-        if not name.startswith(("tests/", "service/pb/", "docs/images/")) and (ROOT / name).is_file():
+        if (
+            not name.startswith(("tests/", "service/pb/", "client/digitserve_client/pb/", "docs/images/"))
+            and (ROOT / name).is_file()
+        ):
             found |= set(re.findall(rb"\bDIGITS_[A-Z][A-Z0-9_]*[A-Z0-9]\b", (ROOT / name).read_bytes()))
     assert {"DIGITS_ADDRESS", "DIGITS_TLS_CA", "DIGITS_TOKEN_FILE"} <= {name.decode() for name in found}
     of_cluster = {PREFIX + name.upper() for name in ClusterSettings.model_fields}
@@ -270,7 +331,7 @@ def test_every_variable_that_the_tree_names_is_known_to_the_server() -> None:
     [
         ("DIGITS_PROT", "DIGITS_PORT"),
         ("DIGITS_TOKENFILE", "DIGITS_TOKENS_FILE"),
-        ("DIGITS_MAX_BATCH_SIZE", "DIGITS_MAX_BATCH_SIZE"),
+        ("DIGITS_MAX_BATCH", "DIGITS_MAX_BATCH_SIZE"),
         ("DIGITS_ADDR", ""),
         ("DIGITS_WEIGHTS", ""),
         ("DIGITS_", ""),

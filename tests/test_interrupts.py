@@ -43,12 +43,12 @@ NOBODY = "127.0.0.1:1"
 # What each is started with, and its exit statuses where the signal came too late.
 COMMANDS = {
     "service": (["-m", "service"], {0}),
-    "client": (["-m", "digitserve", "demo", "--wait", "60", "--address", NOBODY], set[int]()),
+    "demo": (["-m", "digitserve", "demo", "--wait", "60", "--address", NOBODY], set[int]()),
     "predict": (["-m", "digitserve", "predict", DIGITS, "--address", NOBODY], {3}),
     "score": (["-m", "digitserve", "score", DIGITS, "--output", "scored", "--workers", "1"], {0}),
     "export": (["-m", "export", "onnx", "--out", "model.onnx"], {0}),
-    "play": (["-m", "playground"], {0}),
-    "cluster": (["-m", "ray_serve", "--ray-address", NOBODY], {1}),
+    "playground": (["-m", "playground"], {0}),
+    "ray_serve": (["-m", "ray_serve", "--ray-address", NOBODY], {1}),
     "bench": (["-m", "bench", "--help"], {0}),
     "run": ([ROOT / "scripts" / "run.py"], {0}),
     "look": ([ROOT / "scripts" / "run_playground.py"], {0}),
@@ -56,17 +56,18 @@ COMMANDS = {
 
 
 INSTALLED = Path(sys.executable).parent
-"""Where pip puts the commands that run under their own names."""
+"""Where pip puts the installed script."""
 
 COMMANDS |= {
-    name: ([INSTALLED / name, *COMMANDS[same][0][2:]], COMMANDS[same][1])
-    for name, same in {
-        "digitserve": "service",
-        "digitserve-client": "client",
-        "digitserve-cluster": "cluster",
-        "digitserve-export": "export",
-        "digitserve-play": "play",
-    }.items()
+    f"digitserve {command}": ([INSTALLED / "digitserve", command, *COMMANDS[same][0][first:]], COMMANDS[same][1])
+    for command, same, first in (
+        ("serve", "service", 2),
+        ("ray", "ray_serve", 2),
+        ("export", "export", 2),
+        ("play", "playground", 2),
+        ("demo", "demo", 3),
+        ("predict", "predict", 3),
+    )
 }
 
 

@@ -322,4 +322,4 @@ with DigitsClient(sys.argv[1]) as client:
 def test_without_pillow_arrays_are_read_and_pictures_say_what_to_install(server: ServiceProcess) -> None:
     command = [sys.executable, "-c", WITHOUT_PILLOW, server.address]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "(1,)\npictures need Pillow: pip install 'digitserve[client]'\n", done.stderr
+    assert done.stdout == "(1,)\npictures need Pillow: pip install 'digitserve-client[image]'\n", done.stderr

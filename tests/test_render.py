@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,10 +96,12 @@ def test_the_commands_to_try_next_fit_the_width_and_are_commands_still(width: in
     longest = max(map(len, text.split()))  # which nothing folds
     assert max(map(len, text.splitlines())) <= max(width, len("--address ") + longest + len("      " + " \\"))
     _, *commands = text.replace(" \\\n      ", " ").splitlines()  # as a shell reads them
-    assert [command.partition(" -")[2] for command in commands] == [
-        f"m client predict {images} --limit 3 --address 127.0.0.1:50061",
-        "m client predict YOUR-OWN-DIGIT.jpg --json --address 127.0.0.1:50061",
-        f"s localhost:{os.environ.get('DIGITS_METRICS_PORT', '9464')}/metrics | grep digits_",
+    program = commands[0].split()[0]
+    assert Path(shutil.which(program) or program).resolve() == Path(sys.executable).with_name("digitserve").resolve()
+    assert [" ".join(command.split()[1:]) for command in commands] == [
+        f"predict {images} --limit 3 --address 127.0.0.1:50061",
+        "predict YOUR-OWN-DIGIT.jpg --json --address 127.0.0.1:50061",
+        f"-s localhost:{os.environ.get('DIGITS_METRICS_PORT', '9464')}/metrics | grep digits_",
     ]
 
 

@@ -530,7 +530,7 @@ def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_p
         assert service.ended() == 1
         assert service.lines[-1]["event"] == "cannot start"
         assert "--otlp-endpoint (or DIGITS_OTLP_ENDPOINT) needs the extra `tracing`" in service.lines[-1]["reason"]
-        assert "pip install -c constraints.txt -e '.[tracing]'" in service.lines[-1]["reason"]
+        assert "pip install 'digitserve[tracing]'" in service.lines[-1]["reason"]
     finally:
         service.close()
 
