@@ -1,4 +1,4 @@
-"""python -m bench.scoring: how many images a second `python -m digitserve score` reads, and what memory it takes.
+"""python -m bench.scoring: how many images a second `digitserve score` reads, and what memory it takes.
 
 Makes the images by distorting the samples, scores them with 1, 2 and 4 workers, and prints two tables. Ten million
 images are 7.84 GB on the disk of --folder, and are deleted at the end.

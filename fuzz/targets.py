@@ -108,7 +108,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def any_image(data: bytes) -> None:
-    """Any file as a picture or IDX file, as `python -m digitserve predict` reads it: pixels, or ImageError."""
+    """Any file as a picture or IDX file, as `digitserve predict` reads it: pixels, or ImageError."""
     try:
         pixels = image.read_bytes(data)
     except image.ImageError as e:

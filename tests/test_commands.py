@@ -127,9 +127,7 @@ def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
         (["export", "train"], "jax", "train"),
     ],
 )
-def test_a_command_names_the_extra_that_is_missing(
-    command: list[str], missing: str, extra: str, tmp_path: Path
-) -> None:
+def test_a_command_names_the_extra_that_is_missing(command: list[str], missing: str, extra: str) -> None:
     """As after `pip install digitserve`, which installs what exporting and serving need."""
     program, *arguments = command
     code = f"""
@@ -150,15 +148,13 @@ runpy.run_module({program!r}, run_name="__main__", alter_sys=False)
 
 
 def test_help_needs_neither_the_client_nor_any_extra() -> None:
-    code = "; ".join(
-        [
-            "import sys",
-            "sys.modules |= dict.fromkeys(('digitserve_client', 'grpc', 'numpy', 'onnxruntime', 'PIL', 'pyarrow'))",
-            "sys.argv = ['digitserve', '--help']",
-            "from digitserve.__main__ import main",
-            "main()",
-        ]
-    )
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("digitserve_client", "grpc", "numpy", "onnxruntime", "PIL", "pyarrow"))
+sys.argv = ["digitserve", "--help"]
+from digitserve.__main__ import main
+main()
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     for name in ("serve", "export", "predict", "health", "demo", "score", "play", "ray", "bench"):

@@ -32,7 +32,7 @@ NOT_RUN = {
     r"make (?!certificate)": "it serves, builds or measures for minutes; test_make_targets and CI run what they can",
     r"(\w+=\S+ )+make |(export \w+=\S+; )?docker |export COMPOSE_FILE=": "needs a Docker engine; `make e2e` runs it",
     r"kubectl |kind ": "needs a cluster; test_kubernetes holds the manifests to the schemas",
-    r"python -m service(?! --help)": "serves until it is stopped; every test of a server starts one",
+    r"(python -m service|digitserve serve)(?! --help)": "serves until it is stopped; every test of a server starts one",
     r"\.venv-gpu/": "needs a GPU",
     r"\S*python -m ray_serve|\S*ray |\S*serve |.* --ray-address": "needs Ray; `make test-ray`",
     r"\S*pip install|\S*python -m pip install": "changes the environment that runs the tests",
@@ -142,12 +142,18 @@ def check_words(words: list[str]) -> None:
     for word in words:
         if re.match(r"(samples|scripts|bench|deploy)/", word):
             assert (ROOT / word).exists(), f"{word} is not there"
-    if words[0].endswith("python"):
-        flags = [word.split("=")[0] for word in words if word.startswith("--")]
+    if words[0].endswith("digitserve"):
+        check_flags(("-m", "digitserve"), words[1:])
+    elif words[0].endswith("python"):
         program = tuple(words[1:3] if words[1] == "-m" else words[1:2])
-        if flags and program[-1] not in NO_HELP:
-            known = help_of(program, tuple(words[len(program) + 1 :]))
-            assert [flag for flag in flags if not re.search(rf"{flag}\b", known)] == [], f"{program} has no such flag"
+        check_flags(program, words[len(program) + 1 :])
+
+
+def check_flags(program: tuple[str, ...], rest: list[str]) -> None:
+    flags = [word.split("=")[0] for word in rest if word.startswith("--")]
+    if flags and program[-1] not in NO_HELP:
+        known = help_of(program, tuple(rest))
+        assert [flag for flag in flags if not re.search(rf"{flag}\b", known)] == [], f"{program} has no such flag"
 
 
 @functools.cache
@@ -158,7 +164,7 @@ def targets() -> set[str]:
 @functools.cache
 def help_of(program: tuple[str, ...], rest: tuple[str, ...]) -> str:
     """What `--help` says, of the subcommand where there is one."""
-    subcommand = rest[:1] if program[-1] in ("client", "export") else ()
+    subcommand = rest[:1] if program[-1] in ("digitserve", "export") else ()
     command = [sys.executable, *program, *subcommand, "--help"]
     environment = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=120)
