@@ -34,7 +34,7 @@ NOT_RUN = {
     r"kubectl |kind ": "needs a cluster; test_kubernetes holds the manifests to the schemas",
     r"(python -m service|digitserve serve)(?! --help)": "serves until it is stopped; every test of a server starts one",
     r"\.venv-gpu/": "needs a GPU",
-    r"\S*python -m ray_serve|\S*ray |\S*serve |.* --ray-address": "needs Ray; `make test-ray`",
+    r"\S*python -m ray_serve|(\S*/)?(ray|serve) |.* --ray-address": "needs Ray; `make test-ray`",
     r"\S*pip install|\S*python -m pip install": "changes the environment that runs the tests",
     r"python -m export (train|evaluate|onnx --weights)": "trains for minutes, and needs MNIST",
     r"python -m export (draw|out-of-distribution)|python scripts/draw_play": "draws for minutes",
