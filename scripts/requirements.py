@@ -15,6 +15,12 @@ import tomllib
 from pathlib import Path
 
 
+def client_requirements(folder: Path) -> list[str]:
+    """What the client alone needs."""
+    project = tomllib.loads((folder / "client" / "pyproject.toml").read_text())["project"]
+    return sorted(project["dependencies"])
+
+
 def requirements(folder: Path, names: list[str]) -> list[str]:
     """The requirements of the project in a folder, with those that its extras name of our two projects."""
     server, client = (tomllib.loads((folder / path / "pyproject.toml").read_text()) for path in (".", "client"))

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import environments
 import pytest
 from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
@@ -173,6 +174,12 @@ def serving(model: Path, *arguments: str | Path) -> Iterator[ServiceProcess]:
         yield service
     finally:
         service.close()
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels of digitserve and digitserve_client, each built from its sdist."""
+    return environments.build(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture(scope="session")

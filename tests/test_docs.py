@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, SAMPLES, serving
+from environments import CLIENTS, python_with
 from PIL import Image
-from test_public_clients import CLIENTS, go_program, python_with
+from test_public_clients import go_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

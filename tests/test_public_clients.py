@@ -12,45 +12,25 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess
+from environments import CLIENTS, install, python_with, requirements
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CLIENTS = ROOT / ".venv" / "clients"
 PROGRAMS = ROOT / "tests" / "public_clients"
 
 pytestmark = pytest.mark.slow
 
-REQUIREMENTS = subprocess.run(
-    [sys.executable, "scripts/requirements.py"], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout.splitlines()
+REQUIREMENTS = requirements()
 """What `pip install digitserve` asks for."""
 
 BOUNDS = re.findall(r"^(\S+)>=(.+),<(.+)$", "\n".join(REQUIREMENTS), re.MULTILINE)
 """Package, the oldest version that it may have, and the first that it may not."""
-
-OURS = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def python_with(name: str, *requirements: str) -> Path:
-    """A Python that has these packages."""
-    home = CLIENTS / name
-    python, done = home / "bin" / "python", home / "installed"
-    if done.exists() and done.read_text() == "\n".join(requirements):
-        return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    installed = subprocess.run(pip, capture_output=True, text=True, check=False, timeout=1200)
-    if installed.returncode:
-        pytest.skip(f"{', '.join(requirements)} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
-    done.write_text("\n".join(requirements))
-    return python
 
 
 def go_program(module: str) -> Path:
@@ -185,11 +165,12 @@ BESIDE: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_the_client_reads_digits_where_pip_installs_it_beside(
-    name: str, server: ServiceProcess, pixels: Path, answers: list[int], tmp_path: Path
+    name: str, server: ServiceProcess, pixels: Path, answers: list[int], tmp_path: Path, wheels: dict[str, Path]
 ) -> None:
     modules, packages = BESIDE[name]
-    python = python_with(f"beside-{name}", *REQUIREMENTS, *packages)
-    found = json.loads(run(python, PROGRAMS / "beside.py", server.address, pixels, *modules, cwd=tmp_path, env=OURS))
+    python = python_with(f"beside-{name}", *requirements("client alone"), *packages)
+    install(python, wheels["digitserve_client"])
+    found = json.loads(run(python, PROGRAMS / "beside.py", server.address, pixels, *modules, cwd=tmp_path))
     assert found["digits"] == answers
     for package, oldest, next_major in BOUNDS:
         installed = found["versions"][package]
@@ -202,17 +183,18 @@ def test_the_client_reads_digits_where_pip_installs_it_beside(
 
 @pytest.mark.parametrize("name", ["oldest", "newest"])
 def test_the_server_serves_with_the_packages_at_both_ends_of_their_bounds(
-    name: str, model_path: Path, pixels: Path, answers: list[int], tmp_path: Path
+    name: str, model_path: Path, pixels: Path, answers: list[int], tmp_path: Path, wheels: dict[str, Path]
 ) -> None:
-    python = python_with(f"beside-{name}", *REQUIREMENTS, *BESIDE[name][1])
+    python = python_with(f"server-{name}", *REQUIREMENTS, *BESIDE[name][1])
+    install(python, *wheels.values())
     ports = ("--port", "0", "--metrics-port", "0")
     command = [python, "-m", "service", "--log-format", "json", "--model", model_path, "--transport", "grpcio", *ports]
     service = ServiceProcess(
-        subprocess.Popen(command, cwd=tmp_path, env=OURS, stderr=subprocess.PIPE, text=True),
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True),
     )
     try:
         service.wait_for("serving")
-        found = json.loads(run(python, PROGRAMS / "beside.py", service.address, pixels, cwd=tmp_path, env=OURS))
+        found = json.loads(run(python, PROGRAMS / "beside.py", service.address, pixels, cwd=tmp_path))
         assert found["digits"] == answers
         assert service.stop() == 0
     finally:

@@ -1,0 +1,72 @@
+"""Environments of their own below .venv/clients, made on first use and kept, and the wheels that pip would install."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CLIENTS = ROOT / ".venv" / "clients"
+BACKEND = "hatchling==1.33.0"
+
+
+def requirements(*names: str) -> list[str]:
+    """What pip is asked for by digitserve and the extras, or by digitserve-client alone."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from requirements import client_requirements  # noqa: PLC0415 (a script, not a package)
+        from requirements import requirements as of_server  # noqa: PLC0415
+    finally:
+        sys.path.pop(0)
+    return client_requirements(ROOT) if names == ("client alone",) else of_server(ROOT, ["export", *names])
+
+
+def python_with(name: str, *packages: str, constrained: bool = False) -> Path:
+    """A Python that has these packages; skips the test where pip cannot get them."""
+    CLIENTS.mkdir(parents=True, exist_ok=True)
+    home = CLIENTS / name
+    with (CLIENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may make it
+        python, installed = home / "bin" / "python", home / "installed"
+        constraints = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
+        wanted = "\n".join((*packages, *constraints))
+        if installed.exists() and installed.read_text() == wanted:
+            return python
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        done = _pip(python, "install", *constraints, *packages)
+        if done.returncode:
+            pytest.skip(f"{', '.join(packages)} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+        installed.write_text(wanted)
+        return python
+
+
+def install(python: Path, *wheels: Path) -> None:
+    """Put our wheels into an environment, in the place of those that were there, and let pip check what they need."""
+    _pip(python, "uninstall", "--yes", "digitserve", "digitserve-client")
+    done = _pip(python, "install", "--no-index", "--no-deps", *map(str, wheels))
+    assert done.returncode == 0, done.stderr
+    checked = _pip(python, "check")
+    assert not [line for line in checked.stdout.splitlines() if line.startswith("digitserve")], checked.stdout
+
+
+def build(folder: Path) -> dict[str, Path]:
+    """The wheel of each distribution, built from its sdist, which is in the folder too."""
+    python = python_with("hatchling", BACKEND)
+    for project in (ROOT, ROOT / "client"):
+        command = [python, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder]
+        subprocess.run(command, cwd=project, check=True, capture_output=True)
+    for sdist in folder.glob("*.tar.gz"):
+        done = _pip(
+            python, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sdist)
+        )
+        assert done.returncode == 0, done.stderr
+    return {path.name.partition("-")[0]: path for path in folder.glob("*.whl")}
+
+
+def _pip(python: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    pip = [python, "-m", "pip", command, "--disable-pip-version-check", *arguments]
+    return subprocess.run(pip, capture_output=True, text=True, check=False, timeout=1200)
