@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from digitserve_client.connection import AsyncConnection, Connection
+from digitserve_client.connection import Connection, blocking, iterate
 from digitserve_client.messages import (
     SERVICE,
     DigitsError,
@@ -26,17 +26,158 @@ from digitserve_client.messages import (
     to_request,
 )
 from digitserve_client.pb.digits.v1.digits_pb2 import GetNetworkRequest
+from digitserve_client.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
+from digitserve_client.waiting import AsyncWaits, BlockingWaits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 
-    from digitserve_client.pb.digits.v1.digits_pb2 import PredictRequest
     from digitserve_client.pixels import Pixels
+
+_POLL_INTERVAL = 0.1
 
 STREAM_TIMEOUT = 3600.0
 """Seconds that the whole of a stream may take unless told otherwise."""
 
-_ASK_AGAIN = 0.1
+
+class AsyncDigitsClient(Connection):
+    """As DigitsClient, for asyncio; an async context manager. Its channel is opened at the first call in a loop."""
+
+    _api: ClassVar[Any] = aio
+    _waits = AsyncWaits
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._is_closed = True
+        if self._loop is asyncio.get_running_loop():
+            await self._channel.close()
+
+    # DigitsClient has the next methods too: in them `self` is either.
+
+    async def predict(
+        self: Connection,
+        pixels: Pixels,
+        *,
+        include_hidden_layers: bool = False,
+        model_version: str = "",
+        timeout: float | None = None,
+    ) -> Predictions:
+        """The digits in images: arrays, tensors or lists of (n, 784), (n, 28, 28) or one of these, pictures or files.
+
+        0 is background; ink is 255 as uint8, 1 as float, True as bool. A path, an open binary file or a PIL image is
+        brought into that form first. docs/client.md has the table; what is ambiguous is refused with ValueError.
+        """
+        request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
+        return to_predictions(*await self._call(self._stub.Predict, request, timeout))
+
+    async def explain(
+        self: Connection,
+        pixels: Pixels,
+        neurons: Iterable[tuple[int, int]] = (),
+        *,
+        model_version: str = "",
+        timeout: float | None = None,
+    ) -> ExplainResult:
+        """As `predict`, with all layers, sums, and why the neurons named (layer 1 to 3, place in it) are as they are.
+
+        Without neurons the output of the digit read in each image is explained.
+        """
+        request = to_explain_request(pixels, neurons, model_version=model_version)
+        return to_explain_result(*await self._call(self._stub.Explain, request, timeout))
+
+    async def network(self: Connection, *, model_version: str = "", timeout: float | None = None) -> Network:
+        """The network that serves."""
+        request = GetNetworkRequest(model_version=model_version)
+        return to_network((await self._call(self._stub.GetNetwork, request, timeout))[0])
+
+    async def is_serving(self: Connection, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
+        """Whether grpc.health.v1 says SERVING; False too where no server answers."""
+        self._check_open()
+        call = {"timeout": self._within(timeout), "metadata": self._token.metadata()}
+        try:
+            reply = await self._waits.result(self._health.Check(HealthCheckRequest(service=service), **call))
+        except grpc.RpcError:
+            return False
+        self._is_reached = True
+        return bool(reply.status == HealthCheckResponse.SERVING)
+
+    async def health(self: Connection, service: str = "", *, timeout: float = 1.0) -> str:
+        """What grpc.health.v1 says of a service, or with none of the whole server: SERVING or NOT_SERVING.
+
+        Raises DigitsError where no server answers, or the service is not known.
+        """
+        self._check_open()
+        within = self._within(timeout)
+        until = time.monotonic() + within
+        # A server that says NOT_SERVING is left out by the channel of all other calls.
+        channel = self._open(("grpc.inhibit_health_checking", 1))
+        stub: Any = HealthStub(channel)
+        call = {"timeout": within, "metadata": self._token.metadata()}
+        try:
+            reply = await self._waits.result(stub.Check(HealthCheckRequest(service=service), **call))
+        except grpc.RpcError as e:
+            raise self._failed(e, "", within, await self._reason(e, until)) from None
+        finally:
+            await self._waits.result(channel.close())
+        return HealthCheckResponse.ServingStatus.Name(reply.status)
+
+    async def wait_until_serving(self: Connection, timeout: float) -> None:
+        """Return when health says SERVING; DigitsError, UNAVAILABLE, where it does not within `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while not await AsyncDigitsClient.is_serving(self):
+            if time.monotonic() >= until:
+                reason = await self._probe_result(self._probe(math.inf), math.inf)
+                late = f"health did not say SERVING within {timeout:g} s"
+                raise DigitsError(grpc.StatusCode.UNAVAILABLE, f"{reason}; {late}" if reason else late)
+            await self._waits.sleep(_POLL_INTERVAL)
+
+    def predict_stream(
+        self,
+        batches: AsyncIterable[Pixels],
+        *,
+        include_hidden_layers: bool = False,
+        model_version: str = "",
+        timeout: float = STREAM_TIMEOUT,
+    ) -> AsyncIterator[Predictions]:
+        """As DigitsClient.predict_stream."""
+        return self._stream(batches, timeout, include_hidden_layers=include_hidden_layers, model_version=model_version)
+
+    def _connect(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: Any = None
+
+    @property
+    def _stub(self) -> Any:
+        """The calls of the running event loop."""
+        self._bind()
+        return self._digits_stub
+
+    @property
+    def _health(self) -> Any:
+        self._bind()
+        return self._health_stub
+
+    def _bind(self) -> None:
+        """Make the channel in the loop that runs: gRPC's belongs to one loop, and a client may be made before any.
+
+        Raises RuntimeError where the loop of earlier calls still runs, in another thread.
+        """
+        self._check_open()
+        running = asyncio.get_running_loop()
+        if self._loop is running:
+            return
+        if self._loop is not None and self._loop.is_running():
+            raise RuntimeError(
+                f"the client of {self._address} is in use by the event loop of another thread; expected one for each"
+            )
+        self._loop, self._channel, self._is_reached = running, self._open(), False
+        self._digits_stub, self._health_stub = DigitServiceStub(self._channel), HealthStub(self._channel)
 
 
 class DigitsClient(Connection):
@@ -51,6 +192,9 @@ class DigitsClient(Connection):
     answer, ValueError where the images are no images, and RuntimeError after `close`.
     """
 
+    _api: ClassVar[Any] = grpc
+    _waits = BlockingWaits
+
     def __enter__(self) -> Self:
         return self
 
@@ -58,45 +202,16 @@ class DigitsClient(Connection):
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._is_closed = True
         self._channel.close()
 
-    def predict(
-        self,
-        pixels: Pixels,
-        *,
-        include_hidden_layers: bool = False,
-        model_version: str = "",
-        timeout: float | None = None,
-    ) -> Predictions:
-        """The digits in images: arrays, tensors or lists of (n, 784), (n, 28, 28) or one of these, pictures or files.
-
-        0 is background; ink is 255 as uint8, 1 as float, True as bool. A path, an open binary file or a PIL image is
-        brought into that form first. docs/client.md has the table; what is ambiguous is refused with ValueError.
-        """
-        request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        return to_predictions(*self._call(self._stub.Predict, request, timeout))
-
-    def explain(
-        self,
-        pixels: Pixels,
-        neurons: Iterable[tuple[int, int]] = (),
-        *,
-        model_version: str = "",
-        timeout: float | None = None,
-    ) -> ExplainResult:
-        """As `predict`, with all layers, sums, and why the neurons named (layer 1 to 3, place in it) are as they are.
-
-        Without neurons the output of the digit read in each image is explained.
-        """
-        request = to_explain_request(pixels, neurons, model_version=model_version)
-        return to_explain_result(*self._call(self._stub.Explain, request, timeout))
-
-    def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
-        """The network that serves."""
-        reply, _ = self._call(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
-        return to_network(reply)
+    predict = blocking(AsyncDigitsClient.predict)
+    explain = blocking(AsyncDigitsClient.explain)
+    network = blocking(AsyncDigitsClient.network)
+    is_serving = blocking(AsyncDigitsClient.is_serving)
+    health = blocking(AsyncDigitsClient.health)
+    wait_until_serving = blocking(AsyncDigitsClient.wait_until_serving)
 
     def predict_stream(
         self,
@@ -110,179 +225,10 @@ class DigitsClient(Connection):
 
         What `batches` raises is raised here, after the answers to what came before.
         """
-        request_id, metadata = self._begin()
-        failed: list[Exception] = []
+        return iterate(
+            self._stream(batches, timeout, include_hidden_layers=include_hidden_layers, model_version=model_version)
+        )
 
-        def requests() -> Iterator[PredictRequest]:
-            # grpcio runs this in a thread of its own and would make UNKNOWN of what it raises.
-            try:
-                for pixels in batches:
-                    yield to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-            except Exception as e:  # noqa: BLE001 (raised again below)
-                failed.append(e)
-
-        within = self._within(timeout)
-        until = time.monotonic() + within
-        left = self._reach(within)
-        replies = self._stub.PredictStream(requests(), timeout=left, metadata=metadata)
-        try:
-            for reply in replies:
-                yield to_predictions(reply, request_id)
-        except grpc.RpcError as e:
-            raise self._failed(e, request_id, within, self._why(e, until)) from None
-        finally:
-            replies.cancel()
-        if failed:
-            raise failed[0]
-
-    def is_serving(self, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
-        """Whether grpc.health.v1 says SERVING; False too where nobody answers."""
-        self._check_open()
-        request = health_pb2.HealthCheckRequest(service=service)
-        try:
-            reply = self._health.Check(request, timeout=self._within(timeout), metadata=self._token.metadata())
-        except grpc.RpcError:
-            return False
-        self._is_reached = True
-        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-    def health(self, service: str = "", *, timeout: float = 1.0) -> str:
-        """What grpc.health.v1 says of a service, or with none of the whole server: SERVING or NOT_SERVING.
-
-        Raises DigitsError where nobody answers, or the service is not known.
-        """
-        self._check_open()
-        request, within = health_pb2.HealthCheckRequest(service=service), self._within(timeout)
-        until = time.monotonic() + within
-        # A server that says NOT_SERVING is left out by the channel of all other calls.
-        with self._open(("grpc.inhibit_health_checking", 1)) as channel:
-            stub: Any = HealthStub(channel)
-            try:
-                reply = stub.Check(request, timeout=within, metadata=self._token.metadata())
-            except grpc.RpcError as e:
-                raise self._failed(e, "", within, self._why(e, until)) from None
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-
-    def wait_until_serving(self, timeout: float) -> None:
-        """Return when health says SERVING; DigitsError, UNAVAILABLE, where it does not within `timeout` seconds."""
-        until = time.monotonic() + timeout
-        while not self.is_serving():
-            if time.monotonic() >= until:
-                raise _not_serving(timeout, self._told(self._probe(math.inf), math.inf))
-            time.sleep(_ASK_AGAIN)
-
-
-class AsyncDigitsClient(AsyncConnection):
-    """As DigitsClient, for asyncio; an async context manager."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Hang up."""
-        self._is_closed = True
-        if self._loop is asyncio.get_running_loop():
-            await self._channel.close()
-
-    async def predict(
-        self,
-        pixels: Pixels,
-        *,
-        include_hidden_layers: bool = False,
-        model_version: str = "",
-        timeout: float | None = None,
-    ) -> Predictions:
-        """As DigitsClient.predict."""
-        request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        return to_predictions(*await self._call(self._stub.Predict, request, timeout))
-
-    async def explain(
-        self,
-        pixels: Pixels,
-        neurons: Iterable[tuple[int, int]] = (),
-        *,
-        model_version: str = "",
-        timeout: float | None = None,
-    ) -> ExplainResult:
-        """As DigitsClient.explain."""
-        request = to_explain_request(pixels, neurons, model_version=model_version)
-        return to_explain_result(*await self._call(self._stub.Explain, request, timeout))
-
-    async def network(self, *, model_version: str = "", timeout: float | None = None) -> Network:
-        """As DigitsClient.network."""
-        reply, _ = await self._call(self._stub.GetNetwork, GetNetworkRequest(model_version=model_version), timeout)
-        return to_network(reply)
-
-    async def predict_stream(
-        self,
-        batches: AsyncIterable[Pixels],
-        *,
-        include_hidden_layers: bool = False,
-        model_version: str = "",
-        timeout: float = STREAM_TIMEOUT,
-    ) -> AsyncIterator[Predictions]:
-        """As DigitsClient.predict_stream."""
-        request_id, metadata = self._begin()
-        failed: list[Exception] = []
-
-        async def requests() -> AsyncIterator[PredictRequest]:
-            # grpcio would make CancelledError of what this raises, as if the caller's own task were cancelled.
-            try:
-                async for pixels in batches:
-                    yield to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-            except Exception as e:  # noqa: BLE001 (raised again below)
-                failed.append(e)
-
-        within = self._within(timeout)
-        until = time.monotonic() + within
-        left = await self._reach(within)
-        replies = self._stub.PredictStream(requests(), timeout=left, metadata=metadata)
-        try:
-            async for reply in replies:
-                yield to_predictions(reply, request_id)
-        except aio.AioRpcError as e:
-            raise self._failed(e, request_id, within, await self._why(e, until)) from None
-        finally:
-            replies.cancel()
-        if failed:
-            raise failed[0]
-
-    async def is_serving(self, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
-        """As DigitsClient.is_serving."""
-        self._check_open()
-        request = health_pb2.HealthCheckRequest(service=service)
-        try:
-            reply = await self._health.Check(request, timeout=self._within(timeout), metadata=self._token.metadata())
-        except aio.AioRpcError:
-            return False
-        self._is_reached = True
-        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-    async def health(self, service: str = "", *, timeout: float = 1.0) -> str:
-        """As DigitsClient.health."""
-        self._check_open()
-        request, within = health_pb2.HealthCheckRequest(service=service), self._within(timeout)
-        until = time.monotonic() + within
-        async with self._open(("grpc.inhibit_health_checking", 1)) as channel:
-            stub: Any = HealthStub(channel)
-            try:
-                reply = await stub.Check(request, timeout=within, metadata=self._token.metadata())
-            except aio.AioRpcError as e:
-                raise self._failed(e, "", within, await self._why(e, until)) from None
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-
-    async def wait_until_serving(self, timeout: float) -> None:
-        """As DigitsClient.wait_until_serving."""
-        until = time.monotonic() + timeout
-        while not await self.is_serving():
-            if time.monotonic() >= until:
-                raise _not_serving(timeout, await self._told(self._probe(math.inf), math.inf))
-            await asyncio.sleep(_ASK_AGAIN)
-
-
-def _not_serving(seconds: float, reason: str | None) -> DigitsError:
-    late = f"health did not say SERVING within {seconds:g} s"
-    return DigitsError(grpc.StatusCode.UNAVAILABLE, f"{reason}; {late}" if reason else late)
+    def _connect(self) -> None:
+        self._channel = self._open()
+        self._stub, self._health = DigitServiceStub(self._channel), HealthStub(self._channel)
