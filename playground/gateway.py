@@ -215,7 +215,7 @@ def _file(name: str) -> Any:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, DigitsError)
-    return JSONResponse({"error": error.sentence, "code": error.code.name}, _HTTP_STATUS.get(error.code, 502))
+    return JSONResponse({"error": error.message, "code": error.code.name}, _HTTP_STATUS.get(error.code, 502))
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -169,7 +169,7 @@ def test_a_refusal_says_code_sentence_field_and_request_id(client: DigitsClient,
     error = caught.value
     sentence = "holds 1100 images; at most 1024 are allowed in one message"
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.sentence == f"pixels: {sentence}"
+    assert error.message == f"pixels: {sentence}"
     assert error.violations == (FieldViolation("pixels", sentence),)
     assert len(error.request_id) == 32
 

@@ -62,6 +62,19 @@ def build_editable(folder, *_):
 """
 
 
+CLIENT_BACKEND = """
+import pathlib, zipfile
+
+def build_editable(folder, *_):
+    info = "small_client-1.dist-info"
+    with zipfile.ZipFile(pathlib.Path(folder, "small_client-1-py3-none-any.whl"), "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: small-client\\nVersion: 1\\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return "small_client-1-py3-none-any.whl"
+"""
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Path]:
     """A clone to be, in a folder whose name wants quoting; no build waits after the test."""
@@ -70,6 +83,11 @@ def project(tmp_path: Path) -> Iterator[Path]:
     shutil.copy(ROOT / "scripts" / "setup", folder / "scripts")
     (folder / "pyproject.toml").write_text(PROJECT)
     (folder / "backend.py").write_text(BACKEND)
+    (folder / "client").mkdir()
+    (folder / "client" / "pyproject.toml").write_text(
+        PROJECT.replace('"small"', '"small-client"').split("[project.s")[0]
+    )
+    (folder / "client" / "backend.py").write_text(CLIENT_BACKEND)
     (folder / "small.py").write_text("import sys\ndef main():\n    print(sys.prefix)\n")
     for name in ("constraints.txt", "constraints-ray.txt"):
         (folder / name).touch()

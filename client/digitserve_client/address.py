@@ -27,10 +27,10 @@ def validate(address: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether all that goes to the address stays here, for sure: by loopback or by a socket in the file system."""
-    scheme, asked, hosts = _parts(address)
+    scheme, resolver, hosts = _parts(address)
     if scheme in _HOSTS:
         # A name server that is named may say of `localhost` what it likes.
-        return not asked and all(_is_loopback_host(host.rpartition(":")[0]) for host in hosts)
+        return not resolver and all(_is_loopback_host(host.rpartition(":")[0]) for host in hosts)
     return scheme.startswith("unix")
 
 
@@ -42,8 +42,8 @@ def authority(address: str) -> str | None:
 
 def endpoints(address: str) -> list[tuple[str, int] | str]:
     """Where a socket would connect to: (host, port), or a path; none where only gRPC can find out."""
-    scheme, asked, hosts = _parts(address)
-    if scheme in _HOSTS and not asked:
+    scheme, resolver, hosts = _parts(address)
+    if scheme in _HOSTS and not resolver:
         return [(host.strip("[]"), int(port)) for host, _, port in (each.rpartition(":") for each in hosts)]
     if scheme == "unix":
         return [hosts[0].removeprefix("//")]
@@ -56,9 +56,13 @@ def proxy(address: str) -> Proxy | None:
     found = endpoints(address)
     if not names or len(found) != 1 or isinstance(found[0], str) or is_loopback(address):
         return None
-    past = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC reads these alone)
+    no_proxy = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC reads these alone)
     url = urllib.parse.urlsplit(os.environ[names[0]])
-    if url.scheme != "http" or not url.hostname or any(_is_past(found[0][0], entry) for entry in past.split(",")):
+    if (
+        url.scheme != "http"
+        or not url.hostname
+        or any(_bypasses_proxy(found[0][0], entry) for entry in no_proxy.split(","))
+    ):
         return None
     credentials = urllib.parse.unquote(url.netloc.rpartition("@")[0])
     return Proxy(names[0], url.hostname, url.port or 443, credentials)
@@ -73,7 +77,7 @@ class Proxy(NamedTuple):
     credentials: str
 
 
-def _is_past(host: str, entry: str) -> bool:
+def _bypasses_proxy(host: str, entry: str) -> bool:
     """Whether an entry of `no_proxy` covers a host: as its end, or as the network of its address."""
     entry = entry.strip().lower()
     if not entry:
@@ -91,8 +95,8 @@ def _parts(address: str) -> tuple[str, str, list[str]]:
     found = _SCHEME.fullmatch(address)
     scheme, rest = (found[1], found[2]) if found else ("", address)
     if scheme == "dns" and rest.startswith("//"):
-        asked, _, rest = rest[2:].partition("/")
-        return scheme, asked, [rest]
+        resolver, _, rest = rest[2:].partition("/")
+        return scheme, resolver, [rest]
     return scheme, "", rest.split(",") if scheme in ("ipv4", "ipv6") else [rest]
 
 

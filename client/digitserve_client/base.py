@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from digitserve_client.address import authority, is_loopback, validate
-from digitserve_client.connection_diagnostics import Tls, is_unconnected, probe
+from digitserve_client.connection_diagnostics import Tls, is_connection_message, probe
 from digitserve_client.credentials import Token, channel_credentials
 from digitserve_client.messages import REQUEST_ID, SERVICE, DigitsError, new_request_id, to_error
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0
 """Seconds that a call may take unless told otherwise."""
 
-_LONGEST = 1e9
+_MAX_TIMEOUT = 1e9
 """Seconds, 31 years: gRPC takes a longer time for one that is over."""
 
-SETTLES_WITHIN = 0.5
+FIRST_CHECK_TIMEOUT = 0.5
 """Seconds after which a connection that is neither made nor refused is looked into, while it goes on trying."""
 
-_OUT_OF_TIME = "Deadline Exceeded"
+_GRPC_DEADLINE_MESSAGE = "Deadline Exceeded"
 """What gRPC itself says then; a server has a sentence of its own."""
 
-LATE = grpc.StatusCode.DEADLINE_EXCEEDED
-UNMET = (grpc.StatusCode.UNAVAILABLE, LATE)
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
+NO_CONNECTION_CODES = (grpc.StatusCode.UNAVAILABLE, DEADLINE_EXCEEDED)
 """How a call ends that may have met no server."""
 
-WHOLE_SERVER = HealthCheckRequest()
+SERVER_HEALTH_REQUEST = HealthCheckRequest()
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
@@ -96,11 +96,11 @@ class BaseClient:
         token_file: str | Path | None = None,
         metadata: Callable[[], Iterable[tuple[str, str | bytes]]] = tuple,
     ) -> None:
-        self._timeout = _seconds(timeout)
+        self._timeout = _validate_timeout(timeout)
         self._credentials = credentials or channel_credentials(tls_ca, tls_cert, tls_key)
         self._address = validate(address)
         self._token = Token(token_file, address=address, encrypted=self._credentials is not None)
-        self._more = metadata
+        self._extra_metadata = metadata
         tls = Tls(tls_ca, tls_cert, tls_key, known=credentials is None)
         self._tls = None if self._credentials is None else tls
         self._is_closed = False
@@ -111,9 +111,9 @@ class BaseClient:
         """Open the channel, or prepare for it."""
         raise NotImplementedError
 
-    def _open(self, *more: tuple[str, Any]) -> Any:
+    def _open(self, *extra: tuple[str, Any]) -> Any:
         """A channel, with more of gRPC's options."""
-        options = [*_OPTIONS, *more]
+        options = [*_OPTIONS, *extra]
         if (name := authority(self._address)) is not None:
             options.append(("grpc.default_authority", name))
         # gRPC would ask a proxy of the environment for localhost too; nor does a token go to one in plain text.
@@ -123,60 +123,60 @@ class BaseClient:
             return self._api.secure_channel(self._address, self._credentials, options)
         return self._api.insecure_channel(self._address, options)
 
-    def _probe(self, until: float) -> concurrent.futures.Future[str | None]:
+    def _probe(self, deadline: float) -> concurrent.futures.Future[str | None]:
         """Begin to find out why there is no connection; to be told before the call's time is up."""
-        return probe(self._address, self._tls, within=0.8 * (until - time.monotonic()))
+        return probe(self._address, self._tls, timeout=0.8 * (deadline - time.monotonic()))
 
-    def _unreached(self, code: grpc.StatusCode, reason: str | None, seconds: float) -> DigitsError | None:
+    def _connection_error(self, code: grpc.StatusCode, reason: str | None, timeout: float) -> DigitsError | None:
         """The error of a first call, whose check of health ended so; None where the call itself may tell more."""
-        if code is LATE:
-            late = f"{reason}; no connection" if reason else f"{self._address}: no answer"
-            return DigitsError(code, f"{late} within {seconds:g} s")
+        if code is DEADLINE_EXCEEDED:
+            description = f"{reason}; no connection" if reason else f"{self._address}: no answer"
+            return DigitsError(code, f"{description} within {timeout:g} s")
         if code is grpc.StatusCode.UNAVAILABLE:
             return DigitsError(code, reason) if reason else None
         self._is_reached = True
         return None
 
-    def _failed(self, error: Any, request_id: str, seconds: float, reason: str | None) -> DigitsError:
+    def _call_error(self, error: Any, request_id: str, timeout: float, reason: str | None) -> DigitsError:
         """The error of a call that had so many seconds, with the reason where there was no connection."""
-        said = reason or error.details() or "no reason given"
-        if said == _OUT_OF_TIME:
-            said = f"{self._address}: no answer within {seconds:g} s"
-        elif reason is None and "backend unhealthy" in said:
-            said = f"{self._address}: the server says NOT_SERVING"
-        return to_error(error, request_id, said=said)
+        message = reason or error.details() or "no reason given"
+        if message == _GRPC_DEADLINE_MESSAGE:
+            message = f"{self._address}: no answer within {timeout:g} s"
+        elif reason is None and "backend unhealthy" in message:
+            message = f"{self._address}: the server says NOT_SERVING"
+        return to_error(error, request_id, message=message)
 
-    def _is_open_question(self, error: Any, until: float) -> bool:
+    def _is_worth_probing(self, error: Any, deadline: float) -> bool:
         """Whether a probe may tell more than the error of a call."""
-        return is_unconnected(error.details() or "") and time.monotonic() < until
+        return is_connection_message(error.details() or "") and time.monotonic() < deadline
 
     def _check_open(self) -> None:
         """RuntimeError after `close`; grpcio has an error of its own for each way to call, or ends the process."""
         if self._is_closed:
             raise RuntimeError(f"the client of {self._address} is closed")
 
-    def _begin(self) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
+    def _call_metadata(self) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
         """The request id of a call and all that goes with it, the id included."""
         self._check_open()
-        more = tuple(self._more())
-        for key, value in more:
+        extra = tuple(self._extra_metadata())
+        for key, value in extra:
             _check_metadata(key, value)
-        own = next((str(value) for key, value in more if key == REQUEST_ID), None)
-        if own is not None:
-            return own, (*self._token.metadata(), *more)
+        given_id = next((str(value) for key, value in extra if key == REQUEST_ID), None)
+        if given_id is not None:
+            return given_id, (*self._token.metadata(), *extra)
         request_id = new_request_id()
-        return request_id, ((REQUEST_ID, request_id), *self._token.metadata(), *more)
+        return request_id, ((REQUEST_ID, request_id), *self._token.metadata(), *extra)
 
-    def _within(self, timeout: float | None) -> float:
+    def _timeout_of(self, timeout: float | None) -> float:
         """Seconds that a call may take; ValueError where they are none."""
-        return self._timeout if timeout is None else _seconds(timeout)
+        return self._timeout if timeout is None else _validate_timeout(timeout)
 
 
-def _seconds(timeout: float) -> float:
+def _validate_timeout(timeout: float) -> float:
     """What gRPC takes for the time; ValueError for what is none."""
     if math.isnan(timeout) or timeout <= 0:
         raise ValueError(f"timeout is {timeout}; expected seconds, more than 0")
-    return min(timeout, _LONGEST)
+    return min(timeout, _MAX_TIMEOUT)
 
 
 def _check_metadata(key: str, value: str | bytes) -> None:

@@ -99,7 +99,7 @@ class AsyncDigitsClient(Connection):
     async def is_serving(self: Connection, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
         """Whether grpc.health.v1 says SERVING; False too where no server answers."""
         self._check_open()
-        call = {"timeout": self._within(timeout), "metadata": self._token.metadata()}
+        call = {"timeout": self._timeout_of(timeout), "metadata": self._token.metadata()}
         try:
             reply = await self._waits.result(self._health.Check(HealthCheckRequest(service=service), **call))
         except grpc.RpcError:
@@ -113,28 +113,28 @@ class AsyncDigitsClient(Connection):
         Raises DigitsError where no server answers, or the service is not known.
         """
         self._check_open()
-        within = self._within(timeout)
-        until = time.monotonic() + within
+        timeout_s = self._timeout_of(timeout)
+        deadline = time.monotonic() + timeout_s
         # A server that says NOT_SERVING is left out by the channel of all other calls.
         channel = self._open(("grpc.inhibit_health_checking", 1))
         stub: Any = HealthStub(channel)
-        call = {"timeout": within, "metadata": self._token.metadata()}
+        call = {"timeout": timeout_s, "metadata": self._token.metadata()}
         try:
             reply = await self._waits.result(stub.Check(HealthCheckRequest(service=service), **call))
         except grpc.RpcError as e:
-            raise self._failed(e, "", within, await self._reason(e, until)) from None
+            raise self._call_error(e, "", timeout_s, await self._reason(e, deadline)) from None
         finally:
             await self._waits.result(channel.close())
         return HealthCheckResponse.ServingStatus.Name(reply.status)
 
     async def wait_until_serving(self: Connection, timeout: float) -> None:
         """Return when health says SERVING; DigitsError, UNAVAILABLE, where it does not within `timeout` seconds."""
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while not await AsyncDigitsClient.is_serving(self):
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 reason = await self._probe_result(self._probe(math.inf), math.inf)
-                late = f"health did not say SERVING within {timeout:g} s"
-                raise DigitsError(grpc.StatusCode.UNAVAILABLE, f"{reason}; {late}" if reason else late)
+                description = f"health did not say SERVING within {timeout:g} s"
+                raise DigitsError(grpc.StatusCode.UNAVAILABLE, f"{reason}; {description}" if reason else description)
             await self._waits.sleep(_POLL_INTERVAL)
 
     def predict_stream(

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 import grpc
 from grpc import aio
 
-from digitserve_client.base import LATE, SETTLES_WITHIN, UNMET, WHOLE_SERVER, BaseClient
-from digitserve_client.connection_diagnostics import AWAITED
+from digitserve_client.base import (
+    DEADLINE_EXCEEDED,
+    FIRST_CHECK_TIMEOUT,
+    NO_CONNECTION_CODES,
+    SERVER_HEALTH_REQUEST,
+    BaseClient,
+)
+from digitserve_client.connection_diagnostics import PROBE_RESULT_TIMEOUT
 from digitserve_client.messages import to_predictions, to_request
 
 if TYPE_CHECKING:
@@ -45,41 +51,41 @@ class Connection(BaseClient):
 
     async def _call(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
         """Return the reply and the request id; DigitsError where there is no reply."""
-        request_id, metadata = self._begin()
-        within = self._within(timeout)
-        until = time.monotonic() + within
-        left = within if self._is_reached else await self._reach(within)
+        request_id, metadata = self._call_metadata()
+        timeout_s = self._timeout_of(timeout)
+        deadline = time.monotonic() + timeout_s
+        remaining = timeout_s if self._is_reached else await self._reach(timeout_s)
         try:
-            return await self._waits.result(rpc(request, timeout=left, metadata=metadata)), request_id
+            return await self._waits.result(rpc(request, timeout=remaining, metadata=metadata)), request_id
         except grpc.RpcError as e:
-            raise self._failed(e, request_id, within, await self._reason(e, until)) from None
+            raise self._call_error(e, request_id, timeout_s, await self._reason(e, deadline)) from None
 
     async def _stream(
         self, batches: Any, timeout: float, *, include_hidden_layers: bool, model_version: str
     ) -> AsyncGenerator[Predictions]:
         """Yield the answer to each batch; then raise what `batches` raised."""
-        request_id, metadata = self._begin()
-        failed: list[Exception] = []
+        request_id, metadata = self._call_metadata()
+        errors: list[Exception] = []
 
         def to_message(pixels: Pixels) -> PredictRequest:
             return to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
 
-        within = self._within(timeout)
-        until = time.monotonic() + within
-        left = await self._reach(within)
-        requests = self._waits.requests(batches, to_message, failed)
-        replies = self._stub.PredictStream(requests, timeout=left, metadata=metadata)
+        timeout_s = self._timeout_of(timeout)
+        deadline = time.monotonic() + timeout_s
+        remaining = await self._reach(timeout_s)
+        requests = self._waits.requests(batches, to_message, errors)
+        replies = self._stub.PredictStream(requests, timeout=remaining, metadata=metadata)
         try:
             while (reply := await self._waits.read(replies)) is not aio.EOF:
                 yield to_predictions(reply, request_id)
         except grpc.RpcError as e:
-            raise self._failed(e, request_id, within, await self._reason(e, until)) from None
+            raise self._call_error(e, request_id, timeout_s, await self._reason(e, deadline)) from None
         finally:
             replies.cancel()
-        if failed:
-            raise failed[0]
+        if errors:
+            raise errors[0]
 
-    async def _reach(self, within: float) -> float:
+    async def _reach(self, timeout_s: float) -> float:
         """Connect for the first time and return the seconds that are left; DigitsError where there is no server.
 
         Health is checked, since its calls are not retried: they fail when the connection does. The retries of other
@@ -87,35 +93,41 @@ class Connection(BaseClient):
         """
         self._bind()
         if self._is_reached:
-            return within
-        until = time.monotonic() + within
-        code, reason = await self._check(min(within / 2, SETTLES_WITHIN)), None
-        if code in UNMET:
-            reason = await self._probe_result(self._probe(until), until)
-        if code is LATE:
-            code = await self._check(until - time.monotonic())
-        if (error := self._unreached(code, reason, within)) is not None:
+            return timeout_s
+        deadline = time.monotonic() + timeout_s
+        code, reason = await self._check(min(timeout_s / 2, FIRST_CHECK_TIMEOUT)), None
+        if code in NO_CONNECTION_CODES:
+            reason = await self._probe_result(self._probe(deadline), deadline)
+        if code is DEADLINE_EXCEEDED:
+            code = await self._check(deadline - time.monotonic())
+        if (error := self._connection_error(code, reason, timeout_s)) is not None:
             raise error
-        return max(until - time.monotonic(), 0.001)
+        return max(deadline - time.monotonic(), 0.001)
 
-    async def _check(self, within: float) -> grpc.StatusCode:
+    async def _check(self, timeout_s: float) -> grpc.StatusCode:
         try:
             await self._waits.result(
-                self._health.Check(WHOLE_SERVER, timeout=max(within, 0.001), metadata=self._token.metadata())
+                self._health.Check(
+                    SERVER_HEALTH_REQUEST, timeout=max(timeout_s, 0.001), metadata=self._token.metadata()
+                )
             )
         except grpc.RpcError as e:
             code: grpc.StatusCode = e.code()
             return code
         return grpc.StatusCode.OK
 
-    async def _reason(self, error: Any, until: float) -> str | None:
+    async def _reason(self, error: Any, deadline: float) -> str | None:
         """Return why a call failed, where it was for want of a connection."""
-        return await self._probe_result(self._probe(until), until) if self._is_open_question(error, until) else None
+        return (
+            await self._probe_result(self._probe(deadline), deadline)
+            if self._is_worth_probing(error, deadline)
+            else None
+        )
 
-    async def _probe_result(self, found: concurrent.futures.Future[str | None], until: float) -> str | None:
+    async def _probe_result(self, future: concurrent.futures.Future[str | None], deadline: float) -> str | None:
         """Return what a probe found, if it did in time."""
         try:
-            return await self._waits.wait(found, min(until - time.monotonic(), AWAITED))
+            return await self._waits.wait(future, min(deadline - time.monotonic(), PROBE_RESULT_TIMEOUT))
         except TimeoutError:
             return None
 

@@ -22,25 +22,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LONGEST = 1.0
+PROBE_TIMEOUT = 1.0
 """Seconds that a probe may take."""
 
-AWAITED = 3.0
+PROBE_RESULT_TIMEOUT = 3.0
 """Seconds that a call waits for what a probe finds: more, since a machine may be busy."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and empty SETTINGS
 _TLS_ALERT, _SETTINGS = 0x15, 4
 
-_SPEAKS_WITHIN = 0.3
+_SERVER_PREFACE_TIMEOUT = 0.3
 """Seconds after which a server is taken to wait for the client's first word; most begin themselves."""
 
-_OF_GRPC = re.compile(r"(connections to all backends failing|failed to connect to all addresses|errors resolving|DNS )")
+_GRPC_CONNECTION_MESSAGE = re.compile(
+    r"(connections to all backends failing|failed to connect to all addresses|errors resolving|DNS )"
+)
 """How gRPC's own sentences begin where there was no connection."""
 
 # Numbers of OpenSSL's x509_vfy.h, and what its alerts are called.
-_UNTRUSTED = {2, 18, 19, 20, 21}
-_UNTIMELY = {9: "is not valid yet", 10: "has expired"}
-_MISNAMED = {62, 63, 64}
+_UNTRUSTED_CODES = {2, 18, 19, 20, 21}
+_VALIDITY_CODES = {9: "is not valid yet", 10: "has expired"}
+_HOSTNAME_CODES = {62, 63, 64}
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "asks for a certificate; expected tls_cert and tls_key",
     "HANDSHAKE_FAILURE": "ended the TLS handshake; does it ask for a certificate, tls_cert and tls_key?",
@@ -64,47 +66,47 @@ class _Fault(Exception):
     """What is wrong, as the end of a sentence."""
 
 
-def probe(address: str, tls: Tls | None, *, within: float) -> concurrent.futures.Future[str | None]:
+def probe(address: str, tls: Tls | None, *, timeout: float) -> concurrent.futures.Future[str | None]:
     """Find out, in a thread of its own, why no connection comes about; None where it does, or only gRPC could tell.
 
     Ends within seconds, unless a name server does not answer; no call waits for that.
     """
-    found: concurrent.futures.Future[str | None] = concurrent.futures.Future()
-    until = time.monotonic() + min(within, LONGEST)
+    result: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+    deadline = time.monotonic() + min(timeout, PROBE_TIMEOUT)
 
-    found.set_running_or_notify_cancel()  # it cannot be cancelled: a loop that no longer waits is no matter
+    result.set_running_or_notify_cancel()  # it cannot be cancelled: a loop that no longer waits is no matter
 
     def run() -> None:
         try:
-            found.set_result(_explain(address, tls, until))
+            result.set_result(_explain(address, tls, deadline))
         except Exception:  # noqa: BLE001 (a probe that fails tells nothing, and hides no error of the call)
-            found.set_result(None)
+            result.set_result(None)
 
     threading.Thread(target=run, daemon=True).start()
-    return found
+    return result
 
 
-def is_unconnected(said: str) -> bool:
+def is_connection_message(message: str) -> bool:
     """Whether a call's sentence is gRPC's own for want of a connection: a server's is never looked into."""
-    return _OF_GRPC.match(said) is not None
+    return _GRPC_CONNECTION_MESSAGE.match(message) is not None
 
 
-def _explain(address: str, tls: Tls | None, until: float) -> str | None:
-    way = proxy(address)
+def _explain(address: str, tls: Tls | None, deadline: float) -> str | None:
+    via = proxy(address)
     faults = []
     for endpoint in endpoints(address):
         try:
-            _try(endpoint, way, tls, until)
+            _try(endpoint, via, tls, deadline)
         except _Fault as e:
             faults.append(str(e))
         else:
             return None
     if not faults:
         return None
-    if way:
+    if via:
         host = endpoints(address)[0][0]
         return (
-            f"{address}, by way of the proxy {way.host}:{way.port} of {way.variable}: {faults[0]}; "
+            f"{address}, by way of the proxy {via.host}:{via.port} of {via.variable}: {faults[0]}; "
             f"no_proxy={host} goes past the proxy"
         )
     hint = ""
@@ -116,11 +118,11 @@ def _explain(address: str, tls: Tls | None, until: float) -> str | None:
 _NOTHING = "nothing listens there"
 
 
-def _try(endpoint: tuple[str, int] | str, way: Proxy | None, tls: Tls | None, until: float) -> None:
+def _try(endpoint: tuple[str, int] | str, via: Proxy | None, tls: Tls | None, deadline: float) -> None:
     """Connect as the client would; _Fault where it does not come to HTTP/2."""
 
     def connect() -> socket.socket:
-        return _connect(endpoint, way, until)
+        return _connect(endpoint, via, deadline)
 
     host = endpoint if isinstance(endpoint, str) else endpoint[0]
     if tls is None:
@@ -129,29 +131,29 @@ def _try(endpoint: tuple[str, int] | str, way: Proxy | None, tls: Tls | None, un
         _check_tls(connect, tls, "localhost" if isinstance(endpoint, str) else host)
 
 
-def _connect(endpoint: tuple[str, int] | str, way: Proxy | None, until: float) -> socket.socket:
-    left = max(until - time.monotonic(), 0.01)
+def _connect(endpoint: tuple[str, int] | str, via: Proxy | None, deadline: float) -> socket.socket:
+    remaining = max(deadline - time.monotonic(), 0.01)
     try:
         if isinstance(endpoint, str):
-            connection = _connect_unix(endpoint, left)
+            connection = _connect_unix(endpoint, remaining)
         else:
-            connection = socket.create_connection((way.host, way.port) if way else endpoint, timeout=left)
+            connection = socket.create_connection((via.host, via.port) if via else endpoint, timeout=remaining)
     except socket.gaierror:
-        raise _Fault("the proxy's name does not resolve" if way else "the name does not resolve") from None
+        raise _Fault("the proxy's name does not resolve" if via else "the name does not resolve") from None
     except (ConnectionRefusedError, FileNotFoundError):
-        raise _Fault("the proxy does not listen" if way else _NOTHING) from None
+        raise _Fault("the proxy does not listen" if via else _NOTHING) from None
     except TimeoutError:
-        raise _Fault(f"no connection within {left:.1g} s; is a firewall on the way?") from None
+        raise _Fault(f"no connection within {remaining:.1g} s; is a firewall on the way?") from None
     except OSError as e:
         raise _Fault(e.strerror or str(e)) from None
-    if way and not isinstance(endpoint, str):
-        _through(connection, way, endpoint)
+    if via and not isinstance(endpoint, str):
+        _connect_through(connection, via, endpoint)
     return connection
 
 
-def _connect_unix(path: str, within: float) -> socket.socket:
+def _connect_unix(path: str, timeout: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(within)
+    connection.settimeout(timeout)
     try:
         connection.connect(path)
     except OSError:
@@ -160,11 +162,11 @@ def _connect_unix(path: str, within: float) -> socket.socket:
     return connection
 
 
-def _through(connection: socket.socket, way: Proxy, endpoint: tuple[str, int]) -> None:
+def _connect_through(connection: socket.socket, via: Proxy, endpoint: tuple[str, int]) -> None:
     """Ask the proxy for the way, as gRPC does."""
     target = "{}:{}".format(*endpoint)
-    basic = base64.b64encode(way.credentials.encode()).decode()
-    authorization = f"Proxy-Authorization: Basic {basic}\r\n" if way.credentials else ""
+    basic = base64.b64encode(via.credentials.encode()).decode()
+    authorization = f"Proxy-Authorization: Basic {basic}\r\n" if via.credentials else ""
     request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}\r\n"
     answer = b""
     with contextlib.suppress(OSError):
@@ -179,12 +181,12 @@ def _through(connection: socket.socket, way: Proxy, endpoint: tuple[str, int]) -
 
 def _check_plain(connect: Callable[[], socket.socket]) -> None:
     with connect() as connection:
-        answer = _answer(connection)
+        answer = _exchange_preface(connection)
     if _is_http2(answer):
         return
     if answer is None:
         raise _Fault("takes the connection, but sends nothing")
-    if answer[:1] == bytes([_TLS_ALERT]) or (not answer and _speaks_tls(connect)):
+    if answer[:1] == bytes([_TLS_ALERT]) or (not answer and _supports_tls(connect)):
         raise _Fault("the server speaks TLS; expected tls_ca, the CA that vouches for it")
     raise _Fault("does not speak gRPC; is it the right port?" if answer else "closes the connection at once")
 
@@ -193,9 +195,9 @@ def _check_tls(connect: Callable[[], socket.socket], tls: Tls, host: str) -> Non
     context = probe_context(tls.ca, tls.cert, tls.key) if tls.known else trusting_context()
     try:
         with connect() as connection, context.wrap_socket(connection, server_hostname=host) as secured:
-            protocol, answer = secured.selected_alpn_protocol(), _first_word(secured)
+            protocol, answer = secured.selected_alpn_protocol(), _first_bytes(secured)
     except ssl.SSLCertVerificationError as e:
-        raise _Fault(_of_certificate(e, host)) from None
+        raise _Fault(_describe_certificate_error(e, host)) from None
     except TimeoutError:
         raise _Fault("takes the connection, but does not answer the TLS handshake") from None
     except (ssl.SSLError, ConnectionError) as e:
@@ -204,7 +206,7 @@ def _check_tls(connect: Callable[[], socket.socket], tls: Tls, host: str) -> Non
             if reason.endswith(f"ALERT_{alert}"):
                 raise _Fault(f"the server {meaning}") from None
         with connect() as connection:
-            if _is_http2(_answer(connection)):
+            if _is_http2(_exchange_preface(connection)):
                 raise _Fault("the server does not speak TLS; expected no tls_ca") from None
         if reason == "WRONG_VERSION_NUMBER":
             raise _Fault("speaks neither TLS nor gRPC; is it the right port?") from None
@@ -212,33 +214,33 @@ def _check_tls(connect: Callable[[], socket.socket], tls: Tls, host: str) -> Non
     if protocol is None and tls.known:
         raise _Fault("the server speaks TLS, but not HTTP/2 (ALPN h2)")
     if tls.known and answer == b"":
-        asked = "does it accept tls_cert?" if tls.cert else "does it ask for a certificate, tls_cert and tls_key?"
-        raise _Fault(f"the server ends the connection after the TLS handshake; {asked}")
+        hint = "does it accept tls_cert?" if tls.cert else "does it ask for a certificate, tls_cert and tls_key?"
+        raise _Fault(f"the server ends the connection after the TLS handshake; {hint}")
 
 
-def _of_certificate(error: ssl.SSLCertVerificationError, host: str) -> str:
+def _describe_certificate_error(error: ssl.SSLCertVerificationError, host: str) -> str:
     code = error.verify_code
-    if code in _UNTRUSTED:
+    if code in _UNTRUSTED_CODES:
         return "no CA that is trusted vouches for the server's certificate; expected tls_ca, the CA that does"
-    if code in _UNTIMELY:
-        return f"the server's certificate {_UNTIMELY[code]}"
-    if code in _MISNAMED:
+    if code in _VALIDITY_CODES:
+        return f"the server's certificate {_VALIDITY_CODES[code]}"
+    if code in _HOSTNAME_CODES:
         return f"the server's certificate is not for {host}"
     return f"the server's certificate is refused: {error.verify_message}"
 
 
-def _first_word(secured: ssl.SSLSocket) -> bytes | None:
+def _first_bytes(secured: ssl.SSLSocket) -> bytes | None:
     """As `_answer`; with TLS 1.3 a server refuses a client's certificate now, and what was sent would drown that."""
-    within = secured.gettimeout()
-    secured.settimeout(_SPEAKS_WITHIN)
+    timeout = secured.gettimeout()
+    secured.settimeout(_SERVER_PREFACE_TIMEOUT)
     try:
         return secured.recv(9)
     except TimeoutError:
-        secured.settimeout(within)
-        return _answer(secured)
+        secured.settimeout(timeout)
+        return _exchange_preface(secured)
 
 
-def _answer(connection: socket.socket) -> bytes | None:
+def _exchange_preface(connection: socket.socket) -> bytes | None:
     """What comes back for the beginning of HTTP/2: nothing where it was closed, None where it keeps silent."""
     try:
         connection.sendall(_PREFACE)
@@ -255,7 +257,7 @@ def _is_http2(answer: bytes | None) -> bool:
     return answer is not None and len(answer) >= 4 and answer[3] == _SETTINGS and answer[:1] == b"\0"
 
 
-def _speaks_tls(connect: Callable[[], socket.socket]) -> bool:
+def _supports_tls(connect: Callable[[], socket.socket]) -> bool:
     try:
         with connect() as connection, trusting_context().wrap_socket(connection):
             return True

@@ -73,7 +73,7 @@ class Token:
 
     def __init__(self, path: str | Path | None, *, address: str, encrypted: bool) -> None:
         self._path = None if path is None else Path(path)
-        self._seen: tuple[int, int, int] | None = None
+        self._fingerprint: tuple[int, int, int] | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
         if self._path is not None and not encrypted and not is_loopback(address):
             raise ValueError(f"token_file is given without TLS for {address}: anyone on the way could read it")
@@ -81,13 +81,13 @@ class Token:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with each call."""
-        if self._path is not None and (stamp := _stamp(self._path)) != self._seen:
-            self._metadata = (("authorization", f"Bearer {_token(self._path)}"),)
-            self._seen = stamp
+        if self._path is not None and (fingerprint := _fingerprint_of(self._path)) != self._fingerprint:
+            self._metadata = (("authorization", f"Bearer {_token_text(self._path)}"),)
+            self._fingerprint = fingerprint
         return self._metadata
 
 
-def _token(path: Path) -> str:
+def _token_text(path: Path) -> str:
     token = (_content("token_file", path) or b"").decode(errors="replace").strip()
     if not token or not (token.isascii() and token.isprintable() and " " not in token):
         raise ValueError(f"token_file {path}: holds no token; expected one line of printable characters")
@@ -103,7 +103,7 @@ def _content(parameter: str, path: str | Path | None) -> bytes | None:
         raise ValueError(f"{parameter} {path}: cannot be read: {e.strerror}") from None
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _fingerprint_of(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
     except OSError:

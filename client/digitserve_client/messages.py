@@ -119,7 +119,7 @@ class FieldViolation:
 
 
 class DigitsError(Exception):
-    """The server did not answer: its status code, its sentence and what else it said.
+    """The server did not answer: its status code, its message and details.
 
     `retry_after` is in seconds, where an overloaded server named a time; `request_id` finds the call in its log.
     """
@@ -127,15 +127,15 @@ class DigitsError(Exception):
     def __init__(
         self,
         code: grpc.StatusCode,
-        sentence: str,
+        message: str,
         *,
         request_id: str = "",
         violations: tuple[FieldViolation, ...] = (),
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(f"{code.name}: {sentence}")
+        super().__init__(f"{code.name}: {message}")
         self.code = code
-        self.sentence = sentence
+        self.message = message
         self.request_id = request_id
         self.violations = violations
         self.retry_after = retry_after
@@ -209,7 +209,7 @@ def to_network(reply: GetNetworkResponse) -> Network:
     )
 
 
-def to_error(error: Any, request_id: str = "", *, said: str) -> DigitsError:
+def to_error(error: Any, request_id: str = "", *, message: str) -> DigitsError:
     """The error of a call (grpc.RpcError, of either API), what it says, and its details unpacked."""
     violations: list[FieldViolation] = []
     retry_after = None
@@ -221,7 +221,7 @@ def to_error(error: Any, request_id: str = "", *, said: str) -> DigitsError:
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
     return DigitsError(
         error.code(),
-        said,
+        message,
         request_id=request_id,
         violations=tuple(violations),
         retry_after=retry_after,
@@ -241,9 +241,9 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def _neuron(asked: tuple[int, int]) -> Neuron:
+def _neuron(neuron: tuple[int, int]) -> Neuron:
     try:
-        layer, index = asked
+        layer, index = neuron
         return Neuron(layer=layer, index=index)
     except (TypeError, ValueError):  # which is all that protobuf says of a number too large
-        raise ValueError(f"neurons holds {asked!r}; expected (layer 1 to 3, place in it)") from None
+        raise ValueError(f"neurons holds {neuron!r}; expected (layer 1 to 3, place in it)") from None

@@ -41,7 +41,7 @@ class BlockingWaits:
 
     @staticmethod
     def requests(
-        batches: Iterable[Pixels], to_message: Callable[[Pixels], PredictRequest], failed: list[Exception]
+        batches: Iterable[Pixels], to_message: Callable[[Pixels], PredictRequest], errors: list[Exception]
     ) -> Iterator[PredictRequest]:
         """Yield the messages of a stream; what `batches` raises ends them and goes into `failed`.
 
@@ -51,7 +51,7 @@ class BlockingWaits:
             for pixels in batches:
                 yield to_message(pixels)
         except Exception as e:  # noqa: BLE001 (the call raises it again)
-            failed.append(e)
+            errors.append(e)
 
 
 class AsyncWaits:
@@ -75,10 +75,10 @@ class AsyncWaits:
 
     @staticmethod
     async def requests(  # noqa: D102
-        batches: AsyncIterable[Pixels], to_message: Callable[[Pixels], PredictRequest], failed: list[Exception]
+        batches: AsyncIterable[Pixels], to_message: Callable[[Pixels], PredictRequest], errors: list[Exception]
     ) -> AsyncIterator[PredictRequest]:
         try:
             async for pixels in batches:
                 yield to_message(pixels)
         except Exception as e:  # noqa: BLE001 (as above)
-            failed.append(e)
+            errors.append(e)

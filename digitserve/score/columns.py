@@ -25,7 +25,7 @@ class Images(NamedTuple):
 
     pixels: Pixels
     rows: npt.NDArray[np.int64]
-    bad: dict[int, str]
+    rejected: dict[int, str]
 
 
 def check_type(found: pa.DataType, place: str) -> None:
@@ -67,17 +67,17 @@ def _from_binary(column: pa.Array) -> Images:
     whole = np.flatnonzero(lengths == PIXELS)
     exact = column if len(whole) == len(column) else column.take(pa.array(whole))
     pixels = np.frombuffer(b"".join(exact.to_pylist()) if exact.null_count else _content(exact), np.uint8)
-    found, rows, bad = [pixels.reshape(-1, PIXELS)], [whole], dict[int, str]()
+    found, rows, rejected = [pixels.reshape(-1, PIXELS)], [whole], dict[int, str]()
     for row in np.flatnonzero(lengths != PIXELS).tolist():
         try:
             found.append(_picture(column[row].as_py()))
             rows.append(np.array([row]))
         except ImageError as e:
-            bad[row] = str(e)
+            rejected[row] = str(e)
     order = np.argsort(together := np.concatenate(rows))
     if len(found) == 1:
-        return Images(found[0], together, bad)
-    return Images(np.concatenate(found)[order], together[order], bad)
+        return Images(found[0], together, rejected)
+    return Images(np.concatenate(found)[order], together[order], rejected)
 
 
 def _content(column: pa.Array) -> memoryview:
@@ -108,7 +108,7 @@ def _picture(content: bytes | None) -> Pixels:
 def _from_lists(column: pa.Array) -> Images:
     lengths = _numbers(pc.list_value_length(column), -1)
     whole = np.flatnonzero(lengths == PIXELS)
-    bad = {
+    rejected = {
         row: "is null" if lengths[row] < 0 else f"has {lengths[row]} values; expected {PIXELS}"
         for row in np.flatnonzero(lengths != PIXELS).tolist()
     }
@@ -122,11 +122,11 @@ def _from_lists(column: pa.Array) -> Images:
     if wrong.any():
         faulty = wrong.any(axis=1)
         for at in np.flatnonzero(faulty).tolist():
-            bad[int(whole[at])] = _fault(numbers[at], missing.reshape(-1, PIXELS)[at], int(wrong[at].argmax()))
+            rejected[int(whole[at])] = _fault(numbers[at], missing.reshape(-1, PIXELS)[at], int(wrong[at].argmax()))
         numbers, whole = numbers[~faulty], whole[~faulty]
     if numbers.dtype.kind == "f":  # to the nearest 1/255, as the server does with FP32
         numbers = np.rint(numbers.astype(np.float64) * 255)
-    return Images(numbers.astype(np.uint8, copy=False), whole, bad)
+    return Images(numbers.astype(np.uint8, copy=False), whole, rejected)
 
 
 def _fault(numbers: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_], at: int) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from digitserve.score.run import Plan
     from digitserve.score.writing import Scored
 
-SOME_BAD, STOPPED, INTERRUPTED = 1, 5, 130
+EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED = 1, 5, 130
 CORES = os.cpu_count() or 1
 PARQUET, ENGINE = "Parquet", "Engine"
 """Headings of `--help`."""
@@ -108,14 +108,14 @@ def score(
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's job in the background has it
             signal.signal(signal.SIGINT, signal.default_int_handler)  # what is under way is cleared up
         with report.bar:
-            totals = run(options, report.begin, report.tell)
+            totals = run(options, report.on_start, report.on_progress)
     except ScoreError as e:
         _end(str(e))
     except KeyboardInterrupt:
-        _end(f"stopped: the same command goes on with it; {output} keeps what is done", INTERRUPTED)
-    report.end(totals.rows, totals.bad)
-    if totals.bad:
-        raise typer.Exit(SOME_BAD)
+        _end(f"stopped: the same command goes on with it; {output} keeps what is done", EXIT_INTERRUPTED)
+    report.end(totals.rows, totals.rejected)
+    if totals.rejected:
+        raise typer.Exit(EXIT_REJECTED)
 
 
 class _Report:
@@ -130,20 +130,20 @@ class _Report:
         self._scored = 0
         self._began = time.monotonic()
 
-    def begin(self, plan: Plan) -> None:
+    def on_start(self, plan: Plan) -> None:
         """Say what there is to do, and what an earlier run did of it."""
         if plan.shards_done:
             self._print(f"going on: {plan.shards_done:,} of {plan.shards:,} files are done")
         self._began = time.monotonic()
         self.bar.update(self._task, total=plan.images, completed=plan.images_done, visible=plan.images > 0)
 
-    def tell(self, scored: Scored) -> None:
+    def on_progress(self, scored: Scored) -> None:
         """A shard is done."""
-        self._scored += scored.rows + scored.bad
+        self._scored += scored.rows + scored.rejected
         rate = self._scored / max(time.monotonic() - self._began, 1e-3)
-        self.bar.update(self._task, advance=scored.rows + scored.bad, rate=f"{rate:,.0f}/s")
+        self.bar.update(self._task, advance=scored.rows + scored.rejected, rate=f"{rate:,.0f}/s")
 
-    def end(self, rows: int, bad: int) -> None:
+    def end(self, rows: int, rejected: int) -> None:
         """Say what is there now."""
         seconds = max(time.monotonic() - self._began, 1e-3)
         if self._scored:
@@ -151,13 +151,13 @@ class _Report:
         else:
             now = "; all was done before, and --overwrite would do it anew"
         self._print(f"{rows:,} images scored into {self._output}{now}")
-        if bad:
-            self._print(f"{bad:,} rows could not be read: {self._output / '_errors.jsonl'} says why")
+        if rejected:
+            self._print(f"{rejected:,} rows could not be read: {self._output / '_errors.jsonl'} says why")
 
     def _print(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _end(sentence: str, status: int = STOPPED) -> None:
+def _end(sentence: str, status: int = EXIT_FAILED) -> None:
     print(sentence, file=sys.stderr)
     raise typer.Exit(status)

@@ -93,7 +93,7 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
             num_cpus=1,
         )
         for row in scored.iter_rows():
-            yield Scored(int(row["number"]), int(row["rows"]), int(row["bad"]))
+            yield Scored(int(row["number"]), int(row["rows"]), int(row["rejected"]))
     except ray.exceptions.RayError as e:
         cause = getattr(e, "cause", None)
         if isinstance(cause, ScoreError):

@@ -35,7 +35,7 @@ class Totals(NamedTuple):
     """What a whole run came to."""
 
     rows: int
-    bad: int
+    rejected: int
 
 
 class Output:
@@ -44,15 +44,15 @@ class Output:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.work = folder / WORK
-        self._asked: dict[str, Any] = {}
+        self._run_spec: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def held(self, asked: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
-        """Make the folder or take up a run that was asked the same; `asked` goes into the manifest.
+    def locked(self, run_spec: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
+        """Make the folder or take up a run that was asked the same; `run_spec` goes into the manifest.
 
         Raises ScoreError where the folder holds anything else, unless `overwrite` and it is a run's.
         """
-        self._asked = {"format": FORMAT, **asked}
+        self._run_spec = {"format": FORMAT, **run_spec}
         self._check_ours()
         if not overwrite:
             self._check_same()
@@ -91,7 +91,7 @@ class Output:
             for number in range(shards)
         )
         totals = Totals(rows, sum(1 for _ in _lines(self.folder / ERRORS)))
-        self._write({**self._asked, "finished": totals._asdict()})
+        self._write({**self._run_spec, "finished": totals._asdict()})
         return totals
 
     def _check_ours(self) -> None:
@@ -104,9 +104,9 @@ class Output:
     def _check_same(self) -> None:
         before = self._manifest()
         before.pop("finished", None)
-        if before and before != self._asked:
+        if before and before != self._run_spec:
             raise ScoreError(
-                f"{self.folder}: holds another run: {_difference(before, self._asked)}; name another folder, or "
+                f"{self.folder}: holds another run: {_difference(before, self._run_spec)}; name another folder, or "
                 "--overwrite deletes that run"
             )
 
@@ -114,7 +114,7 @@ class Output:
         for path in self.work.glob("*.*.*"):  # what a killed worker left
             path.unlink()
         if not (self.folder / MANIFEST).exists():
-            self._write(self._asked)
+            self._write(self._run_spec)
 
     def _clear(self) -> None:
         whole = [*self.folder.glob("part-*.parquet"), self.folder / ERRORS, self.folder / MANIFEST]
@@ -142,10 +142,10 @@ def _lines(path: Path) -> Iterator[str]:
         yield from file
 
 
-def _difference(before: dict[str, Any], asked: dict[str, Any]) -> str:
+def _difference(before: dict[str, Any], run_spec: dict[str, Any]) -> str:
     """The first thing in which two manifests differ, in words."""
-    key = next(key for key in {**before, **asked} if before.get(key) != asked.get(key))
-    was, is_ = before.get(key), asked.get(key)
+    key = next(key for key in {**before, **run_spec} if before.get(key) != run_spec.get(key))
+    was, is_ = before.get(key), run_spec.get(key)
     if isinstance(was, dict) and isinstance(is_, dict):
         inner = next(name for name in {**was, **is_} if was.get(name) != is_.get(name))
         return f"its {key} has {inner} {was.get(inner)!r}, this one's {is_.get(inner)!r}"

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     ids: pa.Array
     pixels: Pixels
-    bad: list[tuple[str, str]]
+    rejected: list[tuple[str, str]]
 
 
 def batches(shard: Shard, columns: Columns) -> Iterator[Batch]:
@@ -59,17 +59,17 @@ def _idx(shard: Shard, _: Columns) -> Iterator[Batch]:
 
 def _pictures(shard: Shard, _: Columns) -> Iterator[Batch]:
     for first in range(0, len(shard.files), BATCH):
-        ids, found, bad = [], [], []
+        ids, found, rejected = [], [], []
         for name, path in shard.files[first : first + BATCH]:
             try:
                 pixels = read(Path(path))
             except ImageError as e:
-                bad.append((name, str(e).removeprefix(f"{path}: ")))
+                rejected.append((name, str(e).removeprefix(f"{path}: ")))
                 continue
             ids.append(name)
             found.append(pixels)
         together = np.concatenate(found) if found else np.empty((0, PIXELS), np.uint8)
-        yield Batch(pa.array(ids, pa.string()), together, bad)
+        yield Batch(pa.array(ids, pa.string()), together, rejected)
 
 
 def _parquet(shard: Shard, columns: Columns) -> Iterator[Batch]:
@@ -84,8 +84,8 @@ def _parquet(shard: Shard, columns: Columns) -> Iterator[Batch]:
             if columns.ids:
                 ids = pc.coalesce(rows.column(columns.ids).cast(pa.string()), ids)
             at += len(rows)
-            bad = [(ids[row].as_py(), reason) for row, reason in sorted(found.bad.items())]
-            yield Batch(ids if not bad else ids.take(pa.array(found.rows)), found.pixels, bad)
+            rejected = [(ids[row].as_py(), reason) for row, reason in sorted(found.rejected.items())]
+            yield Batch(ids if not rejected else ids.take(pa.array(found.rows)), found.pixels, rejected)
 
 
 def _places(name: str, first: int, count: int) -> pa.Array:

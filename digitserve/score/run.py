@@ -51,15 +51,15 @@ class Plan:
     images_done: int
 
 
-def run(options: Options, begin: Callable[[Plan], None], tell: Callable[[Scored], None]) -> Totals:
-    """Score what is not scored yet; `begin` is told once, `tell` of each shard. Raises ScoreError."""
+def run(options: Options, on_start: Callable[[Plan], None], on_progress: Callable[[Scored], None]) -> Totals:
+    """Score what is not scored yet; `on_start` is called once, `on_progress` for each shard. Raises ScoreError."""
     try:
         model = Model(options.model)
     except ModelFileError as e:
         raise ScoreError(str(e)) from None
     sources = inputs.find(options.source)
     inputs.check_columns(sources, options.columns)
-    asked = {
+    run_spec = {
         "model": {
             "name": model.info.name,
             "version": model.info.version,
@@ -70,9 +70,9 @@ def run(options: Options, begin: Callable[[Plan], None], tell: Callable[[Scored]
         "shard_rows": options.shard_rows,
     }
     output = Output(options.output)
-    with output.held(asked, overwrite=options.overwrite):
+    with output.locked(run_spec, overwrite=options.overwrite):
         if (before := output.totals()) is not None:
-            begin(Plan(0, 0, 0, 0))
+            on_start(Plan(0, 0, 0, 0))
             return before
         shards = list(inputs.cut(_unpacked(sources, output.work), options.shard_rows))
         if not any(shard.rows for shard in shards):
@@ -80,7 +80,7 @@ def run(options: Options, begin: Callable[[Plan], None], tell: Callable[[Scored]
         done = output.done(len(shards))
         remaining = [shard for shard in shards if shard.number not in done]
         images, left = sum(shard.rows for shard in shards), sum(shard.rows for shard in remaining)
-        begin(Plan(len(shards), len(done), images, images - left))
+        on_start(Plan(len(shards), len(done), images, images - left))
         job = Job(options.model.absolute(), model.info.content_sha256, options.columns, options.output.absolute())
         workers = min(options.workers, max(1, len(remaining)))
         if options.engine == "ray" and remaining:
@@ -88,7 +88,7 @@ def run(options: Options, begin: Callable[[Plan], None], tell: Callable[[Scored]
         else:
             scored = engines.local(job, remaining, workers)
         for one in scored:
-            tell(one)
+            on_progress(one)
         return output.finish(len(shards))
 
 

@@ -53,7 +53,7 @@ class Scored(NamedTuple):
 
     number: int
     rows: int
-    bad: int
+    rejected: int
 
 
 class Scorer:
@@ -75,7 +75,7 @@ class Scorer:
     def _score(self, shard: Shard) -> Scored:
         part = self._job.output / part_name(shard.number)
         unfinished = self._job.output / WORK / f"{part.name}.{os.getpid()}"
-        bad: list[tuple[str, str]] = []
+        rejected: list[tuple[str, str]] = []
         rows = 0
         dictionaries = ["digit", "model_version"]
         with (
@@ -84,7 +84,7 @@ class Scorer:
         ):
             waiting: list[pa.RecordBatch] = []
             for batch in batches(shard, self._job.columns):
-                bad += batch.bad
+                rejected += batch.rejected
                 rows += len(batch.pixels)
                 if len(batch.pixels):
                     waiting.append(self._table(batch))
@@ -93,11 +93,11 @@ class Scorer:
                     waiting = []
             if waiting:
                 out.write_table(pa.Table.from_batches(waiting))
-        if bad:
+        if rejected:
             work = self._job.output / WORK
-            write_whole(work / errors_name(shard.number), map(_line, bad), work)
+            write_whole(work / errors_name(shard.number), map(_line, rejected), work)
         replace(unfinished, part)
-        return Scored(shard.number, rows, len(bad))
+        return Scored(shard.number, rows, len(rejected))
 
     def _table(self, batch: Batch) -> pa.RecordBatch:
         found = self._model.predict(batch.pixels)
