@@ -133,7 +133,7 @@ def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(
 
 def test_the_network_is_what_was_exported(variant: tuple[DigitsHandler, Network]) -> None:
     handler, network = variant
-    reply = GetNetworkResponse.FromString(asyncio.run(handler.network(b"")))
+    reply = GetNetworkResponse.FromString(asyncio.run(handler.get_network(b"")))
     assert list(reply.layer_sizes) == [784, 16, 16, 10]
     assert (reply.name, reply.version, reply.activation) == ("digits", "1", network.activation)
     assert reply.weights_sha256 == network.sha256()
@@ -193,15 +193,15 @@ def test_each_mistake_has_its_sentence(
 
 def test_another_versions_network_is_not_here(variant: tuple[DigitsHandler, Network]) -> None:
     with pytest.raises(ModelNotFound, match="there is no version '2'"):
-        asyncio.run(variant[0].network(GetNetworkRequest(model_version="2").SerializeToString()))
+        asyncio.run(variant[0].get_network(GetNetworkRequest(model_version="2").SerializeToString()))
     with pytest.raises(InvalidInput, match=r"message: is not a digits\.v1\.GetNetworkRequest"):
-        asyncio.run(variant[0].network(b"\xff"))
+        asyncio.run(variant[0].get_network(b"\xff"))
 
 
 @given(request=st.binary(max_size=2000))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_get_an_answer_or_a_named_refusal(variant: tuple[DigitsHandler, Network], request: bytes) -> None:
-    for answer in (variant[0].explain, variant[0].network):
+    for answer in (variant[0].explain, variant[0].get_network):
         try:
             asyncio.run(answer(request))
         except ServiceError as error:
@@ -218,6 +218,6 @@ def test_after_a_swap_the_new_model_explains_itself(make_model: Callable[..., Pa
     reply = explain(handler, digits[:5])
     for i, (sums, _) in enumerate(forward(network, digits[:5] / 255), 1):
         np.testing.assert_allclose(np.reshape(getattr(reply, f"sums{i}"), sums.shape), sums, rtol=1e-5, atol=2e-5)
-    told = GetNetworkResponse.FromString(asyncio.run(handler.network(b"")))
+    told = GetNetworkResponse.FromString(asyncio.run(handler.get_network(b"")))
     assert told.activation == "relu"
     np.testing.assert_array_equal(told.layers[1].biases, network.biases[1])
