@@ -79,6 +79,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 or :: for all")
     port: Port = Field(50051, description="port of gRPC; 0 takes a free one")
+    http_port: Port | None = Field(None, description="port of HTTP, off by default; 0 takes a free port")
     transport: Literal["auto", "native", "grpcio"] = Field(
         "auto", description="what speaks gRPC; auto takes the fast native one where its wheel is installed"
     )

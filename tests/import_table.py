@@ -43,6 +43,20 @@ TABLE = (
         ("service", "service.handlers", "service.observability", "service.security", "service.transports"),
         ("google", "grpc", "grpc_health"),
     ),
+    Package("digitserve_client.pb", (), ("google", "grpc")),
+    Package(
+        "digitserve_client",
+        ("digitserve_client.pb",),
+        ("PIL", "google", "grpc", "grpc_health", "grpc_status", "numpy"),
+    ),
+    Package(
+        "service.transports.http",
+        (
+            *("digitserve_client", "service", "service.handlers", "service.observability", "service.pb"),
+            *("service.security", "service.transports"),
+        ),
+        ("PIL", "google", "h11", "numpy", "prometheus_client", "uvicorn"),
+    ),
     Package(
         "service.transports.native",
         (
@@ -55,17 +69,12 @@ TABLE = (
         "service.runtime",
         (
             *("service", "service.batching", "service.handlers", "service.inference", "service.observability"),
-            *("service.security", "service.transports", "service.transports.grpcio", "service.transports.native"),
+            *("service.security", "service.transports", "service.transports.grpcio", "service.transports.http"),
+            "service.transports.native",
         ),
         ("prometheus_client", "structlog"),
     ),
     Package("service.__main__", ("service", "service.observability", "service.runtime"), ("uvloop",)),
-    Package("digitserve_client.pb", (), ("google", "grpc")),
-    Package(
-        "digitserve_client",
-        ("digitserve_client.pb",),
-        ("PIL", "google", "grpc", "grpc_health", "grpc_status", "numpy"),
-    ),
     Package("commandline", ("digitserve_client", "service"), ("_typeshed", "typer")),
     Package(
         "export",

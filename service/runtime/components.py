@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from service.runtime.health import Health
     from service.runtime.model_swapper import ModelSwapper
     from service.runtime.pipeline import BatcherFactory, Pipeline
+    from service.transports.http.server import HttpServer
 
 _GRPCIO_OPTIONS = ("otlp_endpoint",)
 
@@ -153,6 +154,32 @@ def transport(
     if isinstance(batcher, NativeBatcher):
         return NativeTransport(services, batcher, telemetry, config, security)
     return GrpcioTransport(services, batcher, telemetry, config, security, health.refresh)
+
+
+def http_server(
+    settings: Settings,
+    pipeline: Pipeline[Batcher | NativeBatcher],
+    telemetry: Telemetry,
+    registry: CollectorRegistry,
+    config: TransportConfig,
+    security: SecurityConfig,
+) -> HttpServer | None:
+    """Construct the HTTP transport, if configured; StartError without the packages of its extra."""
+    if settings.http_port is None:
+        return None
+    try:
+        from service.transports.http.application import HttpApplication  # noqa: PLC0415 (an extra)
+        from service.transports.http.routes import make_routes  # noqa: PLC0415 (as above)
+        from service.transports.http.server import HttpServer  # noqa: PLC0415 (as above)
+    except ImportError as e:
+        raise StartError(
+            f"--http-port (or DIGITS_HTTP_PORT) needs the extra `http` ({e}): "
+            "pip install -c constraints.txt -e '.[http]'"
+        ) from None
+    queue = pipeline.batcher if isinstance(pipeline.batcher, Batcher) else None
+    routes = make_routes(pipeline.services, config.limits)
+    application = HttpApplication(routes, telemetry, registry, config, security, queue)
+    return HttpServer(application, limits=config.limits, tls=security.tls)
 
 
 def tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> Tracing | None:

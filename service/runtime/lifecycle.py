@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from service.runtime.watchdog import Watchdog
     from service.security.config import SecurityConfig
     from service.transports.grpcio.transport import GrpcioTransport
+    from service.transports.http.server import HttpServer
     from service.transports.native.transport import NativeBatcher, NativeTransport
 
 _EXIT_DELAY = 5.0
@@ -54,6 +55,7 @@ class Server:
     models: ModelSwapper
     batcher: Batcher | NativeBatcher
     transport: GrpcioTransport | NativeTransport
+    http_server: HttpServer | None
     port: int = field(init=False, default=0)
     _tasks: BackgroundTasks = field(init=False, default_factory=BackgroundTasks)
     _opened: AsyncExitStack = field(init=False, default_factory=AsyncExitStack)
@@ -68,7 +70,10 @@ class Server:
             opened.push_async_callback(self._close_tracing)
             opened.push_async_callback(self.batcher.close)
             self.port = await self.transport.start(settings.host, settings.port)
-            opened.push_async_callback(self.transport.stop, settings.shutdown_grace)
+            opened.push_async_callback(self._stop_transport)
+            if self.http_server is not None and settings.http_port is not None:
+                await self.http_server.start(settings.host, settings.http_port)
+                opened.push_async_callback(self._stop_http_server)
             self.telemetry.metrics.connections.set_function(partial(count_established, self.port))
             self.watchdog.start(self.transport.threads)
             opened.callback(self.watchdog.stop)
@@ -100,9 +105,19 @@ class Server:
         self._stop_by = time.monotonic() + self.settings.shutdown_grace
         await self._opened.aclose()
 
+    async def _stop_http_server(self) -> None:
+        assert self.http_server is not None
+        await self.http_server.stop(self._remaining_grace())
+
+    async def _stop_transport(self) -> None:
+        await self.transport.stop(self._remaining_grace())
+
     async def _close_tracing(self) -> None:
         if self.telemetry.tracing is not None:
-            await self.telemetry.tracing.close(max(0.0, self._stop_by - time.monotonic()))
+            await self.telemetry.tracing.close(self._remaining_grace())
+
+    def _remaining_grace(self) -> float:
+        return max(0.0, self._stop_by - time.monotonic())
 
     def log_serving(self, process_start: float) -> None:
         """Log where and what the server serves; `process_start` is on the clock of `time.monotonic`."""
@@ -110,6 +125,7 @@ class Server:
         self.telemetry.log.info(
             "serving",
             address=join_host_port(settings.host, self.port),
+            **({} if self.http_server is None else {"http": join_host_port(settings.host, self.http_server.port)}),
             metrics=f"http://{join_host_port(settings.metrics_host, self.metrics_server.port)}/metrics",
             model=model.info.name,
             model_version=model.info.version,

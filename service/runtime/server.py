@@ -59,6 +59,7 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
         models=models,
         batcher=pipeline.batcher,
         transport=transport,
+        http_server=components.http_server(settings, pipeline, telemetry, registry, config, security),
     )
 
 

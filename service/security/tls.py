@@ -42,7 +42,7 @@ class Tls:
         self._metrics = metrics
         self._log = log
         self._watcher = FileWatcher([path for path in self._paths if path], "tls", metrics, log)
-        self._subscriber: Callable[[Pem], None] | None = None
+        self._subscribers: list[Callable[[Pem], None]] = []
         self._loaded = self._read()
         metrics.tls_expiry.set(self._loaded.expires)
         log.info("certificate loaded", **self._loaded.fields)
@@ -57,8 +57,8 @@ class Tls:
 
         It raises ValueError for files that the transport cannot use, which becomes CredentialsError.
         """
-        self._subscriber = subscriber
-        self._notify(self._loaded.pem)
+        self._subscribers.append(subscriber)
+        self._notify(subscriber, self._loaded.pem)
 
     def poll(self) -> None:
         """Use the files if they have changed."""
@@ -66,7 +66,8 @@ class Tls:
 
     def _load(self) -> dict[str, Any]:
         loaded = self._read()
-        self._notify(loaded.pem)
+        for subscriber in self._subscribers:
+            self._notify(subscriber, loaded.pem)
         self._loaded = loaded
         self._metrics.tls_expiry.set(loaded.expires)
         return loaded.fields
@@ -82,10 +83,9 @@ class Tls:
         fields = {"subject": subject_name(peer), "expires": datetime.fromtimestamp(expires, UTC).isoformat()}
         return _LoadedFiles(pem, expires, fields if client_ca is None else {**fields, "client_ca": client_issuers})
 
-    def _notify(self, pem: Pem) -> None:
+    def _notify(self, subscriber: Callable[[Pem], None], pem: Pem) -> None:
         try:
-            if self._subscriber is not None:
-                self._subscriber(pem)
+            subscriber(pem)
         except ValueError as e:
             certificate, key, client_ca = self._paths
             with_ca = "" if client_ca is None else f", --tls-client-ca {client_ca}"

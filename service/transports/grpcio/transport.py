@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -24,27 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from threading import Thread
 
-    from service.errors import Overloaded
     from service.handlers import Service
     from service.observability.telemetry import Telemetry
     from service.security.config import SecurityConfig
+    from service.transports.admission import AdmissionQueue
     from service.transports.config import TransportConfig
 
 _PREDICTIONS = {"Predict", "ModelInfer"}
 """The unary RPCs whose messages are large and enter the queue."""
-
-
-class AdmissionQueue(Protocol):
-    """The queue of the model, as in `service.batching.batcher.Batcher`."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the queue rejects requests."""
-        ...
-
-    def overloaded_error(self) -> Overloaded:
-        """Return the error for a rejected request, and count it."""
-        ...
 
 
 class GrpcioTransport:

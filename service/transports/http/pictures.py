@@ -1,0 +1,34 @@
+"""A picture as the network's pixels; needs `digitserve_client` and Pillow, so import it only when a picture arrives."""
+
+from __future__ import annotations
+
+import io
+
+from digitserve_client import image
+from PIL import Image
+
+from service.errors import InvalidInput
+
+MAX_PICTURE_PIXELS = 25_000_000
+"""Decoded at 4 bytes a pixel, one picture at a time."""
+
+
+def to_pixels(content: bytes) -> bytes:
+    """Find the digit in a picture and bring it into MNIST's form, 784 bytes; raises InvalidInput."""
+    if not content:
+        raise InvalidInput("file", "is empty; expected a picture")
+    try:
+        _check_size(content)
+        return image.read_bytes(content).tobytes()
+    except image.ImageError as e:
+        raise InvalidInput("file", str(e)) from None
+
+
+def _check_size(content: bytes) -> None:
+    """Reject a large picture by its header, before it is decoded; other faults are left to the decoder."""
+    try:
+        width, height = Image.open(io.BytesIO(content), formats=image.FORMATS).size
+    except Exception:  # noqa: BLE001 (Pillow raises many types for damaged files)
+        return
+    if width * height > MAX_PICTURE_PIXELS:
+        raise InvalidInput("file", f"has {width} x {height} pixels; expected at most {MAX_PICTURE_PIXELS:,}")
