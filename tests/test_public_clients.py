@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess
+from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, serving
 from environments import CLIENTS, install, python_with, requirements
+from http_requests import http_address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PROGRAMS = ROOT / "tests" / "public_clients"
@@ -150,6 +152,55 @@ def test_kserves_client_infers_typed_and_raw(server: ServiceProcess, pixels: Pat
     for way in ("raw", "typed", "raw_fp32", "typed_fp32"):
         assert found[way] == answers, way
     assert found["id"] == "k1"
+    assert "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024" in found["refused"]
+
+
+@pytest.fixture(scope="module")
+def http_server(model_path: Path, transport: str) -> Iterator[ServiceProcess]:  # noqa: ARG001 (sets the environment)
+    with serving(model_path, "--http-port", "0") as service:
+        yield service
+
+
+def test_tritonclients_http_client_infers_in_every_way_it_has(
+    http_server: ServiceProcess, pixels: Path, answers: list[int]
+) -> None:
+    python = python_with("triton-http", "tritonclient[http]==2.73.0")
+    found = json.loads(run(python, PROGRAMS / "triton_http.py", http_address(http_server), pixels))
+    assert found["live"] is found["ready"] is found["model_ready"] is found["model_ready_version"] is True
+    assert found["unknown_model_ready"] is False
+    assert found["server_metadata"]["name"] == "digitserve"
+    assert found["metadata"]["inputs"] == [{"name": "pixels", "datatype": "UINT8", "shape": [-1, 784]}]
+    assert (found["config"]["name"], found["config"]["max_batch_size"]) == ("digits", 1024)
+    assert [(model["name"], model["state"]) for model in found["index"]] == [("digits", "READY")]
+    assert found["digits"] == dict.fromkeys(found["digits"], answers)
+    assert (found["id"], found["activations_shape"]) == ("r1", [10, 10])
+    assert found["all_outputs"] == ["activations", "digit", "layer1", "layer2"]
+    [statistics] = found["statistics"]["model_stats"]
+    assert statistics["name"] == "digits"
+    assert statistics["inference_stats"]["fail"]["count"] >= 6
+
+
+def test_tritonclients_http_client_shows_each_error(http_server: ServiceProcess, pixels: Path) -> None:
+    python = python_with("triton-http", "tritonclient[http]==2.73.0")
+    refused = json.loads(run(python, PROGRAMS / "triton_http.py", http_address(http_server), pixels))["refused"]
+    assert refused["name"] == ["404", "model_name: there is no model 'mnist'; 'digits' serves"]
+    assert refused["version"] == ["404", "model_version: there is no version '9'; '1' serves"]
+    assert refused["input"] == ["400", "inputs: are 1 ('picture'); expected one, 'pixels'"]
+    assert refused["shape"] == ["400", "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024"]
+    assert refused["type"] == ["400", "pixels: has datatype 'INT32'; expected 'UINT8' or 'FP32'"]
+    assert refused["output"][0] == "400"
+    assert refused["load"][0] == refused["unload"][0] == "501"
+    assert refused["shared_memory"][0] == "404"
+
+
+def test_kserves_http_client_infers_json_and_binary(
+    http_server: ServiceProcess, pixels: Path, answers: list[int]
+) -> None:
+    python = python_with("kserve", "kserve==0.21.0")
+    found = json.loads(run(python, PROGRAMS / "kserve_http.py", f"http://{http_address(http_server)}", pixels))
+    assert found["live"] is found["ready"] is found["model_ready"] is True
+    for form in ("binary", "json", "binary fp32", "json fp32"):
+        assert found[form] == answers, form
     assert "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024" in found["refused"]
 
 
