@@ -127,12 +127,12 @@ async def load(channel: aio.Channel, shape: tuple[int, int], seconds: float) -> 
     times: list[float] = []
     end = time.perf_counter() + seconds
 
-    async def caller() -> None:
+    async def send_calls() -> None:
         while (began := time.perf_counter()) < end:
             await call(request, timeout=30)
             times.append(time.perf_counter() - began)
 
-    await asyncio.gather(*(caller() for _ in range(clients)))
+    await asyncio.gather(*(send_calls() for _ in range(clients)))
     cuts = statistics.quantiles(times, n=100)
     return Figures(len(times) / seconds, cuts[49] * 1e3, cuts[98] * 1e3)
 

@@ -102,7 +102,7 @@ def predict(
             reading.read(files)
         finally:
             if as_json:
-                print(json.dumps(reading.found, indent=2))
+                print(json.dumps(reading.results, indent=2))
     _save(reading.maps, png)
     if reading.unreadable:
         raise typer.Exit(UNREADABLE)
@@ -204,5 +204,5 @@ def _save(maps: list[Image.Image], path: Path | None) -> None:
         raise typer.BadParameter(f"{path} cannot be written: {e.strerror}", param_hint="--explain-png") from None
 
 
-def _complain(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)

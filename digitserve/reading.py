@@ -38,7 +38,7 @@ class Reading:
         self._limit = limit
         self._hidden = hidden
         self._explain = explain
-        self.found: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
         self.maps: list[Image.Image] = []
         self.unreadable = False
 
@@ -53,16 +53,16 @@ class Reading:
             except ImageError as e:
                 print(e, file=sys.stderr)
                 self.unreadable = True
-                self._refused(path, str(e).removeprefix(f"{_name(path)}: "))
+                self._record_error(path, str(e).removeprefix(f"{_name(path)}: "))
             except DigitsError as e:
-                self._refused(path, described(e))
+                self._record_error(path, described(e))
                 for later in files[number + 1 :]:
-                    self._refused(later, "not sent: the call for an earlier file failed")
+                    self._record_error(later, "not sent: the call for an earlier file failed")
                 raise
 
     def _read(self, path: Path, pixels: npt.NDArray[np.uint8]) -> None:
         for row, image, answer in self._answers(pixels[: self._limit]):
-            self.found.append(_as_dict(path, row, answer))
+            self.results.append(_as_dict(path, row, answer))
             if self._console:
                 title = _name(path) if len(pixels) == 1 else f"{_name(path)}, image {row}"
                 self._show(self._console, image, answer, title)
@@ -92,8 +92,8 @@ class Reading:
             self._console.print(render.explained(image, why, self._console))
         self.maps.append(render.explained_png(image, why))
 
-    def _refused(self, path: Path, reason: str) -> None:
-        self.found.append({"file": str(path), "error": reason})
+    def _record_error(self, path: Path, reason: str) -> None:
+        self.results.append({"file": str(path), "error": reason})
 
 
 def described(error: DigitsError) -> str:

@@ -59,11 +59,11 @@ def card(
     shown = picture(pixels, colour=console.color_system is not None and not console.no_color and not ascii_only)
     room = width - SIDE - 1 if beside else width
     right = bars(activations, digit, room, numbers=numbers, ascii_only=ascii_only)
-    heading, said = Text(title, style="dim"), answer(activations, digit, label, numbers=not numbers)
+    heading, caption = Text(title, style="dim"), answer(activations, digit, label, numbers=not numbers)
     if numbers:
-        right.append("\n\n").append_text(said)
+        right.append("\n\n").append_text(caption)
     else:
-        heading = Text.assemble((f"{title}: ", "dim"), said)
+        heading = Text.assemble((f"{title}: ", "dim"), caption)
     return Group(heading, _in_a_row(shown, right, gap=1) if beside else Group(shown, right))
 
 

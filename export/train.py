@@ -72,11 +72,11 @@ def logits(activation: Activation, parameters: Parameters, pixels: jax.Array) ->
     A sigmoid network is trained in tanh, which is centred on zero and so better conditioned; `_in_sigmoids` turns
     it into the sigmoids it is equal to.
     """
-    squash = {"sigmoid": jnp.tanh, "relu": jax.nn.relu}[activation]
+    activation_ = {"sigmoid": jnp.tanh, "relu": jax.nn.relu}[activation]
     *hidden, (W, b) = parameters
     layer = pixels
     for W_hidden, b_hidden in hidden:
-        layer = squash(layer @ W_hidden + b_hidden)
+        layer = activation_(layer @ W_hidden + b_hidden)
     return layer @ W + b
 
 

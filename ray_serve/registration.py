@@ -137,8 +137,8 @@ def translate_status(context: Any) -> None:
         status = to_status(error)
         context.set_code(_STATUS_CODES[status.code])
         context.set_details(status.message)
-        kept = [item for item in context.trailing_metadata() or () if item[0] != "grpc-status-details-bin"]
-        context.set_trailing_metadata((*kept, ("grpc-status-details-bin", status.SerializeToString())))
+        metadata_ = [item for item in context.trailing_metadata() or () if item[0] != "grpc-status-details-bin"]
+        context.set_trailing_metadata((*metadata_, ("grpc-status-details-bin", status.SerializeToString())))
 
 
 def _error_of_ray(code: int, details: Any) -> ServiceError | None:

@@ -26,18 +26,18 @@ def requirements(folder: Path, names: list[str]) -> list[str]:
     server, client = (tomllib.loads((folder / path / "pyproject.toml").read_text()) for path in (".", "client"))
     projects = {project["project"]["name"]: project["project"] for project in (server, client)}
     only_export = set() if "export" in names else set(server["tool"]["digitserve"]["export-dependencies"])
-    found = set(projects["digitserve"]["dependencies"]) - only_export
+    requirements_ = set(projects["digitserve"]["dependencies"]) - only_export
     remaining = [("digitserve", name) for name in names if name != "export"]
     while remaining:
         name, extra = remaining.pop()
         for requirement in projects[name]["optional-dependencies"][extra]:
             ours = re.fullmatch(r"(digitserve(?:-client)?)\[(.+)\]", requirement)
             if ours is None:
-                found.add(requirement)
+                requirements_.add(requirement)
                 continue
-            found |= set(projects[ours[1]]["dependencies"]) - only_export
+            requirements_ |= set(projects[ours[1]]["dependencies"]) - only_export
             remaining += [(ours[1], each) for each in ours[2].split(",")]
-    return sorted(found - {"onnxruntime"} if "gpu" in names else found)
+    return sorted(requirements_ - {"onnxruntime"} if "gpu" in names else requirements_)
 
 
 if __name__ == "__main__":

@@ -198,13 +198,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _belong_to_a_device(self) -> Self:
-        given = f"{_flag('provider')} is {self.provider!r}"
+        option = f"{_flag('provider')} is {self.provider!r}"
         if self.provider_options and self.provider in ("auto", "cpu"):
-            raise ValueError(f"{_flag('provider_options')} is given, but {given}: name the provider they are for")
+            raise ValueError(f"{_flag('provider_options')} is given, but {option}: name the provider they are for")
         if self.gpu_memory_limit and self.provider not in ("auto", "cuda"):
-            raise ValueError(f"{_flag('gpu_memory_limit')} is given, but {given}: it is for cuda")
+            raise ValueError(f"{_flag('gpu_memory_limit')} is given, but {option}: it is for cuda")
         if self.device_id and self.provider == "cpu":
-            raise ValueError(f"{_flag('device_id')} is given, but {given}")
+            raise ValueError(f"{_flag('device_id')} is given, but {option}")
         return self
 
     @property
@@ -222,12 +222,12 @@ def parsed_options(text: str) -> dict[str, str]:
     """Provider options of a command line, key=value,key=value or a JSON object; ValueError for anything else."""
     if text.startswith("{"):
         try:
-            found = json.loads(text)
+            parsed = json.loads(text)
         except (ValueError, RecursionError):
             raise ValueError("should be key=value,key=value or a JSON object") from None
-        if not all(isinstance(value, str | int | float) for value in found.values()):
+        if not all(isinstance(value, str | int | float) for value in parsed.values()):
             raise ValueError("should have texts, numbers and booleans alone as values")
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in parsed.items()}
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
     if any(not (key.strip() and equals) for key, equals, _ in pairs):
         raise ValueError("should be key=value,key=value or a JSON object")
@@ -254,7 +254,7 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
     known = [name.upper() for name in Settings.model_fields]
     unknown = [name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX) and name not in OF_OTHERS]
     matches = {name: difflib.get_close_matches(name, known, 1, SIMILAR) for name in unknown if name not in known}
-    return {PREFIX + name: PREFIX + found[0] if found else "" for name, found in matches.items()}
+    return {PREFIX + name: PREFIX + close[0] if close else "" for name, close in matches.items()}
 
 
 class SettingsError(Exception):
@@ -287,10 +287,10 @@ def parsed(kind: type[Kind], arguments: list[str], *, module: str) -> Kind:
     try:
         return CliApp.run(kind, cli_args=arguments, cli_settings_source=source)
     except ValidationError as e:
-        raise SettingsError("\n".join(sentence(error) for error in e.errors())) from None
+        raise SettingsError("\n".join(explain(error) for error in e.errors())) from None
 
 
-def sentence(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
     """What is wrong with one option: flag, variable, value and what was expected."""
     if not error["loc"]:  # options that do not go together
         return error["msg"].removeprefix("Value error, ")

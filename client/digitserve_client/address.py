@@ -53,15 +53,15 @@ def endpoints(address: str) -> list[tuple[str, int] | str]:
 def proxy(address: str) -> Proxy | None:
     """The proxy of the environment that gRPC's own rules choose for the address; none to this machine."""
     names = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in os.environ]
-    found = endpoints(address)
-    if not names or len(found) != 1 or isinstance(found[0], str) or is_loopback(address):
+    parsed = endpoints(address)
+    if not names or len(parsed) != 1 or isinstance(parsed[0], str) or is_loopback(address):
         return None
     no_proxy = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112 (gRPC reads these alone)
     url = urllib.parse.urlsplit(os.environ[names[0]])
     if (
         url.scheme != "http"
         or not url.hostname
-        or any(_bypasses_proxy(found[0][0], entry) for entry in no_proxy.split(","))
+        or any(_bypasses_proxy(parsed[0][0], entry) for entry in no_proxy.split(","))
     ):
         return None
     credentials = urllib.parse.unquote(url.netloc.rpartition("@")[0])
@@ -92,8 +92,8 @@ def _bypasses_proxy(host: str, entry: str) -> bool:
 
 def _parts(address: str) -> tuple[str, str, list[str]]:
     """Scheme, name server, and the hosts with their ports."""
-    found = _SCHEME.fullmatch(address)
-    scheme, rest = (found[1], found[2]) if found else ("", address)
+    parsed = _SCHEME.fullmatch(address)
+    scheme, rest = (parsed[1], parsed[2]) if parsed else ("", address)
     if scheme == "dns" and rest.startswith("//"):
         resolver, _, rest = rest[2:].partition("/")
         return scheme, resolver, [rest]
@@ -101,8 +101,8 @@ def _parts(address: str) -> tuple[str, str, list[str]]:
 
 
 def _is_host_port(text: str) -> bool:
-    found = _HOST_PORT.fullmatch(text)
-    return found is not None and 1 <= int(found[2]) <= 65535
+    parsed = _HOST_PORT.fullmatch(text)
+    return parsed is not None and 1 <= int(parsed[2]) <= 65535
 
 
 def _is_loopback_host(host: str) -> bool:

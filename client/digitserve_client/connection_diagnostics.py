@@ -110,12 +110,12 @@ def _explain(address: str, tls: Tls | None, deadline: float) -> str | None:
             f"no_proxy={host} goes past the proxy"
         )
     hint = ""
-    if faults[0] == _NOTHING and is_loopback(address):
+    if faults[0] == _NO_LISTENER and is_loopback(address):
         hint = "; start a server with `make run` or `python -m service`"
     return f"{address}: {faults[0]}{hint}"
 
 
-_NOTHING = "nothing listens there"
+_NO_LISTENER = "nothing listens there"
 
 
 def _try(endpoint: tuple[str, int] | str, via: Proxy | None, tls: Tls | None, deadline: float) -> None:
@@ -141,7 +141,7 @@ def _connect(endpoint: tuple[str, int] | str, via: Proxy | None, deadline: float
     except socket.gaierror:
         raise _Fault("the proxy's name does not resolve" if via else "the name does not resolve") from None
     except (ConnectionRefusedError, FileNotFoundError):
-        raise _Fault("the proxy does not listen" if via else _NOTHING) from None
+        raise _Fault("the proxy does not listen" if via else _NO_LISTENER) from None
     except TimeoutError:
         raise _Fault(f"no connection within {remaining:.1g} s; is a firewall on the way?") from None
     except OSError as e:

@@ -21,8 +21,8 @@ def channel_credentials(
     if tls_ca is None and tls_cert is None and tls_key is None:
         return None
     if (tls_cert is None) != (tls_key is None):
-        given, missing = ("tls_cert", "tls_key") if tls_key is None else ("tls_key", "tls_cert")
-        raise ValueError(f"{given} is given without {missing}: give both")
+        present, missing = ("tls_cert", "tls_key") if tls_key is None else ("tls_key", "tls_cert")
+        raise ValueError(f"{present} is given without {missing}: give both")
     files = _content("tls_ca", tls_ca), _content("tls_key", tls_key), _content("tls_cert", tls_cert)
     _check_pem(tls_ca, tls_cert, tls_key)
     return grpc.ssl_channel_credentials(*files)
@@ -41,8 +41,8 @@ def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: 
             context.load_cert_chain(tls_cert, tls_key, password="")
     except ssl.SSLError as e:
         mismatched = "MISMATCH" in str(e.reason)
-        found = "the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM"
-        raise ValueError(f"tls_cert {tls_cert} and tls_key {tls_key}: {found}") from None
+        status = "the key is not that of the certificate" if mismatched else "not a certificate and its key in PEM"
+        raise ValueError(f"tls_cert {tls_cert} and tls_key {tls_key}: {status}") from None
 
 
 def probe_context(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> ssl.SSLContext:
@@ -105,7 +105,7 @@ def _content(parameter: str, path: str | Path | None) -> bytes | None:
 
 def _fingerprint_of(path: Path) -> tuple[int, int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
+    return (status.st_ino, status.st_size, status.st_mtime_ns)

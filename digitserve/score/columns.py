@@ -28,11 +28,11 @@ class Images(NamedTuple):
     rejected: dict[int, str]
 
 
-def check_type(found: pa.DataType, place: str) -> None:
+def check_type(type_: pa.DataType, place: str) -> None:
     """Raise ScoreError, which begins with `place`, unless a column of this type can hold images."""
-    if _reader(found) is None:
+    if _reader(type_) is None:
         raise ScoreError(
-            f"{place} is {found}; expected binary of 784 bytes or of pictures, or lists of 784 numbers: "
+            f"{place} is {type_}; expected binary of 784 bytes or of pictures, or lists of 784 numbers: "
             "integers 0 to 255 or floats 0 to 1"
         )
 
@@ -44,15 +44,15 @@ def images(column: pa.Array) -> Images:
     return reader(column)
 
 
-def _reader(found: pa.DataType) -> Callable[[pa.Array], Images] | None:
+def _reader(type_: pa.DataType) -> Callable[[pa.Array], Images] | None:
     types = pa.types
-    if types.is_struct(found):  # a picture as Hugging Face's datasets keep it: {bytes, path}
-        inner = found.field("bytes").type if found.get_field_index("bytes") >= 0 else None
+    if types.is_struct(type_):  # a picture as Hugging Face's datasets keep it: {bytes, path}
+        inner = type_.field("bytes").type if type_.get_field_index("bytes") >= 0 else None
         return _from_struct if inner is not None and (types.is_binary(inner) or types.is_large_binary(inner)) else None
-    if types.is_binary(found) or types.is_large_binary(found) or types.is_fixed_size_binary(found):
+    if types.is_binary(type_) or types.is_large_binary(type_) or types.is_fixed_size_binary(type_):
         return _from_binary
-    if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
-        values = found.value_type
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        values = type_.value_type
         return _from_lists if types.is_integer(values) or types.is_floating(values) else None
     return None
 
@@ -64,20 +64,20 @@ def _from_struct(column: pa.Array) -> Images:
 def _from_binary(column: pa.Array) -> Images:
     """Values of 784 bytes are pixels; others are tried as pictures, one by one."""
     lengths = _numbers(pc.binary_length(column), -1)
-    whole = np.flatnonzero(lengths == PIXELS)
-    exact = column if len(whole) == len(column) else column.take(pa.array(whole))
+    complete = np.flatnonzero(lengths == PIXELS)
+    exact = column if len(complete) == len(column) else column.take(pa.array(complete))
     pixels = np.frombuffer(b"".join(exact.to_pylist()) if exact.null_count else _content(exact), np.uint8)
-    found, rows, rejected = [pixels.reshape(-1, PIXELS)], [whole], dict[int, str]()
+    type_, rows, rejected = [pixels.reshape(-1, PIXELS)], [complete], dict[int, str]()
     for row in np.flatnonzero(lengths != PIXELS).tolist():
         try:
-            found.append(_picture(column[row].as_py()))
+            type_.append(_picture(column[row].as_py()))
             rows.append(np.array([row]))
         except ImageError as e:
             rejected[row] = str(e)
-    order = np.argsort(together := np.concatenate(rows))
-    if len(found) == 1:
-        return Images(found[0], together, rejected)
-    return Images(np.concatenate(found)[order], together[order], rejected)
+    order = np.argsort(indices := np.concatenate(rows))
+    if len(type_) == 1:
+        return Images(type_[0], indices, rejected)
+    return Images(np.concatenate(type_)[order], indices[order], rejected)
 
 
 def _content(column: pa.Array) -> memoryview:
@@ -97,22 +97,22 @@ def _picture(content: bytes | None) -> Pixels:
     if content is None:
         raise ImageError("is null")
     try:
-        found = read_bytes(content)
+        type_ = read_bytes(content)
     except ImageError as e:
         raise ImageError(f"holds {len(content)} bytes; expected 784, or a picture, and as one it {e}") from None
-    if len(found) != 1:
-        raise ImageError(f"holds an IDX file of {len(found)} images; expected one image a row")
-    return found
+    if len(type_) != 1:
+        raise ImageError(f"holds an IDX file of {len(type_)} images; expected one image a row")
+    return type_
 
 
 def _from_lists(column: pa.Array) -> Images:
     lengths = _numbers(pc.list_value_length(column), -1)
-    whole = np.flatnonzero(lengths == PIXELS)
+    complete = np.flatnonzero(lengths == PIXELS)
     rejected = {
         row: "is null" if lengths[row] < 0 else f"has {lengths[row]} values; expected {PIXELS}"
         for row in np.flatnonzero(lengths != PIXELS).tolist()
     }
-    chosen = column if len(whole) == len(column) else column.take(pa.array(whole))
+    chosen = column if len(complete) == len(column) else column.take(pa.array(complete))
     values = chosen.flatten()
     missing = np.asarray(values.is_null()) if values.null_count else np.zeros(len(values), bool)
     numbers = np.asarray(values.fill_null(0)).reshape(-1, PIXELS)
@@ -122,11 +122,11 @@ def _from_lists(column: pa.Array) -> Images:
     if wrong.any():
         faulty = wrong.any(axis=1)
         for at in np.flatnonzero(faulty).tolist():
-            rejected[int(whole[at])] = _fault(numbers[at], missing.reshape(-1, PIXELS)[at], int(wrong[at].argmax()))
-        numbers, whole = numbers[~faulty], whole[~faulty]
+            rejected[int(complete[at])] = _fault(numbers[at], missing.reshape(-1, PIXELS)[at], int(wrong[at].argmax()))
+        numbers, complete = numbers[~faulty], complete[~faulty]
     if numbers.dtype.kind == "f":  # to the nearest 1/255, as the server does with FP32
         numbers = np.rint(numbers.astype(np.float64) * 255)
-    return Images(numbers.astype(np.uint8, copy=False), whole, rejected)
+    return Images(numbers.astype(np.uint8, copy=False), complete, rejected)
 
 
 def _fault(numbers: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_], at: int) -> str:

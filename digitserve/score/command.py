@@ -154,10 +154,10 @@ class _Report:
         if rejected:
             self._print(f"{rejected:,} rows could not be read: {self._output / '_errors.jsonl'} says why")
 
-    def _print(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    def _print(self, message: str) -> None:
+        self.console.print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _end(sentence: str, status: int = EXIT_FAILED) -> None:
-    print(sentence, file=sys.stderr)
+def _end(message: str, status: int = EXIT_FAILED) -> None:
+    print(message, file=sys.stderr)
     raise typer.Exit(status)

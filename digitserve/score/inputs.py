@@ -79,10 +79,10 @@ def find(place: Path) -> list[Source]:
         if source.kind == "picture":
             _check_picture(place)
         return [source]
-    found = [Source(_name(path, place), path, *_kind(path)) for path in _walk(place)]
-    if not found:
+    sources = [Source(_name(path, place), path, *_kind(path)) for path in _walk(place)]
+    if not sources:
         raise ScoreError(f"{place}: holds no file; expected Parquet, IDX or picture files")
-    return found
+    return sources
 
 
 def fingerprint(sources: list[Source]) -> str:
@@ -195,12 +195,12 @@ def _row_groups(source: Source, rows: int) -> Iterator[tuple[int, int, tuple[int
     metadata = _parquet(source).metadata
     first, count, groups = 0, 0, list[int]()
     for group in range(metadata.num_row_groups):
-        found = metadata.row_group(group).num_rows
-        if groups and count + found > rows:
+        sources = metadata.row_group(group).num_rows
+        if groups and count + sources > rows:
             yield first, count, tuple(groups)
             first, count, groups = first + count, 0, []
         groups.append(group)
-        count += found
+        count += sources
     if groups:
         yield first, count, tuple(groups)
 

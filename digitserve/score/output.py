@@ -117,8 +117,8 @@ class Output:
             self._write(self._run_spec)
 
     def _clear(self) -> None:
-        whole = [*self.folder.glob("part-*.parquet"), self.folder / ERRORS, self.folder / MANIFEST]
-        for path in [*whole, *(path for path in self.work.iterdir() if path.name != LOCK)]:
+        files = [*self.folder.glob("part-*.parquet"), self.folder / ERRORS, self.folder / MANIFEST]
+        for path in [*files, *(path for path in self.work.iterdir() if path.name != LOCK)]:
             path.unlink(missing_ok=True)
 
     def _manifest(self) -> dict[str, Any]:
@@ -126,12 +126,12 @@ class Output:
         if not path.exists():
             return {}
         try:
-            found = json.loads(path.read_text())
+            manifest = json.loads(path.read_text())
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            manifest = None
+        if not isinstance(manifest, dict):
             raise ScoreError(f"{path}: is damaged; expected the JSON that this command wrote")
-        return found
+        return manifest
 
     def _write(self, manifest: dict[str, Any]) -> None:
         write_whole(self.folder / MANIFEST, [json.dumps(manifest, indent=2) + "\n"], self.work)

@@ -59,7 +59,7 @@ def _idx(shard: Shard, _: Columns) -> Iterator[Batch]:
 
 def _pictures(shard: Shard, _: Columns) -> Iterator[Batch]:
     for first in range(0, len(shard.files), BATCH):
-        ids, found, rejected = [], [], []
+        ids, images, rejected = [], [], []
         for name, path in shard.files[first : first + BATCH]:
             try:
                 pixels = read(Path(path))
@@ -67,9 +67,9 @@ def _pictures(shard: Shard, _: Columns) -> Iterator[Batch]:
                 rejected.append((name, str(e).removeprefix(f"{path}: ")))
                 continue
             ids.append(name)
-            found.append(pixels)
-        together = np.concatenate(found) if found else np.empty((0, PIXELS), np.uint8)
-        yield Batch(pa.array(ids, pa.string()), together, rejected)
+            images.append(pixels)
+        combined = np.concatenate(images) if images else np.empty((0, PIXELS), np.uint8)
+        yield Batch(pa.array(ids, pa.string()), combined, rejected)
 
 
 def _parquet(shard: Shard, columns: Columns) -> Iterator[Batch]:
@@ -79,13 +79,13 @@ def _parquet(shard: Shard, columns: Columns) -> Iterator[Batch]:
     # Read page by page: a row group of a million images would be 784 MB at once.
     with pa.OSFile(os.fsencode(path)) as opened, pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False) as file:
         for rows in file.iter_batches(BATCH, row_groups=list(shard.groups), columns=wanted, use_threads=False):
-            found = of_columns.images(rows.column(columns.pixels))
+            images = of_columns.images(rows.column(columns.pixels))
             ids = _places(name, at, len(rows))
             if columns.ids:
                 ids = pc.coalesce(rows.column(columns.ids).cast(pa.string()), ids)
             at += len(rows)
-            rejected = [(ids[row].as_py(), reason) for row, reason in sorted(found.rejected.items())]
-            yield Batch(ids if not rejected else ids.take(pa.array(found.rows)), found.pixels, rejected)
+            rejected = [(ids[row].as_py(), reason) for row, reason in sorted(images.rejected.items())]
+            yield Batch(ids if not rejected else ids.take(pa.array(images.rows)), images.pixels, rejected)
 
 
 def _places(name: str, first: int, count: int) -> pa.Array:

@@ -94,17 +94,17 @@ def run(options: Options, on_start: Callable[[Plan], None], on_progress: Callabl
 
 def _unpacked(sources: list[Source], work: Path) -> list[Source]:
     """The same with packed IDX files unpacked onto the disk: a gzip file can only be read from its start."""
-    found = []
+    shards = []
     for number, source in enumerate(sources):
         if not source.packed:
-            found.append(replace(source, path=source.path.absolute()))
+            shards.append(replace(source, path=source.path.absolute()))
             continue
         path = work.absolute() / f"unpacked-{number}.idx"
         if not path.exists():
             _unpack(source.path, path)
         inputs.idx_images(path, source.path)
-        found.append(replace(source, path=path, packed=False))
-    return found
+        shards.append(replace(source, path=path, packed=False))
+    return shards
 
 
 def _unpack(packed: Path, path: Path) -> None:
@@ -113,8 +113,8 @@ def _unpack(packed: Path, path: Path) -> None:
         with gzip.open(packed) as source, unfinished.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        whole = unfinished.stat().st_size
-        raise ScoreError(f"{packed}: is a damaged gzip file, or cut short: {whole:,} bytes came out of it") from None
+        size = unfinished.stat().st_size
+        raise ScoreError(f"{packed}: is a damaged gzip file, or cut short: {size:,} bytes came out of it") from None
     except OSError as e:
         raise ScoreError(f"{packed}: cannot be unpacked into {path.parent}: {e.strerror}") from None
     put_in_place(unfinished, path)

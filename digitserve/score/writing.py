@@ -100,10 +100,10 @@ class Scorer:
         return Scored(shard.number, rows, len(rejected))
 
     def _table(self, batch: Batch) -> pa.RecordBatch:
-        found = self._model.predict(batch.pixels)
-        activations = pa.FixedSizeListArray.from_arrays(found.activations.ravel(), type=SCHEMA.field(2).type)
+        predictions = self._model.predict(batch.pixels)
+        activations = pa.FixedSizeListArray.from_arrays(predictions.activations.ravel(), type=SCHEMA.field(2).type)
         version = pa.repeat(self._model.info.version, len(batch.pixels))
-        return pa.record_batch([batch.ids, found.digit.astype(np.uint8), activations, version], schema=SCHEMA)
+        return pa.record_batch([batch.ids, predictions.digit.astype(np.uint8), activations, version], schema=SCHEMA)
 
 
 def part_name(number: int) -> str:

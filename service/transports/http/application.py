@@ -123,9 +123,9 @@ class HttpApplication:
     def _match(self, method: str, path: str) -> _Match:
         allowed = []
         for pattern, route in self._routes:
-            if (found := pattern.fullmatch(path)) is not None:
+            if (match := pattern.fullmatch(path)) is not None:
                 if method == route.method or (method == "HEAD" and route.method == "GET"):
-                    return _Match(route, {key: value or "" for key, value in found.groupdict().items()})
+                    return _Match(route, {key: value or "" for key, value in match.groupdict().items()})
                 allowed.append(route.method)
         if allowed:
             expected = ", ".join(allowed)
