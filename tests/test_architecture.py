@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -58,6 +60,7 @@ def is_ours(module: str) -> bool:
     return module in MODULES
 
 
+@functools.cache
 def used() -> dict[str, set[str]]:
     """What each package imports: packages of ours, and third parties by their top-level name."""
     found: dict[str, set[str]] = {name: set() for name in PACKAGES}
@@ -136,3 +139,14 @@ def test_the_stubs_are_what_the_contracts_say(tmp_path: Path) -> None:
     except stubs.CompilerMissingError as error:
         pytest.skip(str(error))
     assert stubs.check(tmp_path) == []
+
+
+def test_every_pair_that_rust_and_python_both_implement_is_there_with_its_tests() -> None:
+    _, table = PAGE.read_text().split("| behaviour | native/src | service | tests |\n|---|---|---|---|\n")
+    for row in table.split("\n\n")[0].splitlines():
+        _, _, rust, python, tests, _ = row.split("|")
+        assert all((ROOT / "native" / "src" / name).is_file() for name in re.findall(r"`(.+?)`", rust)), row
+        assert all((ROOT / "service" / name).is_file() for name in re.findall(r"`(.+?)`", python)), row
+        for name in re.findall(r"`(.+?)`", tests):
+            file, _, test = name.partition("::")
+            assert f"def {test}" in (ROOT / "tests" / f"{file}.py").read_text(), name
