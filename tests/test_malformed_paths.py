@@ -122,7 +122,7 @@ async def test_the_server_that_takes_over_shows_the_latest_certificate(
             return str(dict(part for (part,) in certificate["subject"])["commonName"])
 
     told: list[str] = []
-    async with listening(tls=tls, changed=lambda: told.append("")) as server:
+    async with listening(tls=tls, on_health_change=lambda: told.append("")) as server:
         port = int(server.address.rpartition(":")[2])
         assert await asyncio.to_thread(shown, port, b"") == "first"
         put(first.certificate, second.certificate.read_bytes())

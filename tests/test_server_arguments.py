@@ -33,7 +33,7 @@ from hostile import (
     literal,
 )
 
-from service.transports.grpcio import transport as grpcio
+from service.transports.grpcio.channel_options import channel_options
 from service.transports.limits import Limits
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ SERVER = {
 
 
 def test_each_argument_of_the_server_has_a_test_of_its_effect() -> None:
-    assert [key for key, _ in grpcio._options(Limits(max_batch_size=1))] == list(SERVER)
+    assert [key for key, _ in channel_options(Limits(max_batch_size=1))] == list(SERVER)
 
 
 @pytest.mark.parametrize("effect", dict.fromkeys(SERVER.values()), ids=lambda effect: effect.__name__)

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile import HEADERS, PREDICT, PREFACE, connected, each_frame, frame, literal
 
 from service.errors import DeadlineExceeded
-from service.transports.grpcio import transport as grpcio
+from service.transports.grpcio import open_calls
 from service.transports.grpcio.unfinished_calls import UnfinishedMessages
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ async def test_grpcio_bounds_how_many_slow_messages_of_single_calls_it_holds(mon
         return message
 
     echo: Any = SimpleNamespace(name="t.T", unary={"One": answer}, streams={}, batches={}, alternatives={})
-    monkeypatch.setattr(grpcio, "_UNFINISHED_BYTES", 0)  # four, whatever their size
+    monkeypatch.setattr(open_calls, "_UNFINISHED_BYTES", 0)  # four, whatever their size
     async with listening([echo], message_timeout=60) as server:
         with contextlib.closing(connected(server, PREFACE)) as peer:
             for stream in range(1, 21, 2):
