@@ -366,9 +366,9 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_bytes", deny)
         for _ in range(3):
-            await reloader.look_in_background(lambda model: taken.append(model.info.version), force=False)
+            await reloader.reload_in_background(lambda model: taken.append(model.info.version), force=False)
     assert taken == []
-    await reloader.look_in_background(lambda model: taken.append(model.info.version), force=False)
+    await reloader.reload_in_background(lambda model: taken.append(model.info.version), force=False)
     assert taken == ["2"]
     assert [call.args[0] for call in log.calls] == ["model rejected", "model loaded"]
 
@@ -381,7 +381,7 @@ async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatc
     add(folder, 2)
     with monkeypatch.context() as patch:
         patch.setattr(place, "load", lambda _: 1 / 0)
-        await reloader.look_in_background(lambda model: taken.append(model.info.version), force=False)
+        await reloader.reload_in_background(lambda model: taken.append(model.info.version), force=False)
     assert taken == []
     add(folder, 3)
     with contextlib.suppress(ReloadRejected):
