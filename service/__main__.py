@@ -18,7 +18,8 @@ import ctypes
 import platform
 from typing import TYPE_CHECKING
 
-from service.config import SettingsError, load, unknown_variables
+from service.config import SettingsError, load
+from service.environment import unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +55,8 @@ def main() -> int:
     # As SIGINT: no client waits before it serves. Without a log line: the signal may interrupt the log itself.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     log.info("starting", **settings.described())
-    for name, meant in unknown_variables(os.environ).items():
-        log.warning("unknown variable", variable=name, **({"suggestion": meant} if meant else {}))
+    for name, suggestion in unknown_variables(os.environ).items():
+        log.warning("unknown variable", variable=name, **({"suggestion": suggestion} if suggestion else {}))
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(run(compose, settings, log, _PROCESS_START))

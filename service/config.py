@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from itertools import pairwise
@@ -15,12 +14,10 @@ from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsC
 from service.usage import Parser
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pydantic_core import ErrorDetails
 
 PREFIX = "DIGITS_"
-"""Of the environment variables."""
+"""The prefix of environment variables."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
@@ -234,37 +231,14 @@ def parsed_options(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-OF_OTHERS = frozenset(
-    PREFIX + name
-    for name in (
-        *("ADDRESS", "TLS_CA", "TOKEN_FILE"),  # the client's and the page's
-        *("RAY_ADDRESS", "MIN_REPLICAS", "MAX_REPLICAS", "TARGET_ONGOING", "SCALE_UP_AFTER", "SCALE_DOWN_AFTER"),
-        *("REPLICA_CPUS", "MAX_ONGOING", "MAX_QUEUED"),  # the cluster's
-        "MNIST",  # the tests'
-    )
-)
-"""Variables of the same prefix that other programs of this project read; an environment may hold them all."""
-
-SIMILAR = 0.7
-"""How alike a name must be to one that is suggested: PROT is like PORT, and ADDRESS like none."""
-
-
-def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Names in it that begin as those of options do and are none, each with the option that may be meant, or ""."""
-    known = [name.upper() for name in Settings.model_fields]
-    unknown = [name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX) and name not in OF_OTHERS]
-    matches = {name: difflib.get_close_matches(name, known, 1, SIMILAR) for name in unknown if name not in known}
-    return {PREFIX + name: PREFIX + close[0] if close else "" for name, close in matches.items()}
-
-
 class SettingsError(Exception):
-    """An option holds what it must not; one line for each, naming flag, variable, value and what was expected."""
+    """Invalid options; one line for each, with the flag, the variable, the value and what was expected."""
 
 
 def load(arguments: list[str]) -> Settings:
-    """The settings that a command line and the environment give.
+    """Return the settings of a command line and the environment.
 
-    Raises SettingsError for a bad value. `--help` and unknown flags end the process, as argparse does.
+    Raises SettingsError for an invalid value. `--help` and unknown flags end the process, as argparse does.
     """
     return parsed(Settings, arguments, module="service")
 
@@ -275,9 +249,9 @@ def flags(kind: type[BaseSettings] = Settings) -> list[str]:
 
 
 def parsed(kind: type[Kind], arguments: list[str], *, module: str) -> Kind:
-    """As `load`, for the settings of the program that `python -m MODULE` starts."""
+    """Do the same as `load`, for the settings of the program that `python -m MODULE` starts."""
     for argument, following in pairwise([*arguments, "--"]):
-        # An empty variable is one that is not set; an empty flag is a mistake, such as "$TOKENS" where there is none.
+        # An empty variable counts as unset; an empty flag is a mistake, such as "$TOKENS" without a value.
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and (value if equals else following) == "":
             raise SettingsError(f"{_flag(flag[2:].replace('-', '_'))} is '': give a value, or leave it out")
@@ -291,8 +265,8 @@ def parsed(kind: type[Kind], arguments: list[str], *, module: str) -> Kind:
 
 
 def explain(error: ErrorDetails) -> str:
-    """What is wrong with one option: flag, variable, value and what was expected."""
-    if not error["loc"]:  # options that do not go together
+    """Describe an invalid option: flag, variable, value and what was expected."""
+    if not error["loc"]:  # a combination of options
         return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])
     expected = (

@@ -20,7 +20,8 @@ from digitserve import programs
 from digitserve.programs import PROGRAMS
 from ray_serve.config import ClusterSettings
 from service import __version__
-from service.config import OF_OTHERS, PREFIX, Settings, unknown_variables
+from service.config import PREFIX, Settings
+from service.environment import FOREIGN_VARIABLES, unknown_variables
 
 if TYPE_CHECKING:
     from conftest import ServiceProcess
@@ -319,7 +320,7 @@ def test_every_variable_that_the_tree_names_is_known_to_the_server() -> None:
     assert {"DIGITS_ADDRESS", "DIGITS_TLS_CA", "DIGITS_TOKEN_FILE"} <= {name.decode() for name in found}
     of_cluster = {PREFIX + name.upper() for name in ClusterSettings.model_fields}
     assert unknown_variables({name.decode(): "" for name in found} | dict.fromkeys(of_cluster, "")) == {}
-    assert not OF_OTHERS & {PREFIX + name.upper() for name in Settings.model_fields}
+    assert not FOREIGN_VARIABLES & {PREFIX + name.upper() for name in Settings.model_fields}
 
 
 @pytest.mark.parametrize(

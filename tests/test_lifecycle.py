@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import CapturingLogger
 
 from service.config import SettingsError, load
-from service.errors import StartError
+from service.errors import AddressInUse, StartError
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.runtime.components import choose_transport
+from service.runtime.server import compose
 from service.transports.native import transport as native
 
 pytestmark = pytest.mark.usefixtures("transport")
@@ -285,6 +287,37 @@ def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pyt
         "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
         "run `make native`, or choose grpcio"
     )
+
+
+def refuses_connections(port: int) -> bool:
+    with socket.socket() as peer:
+        return peer.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_stop_closes_all_that_start_opened(model_path: Path) -> None:
+    before = set(threading.enumerate())
+    server = compose(load([f"--model={model_path}", "--port=0", "--metrics-port=0"]), LOG)
+    await server.start()
+    assert server.health.is_serving()
+    assert not refuses_connections(server.port)
+    assert not refuses_connections(server.metrics_server.port)
+    await server.stop()
+    assert not server.health.is_serving()
+    assert refuses_connections(server.port)
+    assert refuses_connections(server.metrics_server.port)
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left & {"http", "watchdog", "model", "native", "native-model"}
+
+
+async def test_a_start_that_fails_closes_what_it_has_opened(model_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
+        server = compose(load([f"--model={model_path}", f"--port={port}", "--metrics-port=0"]), LOG)
+        with pytest.raises(AddressInUse):
+            await server.start()
+    assert server.metrics_server.port
+    assert refuses_connections(server.metrics_server.port)
+    assert "http" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -> None:

@@ -69,6 +69,7 @@ class Metrics(Collector):
         registry.register(self)
         self._make_request_counters(registry)
         self._make_operation_counters(registry)
+        self._make_reload_gauges(registry)
         self._make_gauges(registry)
 
     def _make_request_counters(self, registry: CollectorRegistry) -> None:
@@ -126,6 +127,8 @@ class Metrics(Collector):
             kind=("tls", "tokens"),
             result=("loaded", "rejected"),
         )
+
+    def _make_reload_gauges(self, registry: CollectorRegistry) -> None:
         self.last_reload_successful = Gauge(
             "digits_last_reload_successful",
             "1 if the last change of that kind was loaded, 0 if it was rejected.",
