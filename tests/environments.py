@@ -15,14 +15,14 @@ BACKEND = "hatchling==1.33.0"
 
 
 def requirements(*names: str) -> list[str]:
-    """What pip is asked for by digitserve and the extras, or by digitserve-client alone."""
+    """What scripts/requirements.py prints for these names, or what digitserve-client alone needs."""
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
         from requirements import client_requirements  # noqa: PLC0415 (a script, not a package)
         from requirements import requirements as of_server  # noqa: PLC0415
     finally:
         sys.path.pop(0)
-    return client_requirements(ROOT) if names == ("client alone",) else of_server(ROOT, ["export", *names])
+    return client_requirements(ROOT) if names == ("client alone",) else of_server(ROOT, list(names))
 
 
 def python_with(name: str, *packages: str, constrained: bool = False) -> Path:

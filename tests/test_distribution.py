@@ -74,7 +74,7 @@ def test_what_serving_does_without_is_known_to_no_module_of_the_service() -> Non
 
 def python_of(*wheels: Path) -> Path:
     """The Python of one environment for the server, with these wheels of ours and no other."""
-    python = python_with("digitserve", *requirements("client"), constrained=True)
+    python = python_with("digitserve", *requirements("export", "client"), constrained=True)
     install(python, *wheels)
     return python
 

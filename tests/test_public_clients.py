@@ -28,7 +28,7 @@ PROGRAMS = ROOT / "tests" / "public_clients"
 
 pytestmark = pytest.mark.slow
 
-REQUIREMENTS = requirements()
+REQUIREMENTS = requirements("export")
 """What `pip install digitserve` asks for."""
 
 BOUNDS = re.findall(r"^(\S+)>=(.+),<(.+)$", "\n".join(REQUIREMENTS), re.MULTILINE)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 
 from conftest import ROOT
+from environments import requirements
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,9 +21,8 @@ def listed() -> dict[str, tuple[str, str]]:
 
 
 def needed() -> set[str]:
-    """What the dependencies of pyproject.toml bring with them, as installed here."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found, line = set[str](), list(project["dependencies"])
+    """What serving asks for and what that brings with it, as installed here."""
+    found, line = set[str](), requirements()
     while line:
         asked = Requirement(line.pop())
         name = canonicalize_name(asked.name)
