@@ -219,7 +219,8 @@ def test_the_client_reads_digits_where_pip_installs_it_beside(
     name: str, server: ServiceProcess, pixels: Path, answers: list[int], tmp_path: Path, wheels: dict[str, Path]
 ) -> None:
     modules, packages = BESIDE[name]
-    python = python_with(f"beside-{name}", *requirements("client alone"), *packages)
+    needed = REQUIREMENTS if name in ("oldest", "newest") else requirements("client alone")  # one environment for both
+    python = python_with(f"beside-{name}", *needed, *packages)
     install(python, wheels["digitserve_client"])
     found = json.loads(run(python, PROGRAMS / "beside.py", server.address, pixels, *modules, cwd=tmp_path))
     assert found["digits"] == answers
@@ -236,7 +237,7 @@ def test_the_client_reads_digits_where_pip_installs_it_beside(
 def test_the_server_serves_with_the_packages_at_both_ends_of_their_bounds(
     name: str, model_path: Path, pixels: Path, answers: list[int], tmp_path: Path, wheels: dict[str, Path]
 ) -> None:
-    python = python_with(f"server-{name}", *REQUIREMENTS, *BESIDE[name][1])
+    python = python_with(f"beside-{name}", *REQUIREMENTS, *BESIDE[name][1])
     install(python, *wheels.values())
     ports = ("--port", "0", "--metrics-port", "0")
     command = [python, "-m", "service", "--log-format", "json", "--model", model_path, "--transport", "grpcio", *ports]
