@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 CLIENTS = ROOT / ".venv" / "clients"
@@ -25,12 +30,19 @@ def requirements(*names: str) -> list[str]:
     return client_requirements(ROOT) if names == ("client alone",) else of_server(ROOT, list(names))
 
 
+@contextlib.contextmanager
+def exclusive(name: str) -> Iterator[None]:
+    """Wait until no other worker has what is named so, and keep others from it."""
+    CLIENTS.mkdir(parents=True, exist_ok=True)
+    with (CLIENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def python_with(name: str, *packages: str, constrained: bool = False) -> Path:
     """A Python that has these packages; skips the test where pip cannot get them."""
-    CLIENTS.mkdir(parents=True, exist_ok=True)
     home = CLIENTS / name
-    with (CLIENTS / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may make it
+    with exclusive(name):  # another worker may make it
         python, installed = home / "bin" / "python", home / "installed"
         constraints = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
         wanted = "\n".join((*packages, *constraints))

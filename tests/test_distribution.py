@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import digitserve_client
 import pytest
 from conftest import ANSWERS_WITHIN, ROOT, SAMPLES, ServiceProcess, serving
-from environments import install, python_with, requirements
+from environments import exclusive, install, python_with, requirements
 from import_table import TABLE
 
 import service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from email.message import Message
     from pathlib import Path
 
@@ -72,11 +72,17 @@ def test_what_serving_does_without_is_known_to_no_module_of_the_service() -> Non
     assert set(left_out) <= set(pyproject(".")["project"]["dependencies"])
 
 
-def python_of(*wheels: Path) -> Path:
-    """The Python of one environment for the server, with these wheels of ours and no other."""
-    python = python_with("digitserve", *requirements("export", "client"), constrained=True)
-    install(python, *wheels)
-    return python
+@pytest.fixture
+def python_of() -> Iterator[Callable[..., Path]]:
+    """Puts wheels of ours, and no others, into the one environment for the server, whose Python it returns."""
+
+    def with_wheels(*wheels: Path) -> Path:
+        python = python_with("digitserve", *requirements("export", "client"), constrained=True)
+        install(python, *wheels)
+        return python
+
+    with exclusive("digitserve-in-use"):
+        yield with_wheels
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,7 @@ def metadata(archive: zipfile.ZipFile) -> Message:
 
 @pytest.mark.slow
 def test_the_server_by_itself_exports_serves_and_names_what_the_other_commands_need(
-    wheels: dict[str, Path], tmp_path: Path, digits: Any
+    wheels: dict[str, Path], python_of: Callable[..., Path], tmp_path: Path, digits: Any
 ) -> None:
     command = python_of(wheels["digitserve"]).with_name("digitserve")
     assert "serve" in run(command, "--help", cwd=tmp_path)
@@ -158,7 +164,9 @@ def started(command: Path, folder: Path) -> Iterator[ServiceProcess]:
 
 
 @pytest.mark.slow
-def test_the_main_job_is_done_from_an_empty_folder(wheels: dict[str, Path], tmp_path: Path) -> None:
+def test_the_main_job_is_done_from_an_empty_folder(
+    wheels: dict[str, Path], python_of: Callable[..., Path], tmp_path: Path
+) -> None:
     command = python_of(*wheels.values()).with_name("digitserve")
     run(command, "export", cwd=tmp_path)
     with started(command, tmp_path) as one:
