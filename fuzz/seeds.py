@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import sys
 import zlib
 from pathlib import Path
@@ -30,6 +31,7 @@ def seeds(target: str) -> list[bytes]:
     """Good inputs of a target."""
     made: dict[str, Callable[[], list[bytes]]] = {
         "messages": _messages,
+        "http": _http_bodies,
         "requests": _bodies,
         "model": lambda: [model_file()],
         "image": _pictures,
@@ -74,6 +76,19 @@ def _messages() -> list[bytes]:
         typed,
     ]
     return [bytes([rpc]) + message.SerializeToString() for rpc in range(20) for message in requests]
+
+
+def _http_bodies() -> list[bytes]:
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 784], "data": [7] * 784}
+    binary = {**tensor, "data": None, "parameters": {"binary_data_size": 784}}
+    output = {"name": "digit", "parameters": {"binary_data": True, "classification": 1}}
+    infer = json.dumps({"id": "1", "inputs": [tensor], "outputs": [output], "parameters": {"timeout": 10**9}}).encode()
+    text = json.dumps({"inputs": [binary], "parameters": {"binary_data_output": True}}).encode().ljust(200)
+    rows = json.dumps({"pixels": [[7] * 784], "include_hidden_layers": True, "model_version": "1"}).encode()
+    picture = _pictures()[0]
+    part = b'--XX\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + picture + b"\r\n--XX--\r\n"
+    bodies = (infer, text + bytes(784), gzip.compress(infer), rows, part, picture, b"{}")
+    return [bytes([form]) + body for form, body in enumerate(bodies)]
 
 
 def _bodies() -> list[bytes]:

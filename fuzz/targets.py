@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from service.handlers import MessageHandler
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 _MARK = b"\x0a\x0econtent_sha256\x12\x40"
 MOST_IMAGES = 8
 
@@ -54,7 +54,7 @@ class Messages:
     """
 
     def __init__(self) -> None:
-        path = _FOLDER / "served.onnx"
+        path = FOLDER / "served.onnx"
         path.write_bytes(model_file())
         metrics = Metrics(CollectorRegistry())
         limits = {"max_batch_size": MOST_IMAGES, "max_queued_images": 64, "inline": MOST_IMAGES}
@@ -90,7 +90,7 @@ class Messages:
 def any_model_file(data: bytes) -> None:
     """Any file as a model: one that serves, or ModelFileError; with its digest made right too, so that parsers run."""
     for content in (data, sealed(data)):
-        path = _FOLDER / "model.onnx"
+        path = FOLDER / "model.onnx"
         path.write_bytes(content)
         try:
             Model(path)
@@ -143,7 +143,7 @@ def any_options(data: bytes) -> None:
 
 def any_tokens(data: bytes) -> None:
     """Any file of tokens: one that lets nobody in who is not in it, or CredentialsError."""
-    path = _FOLDER / "tokens"
+    path = FOLDER / "tokens"
     path.write_bytes(data)
     try:
         tokens = Tokens(path, Metrics(CollectorRegistry()), _log())
@@ -171,12 +171,19 @@ def targets() -> dict[str, Callable[[], Callable[[bytes], None]]]:
     """By name; each is built when asked for."""
     return {
         "messages": Messages,
+        "http": _http_requests,
         "model": lambda: any_model_file,
         "image": lambda: any_image,
         "idx": lambda: any_idx,
         "options": lambda: any_options,
         "tokens": lambda: any_tokens,
     }
+
+
+def _http_requests() -> Callable[[bytes], None]:
+    from fuzz.http_requests import HttpRequests  # noqa: PLC0415 (it imports this module)
+
+    return HttpRequests()
 
 
 def no_environment() -> None:

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from conftest import ROOT, SAMPLES, serving
 from environments import CLIENTS, python_with
+from http_requests import http_address
 from PIL import Image
 from test_public_clients import go_program
 
@@ -216,7 +217,14 @@ def run(
 
 def here(text: str, service: ServiceProcess) -> str:
     """The block with the ports that this server has."""
-    return text.replace("localhost:50051", service.address).replace("localhost:9464", service.metrics_url.split("/")[2])
+    ports = {
+        "localhost:50051": service.address,
+        "localhost:9464": service.metrics_url.split("/")[2],
+        "localhost:8000": http_address(service),
+    }
+    for port, address in ports.items():
+        text = text.replace(port, address)
+    return text
 
 
 DOCUMENTS_WITH = sorted({block.document for block in BLOCKS if block.language in ("sh", "python")})
@@ -225,7 +233,7 @@ DOCUMENTS_WITH = sorted({block.document for block in BLOCKS if block.language in
 @pytest.fixture(scope="module")
 def running(model_path: Path) -> Iterator[ServiceProcess]:
     """A server for all documents, with the transport that a reader has."""
-    with serving(model_path) as service:
+    with serving(model_path, "--http-port", "0") as service:
         yield service
 
 
@@ -239,9 +247,8 @@ def test_every_block_runs(
             if block.language == "sh":
                 run_shell(block, folder, running)
             elif block.language == "python" and "tls/tls.crt" in block.text:
-                with serving(
-                    model_path, "--tls-cert", folder / "tls/tls.crt", "--tls-key", folder / "tls/tls.key"
-                ) as own:
+                tls = ("--tls-cert", folder / "tls/tls.crt", "--tls-key", folder / "tls/tls.key")
+                with serving(model_path, "--http-port", "0", *tls) as own:
                     run_python(block, folder, own)
             elif block.language == "python":
                 run_python(block, folder, running)

@@ -27,9 +27,10 @@ from service.pb.inference import open_inference_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TRIES = {"messages": 20_000, "idx": 20_000, "image": 300, "options": 300, "tokens": 500, "model": 100}
+TRIES = {"messages": 20_000, "http": 5_000, "idx": 20_000, "image": 300, "options": 300, "tokens": 500, "model": 100}
 LONG_TRIES = {
     "messages": 1_000_000,
+    "http": 500_000,
     "idx": 1_000_000,
     "image": 50_000,
     "options": 20_000,

@@ -89,6 +89,13 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self._set_read_phase("rest" if self.conn.their_state is h11.SEND_BODY else "")
 
+    def shutdown(self) -> None:
+        """Close the connection after its response, or at once if it has no request."""
+        try:
+            super().shutdown()
+        except h11.LocalProtocolError:  # the client has broken the protocol
+            self.transport.abort()
+
     def pause_writing(self) -> None:
         """Give the client limited time to read."""
         super().pause_writing()
