@@ -16,7 +16,7 @@ from service.transports.call_log import CallLogger
 from service.transports.status import code_name, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from structlog.typing import FilteringBoundLogger
 
@@ -33,14 +33,11 @@ class PythonCallbacks:
         answers: Mapping[str, MessageHandler],
         alternatives: Mapping[str, MessageHandler],
         log: FilteringBoundLogger,
-        *,
-        before_answer: Callable[[], None],
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self._answers = answers
         self._alternatives = {**answers, **alternatives}
         self._call_log = CallLogger(log)
-        self._before_answer = before_answer
         self._tasks: set[asyncio.Task[None]] = set()
 
     def allocate_batch(self, images: int) -> Pixels:
@@ -67,7 +64,6 @@ class PythonCallbacks:
     async def _answer(self, answer: MessageHandler, message: bytes, deadline: float, reply: Any) -> None:
         if reply.is_cancelled():
             return
-        self._before_answer()
         try:
             reply.complete(await answer(message, deadline))
         except Exception as error:  # noqa: BLE001 (every failure must reach the client)

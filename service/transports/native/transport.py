@@ -78,8 +78,7 @@ class NativeBatcher:
         self.max_queued_images = max_queued_images
         self.inline = INLINE_IMAGES if inline is None else inline
         metrics.queue_capacity.set(max_queued_images)
-        self.statistics = statistics
-        """Of this model alone."""
+        self._statistics = statistics
         self.server: Any = None
         """The `digitserve_native.Server`; the transport sets it."""
 
@@ -93,10 +92,17 @@ class NativeBatcher:
         """Of the same model."""
         return self.model.parameters
 
+    @property
+    def statistics(self) -> Statistics:
+        """Of the same model, with the native transport's counts up to now."""
+        if self.server is not None:
+            move_statistics(self.server.take_statistics(), self._statistics)
+        return self._statistics
+
     def swap(self, model: InferenceModel, statistics: Statistics) -> None:
         """As `Batcher.swap`: on the event loop, where the models of Python and of the queue change in one step."""
         self.server.set_model(model, model.info.name, model.info.version)
-        self.model, self.statistics = model, statistics
+        self.model, self._statistics = model, statistics
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
         """As `Batcher.predict`: the request's own rows, DeadlineExceeded or Overloaded."""
@@ -139,8 +145,7 @@ class NativeTransport:
             for service in services
             for name, alternative in service.alternatives.items()
         }
-        self._batcher = batcher
-        self._callbacks = PythonCallbacks(handlers, alternatives, telemetry.log, before_answer=self._collect_statistics)
+        self._callbacks = PythonCallbacks(handlers, alternatives, telemetry.log)
         self._server = batcher.server = import_module(WHEEL).Server(
             self._callbacks,
             [route(endpoint, config, security) for endpoint in rpcs],
@@ -198,9 +203,6 @@ class NativeTransport:
     def _set_tls(self, pem: Pem) -> None:
         verify_by_handshake(pem, _handshake_server)
         self._server.set_tls(*pem)
-
-    def _collect_statistics(self) -> None:
-        move_statistics(self._server.take_statistics(), self._batcher.statistics)
 
 
 @contextmanager
