@@ -82,6 +82,13 @@ def predict(
     png: Annotated[
         Path | None, output_file("--explain-png", help="write the pictures of --explain into this file too")
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="each digit of a picture of several side by side, from left to right")
+    ] = False,
+    save_png: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, metavar="FOLDER", help="write each image into this folder as it is sent, 28x28"),
+    ] = None,
     address: Address = "localhost:50051",
     timeout: Timeout = TIMEOUT,
     tls_ca: TlsCa = None,
@@ -96,7 +103,13 @@ def predict(
         from digitserve.reading import Reading  # noqa: PLC0415 (see above)
 
         reading = Reading(
-            client, None if as_json else Console(), limit, hidden=hidden, explain=explain or png is not None
+            client,
+            None if as_json else Console(),
+            limit,
+            hidden=hidden,
+            explain=explain or png is not None,
+            each=each,
+            save_to=save_png,
         )
         try:
             reading.read(files)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from digitserve_client.image import ImageError, NoDigitError, Pixels, read, read_bytes
+from digitserve_client.image import ImageError, NoDigitError, Pixels, Polarity, prepare_bytes, read
 from digitserve_client.messages import DigitsError
 from digitserve_client.pixels import PIXELS
+from digitserve_client.uncertainty import Inspection, doubts
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -126,9 +127,10 @@ async def read_picture(request: Request) -> Response:
     `preparing` what made the picture 28x28.
     """
     body, began = await _body(request), time.perf_counter()
-    light_on_black = request.query_params.get("ink") == "light"
+    polarity: Polarity = "light-on-dark" if request.query_params.get("ink") == "light" else "unknown"
+    seen = Inspection()
     try:
-        pixels = _pixels(body) if _is_raw(request) else await asyncio.to_thread(_to_pixels, body, light_on_black)
+        pixels, seen = (_pixels(body), seen) if _is_raw(request) else await asyncio.to_thread(_prepare, body, polarity)
     except NoDigitError as e:
         return JSONResponse({"digit": None, "nothing": f"the picture {e}"})
     prepared = time.perf_counter()
@@ -139,6 +141,8 @@ async def read_picture(request: Request) -> Response:
         {
             "pixels": pixels.tolist(),
             "digit": int(answers.digits[0]),
+            "second": int(answers.second[0]),
+            "warnings": doubts(answers.activations[0], seen),
             "layers": [_rounded(layer[0]) for layer in (answers.layer1, answers.layer2, answers.activations)],
             "sums": [_rounded(layer[0]) for layer in found.sums],
             "contributions": [
@@ -165,14 +169,14 @@ async def neuron(request: Request) -> Response:
     )
 
 
-def _to_pixels(picture: bytes, light_on_black: bool) -> Pixels:
+def _prepare(picture: bytes, polarity: Polarity) -> tuple[Pixels, Inspection]:
     try:
-        pixels: Pixels = read_bytes(picture, light_on_black=light_on_black)[0]
+        prepared = prepare_bytes(picture, polarity=polarity)
     except NoDigitError:
         raise
     except ImageError as e:
         raise HTTPException(422, f"the picture {e}") from None
-    return pixels
+    return prepared.pixels[0], prepared.inspections[0] if prepared.inspections else Inspection()
 
 
 async def _body(request: Request) -> bytes:

@@ -47,7 +47,7 @@ TABLE = (
     Package(
         "digitserve_client",
         ("digitserve_client.pb",),
-        ("PIL", "google", "grpc", "grpc_health", "grpc_status", "numpy"),
+        ("PIL", "google", "grpc", "grpc_health", "grpc_status", "numpy", "pillow_heif"),
     ),
     Package(
         "service.transports.http",

@@ -296,7 +296,7 @@ def test_any_drawing_is_784_pixels_or_no_digit(seed: int, most: int, side: int, 
     levels *= np.random.default_rng(seed).random((side, side, 1)) < 0.02
     picture = Image.fromarray(levels[..., 0]) if channels == "L" else Image.fromarray(levels, "LA")
     with contextlib.suppress(NoDigitError):
-        assert to_mnist(picture, light_on_black=channels == "L").shape == (784,)
+        assert to_mnist(picture, polarity="light-on-dark" if channels == "L" else "unknown").shape == (784,)
 
 
 def dense_seven(ground: tuple[int, int, int, int], pen: tuple[int, int, int, int]) -> Image.Image:
@@ -319,7 +319,7 @@ BLACK, WHITE, RED = (0, 0, 0, 255), (255, 255, 255, 255), (200, 0, 0, 255)
     ],
 )
 def test_a_dense_drawing_keeps_its_ink_where_that_is_known(picture: Image.Image, known: bool) -> None:
-    pixels = to_mnist(picture, light_on_black=known)
+    pixels = to_mnist(picture, polarity="light-on-dark" if known else "unknown")
     plain = np.asarray(dense_seven(BLACK, WHITE).convert("L"))
     rows, columns = np.flatnonzero(plain.max(axis=1)), np.flatnonzero(plain.max(axis=0))
     scale = 20 / (max(np.ptp(rows), np.ptp(columns)) + 1)
@@ -332,13 +332,13 @@ def test_a_drawing_that_is_only_begun_shows_no_digit(side: int) -> None:
     picture = Image.new("L", (280, 280))
     picture.paste(255, (100, 100, 100 + side, 100 + side))
     with pytest.raises(NoDigitError, match="shows no digit"):
-        to_mnist(picture, light_on_black=True)
+        to_mnist(picture, polarity="light-on-dark")
 
 
 def test_a_drawing_at_the_edge_of_its_pad_is_kept_whole() -> None:
     picture = Image.new("L", (280, 280))
     ImageDraw.Draw(picture).rectangle((0, 0, 279, 279), outline=255, width=22)
     ImageDraw.Draw(picture).rectangle((130, 130, 150, 150), fill=255)
-    pixels = to_mnist(picture, light_on_black=True).reshape(28, 28)
+    pixels = to_mnist(picture, polarity="light-on-dark").reshape(28, 28)
     assert pixels[4, 5:23].min() == 255
     assert pixels[13:15, 13:15].min() > 100

@@ -114,7 +114,7 @@ def test_true_is_ink() -> None:
 def picture(tmp_path: Path, name: str = "three.png") -> Path:
     """Dark on light, ten times as large, as somebody would draw it."""
     path = tmp_path / name
-    Image.fromarray(255 - DIGITS[30].reshape(28, 28)).resize((280, 280)).save(path)
+    Image.fromarray(255 - DIGITS[31].reshape(28, 28)).resize((280, 280)).save(path)
     return path
 
 

@@ -27,6 +27,7 @@ from digitserve_client.messages import (
 )
 from digitserve_client.pb.digits.v1.digits_pb2 import GetNetworkRequest
 from digitserve_client.pb.digits.v1.digits_pb2_grpc import DigitServiceStub
+from digitserve_client.pixels import inspect
 from digitserve_client.waiting import AsyncWaits, BlockingWaits
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ class AsyncDigitsClient(Connection):
         0 is background; ink is 255 as uint8, 1 as float, True as bool. A path, an open binary file or a PIL image is
         brought into that form first. docs/client.md has the table; what is ambiguous is refused with ValueError.
         """
-        request = to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
-        return to_predictions(*await self._call(self._stub.Predict, request, timeout))
+        images, inspections = inspect(pixels)
+        request = to_request(images, include_hidden_layers=include_hidden_layers, model_version=model_version)
+        return to_predictions(*await self._call(self._stub.Predict, request, timeout), inspections)
 
     async def explain(
         self: Connection,
@@ -88,8 +90,9 @@ class AsyncDigitsClient(Connection):
 
         Without neurons the output of the digit read in each image is explained.
         """
-        request = to_explain_request(pixels, neurons, model_version=model_version)
-        return to_explain_result(*await self._call(self._stub.Explain, request, timeout))
+        images, inspections = inspect(pixels)
+        request = to_explain_request(images, neurons, model_version=model_version)
+        return to_explain_result(*await self._call(self._stub.Explain, request, timeout), inspections)
 
     async def network(self: Connection, *, model_version: str = "", timeout: float | None = None) -> Network:
         """The network that serves."""

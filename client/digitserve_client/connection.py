@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import grpc
@@ -21,6 +22,7 @@ from digitserve_client.base import (
 )
 from digitserve_client.connection_diagnostics import PROBE_RESULT_TIMEOUT
 from digitserve_client.messages import to_predictions, to_request
+from digitserve_client.pixels import inspect
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from digitserve_client.messages import Predictions
     from digitserve_client.pb.digits.v1.digits_pb2 import PredictRequest
     from digitserve_client.pixels import Pixels
+    from digitserve_client.uncertainty import Inspection
     from digitserve_client.waiting import AsyncWaits, BlockingWaits
 
 Parameters = ParamSpec("Parameters")
@@ -66,9 +69,12 @@ class Connection(BaseClient):
         """Yield the answer to each batch; then raise what `batches` raised."""
         request_id, metadata = self._call_metadata()
         errors: list[Exception] = []
+        inspections: deque[tuple[Inspection, ...]] = deque()  # of the batches that are not answered yet
 
         def to_message(pixels: Pixels) -> PredictRequest:
-            return to_request(pixels, include_hidden_layers=include_hidden_layers, model_version=model_version)
+            images, seen = inspect(pixels)
+            inspections.append(seen)
+            return to_request(images, include_hidden_layers=include_hidden_layers, model_version=model_version)
 
         timeout_s = self._timeout_of(timeout)
         deadline = time.monotonic() + timeout_s
@@ -77,7 +83,7 @@ class Connection(BaseClient):
         replies = self._stub.PredictStream(requests, timeout=remaining, metadata=metadata)
         try:
             while (reply := await self._waits.read(replies)) is not aio.EOF:
-                yield to_predictions(reply, request_id)
+                yield to_predictions(reply, request_id, inspections.popleft() if inspections else ())
         except grpc.RpcError as e:
             raise self._call_error(e, request_id, timeout_s, await self._reason(e, deadline)) from None
         finally:

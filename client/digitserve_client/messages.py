@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from digitserve_client.pb.digits.v1.digits_pb2 import ExplainRequest, Neuron, PredictRequest
 from digitserve_client.pixels import to_bytes
+from digitserve_client.uncertainty import Inspection, doubts, runners_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +35,8 @@ Floats = npt.NDArray[np.float32]
 class Predictions:
     """The answers for n images: digits (n,), activations (n, 10) in 0..1; the hidden layers (n, 16) if asked for.
 
-    A sequence of the answers for each image, which are Predictions of n = 1.
+    A sequence of the answers for each image, which are Predictions of n = 1. `inspections` is what was seen of each
+    picture while it was prepared; empty where arrays were sent.
     """
 
     digits: npt.NDArray[np.int64]
@@ -43,6 +45,23 @@ class Predictions:
     layer2: Floats | None
     model_version: str
     request_id: str
+    inspections: tuple[Inspection, ...] = ()
+
+    @property
+    def second(self) -> npt.NDArray[np.int64]:
+        """The digits with the second highest activation, (n,)."""
+        return runners_up(self.activations)
+
+    @property
+    def warnings(self) -> tuple[tuple[str, ...], ...]:
+        """For each image what speaks against its answer, a sentence each; none of an answer to rely on."""
+        seen = self.inspections or (Inspection(),) * len(self)
+        return tuple(doubts(row, each) for row, each in zip(self.activations, seen, strict=True))
+
+    @property
+    def sure(self) -> npt.NDArray[np.bool_]:
+        """Whether each answer is without warnings, (n,)."""
+        return np.array([not each for each in self.warnings], np.bool_)
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -59,6 +78,7 @@ class Predictions:
             layer2=None if self.layer2 is None else self.layer2[rows],
             model_version=self.model_version,
             request_id=self.request_id,
+            inspections=self.inspections[rows],
         )
 
     def __iter__(self) -> Iterator[Predictions]:
@@ -148,8 +168,10 @@ def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_ver
     )
 
 
-def to_predictions(reply: PredictResponse | ExplainResponse, request_id: str) -> Predictions:
-    """The reply as arrays."""
+def to_predictions(
+    reply: PredictResponse | ExplainResponse, request_id: str, inspections: tuple[Inspection, ...] = ()
+) -> Predictions:
+    """The reply as arrays, with what was seen of the pictures that it answers."""
     n = len(reply.digits)
 
     def layer(values: Any, width: int) -> Floats:
@@ -162,6 +184,7 @@ def to_predictions(reply: PredictResponse | ExplainResponse, request_id: str) ->
         layer2=layer(reply.layer2, HIDDEN) if reply.layer2 else None,
         model_version=reply.model_version,
         request_id=request_id,
+        inspections=inspections,
     )
 
 
@@ -172,9 +195,11 @@ def to_explain_request(
     return ExplainRequest(pixels=to_bytes(pixels), neurons=map(_neuron, neurons), model_version=model_version)
 
 
-def to_explain_result(reply: ExplainResponse, request_id: str) -> ExplainResult:
+def to_explain_result(
+    reply: ExplainResponse, request_id: str, inspections: tuple[Inspection, ...] = ()
+) -> ExplainResult:
     """The reply as arrays."""
-    answers = to_predictions(reply, request_id)
+    answers = to_predictions(reply, request_id, inspections)
     n = len(answers.digits)
     sums = [np.array(s, np.float32).reshape(n, -1) for s in (reply.sums1, reply.sums2, reply.sums3)]
     each = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from digitserve_client.uncertainty import Inspection
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
     from PIL.Image import Image
+
+    from digitserve_client.image import Prepared
 
 PIXELS = 784
 SIDE = 28
@@ -67,6 +72,14 @@ def to_bytes(pixels: Pixels) -> bytes:
     return raw
 
 
+def inspect(pixels: Pixels) -> tuple[Pixels, tuple[Inspection, ...]]:
+    """The images for `to_bytes`, pictures among them prepared, and what was seen of each picture; () for arrays."""
+    if type(pixels) is np.ndarray or not _holds_pictures(pixels):
+        return pixels, ()
+    prepared = _read_all(pixels)
+    return prepared.pixels, prepared.inspections
+
+
 def to_mnist(picture: Pixels) -> Levels:
     """A photograph or drawing of one digit in MNIST's form, or the images of an IDX file: uint8 (n, 784).
 
@@ -75,7 +88,7 @@ def to_mnist(picture: Pixels) -> Levels:
     ImportError without Pillow.
     """
     if _holds_pictures(picture):
-        return _read_all(picture)
+        return _read_all(picture).pixels
     array = _array(picture)
     shape = array.squeeze().shape
     if shape == (PIXELS,):
@@ -85,7 +98,7 @@ def to_mnist(picture: Pixels) -> Levels:
         raise ImageError(
             f"picture is {_described(array)}; expected one picture, [height, width] or with 3 or 4 colours"
         )
-    found: Levels = _reader().from_array(_levels(array).reshape(shape))
+    found: Levels = _reader().from_array(_levels(array).reshape(shape)).pixels
     return found
 
 
@@ -113,7 +126,7 @@ def _is_images(shape: tuple[int, ...]) -> bool:
 def _array(pixels: Any) -> npt.NDArray[Any]:
     """The numbers of anything that has some; pictures are prepared."""
     if _holds_pictures(pixels):
-        return _read_all(pixels)
+        return _read_all(pixels).pixels
     if isinstance(pixels, np.ma.MaskedArray) and np.ma.is_masked(pixels):
         raise ImageError("pixels is an array with masked values; expected all of them: pass pixels.filled(0)")
     only_dlpack = hasattr(pixels, "__dlpack__") and not hasattr(pixels, "__array__")
@@ -218,23 +231,26 @@ def _holds_pictures(value: Any) -> bool:
     return _is_picture(value) or (isinstance(value, list | tuple) and bool(value) and _is_picture(value[0]))
 
 
-def _read_all(pictures: Any) -> Levels:
+def _read_all(pictures: Any) -> Prepared:
     if not isinstance(pictures, list | tuple):
         return _read(pictures)
-    return np.concatenate([_read(each) for each in pictures])
+    read = [_read(each) for each in pictures]
+    inspections = [each.inspections or (Inspection(),) * len(each.pixels) for each in read]
+    pixels = np.concatenate([each.pixels for each in read])
+    together: Prepared = _reader().Prepared(pixels, tuple(itertools.chain(*inspections)))
+    return together
 
 
-def _read(picture: Any) -> Levels:
+def _read(picture: Any) -> Prepared:
     image = _reader()
-    found: Levels
     if isinstance(picture, str) and "://" in picture:
         raise ImageError(f"{picture}: is a URL; expected a path, or what urllib.request.urlopen(URL) opens")
     if isinstance(picture, str | os.PathLike):
-        found = image.read(Path(picture))
+        found: Prepared = image.prepare_path(Path(picture))
     elif hasattr(picture, "read"):
-        found = image.read_file(picture)
+        found = image.prepare_file(picture)
     elif _is_picture(picture):
-        found = image.read_image(picture)
+        found = image.prepare_picture(picture)
     else:
         raise ImageError(f"pixels holds {type(picture).__name__} among pictures; expected paths, files or PIL images")
     return found

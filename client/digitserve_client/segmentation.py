@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageFilter
+
+from digitserve_client import rulings
+from digitserve_client.components import (
+    Mask,
+    digit_mask,
+    is_box,
+    is_frame,
+    label,
+    to_mask,
+    without_frames,
+    without_specks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,40 +27,106 @@ if TYPE_CHECKING:
 FAINTEST_INK = 25.0
 """Grey levels, of 255, between ink and paper below which a page is blank."""
 
+_FAINTEST_OUTLINE = 0.2
+"""Share of the pen's rise over the paper."""
+
+_FAINTER, _LEAST_DARK = 0.6, 0.3
+"""Share of the threshold over which ink counts where it goes on from darker, which must be that share of the whole."""
+
+_SMALLEST_OUTLINE = 0.15
+"""Share of the picture's longer side."""
+
+_LEAST_IN_BOX = 0.3
+"""Share of a box's height that a digit in it has; where less is left, the box was the digit."""
+
+_FAINTEST_OF_PEAK = 0.06
+"""Share of the darkest ink below which a drawing's pixel is noise, such as JPEG's."""
+
+_MOST_SHADOW = 0.2
+"""Share of a picture that may be a little darker than white before it is a photograph, over-exposed."""
+
 _COARSE = 64
 """Pixels of the longer side on which light and paper are judged: they change slowly."""
 
 _WIDER_THAN_A_STROKE = 25
 """Coarse pixels: what is darker than its surroundings and narrower than this is ink, not shadow."""
 
+_MOST_GAIN = 3.0
+"""How much darker a shadow may be than the light for the ink in it to count as much."""
+
 Grey = npt.NDArray[np.float64]
 Levels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-
-
-class Part(NamedTuple):
-    """A connected part of the ink: its runs (row, first column, column after the last), its area and its box."""
-
-    runs: list[tuple[int, int, int]]
-    area: int
-    top: int
-    left: int
-    bottom: int
-    right: int
 
 
 def find(grey: Grey) -> Grey | None:
     """How much ink each pixel has, 0..1, whatever the colours and the light; None for a blank page."""
-    rise = _above_paper(grey if _is_light_on_dark(grey) else 255.0 - grey)
-    threshold = _otsu(np.clip(rise, 0, 255))
-    inked = rise > threshold
+    drawn = _on_clean_ground(grey)
+    if drawn is not None:
+        return drawn
+    rise = _without_outlines(rulings.erase(_over_paper(grey)))
+    inked = rise > _otsu(rise)
     if not inked.any() or rise[inked].mean() - np.median(rise[~inked]) < FAINTEST_INK:
         return None
-    full = np.percentile(rise[inked], 75)
+    soft, threshold = _soft(rise)
+    kept = digit_mask(_with_fainter_ends(rise, threshold))
+    return np.where(_grown(kept), soft, 0.0)
+
+
+def _without_outlines(rise: Grey) -> Grey:
+    """The rise without boxes and circles around the digit, though fainter than the pen or touched by it."""
+    pen = float(np.percentile(rise, 99.5))
+    rise = rise.copy()
+    for part in label(rise > _FAINTEST_OUTLINE * pen):
+        if max(part.height, part.width) < _SMALLEST_OUTLINE * max(rise.shape):
+            continue
+        outline = to_mask([part], rise.shape)
+        if is_frame(part, label((rise > pen / 2) & ~outline)):
+            rise[_grown(outline)] = 0
+        elif is_box(part, rise.shape):
+            box = slice(part.top, part.bottom), slice(part.left, part.right)
+            within = rulings.erase_box(rise[box], pen)
+            if any(each.height >= _LEAST_IN_BOX * part.height for each in label(within > pen / 2)):
+                rise[box] = within
+    return rise
+
+
+def _with_fainter_ends(rise: Grey, threshold: float) -> Mask:
+    """What rises over the threshold, and what is a little fainter and connected with it, as where a pen is lifted."""
+    inked = rise > threshold
+    noise = 1.4826 * float(np.median(np.abs(rise - np.median(rise))))  # its standard deviation, were it Gaussian
+    fainter = max(_FAINTER * threshold, 4 * noise)
+    if fainter >= threshold:
+        return inked
+    parts = label(rise > fainter)
+    dark = [sum(np.count_nonzero(inked[row, start:end]) for row, start, end in part.runs) for part in parts]
+    kept = [part for part, n in zip(parts, dark, strict=True) if n >= _LEAST_DARK * part.area]
+    return to_mask(kept, rise.shape) | inked
+
+
+def _soft(rise: Grey) -> tuple[Grey, float]:
+    """The rise as ink 0..1, and the rise from which a pixel is more ink than paper."""
+    threshold = _otsu(rise)
+    full = float(np.percentile(rise[rise > threshold], 75))
     # The printed lines of an exercise book are ink too, but fainter than the pen.
     threshold = max(threshold, 0.4 * full)
-    soft = np.clip((rise - threshold / 2) / max(full - threshold / 2, 1), 0, 1)
-    return np.where(_digit(rise > threshold), soft, 0.0)
+    return np.clip((rise - threshold / 2) / max(full - threshold / 2, 1), 0, 1), threshold
+
+
+def _on_clean_ground(grey: Grey) -> Grey | None:
+    """The ink of a drawing or a binarized scan, whose ground is all black or all white, else None.
+
+    There is no light to even out, and what runs off the edge is the digit.
+    """
+    ground = float(np.median(grey))
+    if ground not in (0, 255):
+        return None
+    rise = np.abs(grey - ground)
+    peak = float(rise.max())
+    shadow = (rise > _FAINTEST_OF_PEAK * peak) & (rise < 0.4 * peak)
+    if peak < FAINTEST_INK or shadow.mean() > _MOST_SHADOW:
+        return None
+    soft, _ = _soft(rise)
+    return np.where(to_mask(without_specks(without_frames(label(_grown(soft > 0)))), grey.shape), soft, 0.0)
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
@@ -61,15 +139,24 @@ def _is_light_on_dark(grey: Grey) -> bool:
     return float(rows @ off**3 @ columns) > 0
 
 
-def _above_paper(rise: Grey) -> Grey:
-    """The rise of each pixel over the paper around it: a morphological opening, which keeps the edges of shadows."""
+def _over_paper(grey: Grey) -> Grey:
+    """The rise of each pixel's ink over the paper around it, in grey levels; in shadow as many as in the light."""
+    if _is_light_on_dark(grey):
+        return grey - _paper(grey)
+    darkness = 255.0 - grey
+    paper = _paper(darkness)
+    light = 255.0 - paper  # what falls on the paper falls on the ink too
+    return (darkness - paper) * np.clip(np.percentile(light, 90) / np.maximum(light, 1), 1, _MOST_GAIN)
+
+
+def _paper(rise: Grey) -> Grey:
+    """The paper under the ink: a morphological opening, which keeps the edges of shadows."""
     coarse = np.asarray(_image(_resized(rise, _COARSE)))
     margin = _WIDER_THAN_A_STROKE
     padded = np.pad(coarse, margin, mode="edge")
     # A pixel more is added than was taken, so that no line is left where page and table, or light and shadow, meet.
     opened = _over_squares(np.max, margin + 2, _over_squares(np.min, margin, padded))
-    paper = opened[margin:-margin, margin:-margin].astype(np.float64)
-    return rise - _resized(paper, max(rise.shape), rise.shape)
+    return _resized(opened[margin:-margin, margin:-margin].astype(np.float64), max(rise.shape), rise.shape)
 
 
 def _over_squares(extreme: Callable[..., Levels], side: int, values: Levels) -> Levels:
@@ -96,7 +183,7 @@ def _image(values: Grey) -> Image.Image:
 
 def _otsu(values: Grey) -> float:
     """The level that best parts the values in two: largest variance between the parts (Otsu, 1979)."""
-    counts, edges = np.histogram(values, bins=256, range=(0, 256))
+    counts, edges = np.histogram(np.clip(values, 0, 255), bins=256, range=(0, 256))
     weight = np.cumsum(counts)
     mean = np.cumsum(counts * edges[:-1])
     rest = weight[-1] - weight
@@ -105,66 +192,6 @@ def _otsu(values: Grey) -> float:
     return float(edges[int(np.nanargmax(np.where(rest > 0, between, -1)))])
 
 
-def _digit(inked: Mask) -> Mask:
-    """The ink of the digit alone, grown by a pixel to keep its soft edges."""
-    kept = np.zeros_like(inked)
-    for part in _without_specks(_without_frames(_without_edges(_parts(inked), inked.shape), inked.shape)):
-        for row, start, end in part.runs:
-            kept[row, start:end] = True
-    grown = Image.fromarray(kept).convert("L").filter(ImageFilter.MaxFilter(3))
-    return np.asarray(grown) > 0
-
-
-def _without_edges(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
-    """Without what runs off the picture, such as a table beside the page, unless that is all there is."""
-    enough = max(part.area for part in parts) / 50
-    whole = [p for p in parts if p.top > 0 and p.left > 0 and p.bottom < shape[0] and p.right < shape[1]]
-    return whole if any(part.area >= enough for part in whole) else parts
-
-
-def _without_frames(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
-    """Without a line drawn around everything else."""
-
-    def is_frame(part: Part) -> bool:
-        high, wide = part.bottom - part.top, part.right - part.left
-        return high > 0.6 * shape[0] and wide > 0.6 * shape[1] and part.area < 0.15 * high * wide
-
-    inside = [part for part in parts if not is_frame(part)]
-    enough = max(part.area for part in parts) / 20
-    return inside if any(part.area >= enough for part in inside) else parts
-
-
-def _without_specks(parts: list[Part]) -> list[Part]:
-    enough = max(part.area for part in parts) / 20
-    return [part for part in parts if part.area >= enough]
-
-
-def _parts(inked: Mask) -> list[Part]:
-    """The connected parts (eight neighbours)."""
-    edges = np.diff(np.pad(inked, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (rows, starts), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
-    parent = list(range(len(runs)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    above = 0  # the first run that may touch the present one from the row above
-    for i, (row, start, end) in enumerate(runs):
-        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start):
-            above += 1
-        j = above
-        while runs[j][0] == row - 1 and runs[j][1] <= end:
-            parent[root(j)] = root(i)
-            j += 1
-    found: dict[int, list[tuple[int, int, int]]] = {}
-    for i, run in enumerate(runs):
-        found.setdefault(root(i), []).append(run)
-    return [_part(runs) for runs in found.values()]
-
-
-def _part(runs: list[tuple[int, int, int]]) -> Part:
-    rows, starts, ends = zip(*runs, strict=True)
-    return Part(runs, sum(ends) - sum(starts), min(rows), min(starts), max(rows) + 1, max(ends))
+def _grown(mask: Mask) -> Mask:
+    """Grown by a pixel, to keep the ink's soft edges."""
+    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3))) > 0

@@ -1,0 +1,108 @@
+"""How the ink lies on the page: one digit, several side by side, or none."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from digitserve_client.components import Part, label, to_mask, without_specks
+from digitserve_client.uncertainty import Inspection
+
+__all__ = ["inspect", "separate"]
+
+Grey = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+_INKED = 0.4
+_LEAST_HEIGHT = 0.45
+"""Share of the highest part's height that another digit has; less is a dot, a comma or the sign between two."""
+
+_OVERLAP = 0.2
+"""Share of the narrower part's columns that it shares with another where both are strokes of one digit."""
+
+_WIDEST = 1.5
+_MOST_PARTS = 5
+_SOLID = 0.75
+_SLENDER = 2.0
+"""Columns a row of one digit; parts of one digit; share of its box that is ink, and rows a column where it is a 1."""
+
+_SMALLEST_HOLE = 1 / 400
+"""Share of the digit's larger side, squared."""
+
+
+def separate(ink: Grey) -> list[Grey]:
+    """The ink of each digit, from left to right; what is too small for a digit is left out where there are several."""
+    groups = _groups(_parts(ink))
+    if len(groups) == 1:
+        return [ink]
+    return [np.where(_near(to_mask(group, ink.shape)), ink, 0.0) for group in groups]
+
+
+def inspect(ink: Grey) -> Inspection:
+    """What is seen of the ink of one digit, (height, width) 0..1."""
+    rows, columns = (np.flatnonzero((ink > _INKED * ink.max()).any(axis=axis)) for axis in (1, 0))
+    digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Inspection(_describe(digit), _count_holes(digit > _INKED * ink.max()))
+
+
+def _describe(ink: Grey) -> tuple[str, ...]:
+    """What speaks against the ink being one digit, each a sentence."""
+    parts = _parts(ink)
+    groups = _groups(parts)
+    if len(groups) > 1:
+        return (f"picture: {len(groups)} digits side by side; expected one, or --each",)
+    top, left = (min(getattr(part, side) for part in parts) for side in ("top", "left"))
+    bottom, right = (max(getattr(part, side) for part in parts) for side in ("bottom", "right"))
+    height, width = bottom - top, right - left
+    warnings = []
+    if width > _WIDEST * height:
+        warnings.append("picture: the ink is much wider than high; expected one digit")
+    if len(parts) > _MOST_PARTS:
+        warnings.append(f"picture: {len(parts)} separate parts; expected one digit")
+    if sum(part.area for part in parts) > _SOLID * height * width and height < _SLENDER * width:
+        warnings.append("picture: a solid shape; expected the lines of a digit")
+    return tuple(warnings)
+
+
+def _count_holes(digit: Mask) -> int:
+    """The areas of paper that the ink encloses: one in a 0, 6 and 9, two in an 8."""
+    outside = np.pad(~digit, 1, constant_values=True)
+    enough = _SMALLEST_HOLE * max(digit.shape) ** 2
+    # Paper is connected over sides alone where ink is over corners too: each row is set apart by half a step.
+    doubled = outside.repeat(2, axis=0).repeat(2, axis=1)
+    doubled[:-1] &= doubled[1:]
+    doubled[:, :-1] &= doubled[:, 1:]
+    return sum(1 for part in label(doubled) if part.top > 0 and part.area > 4 * enough)
+
+
+def _parts(ink: Grey) -> list[Part]:
+    return without_specks(label(ink > _INKED * ink.max()))
+
+
+def _groups(parts: list[Part]) -> list[list[Part]]:
+    """The parts by the digit that they belong to, from left to right."""
+    groups: list[list[Part]] = []
+    for part in sorted(parts, key=lambda each: each.left):
+        if groups and _share_columns(groups[-1], part):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    enough = _LEAST_HEIGHT * max(map(_height, groups))
+    return [group for group in groups if _height(group) >= enough]
+
+
+def _height(group: list[Part]) -> int:
+    return max(part.bottom for part in group) - min(part.top for part in group)
+
+
+def _share_columns(group: list[Part], part: Part) -> bool:
+    left, right = min(each.left for each in group), max(each.right for each in group)
+    shared = min(right, part.right) - part.left
+    return shared > _OVERLAP * min(right - left, part.width)
+
+
+def _near(mask: Mask) -> Mask:
+    """The mask with its soft edges: a pixel more on all sides."""
+    around = np.pad(mask, 1)
+    rows = around[:-2] | around[1:-1] | around[2:]
+    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])

@@ -1,0 +1,117 @@
+"""Ink, as segmentation found it -> 28x28 pixels in MNIST's form.
+
+MNIST's page (LeCun, Cortes, Burges: "The MNIST database of handwritten digits") gives the form: the digit is scaled
+into 20x20 pixels with its proportions kept, and put into 28x28 so that its centre of mass is in the middle.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from digitserve_client.pixels import SIDE
+
+__all__ = ["BOX", "is_in_mnist_form", "normalize"]
+
+BOX = 20
+"""Pixels of the longer side of the digit."""
+
+ENLARGEMENT = 8
+"""The pen is measured and broadened at this many pixels for each of the 28x28, so that a step is a fraction of one."""
+
+PEN = 2.3
+"""Pixels in the 20x20 box: the median of MNIST's pens. A thinner one is broadened to it."""
+
+_EDGE = 0.3
+"""Share of the fullest ink from which a pixel is the digit's: the blur of a lens around it would make it smaller."""
+
+_LARGEST_SIDES = range(18, 22)
+_FARTHEST_FROM_MIDDLE = 1.1
+_LEAST_PEAK = 200
+"""What all of MNIST's test digits keep to: pixels of the longer side, pixels of the centre of mass, brightest level."""
+
+Levels = npt.NDArray[np.uint8]
+Grey = npt.NDArray[np.float64]
+
+
+def is_in_mnist_form(levels: Levels) -> bool:
+    """Whether a picture, light on black, is a digit as MNIST has them: its size, its place and its contrast."""
+    if levels.shape != (SIDE, SIDE) or np.median(levels) > 0 or levels.max() < _LEAST_PEAK:
+        return False
+    rows, columns = _extent(levels > 0)
+    if max(rows.stop - rows.start, columns.stop - columns.start) not in _LARGEST_SIDES:
+        return False
+    middle = (SIDE - 1) / 2
+    return all(abs(centre - middle) <= _FARTHEST_FROM_MIDDLE for centre in _centre_of_mass(levels))
+
+
+def normalize(ink: Grey) -> Levels:
+    """The ink of one digit, (height, width) 0..1 and not all 0, in MNIST's form: uint8 (28, 28)."""
+    rows, columns = _extent(ink > _EDGE * ink.max())
+    return _placed(_with_a_pen_like_mnists(_enlarged(ink[rows, columns])))
+
+
+def _extent(inked: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
+    rows, columns = (np.flatnonzero(inked.any(axis=axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _enlarged(digit: Grey) -> Grey:
+    """The digit with its longer side of 20 x `ENLARGEMENT`."""
+    scale = BOX * ENLARGEMENT / max(digit.shape)
+    height, width = (max(1, round(n * scale)) for n in digit.shape)
+    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    picture = Image.fromarray(digit.astype(np.float32)).resize((width, height), method)
+    return np.asarray(picture, np.float64).clip(0, 1)
+
+
+def _with_a_pen_like_mnists(digit: Grey) -> Grey:
+    pen = pen_width(digit) / ENLARGEMENT
+    if pen >= PEN:
+        return digit
+    # The digit is scaled down by what its outline gains, and its pen with it.
+    gain = (PEN - pen) * BOX / (BOX - PEN)
+    return _grown(digit, round(gain * ENLARGEMENT / 2))
+
+
+def pen_width(digit: Grey) -> float:
+    """Pixels across the pen's line: the area over half the length of its outline."""
+    inked = np.pad(digit > 0.5 * digit.max(), 1)
+    outline = np.count_nonzero(inked[1:] != inked[:-1]) + np.count_nonzero(inked[:, 1:] != inked[:, :-1])
+    # A slanting outline is counted along both axes: 4 / pi too long on average over all directions.
+    return float(2 * np.count_nonzero(inked) / (outline * math.pi / 4))
+
+
+def _grown(digit: Grey, by: int) -> Grey:
+    """The digit grown by so many pixels on all sides: by squares and crosses in turn, which together make octagons."""
+    grown = np.pad(digit, by)
+    for step in range(by):
+        around = np.pad(grown, 1)
+        rows = np.maximum(np.maximum(around[:-2], around[2:]), around[1:-1])
+        if step % 2:
+            grown = np.maximum(np.maximum(rows[:, :-2], rows[:, 2:]), rows[:, 1:-1])
+        else:
+            grown = np.maximum(np.maximum(around[1:-1, :-2], around[1:-1, 2:]), rows[:, 1:-1])
+    return grown
+
+
+def _placed(digit: Grey) -> Levels:
+    """The enlarged digit scaled into 20x20 and put into 28x28 by its centre of mass."""
+    scale = BOX / max(digit.shape)
+    height, width = (max(1, round(n * scale)) for n in digit.shape)
+    small = np.asarray(Image.fromarray(digit.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
+    small = small.astype(np.float64) * 255 / small.max()
+    placed = np.zeros((SIDE, SIDE), np.uint8)
+    top, left = (round((SIDE - 1) / 2 - centre) for centre in _centre_of_mass(small))
+    top, left = (min(max(at, 0), SIDE - n) for at, n in zip((top, left), small.shape, strict=True))
+    placed[top : top + height, left : left + width] = small.round()
+    return placed
+
+
+def _centre_of_mass(levels: npt.NDArray[np.floating | np.uint8]) -> tuple[float, float]:
+    mass = levels.astype(np.float64)
+    y, x = (float((np.arange(n) * mass.sum(axis=1 - axis)).sum() / mass.sum()) for axis, n in enumerate(mass.shape))
+    return y, x

@@ -1,0 +1,42 @@
+"""Whether an answer is to be relied on: what its activations leave open, and what its picture speaks against."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["HIGHEST_SECOND", "LOWEST_TOP", "Inspection", "doubts", "runners_up"]
+
+LOWEST_TOP, HIGHEST_SECOND = 0.5, 0.2
+"""Activations: an answer with a lower first or a higher second is unsure."""
+
+_HOLES = {0: (1,), 1: (0,), 2: (0, 1), 3: (0,), 4: (0, 1), 5: (0,), 6: (1,), 7: (0,), 8: (1, 2), 9: (0, 1)}
+"""How many areas of paper each digit encloses as people write it."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class Inspection(NamedTuple):
+    """What was seen of one picture while it was prepared: sentences, and how many areas of paper its ink encloses."""
+
+    warnings: tuple[str, ...] = ()
+    holes: int | None = None
+
+
+def runners_up(activations: Floats) -> npt.NDArray[np.int64]:
+    """The digits with the second highest activation, (n,), for activations (n, 10)."""
+    return np.asarray(np.argsort(-activations, axis=1, kind="stable")[:, 1], np.int64)
+
+
+def doubts(activations: Floats, inspection: Inspection) -> tuple[str, ...]:
+    """The warnings of one answer, (10,): those of its picture, and those of the answer itself."""
+    digit, second = np.argsort(-activations, kind="stable")[:2].tolist()
+    found = list(inspection.warnings)
+    if activations[digit] < LOWEST_TOP or activations[second] > HIGHEST_SECOND:
+        found.append(f"answer: {digit}, perhaps {second}; expected one clear digit")
+    if inspection.holes is not None and inspection.holes not in _HOLES[digit]:
+        expected = " or ".join(map(str, _HOLES[digit]))
+        found.append(f"answer: {digit}, but the ink encloses {inspection.holes} areas; expected {expected}")
+    return tuple(found)
