@@ -18,6 +18,9 @@ _LEAST_INSIDE = 0.3
 _LEAST_ON_EDGE = 0.1
 """Share of the weightiest part's ink that a part on the edge must have where the digit itself runs off."""
 
+_BORDER = 0.1
+"""Nearness to the middle, 0..1, on average over a part on the edge, below which it only runs along it."""
+
 _SPECK = 1 / 20
 """Share of the largest part's area below which a part is a speck."""
 
@@ -88,7 +91,7 @@ def to_mask(parts: Iterable[Part], shape: tuple[int, ...]) -> Mask:
 
 
 def without_edges(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
-    """Without what runs off the picture, such as a table beside the page, unless that is the digit itself."""
+    """Without what runs off the picture, such as a table beside the page, unless that is the digit; maybe none."""
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) for n in shape)
     along = np.concatenate([[0], np.cumsum(columns)])
 
@@ -100,7 +103,11 @@ def without_edges(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
     if sum(w for w, within in zip(weights, inside, strict=True) if within) >= _LEAST_INSIDE * sum(weights):
         return [part for part, within in zip(parts, inside, strict=True) if within]
     enough = _LEAST_ON_EDGE * max(weights)
-    return [part for part, within, w in zip(parts, inside, weights, strict=True) if within or w >= enough]
+    return [
+        part
+        for part, within, w in zip(parts, inside, weights, strict=True)
+        if within or w >= max(enough, _BORDER * part.area)
+    ]
 
 
 def without_frames(parts: list[Part]) -> list[Part]:
@@ -129,7 +136,7 @@ def is_box(part: Part, shape: tuple[int, ...]) -> bool:
 
 def without_specks(parts: list[Part]) -> list[Part]:
     """Without dust: what is small beside the largest part."""
-    enough = _SPECK * max(part.area for part in parts)
+    enough = _SPECK * max((part.area for part in parts), default=0)
     return [part for part in parts if part.area >= enough]
 
 

@@ -35,7 +35,7 @@ _AVIF_BRANDS = (b"avif", b"avis")
 def decode(content: bytes) -> Image.Image:
     """The picture in a file's content, decoded; ImageError for what is none, damaged or too large."""
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     if brand in _HEIF_BRANDS:
         _register_heif()
         formats = ("HEIF",)

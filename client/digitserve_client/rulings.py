@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 Grey = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -45,7 +46,7 @@ def erase(rise: Grey) -> Grey:
 
 def erase_box(rise: Grey, pen: float) -> Grey:
     """The rise within the outline of a box without its four sides, for a pen that rises so far."""
-    inset = max(2, min(rise.shape) // 8)  # beyond the sides that are crossed
+    inset = max(2, min(rise.shape) // 10)  # beyond the sides that are crossed
 
     def sides(values: Grey) -> list[Line]:
         near = 0.12 * len(values)
@@ -67,9 +68,21 @@ def _paper_lines(rise: Grey, pen: float, inset: int) -> list[Line]:
 
 
 def _across(rise: Grey, pen: float, inset: int) -> list[Line]:
-    """The straight lines from the left edge to the right."""
-    inked = rise > _FAINTEST_LINE * pen
+    """The straight lines from the left edge to the right, each once."""
+    found: list[Line] = []
+    for step in (1, 2, 3):  # a line from top to bottom hides those that cross it at one of these columns
+        for line in _across_from(rise, pen, step * inset):
+            if all(np.abs(line.rows - other.rows).mean() > line.thickness for other in found):
+                found.append(line)
+    return found
+
+
+def _across_from(rise: Grey, pen: float, inset: int) -> list[Line]:
+    """The straight lines through the ink of two columns, as far from the left edge as from the right."""
     height, width = rise.shape
+    if 2 * inset >= width - 1:
+        return []
+    inked = rise > _FAINTEST_LINE * pen
     left, right = (_runs(inked[:, column]) for column in (inset, width - 1 - inset))
     starts, ends = np.meshgrid([sum(run) / 2 for run in left], [sum(run) / 2 for run in right], indexing="ij")
     close = np.abs(starts - ends) <= _STEEPEST * width
@@ -91,17 +104,23 @@ def _runs(column: Mask) -> list[tuple[int, int]]:
 
 
 def _erased(rise: Grey, lines: list[Line], pen: float) -> Grey:
+    """The rise without the lines; where a stroke crosses one, it goes on from its one side to the other."""
     erased = rise.copy()
     height, width = rise.shape
-    row = np.arange(height)[:, None]
-    columns = np.arange(width)
+    row, columns = np.arange(height)[:, None], np.arange(width)
     for line in lines:
         reach = line.thickness / 2 + 1.5
+        above, below = (
+            _nearby(rise[np.clip(np.rint(line.rows + by).astype(int), 0, height - 1), columns])
+            for by in (-reach - 1, reach + 1)
+        )
+        crossing = np.broadcast_to(np.minimum(above, below), rise.shape)
+        is_darker = rise > (line.level + pen) / 2 if line.level < _AS_DARK_AS_PEN * pen else np.zeros_like(rise) > 0
         on_line = np.abs(row - line.rows) <= reach
-        beside = [np.clip(np.rint(line.rows + by).astype(int), 0, height - 1) for by in (-reach - 1, reach + 1)]
-        if line.level < _AS_DARK_AS_PEN * pen:
-            stroke = rise > (line.level + pen) / 2
-        else:
-            stroke = np.broadcast_to(np.maximum(*(rise[rows, columns] for rows in beside)) > 0.4 * pen, rise.shape)
-        erased[on_line & ~stroke] = 0
+        erased[on_line] = np.where(is_darker, rise, np.minimum(crossing, rise))[on_line]
     return erased
+
+
+def _nearby(values: Grey) -> Grey:
+    """The greatest within two columns: strokes cross at a slant."""
+    return np.asarray(sliding_window_view(np.pad(values, 2, mode="edge"), 5).max(axis=1))

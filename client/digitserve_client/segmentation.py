@@ -69,6 +69,8 @@ def find(grey: Grey) -> Grey | None:
         return None
     soft, threshold = _soft(rise)
     kept = digit_mask(_with_fainter_ends(rise, threshold))
+    if not kept.any():
+        return None
     return np.where(_grown(kept), soft, 0.0)
 
 

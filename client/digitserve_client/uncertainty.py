@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 __all__ = ["HIGHEST_SECOND", "LOWEST_TOP", "Inspection", "doubts", "runners_up"]
 
-LOWEST_TOP, HIGHEST_SECOND = 0.5, 0.2
+LOWEST_TOP, HIGHEST_SECOND = 0.6, 0.2
 """Activations: an answer with a lower first or a higher second is unsure."""
 
-_HOLES = {0: (1,), 1: (0,), 2: (0, 1), 3: (0,), 4: (0, 1), 5: (0,), 6: (1,), 7: (0,), 8: (1, 2), 9: (0, 1)}
+_HOLES = {0: (0, 1), 1: (0,), 2: (0, 1), 3: (0,), 4: (0, 1), 5: (0,), 6: (0, 1), 7: (0,), 8: (1, 2), 9: (0, 1)}
 """How many areas of paper each digit encloses as people write it."""
 
 Floats = npt.NDArray[np.float32]
