@@ -51,7 +51,7 @@ def test_an_unclear_answer_names_the_second(row: np.ndarray, said: tuple[str, ..
 def test_an_answer_that_does_not_fit_the_holes_of_its_ink_is_doubted(digit: int, holes: int, sure: bool) -> None:
     said = doubts(activations(**{f"d{digit}": 0.99}), Inspection((), holes))
     assert (not said) is sure
-    assert sure or f"the ink encloses {holes} areas" in said[0]
+    assert sure or f"the ink encloses {holes} area" in said[0]
 
 
 def test_predictions_tell_second_sure_and_warnings_of_each_image() -> None:

@@ -38,5 +38,6 @@ def doubts(activations: Floats, inspection: Inspection) -> tuple[str, ...]:
         found.append(f"answer: {digit}, perhaps {second}; expected one clear digit")
     if inspection.holes is not None and inspection.holes not in _HOLES[digit]:
         expected = " or ".join(map(str, _HOLES[digit]))
-        found.append(f"answer: {digit}, but the ink encloses {inspection.holes} areas; expected {expected}")
+        areas = "1 area" if inspection.holes == 1 else f"{inspection.holes} areas"
+        found.append(f"answer: {digit}, but the ink encloses {areas}; expected {expected}")
     return tuple(found)

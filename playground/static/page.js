@@ -268,7 +268,8 @@ function tell(reply, label, milliseconds) {
   $("digit").textContent = reply.digit;
   $("verdict").textContent = `Reads ${one(reply.digit)}, brightness ${brightness.toFixed(2)}` +
     (brightness < 0.5 ? ": no output is lit, so hardly a digit to it" : "") +
-    (label === null || label === reply.digit ? "." : `; it is ${one(label)}.`);
+    (reply.warnings.some((warning) => warning.includes("perhaps")) ? `; perhaps ${one(reply.second)}` : "") +
+    (label === null || label === reply.digit ? "." : `; it is ${one(label)}.`) + seen(reply.warnings);
   latencies.push(milliseconds);
   if (latencies.length > 200) latencies.shift();
   const sorted = [...latencies].sort((a, b) => a - b);
@@ -276,6 +277,10 @@ function tell(reply, label, milliseconds) {
   $("latency").textContent = `Stroke to answer ${milliseconds.toFixed(0)} ms (service ${reply.milliseconds.toFixed(1)} ms); ` +
     `last ${sorted.length}: p50 ${at(0.5)}, p95 ${at(0.95)} ms`;
 }
+
+/** What speaks against the picture being one digit, as sentences; what `predict` would expect instead is left out. */
+const seen = (warnings) => warnings.filter((warning) => warning.startsWith("picture: "))
+  .map((warning) => ` ${sentence(warning.slice("picture: ".length).split(";")[0])}`).join("");
 
 const one = (digit) => `${digit === 8 ? "an" : "a"} ${digit}`;
 
