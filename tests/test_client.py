@@ -336,7 +336,7 @@ def test_predict_as_json_is_one_document_and_nothing_else(
     server: ServiceProcess, digits: np.ndarray, tmp_path: Path
 ) -> None:
     picture = tmp_path / "digit.png"
-    Image.fromarray(255 - digits[30].reshape(28, 28)).resize((280, 280)).save(picture)
+    Image.fromarray(255 - digits[31].reshape(28, 28)).resize((280, 280)).save(picture)
     done = run("predict", IMAGES, picture, "--json", "--hidden", "--limit", "2", DIGITS_ADDRESS=server.address)
     answers = json.loads(done.stdout)
     assert [(a["file"], a["image"], a["digit"]) for a in answers] == [

@@ -88,7 +88,7 @@ def test_heic_names_what_reads_it() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    expected = "is a HEIC picture, which needs pillow-heif: pip install 'digitserve[heic]', or save it as JPEG"
+    expected = "is a HEIC picture, which needs pillow-heif: pip install 'digitserve-client[heic]', or save it as JPEG"
     assert done.stdout.strip() == expected
 
 

@@ -14,8 +14,8 @@ from digitserve_client.pixels import ImageError
 
 __all__ = ["FORMATS", "LARGEST_IMAGE", "cut_out", "decode", "to_grey", "upright"]
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
-"""What is opened: of all that Pillow knows, not what starts other programs (EPS) or is seldom met and less tested."""
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+"""What is opened: of all that Pillow knows, not what starts other programs (EPS) or is seldom met and less tested; AVIF and HEIF besides."""
 
 LARGEST_IMAGE = 100_000_000  # pixels: more than any camera, less than a decompression bomb
 
@@ -35,7 +35,7 @@ _AVIF_BRANDS = (b"avif", b"avis")
 def decode(content: bytes) -> Image.Image:
     """The picture in a file's content, decoded; ImageError for what is none, damaged or too large."""
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = ("AVIF",) if brand in _AVIF_BRANDS else FORMATS
     if brand in _HEIF_BRANDS:
         _register_heif()
         formats = ("HEIF",)
@@ -49,7 +49,7 @@ def decode(content: bytes) -> Image.Image:
             picture.load()
     except Image.DecompressionBombError:
         raise ImageError(f"has more pixels than the {LARGEST_IMAGE:,} that are read") from None
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, KeyError):  # KeyError: a Pillow that does not know the format
         if brand in _AVIF_BRANDS:
             raise ImageError("is an AVIF picture, which this Pillow cannot read: save it as PNG or JPEG") from None
         raise ImageError(f"is no picture ({', '.join(FORMATS)}) and no IDX file of images") from None
