@@ -58,7 +58,7 @@ class Reading:
     def read(self, files: Sequence[Path]) -> None:
         """Have each file read, and go on after one that is no image.
 
-        Raises DigitsError where the server fails; the file it failed on and those after it are then errors in `results`.
+        Raises DigitsError where the server fails; the file it failed on and those after it are errors in `results`.
         """
         for number, path in enumerate(files):
             try:

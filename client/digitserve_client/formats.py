@@ -15,7 +15,7 @@ from digitserve_client.pixels import ImageError
 __all__ = ["FORMATS", "LARGEST_IMAGE", "cut_out", "decode", "to_grey", "upright"]
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-"""What is opened: of all that Pillow knows, not what starts other programs (EPS) or is seldom met and less tested; AVIF and HEIF besides."""
+"""What is opened: of all that Pillow knows, not what starts other programs (EPS); AVIF and HEIF by their brand."""
 
 LARGEST_IMAGE = 100_000_000  # pixels: more than any camera, less than a decompression bomb
 
