@@ -21,6 +21,7 @@ from export import checkpoint, mnist, provenance, weaknesses
 from export import evaluate as evaluation
 from export.network import Activation
 from export.recipe import Distortion, Recipe
+from export.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,6 +71,12 @@ Out = Annotated[
         show_default="build/ACTIVATION.safetensors",
     ),
 ]
+Record = Annotated[
+    Path | None,
+    output_file(
+        "--record", help="write here accuracy and first-layer weights by epoch of the held-out run, for the playground"
+    ),
+]
 Model = Annotated[Path, typer.Argument(help="the file that `python -m export onnx` wrote")]
 Figures = Annotated[Path | None, output_file("--json", help="write the figures here too")]
 Weaknesses = Annotated[bool, typer.Option("--weaknesses", help="shifted, turned, noisy, inverted and blank ones too")]
@@ -104,6 +111,7 @@ def train(
     trial: Trial = False,
     folder: Folder = mnist.FOLDER,
     out: Out = None,
+    record: Record = None,
 ) -> None:
     """Train the network 784-16-16-10 on MNIST and write its weights, how they came about and how well they do.
 
@@ -116,7 +124,10 @@ def train(
     recipe = Recipe(activation, seeds, epochs, batch, learning_rate, weight_decay, brightness, limits)
     out = out or in_build(Path("build") / f"{activation}.safetensors")
     _prepare(out)
-    validation = _tried(recipe, digits, out.with_suffix(".png"))
+    recording = Recording(digits.validation) if record else None
+    validation = _tried(recipe, digits, out.with_suffix(".png"), recording)
+    if record and recording:
+        write_file(record, recording.save)
     if not trial:
         _final(recipe, digits, validation, out)
 
@@ -149,12 +160,12 @@ def evaluate(
         write_file(png_file, lambda path: plots.confusion(measurement, path))
 
 
-def _tried(recipe: Recipe, digits: Mnist, curve: Path) -> list[Measurement]:
+def _tried(recipe: Recipe, digits: Mnist, curve: Path, recording: Recording | None) -> list[Measurement]:
     """What the recipe comes to on the digits held out for choosing; draws how training went."""
     from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
     history: list[Epoch] = []
-    networks = _fit("held out", recipe, digits.fitting, digits.validation, history)
+    networks = _fit("held out", recipe, digits.fitting, digits.validation, history, recording)
     measurements = provenance.measurements(networks, digits.validation)
     _show("on the 10,000 held-out training digits, trained on the other 50,000", measurements)
     title = f"784-16-16-10, {recipe.activation} hidden units, {recipe.seeds} seeds"
@@ -177,7 +188,12 @@ def _final(recipe: Recipe, digits: Mnist, validation: list[Measurement], out: Pa
 
 
 def _fit(
-    task: str, recipe: Recipe, examples: Examples, held_out: Examples | None, history: list[Epoch]
+    task: str,
+    recipe: Recipe,
+    examples: Examples,
+    held_out: Examples | None,
+    history: list[Epoch],
+    recording: Recording | None = None,
 ) -> list[Network]:
     from export import train as training  # noqa: PLC0415 (jax is an extra, and takes a second to import)
 
@@ -192,7 +208,7 @@ def _fit(
             progress.update(bar, advance=1, description=f"{task}: loss {epoch.loss.mean():.4f}{right}")
 
         try:
-            return training.fit(recipe, examples, held_out, on_epoch)
+            return training.fit(recipe, examples, held_out, on_epoch, recording.add if recording else None)
         except ValueError as e:
             raise CommandError(f"training has diverged ({e}): --learning-rate or --brightness is too large") from e
 

@@ -48,8 +48,11 @@ def fit(
     examples: Examples,
     held_out: Examples | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    record: Callable[[list[Network]], None] | None = None,
 ) -> list[Network]:
     """The network of every seed, trained on these images; `on_epoch` hears how it goes.
+
+    `record` receives the networks before the first epoch and after each.
 
     The seeds differ in their first weights alone: they see the same distorted images in the same order, so that
     the first layer of all of them is one product of matrices. Raises ValueError where training has diverged.
@@ -59,9 +62,13 @@ def fit(
     states = jax.vmap(partial(_start, recipe, optimizer))(seeds)
     epoch = _compiled_epoch(recipe, optimizer)
     images, labels = jnp.asarray(examples.images), jnp.asarray(examples.labels)
+    if record:
+        record(networks(recipe.activation, states.parameters))
     for key in jax.random.split(jax.random.key(_IMAGES), recipe.epochs):
         states, losses = epoch(states, images, labels, key)
         accuracy = None if held_out is None else _accuracy(recipe.activation, states.parameters, held_out)
+        if record:
+            record(networks(recipe.activation, states.parameters))
         on_epoch(Epoch(np.asarray(losses, np.float64), accuracy))
     return networks(recipe.activation, states.parameters)
 
