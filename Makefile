@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
+.PHONY: help run play page web test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -20,6 +20,14 @@ run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on
 
 play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
 	@$(PY) scripts/run_playground.py
+
+page: ## put the page into OUT=build/page: opens from disk, served by any host
+	@rm -rf "$(or $(OUT),build/page)" && mkdir -p "$(or $(OUT),build/page)" && cp playground/static/* "$(or $(OUT),build/page)"
+	@echo "page: file://$(abspath $(or $(OUT),build/page))/index.html"
+
+web: ## build playground/static from playground/web; needs Node 20 or newer
+	@command -v npm >/dev/null || { echo "web: npm was not found: install Node from https://nodejs.org" >&2; exit 1; }
+	@cd playground/web && npm ci --silent --no-fund --no-audit && npm run --silent build
 
 test: .venv/dev.stamp model.onnx ## run the quick tests, in three minutes on two cores
 	@$(PYTEST) -m "not slow"
@@ -142,7 +150,7 @@ lock: ## write constraints.txt anew from the newest versions
 clean: ## remove what was made: .venv, model.onnx, caches
 	rm -rf .venv .venv-gpu .venv*.new .venv*.old model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	rm -rf native/model-check/target native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
-	rm -rf examples/go/pb examples/java/target examples/node/node_modules examples/rust/target
+	rm -rf playground/web/node_modules examples/go/pb examples/java/target examples/node/node_modules examples/rust/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 model.onnx: .venv/run.stamp $(EXPORTED)
