@@ -1,1 +1,1 @@
-"""The page that looks inside: draw a digit, see every layer; a gateway from the browser to the gRPC service."""
+"""The page that shows the network at work, and its gateway to the gRPC service; web/ holds the sources of static/."""

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Annotated
 
 # gRPC's C core writes to standard error in a format of its own; what matters of it reaches the page. Read at
@@ -21,7 +22,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 with startup.require_extra("play"):
     import typer
     import uvicorn
-    from digitserve_client.client import AsyncDigitsClient
     from digitserve_client.credentials import Token, channel_credentials
 
     from commandline import streams
@@ -29,6 +29,7 @@ with startup.require_extra("play"):
     from commandline.server_options import Address, TlsCa, TlsCert, TlsKey, TokenFile
     from playground import browser
     from playground.gateway import application
+    from playground.inspection import InspectedClient
 
 TIMEOUT = 2.0
 """Seconds that the service may take for one answer: a person is waiting."""
@@ -56,6 +57,14 @@ def play(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
+    compare: Annotated[
+        str,
+        typer.Option(
+            envvar="PLAY_COMPARE",
+            help="host:port of a second server, such as one with the ReLU network, with the same credentials",
+            rich_help_panel=PAGE,
+        ),
+    ] = "",
     open_browser: Annotated[
         bool,
         typer.Option(
@@ -73,14 +82,16 @@ def play(
     """
     try:
         credentials = channel_credentials(tls_ca, tls_cert, tls_key)
-        Token(token_file, address=address, encrypted=credentials is not None)
+        for to in filter(None, (address, compare)):
+            Token(token_file, address=to, encrypted=credentials is not None)
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
 
-    def connect() -> AsyncDigitsClient:  # on the event loop that will ask by it
-        return AsyncDigitsClient(address, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
+    def connect(to: str) -> InspectedClient:  # on the event loop that will ask by it
+        return InspectedClient(to, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
 
-    config = uvicorn.Config(application(connect), log_level="warning", server_header=False)
+    services = [partial(connect, to) for to in (address, compare) if to]
+    config = uvicorn.Config(application(services), log_level="warning", server_header=False)
     try:
         listening = _listening(host, port)
     except OSError as e:

@@ -1,47 +1,42 @@
-"""What the page asks, answered by the service over gRPC: nothing of the network is computed here."""
+"""The page and what it asks of the service, over gRPC. The page computes by itself too, so all of this may fail."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
-import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from digitserve_client.image import ImageError, NoDigitError, Pixels, Polarity, prepare_bytes, read
+from digitserve_client.image import ImageError, NoDigitError, Pixels, read_bytes
 from digitserve_client.messages import DigitsError
 from digitserve_client.pixels import PIXELS
-from digitserve_client.uncertainty import Inspection, doubts
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from commandline import sample_digits
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, MutableMapping
+    from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 
-    from digitserve_client.client import AsyncDigitsClient
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from playground.inspection import InspectedClient
+
 STATIC = Path(__file__).parent / "static"
+FILES = ("page.js", "numbers.js", "style.css", "icon.svg", "fonts-licence.txt")
 LARGEST_PICTURE = 32 * 2**20
 
-HARD = 5
-"""How many samples are offered of those that the network reads worst."""
-
-ABOVE_THE_FIRST = [(2, i) for i in range(16)] + [(3, i) for i in range(10)]
-"""The neurons whose contributions are drawn as lines."""
+BURST = 64
+"""Calls that the page may have made at once, to see them gathered."""
 
 HEADERS = {
-    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; font-src data:; "
+    b"img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"cross-origin-opener-policy": b"same-origin",
@@ -56,22 +51,27 @@ _HTTP_STATUS = {
 }
 
 
-def application(connect: Callable[[], AsyncDigitsClient]) -> Starlette:
-    """The ASGI application, over the digitserve server that `connect` gives a client of; it need not be up yet."""
+def application(connect: Sequence[Callable[[], InspectedClient]]) -> Starlette:
+    """The ASGI application over digitserve servers, a client of each from `connect`; they need not be up yet.
+
+    The first is the one whose network is shown; a second one is compared with it.
+    """
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, AsyncDigitsClient]]:
-        async with connect() as client:
-            yield {"client": client}
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, list[InspectedClient]]]:
+        async with contextlib.AsyncExitStack() as stack:
+            yield {"clients": [await stack.enter_async_context(make()) for make in connect]}
 
     return Starlette(
         routes=[
-            *(Route(f"/{path}", _file(name)) for path, name in (("", "index.html"), ("page.js", "page.js"))),
-            *(Route(f"/{name}", _file(name)) for name in ("style.css", "icon.svg")),
-            Route("/samples", samples),
-            Route("/network", network),
-            Route("/read", read_picture, methods=["POST"]),
-            Route("/neuron/{layer:int}/{index:int}", neuron, methods=["POST"]),
+            Route("/", _file("index.html")),
+            *(Route(f"/{name}", _file(name)) for name in FILES),
+            Route("/gateway", gateway),
+            Route("/service", describe),
+            Route("/network/{place:int}", network),
+            Route("/pixels", to_pixels, methods=["POST"]),
+            Route("/predict", predict, methods=["POST"]),
+            Route("/burst", burst, methods=["POST"]),
         ],
         middleware=[Middleware(_Secured)],
         exception_handlers={DigitsError: _refused, HTTPException: _failed},
@@ -79,104 +79,58 @@ def application(connect: Callable[[], AsyncDigitsClient]) -> Starlette:
     )
 
 
-async def samples(request: Request) -> Response:
-    """Real digits, each with label and 784 pixels, chosen by how the network that serves reads them.
-
-    `clear`: of each digit the one that is read best; `hard`: the few that are read worst, the worst first.
-    """
-    images = read(sample_digits.IMAGES)
-    labels = np.fromfile(sample_digits.LABELS, dtype=np.uint8)[8:]
-    answers = await request.state.client.predict(images)
-    worst_first = np.argsort(_margins(answers.activations, labels), kind="stable").tolist()
-    best = {int(labels[i]): i for i in worst_first}  # the last of each label stays
-
-    def offered(chosen: list[int]) -> list[dict[str, Any]]:
-        return [{"label": int(labels[i]), "pixels": images[i].tolist()} for i in chosen]
-
-    clear = [best[label] for label in sorted(best)]
-    return JSONResponse({"clear": offered(clear), "hard": offered(worst_first[:HARD])})
+async def gateway(request: Request) -> Response:
+    """That there is one: the page finds out whether it stands alone."""
+    return JSONResponse({"services": len(request.state.clients)})
 
 
-def _margins(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """By how much the output of the label is brighter than the brightest other, (n,); below 0 where it is misread."""
-    is_label = np.arange(outputs.shape[1]) == labels[:, None]
-    margins: np.ndarray = outputs[is_label] - np.where(is_label, -np.inf, outputs).max(axis=1)
-    return margins
+async def describe(request: Request) -> Response:
+    """What each service serves, what runs it, and its batches so far."""
+    return JSONResponse(await asyncio.gather(*(client.describe() for client in request.state.clients)))
 
 
 async def network(request: Request) -> Response:
-    """What serves, and its weights."""
-    found = await request.state.client.network()
-    return JSONResponse(
-        {
-            "name": found.name,
-            "version": found.version,
-            "activation": found.activation,
-            "accuracy": found.accuracy,
-            "weights": [_rounded(weights) for weights in found.weights],
-            "biases": [_rounded(biases) for biases in found.biases],
-        }
-    )
+    """The parameters of one service's network, W1 b1 W2 b2 W3 b3, as little-endian float32 in base64."""
+    clients, place = request.state.clients, request.path_params["place"]
+    if place >= len(clients):
+        raise HTTPException(404, f"service {place}: not there; expected 0 to {len(clients) - 1}")
+    found = await clients[place].network()
+    arrays = [array.reshape(-1) for pair in zip(found.weights, found.biases, strict=True) for array in pair]
+    return JSONResponse({"parameters": base64.b64encode(np.concatenate(arrays).astype("<f4").tobytes()).decode()})
 
 
-async def read_picture(request: Request) -> Response:
-    """A picture in any form, or 784 pixels as they are -> the pixels, every layer, and what the lines show.
-
-    With `?ink=light` the picture is a drawing, light on black. `digit` is null, and `nothing` says why, where the
-    picture shows none: whoever draws has only begun. `milliseconds` is what the service took as seen from here, and
-    `preparing` what made the picture 28x28.
-    """
-    body, began = await _body(request), time.perf_counter()
-    polarity: Polarity = "light-on-dark" if request.query_params.get("ink") == "light" else "unknown"
-    seen = Inspection()
+async def to_pixels(request: Request) -> Response:
+    """A picture in any form -> `pixels` in MNIST's form; `nothing` says why where it shows no digit."""
+    body = await _body(request)
     try:
-        pixels, seen = (_pixels(body), seen) if _is_raw(request) else await asyncio.to_thread(_prepare, body, polarity)
+        pixels = await asyncio.to_thread(_read, body)
     except NoDigitError as e:
-        return JSONResponse({"digit": None, "nothing": f"the picture {e}"})
-    prepared = time.perf_counter()
-    found = await request.state.client.explain(pixels.tobytes(), ABOVE_THE_FIRST)
-    answered = time.perf_counter()
-    answers, explanations = found.answers, found.explanations[0]
-    return JSONResponse(
-        {
-            "pixels": pixels.tolist(),
-            "digit": int(answers.digits[0]),
-            "second": int(answers.second[0]),
-            "warnings": doubts(answers.activations[0], seen),
-            "layers": [_rounded(layer[0]) for layer in (answers.layer1, answers.layer2, answers.activations)],
-            "sums": [_rounded(layer[0]) for layer in found.sums],
-            "contributions": [
-                [_rounded(e.contributions) for e in explanations if e.layer == layer] for layer in (2, 3)
-            ],
-            "model_version": answers.model_version,
-            "milliseconds": round((answered - prepared) * 1e3, 2),
-            "preparing": round((prepared - began) * 1e3, 2),
-        }
-    )
+        return JSONResponse({"nothing": f"the picture {e}"})
+    return JSONResponse({"pixels": pixels.tolist()})
 
 
-async def neuron(request: Request) -> Response:
-    """784 pixels -> why that neuron is as bright as it is on them."""
+async def predict(request: Request) -> Response:
+    """784 pixels -> one call to each service: its answer, its time and its messages."""
     pixels = _pixels(await _body(request))
-    asked = (request.path_params["layer"], request.path_params["index"])
-    try:
-        found = await request.state.client.explain(pixels.tobytes(), [asked])
-    except ValueError as e:
-        raise HTTPException(400, str(e)) from None
-    why = found.explanations[0][0]
-    return JSONResponse(
-        {"bias": why.bias, "contributions": _rounded(why.contributions), "gradient": _to_four_digits(why.gradient)}
-    )
+    calls = await asyncio.gather(*(client.call(pixels) for client in request.state.clients))
+    return JSONResponse([call.to_json() for call in calls])
 
 
-def _prepare(picture: bytes, polarity: Polarity) -> tuple[Pixels, Inspection]:
+async def burst(request: Request) -> Response:
+    """784 pixels -> BURST calls at once to the first service, and the batches that they became."""
+    milliseconds, batches = await request.state.clients[0].burst(_pixels(await _body(request)), BURST)
+    shown = [{"images": images, "runs": runs} for images, runs in sorted(batches.items())]
+    return JSONResponse({"calls": BURST, "milliseconds": round(milliseconds, 2), "batches": shown})
+
+
+def _read(picture: bytes) -> Pixels:
     try:
-        prepared = prepare_bytes(picture, polarity=polarity)
+        pixels: Pixels = read_bytes(picture)[0]
     except NoDigitError:
         raise
     except ImageError as e:
         raise HTTPException(422, f"the picture {e}") from None
-    return prepared.pixels[0], prepared.inspections[0] if prepared.inspections else Inspection()
+    return pixels
 
 
 async def _body(request: Request) -> bytes:
@@ -189,25 +143,10 @@ async def _body(request: Request) -> bytes:
     return bytes(content)
 
 
-def _pixels(body: bytes) -> Pixels:
+def _pixels(body: bytes) -> bytes:
     if len(body) != PIXELS:
         raise HTTPException(400, f"the body holds {len(body)} bytes; expected 784 pixels")
-    return np.frombuffer(body, np.uint8)
-
-
-def _is_raw(request: Request) -> bool:
-    return request.headers.get("content-type") == "application/octet-stream"
-
-
-def _rounded(values: Any) -> Any:
-    """As a person can tell them apart, in a third of the bytes."""
-    return np.round(values.astype(np.float64), 5).tolist()
-
-
-def _to_four_digits(values: Any) -> Any:
-    """Of the largest of them: the slopes of an output that is sure are tiny, and differ all the same."""
-    largest = max(float(np.abs(values).max()), 1e-30)
-    return np.round(values.astype(np.float64), 3 - math.floor(math.log10(largest))).tolist()
+    return body
 
 
 def _file(name: str) -> Any:

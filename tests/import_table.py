@@ -81,7 +81,11 @@ TABLE = (
         ("commandline",),
         ("jax", "matplotlib", "numpy", "onnx", "onnxruntime", "optax", "rich", "safetensors", "typer"),
     ),
-    Package("playground", ("commandline", "digitserve_client"), ("grpc", "numpy", "starlette", "typer", "uvicorn")),
+    Package(
+        "playground",
+        ("commandline", "digitserve_client", "digitserve_client.pb", "service.pb"),
+        ("google", "grpc", "numpy", "starlette", "typer", "uvicorn"),
+    ),
     Package(
         "ray_serve",
         (
