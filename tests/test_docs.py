@@ -39,7 +39,7 @@ NOT_RUN = {
     r"\S*python -m ray_serve|(\S*/)?(ray|serve) |.* --ray-address": "needs Ray; `make test-ray`",
     r"\S*pip install|\S*python -m pip install": "changes the environment that runs the tests",
     r"python -m export (train|evaluate|onnx --weights)": "trains for minutes, and needs MNIST",
-    r"python -m export (draw|out-of-distribution)|python scripts/draw_play": "draws for minutes",
+    r"python -m export (draw|out-of-distribution)|python scripts/(draw_play|page_numbers)": "writes files for minutes",
     r"python -m bench\.|python bench/balancing|CARGO_": "measures for minutes",
     r"kill -HUP PID": "there is no PID; test_reloader sends it",
     r".* --tls-ca tls/ca.crt": "needs files of one's own; test_credentials shows such",

@@ -1,0 +1,173 @@
+"""What the playground's gateway answers, over real servers: calls with their messages, networks, pictures, mistakes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from certificates import Authority
+from conftest import ANSWERS_WITHIN, serving
+from digitserve_client import DigitsClient
+from digitserve_client.image import read_bytes
+from digitserve_client.pb.digits.v1.digits_pb2 import PredictResponse
+from google.protobuf import text_format
+from PIL import Image, ImageDraw
+from playground_page import SEVEN, get, page_of, post
+
+from export import checkpoint
+from playground.gateway import BURST, FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def address(model_path: Path) -> Iterator[str]:
+    with serving(model_path) as service:
+        yield service.address
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[str]:
+    """Over one server, whichever transport that has: to the page they are one."""
+    with page_of(address) as found:
+        yield found
+
+
+def png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def drawn_seven() -> bytes:
+    picture = Image.new("RGBA", (280, 280), "black")
+    ImageDraw.Draw(picture).line([(140 + x, 140 + y) for x, y in SEVEN], fill="white", width=22, joint="curve")
+    return png(picture)
+
+
+def test_a_call_has_the_answer_of_the_service_and_both_messages(page: str, address: str, digits: np.ndarray) -> None:
+    [call] = post(page, "predict", digits[70].tobytes())
+    with DigitsClient(address) as client:
+        found = client.predict(digits[70], include_hidden_layers=True)
+    assert call["digit"] == found.digits[0] == 7
+    assert found.layer1 is not None
+    np.testing.assert_array_equal(np.float32(call["activations"]), found.activations[0])
+    np.testing.assert_array_equal(np.float32(call["layer1"]), found.layer1[0])
+    assert call["version"] == found.model_version
+    reply = text_format.Parse(call["reply"], PredictResponse()) if " ... " not in call["reply"] else None
+    assert reply is None or reply.digits == [7]
+    assert call["reply"].startswith("digits: 7\nactivations: ")
+    assert call["request"].startswith('pixels: "\\000\\000')
+    assert call["request"].endswith("include_hidden_layers: true")
+    assert call["request_bytes"] > 784
+    assert call["milliseconds"] > 0
+
+
+def test_what_serves_is_described(page: str, digits: np.ndarray) -> None:
+    post(page, "predict", digits[0].tobytes())
+    [found] = get(page, "service")
+    trained = checkpoint.load(checkpoint.committed("sigmoid")).network
+    assert found["sha256"] == trained.sha256()
+    assert found["activation"] == "sigmoid"
+    assert found["provider"] == "CPUExecutionProvider"
+    assert found["batches"][0]["images"] == 1
+    assert found["batches"][0]["runs"] >= 1
+    assert get(page, "gateway") == {"services": 1}
+
+
+def test_the_network_comes_to_the_last_bit(page: str) -> None:
+    found = np.frombuffer(base64.b64decode(get(page, "network/0")["parameters"]), "<f4")
+    trained = checkpoint.load(checkpoint.committed("sigmoid")).network
+    expected = np.concatenate([array.reshape(-1) for array in trained.parameters().values()])
+    # GetNetwork gives the first layer as the model file has it, divided by 255, times 255.
+    np.testing.assert_allclose(found, expected, rtol=3e-7)
+    assert found.shape == (13_002,)
+
+
+def test_calls_at_once_are_counted_by_the_batches_that_they_became(page: str, digits: np.ndarray) -> None:
+    found = post(page, "burst", digits[0].tobytes())
+    assert found["calls"] == BURST
+    assert sum(batch["images"] * batch["runs"] for batch in found["batches"]) == BURST
+
+
+def test_two_servers_answer_side_by_side(model_path: Path, make_model: Callable[..., Path], digits: np.ndarray) -> None:
+    with (
+        serving(model_path) as one,
+        serving(make_model("relu")) as other,
+        page_of(one.address, "--compare", other.address) as page,
+    ):
+        assert [service["activation"] for service in get(page, "service")] == ["sigmoid", "relu"]
+        calls = post(page, "predict", digits[70].tobytes())
+        assert [call["digit"] for call in calls] == [7, 7]
+        assert calls[0]["activations"] != calls[1]["activations"]
+        assert get(page, "network/0") != get(page, "network/1")
+
+
+def test_a_photograph_becomes_the_clients_own_pixels(page: str) -> None:
+    assert post(page, "pixels", drawn_seven(), "image/png")["pixels"] == read_bytes(drawn_seven())[0].tolist()
+
+
+def test_a_picture_without_a_digit_is_no_mistake(page: str) -> None:
+    found = post(page, "pixels", png(Image.new("L", (280, 280))), "image/png")
+    assert found["nothing"].startswith("the picture shows no digit")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "sentence"),
+    [
+        ("pixels", b"no picture", 422, "the picture is no picture"),
+        ("predict", bytes(783), 400, "the body holds 783 bytes; expected 784 pixels"),
+        ("burst", b"", 400, "the body holds 0 bytes; expected 784 pixels"),
+        ("network/1", None, 404, "service 1: not there; expected 0 to 0"),
+        ("other", b"", 404, "Not Found"),
+    ],
+)
+def test_each_mistake_has_its_sentence(page: str, path: str, body: bytes | None, status: int, sentence: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        get(page, path) if body is None else post(page, path, body)
+    assert refused.value.code == status
+    assert sentence in json.load(refused.value)["error"]
+    refused.value.close()
+
+
+@pytest.mark.parametrize("path", ["", *FILES, "gateway", "service", "network/0", "nothing"])
+def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{page}/{path}", timeout=ANSWERS_WITHIN) as reply:
+            headers, text = reply.headers, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        headers, text = error.headers, ""
+        error.close()
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "https://" not in text
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_server_with_tls_and_tokens_is_asked_too(model_path: Path, tmp_path: Path, digits: np.ndarray) -> None:
+    authority, token = Authority(tmp_path / "ours"), tmp_path / "token"
+    pair = authority.issue("server")
+    token.write_text("a-token-of-the-page")
+    secured: tuple[Any, ...] = ("--tls-cert", pair.certificate, "--tls-key", pair.key, "--tokens-file", token)
+    shown = ("--tls-ca", authority.certificate, "--token-file", token)
+    with serving(model_path, *secured) as service, page_of(service.address, *shown) as page:
+        assert post(page, "predict", digits[70].tobytes())[0]["digit"] == 7
+        assert get(page, "service")[0]["provider"] == "CPUExecutionProvider"
+
+
+def test_a_server_that_is_gone_is_an_error_with_its_code(model_path: Path, digits: np.ndarray) -> None:
+    with serving(model_path) as service, page_of(service.address) as page:
+        assert service.stop() == 0
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(page, "predict", digits[0].tobytes())
+        assert refused.value.code == 503
+        assert json.load(refused.value)["code"] == "UNAVAILABLE"
+        refused.value.close()
