@@ -151,6 +151,7 @@ class Settings(BaseSettings):
 
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
     metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
+    status_page: bool = Field(True, description="serve a status page at / on the metrics port")
     otlp_endpoint: str = Field(
         "", description="OTLP receiver over gRPC that traces go to, as http://localhost:4317; without it there are none"
     )

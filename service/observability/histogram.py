@@ -77,6 +77,10 @@ class Histogram:
         """Return the number of values."""
         return sum(self._counts)
 
+    def counts(self) -> tuple[int, ...]:
+        """Return the number of values of each bucket, the last one above all edges."""
+        return tuple(self._counts)
+
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
         """Add the series with these label values to `family`."""
         names = [*map(floatToGoString, self._edges), "+Inf"]

@@ -1,4 +1,4 @@
-"""/metrics for Prometheus and /healthz for probes without gRPC, over HTTP on its own port and threads."""
+"""/metrics, /healthz for probes without gRPC, and the status page, over HTTP on its own port and threads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from waitress.wasyncore import close_all
 
 from service.address import listen
 from service.healthcheck import publish_address
+from service.observability.status_page import PAGE_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from prometheus_client import CollectorRegistry
+
+    from service.observability.status_page import StatusPage
 
 _IDLE_TIMEOUT = 10
 """Seconds without a byte after which a connection is closed."""
@@ -35,7 +38,8 @@ _LIMITS: dict[str, Any] = {
     "outbuf_overflow": 2**30,
 }
 _METHODS = ("GET", "HEAD")
-_TEXT = ("Content-Type", "text/plain; charset=utf-8")
+_TEXT = "text/plain; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
 
 
 class MetricsServer:
@@ -49,10 +53,12 @@ class MetricsServer:
         registry: CollectorRegistry,
         is_serving: Callable[[], bool],
         health_text: Callable[[], str] = lambda: "",
+        status_page: StatusPage | None = None,
     ) -> None:
         self._metrics: WSGIApplication = make_wsgi_app(registry)
         self._is_serving = is_serving
         self._health_text = health_text
+        self._status_page = status_page
         self._sockets: dict[int, Any] = {}
         self.port = 0
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a request in the queue is no event either
@@ -79,10 +85,14 @@ class MetricsServer:
         address, bound_port = listeners[0].getsockname()[:2]
         self.port = int(bound_port)
         self._published = publish_address(address, self.port)
+        if self._status_page is not None:
+            self._status_page.start()
         return self.port
 
     def stop(self) -> None:
         """Close the port."""
+        if self._status_page is not None:
+            self._status_page.stop()
         if self._published is not None:
             os.close(self._published)
         # The loop of the library ends with its last socket; the thread that reads the sockets must close them.
@@ -100,6 +110,9 @@ class MetricsServer:
         if path == "/healthz":
             status, health = ("200 OK", "SERVING") if self._is_serving() else ("503 Service Unavailable", "NOT_SERVING")
             text = f"{health} {self._health_text()}".strip()
+        elif path == "/" and self._status_page is not None:
+            page = _reply(start_response, "200 OK", self._status_page.render(), *PAGE_HEADERS, content_type=_HTML)
+            return page if method == "GET" else []
         elif path == "/":
             status, text = "200 OK", "digitserve: /metrics for Prometheus, /healthz for health checks"
         else:
@@ -108,7 +121,9 @@ class MetricsServer:
         return body if method == "GET" else []
 
 
-def _reply(start_response: StartResponse, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
+def _reply(
+    start_response: StartResponse, status: str, text: str, *headers: tuple[str, str], content_type: str = _TEXT
+) -> list[bytes]:
     body = text.encode() + b"\n"
-    start_response(status, [_TEXT, ("Content-Length", str(len(body))), *headers])
+    start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body))), *headers])
     return [body]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.observability.metrics import Metrics, create_registry
 from service.observability.metrics_server import MetricsServer
+from service.observability.recent_events import RecentEvents
+from service.observability.status_page import StatusPage
 from service.observability.telemetry import Telemetry
 from service.runtime import components
 from service.runtime.device_recovery import DeviceRecovery
@@ -27,6 +30,8 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     transport_name = components.choose_transport(settings, log)
     registry = create_registry()
     metrics = Metrics(registry)
+    events = RecentEvents()
+    log = events.record(log)
     telemetry = Telemetry(metrics, log, components.tracing(settings, metrics, log))
     sessions = components.session_factory(settings, log)
     reloader = Reloader(components.model_repository(settings, sessions), metrics, log)
@@ -45,13 +50,17 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     )
     config = components.transport_config(settings, metrics)
     transport = components.transport(pipeline, telemetry, config, security, health)
+    health_text = partial(_health_text, health, models)
+    status_page = StatusPage(registry, metrics, events, health.is_serving, health_text)
     models.connect(pipeline.batcher)
     health.connect(transport.set_serving, watchdog, device_recovery, transport)
     return Server(
         settings=settings,
         telemetry=telemetry,
         transport_name=transport_name,
-        metrics_server=MetricsServer(registry, health.is_serving, lambda: _health_text(health, models)),
+        metrics_server=MetricsServer(
+            registry, health.is_serving, health_text, status_page if settings.status_page else None
+        ),
         security=security,
         health=health,
         device_recovery=device_recovery,
