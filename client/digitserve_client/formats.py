@@ -12,12 +12,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from digitserve_client.pixels import ImageError
 
-__all__ = ["FORMATS", "LARGEST_IMAGE", "cut_out", "decode", "to_grey", "upright"]
+__all__ = ["FORMATS", "LARGEST_IMAGE", "cut_out", "decode", "open_undecoded", "to_grey", "upright"]
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """What is opened: of all that Pillow knows, not what starts other programs (EPS); AVIF and HEIF by their brand."""
 
 LARGEST_IMAGE = 100_000_000  # pixels: more than any camera, less than a decompression bomb
+
+_TOO_LARGE = f"has more pixels than the {LARGEST_IMAGE:,} that are read"
 
 _DRAFT = (512, 512)
 """A JPEG is decoded no larger than needed."""
@@ -34,6 +36,19 @@ _AVIF_BRANDS = (b"avif", b"avis")
 
 def decode(content: bytes) -> Image.Image:
     """The picture in a file's content, decoded; ImageError for what is none, damaged or too large."""
+    picture = open_undecoded(content)
+    if picture.width * picture.height > LARGEST_IMAGE:
+        raise ImageError(_TOO_LARGE)
+    try:
+        picture.draft("L", _DRAFT)
+        picture.load()
+    except Exception:  # noqa: BLE001 (Pillow's decoders raise whatever the damage leads them to)
+        raise ImageError("is a damaged picture") from None
+    return picture
+
+
+def open_undecoded(content: bytes) -> Image.Image:
+    """The picture with its header read alone, as `decode` begins."""
     brand = content[8:12] if content[4:8] == b"ftyp" else b""
     formats: tuple[str, ...] = ("AVIF",) if brand in _AVIF_BRANDS else FORMATS
     if brand in _HEIF_BRANDS:
@@ -41,23 +56,16 @@ def decode(content: bytes) -> Image.Image:
         formats = ("HEIF",)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next lines set our own limit
-            picture = Image.open(io.BytesIO(content), formats=formats)
-        too_large = picture.width * picture.height > LARGEST_IMAGE
-        picture.draft("L", _DRAFT)
-        if not too_large:
-            picture.load()
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` sets our own limit
+            return Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError:
-        raise ImageError(f"has more pixels than the {LARGEST_IMAGE:,} that are read") from None
+        raise ImageError(_TOO_LARGE) from None
     except (UnidentifiedImageError, KeyError):  # KeyError: a Pillow that does not know the format
         if brand in _AVIF_BRANDS:
             raise ImageError("is an AVIF picture, which this Pillow cannot read: save it as PNG or JPEG") from None
         raise ImageError(f"is no picture ({', '.join(FORMATS)}) and no IDX file of images") from None
-    except Exception:  # noqa: BLE001 (Pillow's decoders raise whatever the damage leads them to)
+    except Exception:  # noqa: BLE001 (as in `decode`)
         raise ImageError("is a damaged picture") from None
-    if too_large:
-        raise ImageError(f"has more pixels than the {LARGEST_IMAGE:,} that are read")
-    return picture
 
 
 def _register_heif() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
-from digitserve_client import image
-from PIL import Image
+from digitserve_client import formats, image
 
 from service.errors import InvalidInput
 
@@ -27,8 +24,8 @@ def to_pixels(content: bytes) -> bytes:
 def _check_size(content: bytes) -> None:
     """Reject a large picture by its header, before it is decoded; other faults are left to the decoder."""
     try:
-        width, height = Image.open(io.BytesIO(content), formats=image.FORMATS).size
-    except Exception:  # noqa: BLE001 (Pillow raises many types for damaged files)
+        width, height = formats.open_undecoded(content).size
+    except image.ImageError:
         return
     if width * height > MAX_PICTURE_PIXELS:
         raise InvalidInput("file", f"has {width} x {height} pixels; expected at most {MAX_PICTURE_PIXELS:,}")
