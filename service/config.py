@@ -54,115 +54,122 @@ class Settings(BaseSettings):
         "Faults and stopping": "watchdog_timeout",
         "Observability": "metrics_host",
     }
-    """Of `--help`, each with the first field under it."""
+    """The headings of `--help`, each with the first field below it."""
 
     model: Path = Field(
         Path("model.onnx"),
-        description="the file that `python -m export onnx` wrote, or a folder of versions: FOLDER/3/model.onnx",
+        description="model file that `python -m export onnx` writes, or a folder of versions: FOLDER/3/model.onnx",
     )
     model_version: str = Field(
-        "", pattern="^([1-9][0-9]{0,17})?$", description="serve this version alone; without it the latest in the folder"
+        "", pattern="^([1-9][0-9]{0,17})?$", description="version to serve; by default the latest in the folder"
     )
     model_poll: Seconds = Field(
-        0.0, description="seconds between looks for another version or file; 0 looks at SIGHUP alone"
+        0.0,
+        description="polling interval for another version or file, in seconds; 0 disables (SIGHUP still reloads)",
     )
     model_control: bool = Field(
         False,
-        description="let RepositoryModelLoad look for another version too; needs --tokens-file or --tls-client-ca",
+        description="allow reloads by RepositoryModelLoad; needs --tokens-file or --tls-client-ca",
     )
     model_sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="refuse the model file unless it has this sha256 digest"
+        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 digest that the model file must have"
     )
 
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 or :: for all")
-    port: Port = Field(50051, description="port of gRPC; 0 takes a free one")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address of the gRPC port; 0.0.0.0 or :: for all addresses"
+    )
+    port: Port = Field(50051, description="gRPC port; 0 takes a free port")
     http_port: Port | None = Field(None, description="port of HTTP, off by default; 0 takes a free port")
     transport: Literal["auto", "native", "grpcio"] = Field(
-        "auto", description="what speaks gRPC; auto takes the fast native one where its wheel is installed"
+        "auto", description="gRPC transport; auto takes native, which is faster, if its wheel is installed"
     )
-    reflection: bool = Field(True, description="serve gRPC reflection, so that grpcurl and its like need no .proto")
+    reflection: bool = Field(True, description="gRPC reflection, with which grpcurl and similar tools need no .proto")
 
     tls_cert: Path | None = Field(
-        None, description="certificate chain in PEM for the gRPC port; files put in place by renaming are taken up"
+        None, description="certificate chain of the gRPC port in PEM; reloaded when the file changes"
     )
-    tls_key: Path | None = Field(None, description="the certificate's private key, PEM without a password")
+    tls_key: Path | None = Field(
+        None, description="private key of the certificate in PEM, without a password; reloaded too"
+    )
     tls_client_ca: Path | None = Field(
-        None, description="CA certificates in PEM: only callers with a certificate from one of them are let in"
+        None, description="CA certificates in PEM; clients then need a certificate from one of them"
     )
     tokens_file: Path | None = Field(
-        None, description="bearer tokens, one a line: only calls that bring one are answered; changes are taken up"
+        None, description="file of bearer tokens, one per line; calls then need one; reloaded when it changes"
     )
-    health_without_token: bool = Field(True, description="with tokens, answer gRPC health checks without one")
+    health_without_token: bool = Field(True, description="health checks without a token, if calls need one")
 
     provider: str = Field(
         "auto",
         pattern="^[a-z0-9]{1,32}$",
-        description="what runs the model: cpu, cuda, or another execution provider of the installed ONNX Runtime by "
-        "name, such as tensorrt or openvino; auto takes cuda where all of it works, else the cpu",
+        description="execution provider of the model: cpu, cuda, or the name of another one of the installed "
+        "ONNX Runtime, such as tensorrt or openvino; auto takes cuda if it works completely, else cpu",
     )
     provider_options: str = Field(
         "",
-        description="options of a provider that is named, handed to ONNX Runtime: key=value,key=value or a JSON object",
+        description="options of the named provider for ONNX Runtime: key=value,key=value or a JSON object",
     )
-    device_id: int = Field(0, ge=0, le=1023, description="which GPU, counted as nvidia-smi does")
+    device_id: int = Field(0, ge=0, le=1023, description="number of the GPU, as in nvidia-smi")
     gpu_memory_limit: str = Field(
         "",
         pattern="^([1-9][0-9]{0,11}(MiB|GiB)?)?$",
-        description="most memory for tensors on the GPU, in bytes, MiB or GiB: 512MiB; without it what there is",
+        description="maximum GPU memory for tensors, in bytes, MiB or GiB, such as 512MiB; by default unlimited",
     )
 
     max_batch_size: int = Field(
-        1024, ge=1, le=65536, description="most images in one message and in one run of the model"
+        1024, ge=1, le=65536, description="maximum number of images in one message and in one run of the model"
     )
     max_queued_images: int = Field(
-        65536, ge=1, le=10_000_000, description="most images that may wait for the model before calls are refused"
+        65536, ge=1, le=10_000_000, description="maximum number of images in the queue; further calls are rejected"
     )
     inline_images: int | None = Field(
         None,
         ge=0,
         le=65536,
-        description="run up to this many images on the thread that speaks to callers, more on a thread of their own; "
-        "unless told, as many as take it no longer than a call: 1024 on grpcio, 128 natively, none where a device runs "
-        "the model",
+        description="maximum number of images in a run on the transport's own thread; larger runs have a thread of "
+        "their own; by default 1024 on grpcio, 128 on native, 0 if a device runs the model",
     )
 
-    max_connections: int = Field(4096, ge=1, le=1_000_000, description="most connections; one more is closed at once")
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="maximum number of connections; one more is closed at once"
+    )
     max_concurrent_streams: int = Field(
-        1024, ge=1, le=1_000_000, description="most calls open at a time on one connection; more wait at the caller"
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="maximum number of concurrent calls on one connection; further calls wait at the client",
     )
     max_connection_age: Seconds = Field(
-        3600.0, description="seconds after which, give or take a tenth, callers are asked to connect anew; 0 is never"
+        3600.0, description="maximum connection age before GOAWAY, in seconds, +-10% jitter; 0 disables"
     )
     max_connection_idle: Seconds = Field(
-        900.0, description="seconds without a call after which a connection is ended; 0 is never"
+        900.0, description="time without a call before a connection is closed, in seconds; 0 disables"
     )
 
     watchdog_timeout: Seconds = Field(
         30.0,
-        description="seconds after which health says NOT_SERVING where a run of the model has not come back, or the "
-        "event loop stands still; 0 is never",
+        description="time before a hung run of the model or a blocked event loop sets health to NOT_SERVING, in "
+        "seconds; 0 disables",
     )
     drain_wait: Seconds = Field(
-        0.0, description="seconds between saying NOT_SERVING and refusing new calls, for load balancers to notice"
+        0.0, description="time between NOT_SERVING and the end of new calls, in seconds, for load balancers"
     )
-    shutdown_grace: Seconds = Field(
-        10.0, description="seconds that calls in flight have to finish when the server stops"
-    )
+    shutdown_grace: Seconds = Field(10.0, description="time for calls in flight when the server stops, in seconds")
 
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics and /healthz")
-    metrics_port: Port = Field(9464, description="port of /metrics and /healthz over HTTP; 0 takes a free one")
-    status_page: bool = Field(True, description="serve a status page at / on the metrics port")
+    metrics_port: Port = Field(9464, description="HTTP port of /metrics and /healthz; 0 takes a free port")
+    status_page: bool = Field(True, description="status page at / on the metrics port")
     otlp_endpoint: str = Field(
-        "", description="OTLP receiver over gRPC that traces go to, as http://localhost:4317; without it there are none"
+        "", description="OTLP receiver of traces over gRPC, such as http://localhost:4317; tracing is off without it"
     )
     trace_sample_ratio: float = Field(
-        1.0, ge=0, le=1, description="share of calls that are traced, where the caller has not decided by traceparent"
+        1.0, ge=0, le=1, description="ratio of traced calls, 0 to 1, among calls whose traceparent does not decide"
     )
 
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="auto is console on a terminal and json elsewhere"
+        "auto", description="format of the log; auto is console on a terminal and json elsewhere"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level of log lines")
 
     @field_validator("otlp_endpoint")
     @classmethod
