@@ -15,7 +15,7 @@ PARAMETER_COUNT = 13_002
 """784*16 + 16*16 + 16*10 weights and 16 + 16 + 10 biases, as the film counts them."""
 
 Activation = Literal["sigmoid", "relu"]
-"""What the two hidden layers squash with; the ten outputs are sigmoids in both variants."""
+"""Activation functions of the two hidden layers; the ten outputs are sigmoids in both variants."""
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -49,7 +49,7 @@ class Layers:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Weights (out, in) and biases (out,) of the three layers, float32, as in a' = squash(W a + b).
+    """Weights (out, in) and biases (out,) of the three layers, float32, as in a' = f(W a + b).
 
     Raises ValueError where a shape, a type or a value is not the network's.
     """

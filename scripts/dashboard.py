@@ -266,7 +266,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Winning activation",
             "short",
-            (("job:digits_confidence:mean1h", "mean"), ("job:digits_confidence:below_half1h", "share below 0.5")),
+            (("job:digits_confidence:mean1h", "mean"), ("job:digits_unsure:ratio1h", "share that is unsure")),
             "On the test images the mean is 0.94. Of all replicas together.",
         ),
     ),

@@ -16,12 +16,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import ANSWERS_WITHIN, serving, wait_until
+from digitserve_client import uncertainty
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from export import checkpoint
 from service import __version__
+from service.network import HIGHEST_SECOND, LOWEST_TOP
 from service.observability.histogram import MAX_EXEMPLAR_REQUEST_ID
 from service.observability.metrics import CONFIDENCE_BUCKETS, Metrics
 from service.observability.metrics_server import MetricsServer
@@ -118,10 +120,17 @@ def test_confidence_is_counted_for_every_image_answered(
     series = after_traffic[0].series()
     assert series["digits_confidence_count", ()] == 112
     network = checkpoint.load(checkpoint.committed("sigmoid")).network
-    confidences = network.forward(np.concatenate([digits[:7], digits, digits[:5]])).activations.max(axis=1)
+    activations = network.forward(np.concatenate([digits[:7], digits, digits[:5]])).activations
+    second, confidences = np.sort(activations, axis=1)[:, -2:].T
+    unsure = (confidences < LOWEST_TOP) | (second > HIGHEST_SECOND)
+    assert series["digits_unsure_total", ()] == unsure.sum() > 0
     assert series["digits_confidence_sum", ()] == pytest.approx(confidences.sum(), rel=1e-5)
     for edge in CONFIDENCE_BUCKETS:
         assert series["digits_confidence_bucket", (str(edge),)] == (confidences <= edge).sum()
+
+
+def test_the_client_and_the_server_call_the_same_answers_unsure() -> None:
+    assert (uncertainty.LOWEST_TOP, uncertainty.HIGHEST_SECOND) == (LOWEST_TOP, HIGHEST_SECOND)
 
 
 def test_a_batch_is_counted_as_its_images_one_by_one() -> None:

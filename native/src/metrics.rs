@@ -8,6 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::inference::{Predictions, CLASSES};
 use crate::status::CODES;
 
+/// As in `service.network`, which says why.
+const LOWEST_TOP: f32 = 0.6;
+const HIGHEST_SECOND: f32 = 0.2;
+
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -148,6 +152,8 @@ pub struct ModelMetrics {
     pub batch_size: Histogram,
     /// The highest activation of each image, in billionths.
     pub confidence: Histogram,
+    /// Images whose highest activation is below `LOWEST_TOP`, or whose second is above `HIGHEST_SECOND`.
+    pub unsure: Counter,
     pub digits: [Counter; CLASSES],
     pub cancelled: Counter,
     pub deadline_exceeded: Counter,
@@ -177,6 +183,7 @@ impl ModelMetrics {
             queue: Histogram::new(latency, 1e9),
             batch_size: Histogram::new(batch_size, 1.0),
             confidence: Histogram::new(confidence, 1e9),
+            unsure: Counter::default(),
             digits: std::array::from_fn(|_| Counter::default()),
             cancelled: Counter::default(),
             deadline_exceeded: Counter::default(),
@@ -190,12 +197,15 @@ impl ModelMetrics {
         self.inference.observe(nanos(duration));
         self.batch_size.observe(predictions.digits.len() as u64);
         let mut by_digit = [0u64; CLASSES];
+        let mut unsure = 0;
         for (digit, row) in predictions.digits.iter().zip(predictions.activations.chunks_exact(CLASSES)) {
             let digit = usize::from(*digit);
             by_digit[digit] += 1;
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 1
             self.confidence.observe((f64::from(row[digit]) * 1e9).round() as u64);
+            unsure += u64::from(is_unsure(row, digit));
         }
+        self.unsure.add(unsure);
         for (counter, n) in self.digits.iter().zip(by_digit).filter(|(_, n)| *n > 0) {
             counter.add(n);
         }
@@ -215,6 +225,12 @@ impl Statistics {
         drop(batches);
         self.last_inference_ms.set(unix_ms());
     }
+}
+
+/// Whether the rule of `service.network` calls an answer unsure.
+fn is_unsure(activations: &[f32], digit: usize) -> bool {
+    let others = activations.iter().enumerate().filter(|(index, _)| *index != digit);
+    activations[digit] < LOWEST_TOP || others.into_iter().any(|(_, activation)| *activation > HIGHEST_SECOND)
 }
 
 fn unix_ms() -> u64 {
@@ -251,6 +267,7 @@ mod tests {
         statistics.record_run(3, 2, Duration::from_micros(5));
         assert_eq!((model.digits[7].get(), model.digits[3].get()), (2, 1));
         assert_eq!(model.confidence.read(), (vec![0, 3, 0], 2_250_000_000));
+        assert_eq!(model.unsure.get(), 3); // all ten activations are 0.75
         assert_eq!(statistics.compute_infer.take(), (2, 10_000));
         assert_eq!(statistics.batches.lock().unwrap().get(&3), Some(&(1, 5_000)));
     }

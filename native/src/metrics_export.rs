@@ -35,6 +35,7 @@ pub fn export_model<'py>(
     dict.set_item("queue", metrics.queue.read())?;
     dict.set_item("batch_size", metrics.batch_size.read())?;
     dict.set_item("confidence", metrics.confidence.read())?;
+    dict.set_item("unsure", metrics.unsure.get())?;
     dict.set_item("last_inference_ms", metrics.last_inference_ms.get())?;
     dict.set_item("digits", metrics.digits.each_ref().map(Counter::get).to_vec())?;
     dict.set_item("cancelled", metrics.cancelled.get())?;

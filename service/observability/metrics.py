@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service import __version__
+from service.network import HIGHEST_SECOND, LOWEST_TOP
 from service.observability.histogram import Histogram
 from service.observability.logs import LossyStderr
 from service.observability.rpc_metrics import LATENCY_BUCKETS, collect_rpcs
@@ -59,6 +60,7 @@ class Metrics(Collector):
         self.queue = Histogram(LATENCY_BUCKETS)
         self.batch_size = Histogram(BATCH_BUCKETS)
         self.confidence = Histogram(CONFIDENCE_BUCKETS)
+        self.unsure = 0
         self.by_digit = [0] * 10
         self.connections_rejected: dict[str, int] | None = None
         """By reason; None with a transport that does not report it (see `NATIVE_SERIES`)."""
@@ -171,10 +173,14 @@ class Metrics(Collector):
             digit = digits.item()
             self.by_digit[digit] += 1
             self.confidence.observe(activations.item(digit))
+            *_, second, top = sorted(activations[0].tolist())
+            self.unsure += top < LOWEST_TOP or second > HIGHEST_SECOND
             return
         for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
             self.by_digit[digit] += count
         self.confidence.observe_all(activations[np.arange(len(digits)), digits])
+        second, top = np.partition(activations, (-2, -1), axis=1)[:, -2:].T
+        self.unsure += int(((top < LOWEST_TOP) | (second > HIGHEST_SECOND)).sum())
 
     def set_model_info(self, info: ModelInfo, *, provider: str, runtime: str, transport: str) -> None:
         """Set the labels of `digits_model_info` and `digits_server_info`."""
@@ -218,6 +224,11 @@ class Metrics(Collector):
         for digit, count in enumerate(self.by_digit):
             predictions.add_metric([str(digit)], count)
         yield predictions
+        yield CounterMetricFamily(
+            "digits_unsure",
+            f"Images answered with a highest activation below {LOWEST_TOP} or a second above {HIGHEST_SECOND}.",
+            value=self.unsure,
+        )
         yield CounterMetricFamily(
             "digits_log_lines_dropped",
             "Log lines that could not be written, for example to a full disk.",

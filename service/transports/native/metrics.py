@@ -47,6 +47,7 @@ class NativeMetricsBridge:
             _update_histogram(getattr(metrics, name), counts[name], _SECONDS)
         _update_histogram(metrics.batch_size, counts["batch_size"], 1)
         metrics.by_digit[:] = counts["digits"]
+        metrics.unsure = counts["unsure"]
         metrics.queue_images.set(counts["queued_images"])
         metrics.last_success.set(counts["last_inference_ms"] / 1e3)
         for reason, before in self._dropped.items():
