@@ -101,8 +101,8 @@ class DigitServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Reads the images of one message and shows how: every layer, the sums before the activation function, and for chosen neurons
-        what each neuron or pixel below them contributed.
+        """Reads the images of one message and shows how: every layer, the sums before the activation function, and for
+        chosen neurons what each neuron or pixel below them contributed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
