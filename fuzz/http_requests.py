@@ -94,8 +94,13 @@ class HttpRequests:
 
 
 class _Connection:
+    closes_after_response = False
+
     def begin_request(self) -> None:
         pass
 
     def set_authenticated(self) -> None:
+        pass
+
+    def close_after_response(self) -> None:
         pass

@@ -166,8 +166,8 @@ async def test_stop_lets_requests_finish_and_closes_idle_connections(model: Mode
             await http.connect()
         assert not stopped.done()
         http.held.go.set()
-        status, _headers, _ = await busy
-        assert status == 200
+        status, headers, _ = await busy
+        assert (status, headers["connection"]) == (200, "close")
         await stopped
         for writer in (idle_writer, partial_writer):
             writer.close()
@@ -284,6 +284,15 @@ class TestTokens:
         assert (wrong.status, wrong.json) == (401, {"error": "authorization: invalid bearer token"})
         good = client.post(INFER, infer_document(digits[:1]), authorization=f"Bearer {TOKEN}")
         assert good.status == 200
+
+    def test_a_connection_without_token_is_closed_after_its_response(self, client: Client) -> None:
+        host, port = http_address(client.service).rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN) as one:
+            one.sendall(b"GET /v2 HTTP/1.1\r\nhost: a\r\n\r\n")
+            received = b""
+            while chunk := one.recv(4096):
+                received += chunk
+            assert received.startswith(b"HTTP/1.1 401")
 
     def test_health_needs_none(self, client: Client) -> None:
         assert client.get("/v2/health/live").status == client.get("/v2/health/ready").status == 200

@@ -13,7 +13,7 @@ from service.errors import Unauthenticated
 from service.transports.call_log import CallLogger
 from service.transports.http.body import BodyBudget
 from service.transports.http.errors import HttpError, Response, to_response
-from service.transports.http.metrics import HttpMetrics
+from service.transports.http.metrics import HttpMetrics, method_label
 from service.transports.http.routes import Request
 from service.transports.request_id import REQUEST_ID, request_id_from
 
@@ -74,7 +74,7 @@ class HttpApplication:
     async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         """Answer one request of ASGI."""
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        method, match = scope["method"], self._match(scope["method"], scope["path"])
+        method, match = method_label(scope["method"]), self._match(scope["method"], scope["path"])
         template = NOT_FOUND_ROUTE if match.route is None else match.route.template
         finish = self.metrics.start(method, template)
         request_id = request_id_from(headers.items())
@@ -89,7 +89,10 @@ class HttpApplication:
                 error, method=f"{method} {template}".strip(), code=str(response.status), request_id=request_id
             )
         finish(response.status)
-        await _send(send, _compress(response, headers), request_id)
+        response = _compress(response, headers)
+        if scope["state"]["connection"].closes_after_response:
+            response = response._replace(headers=(*response.headers, ("Connection", "close")))
+        await _send(send, response, request_id)
 
     async def _answer(self, scope: Any, receive: Any, headers: Mapping[str, str], match: _Match) -> Response:
         size = sum(len(key) + len(value) for key, value in headers.items())
@@ -100,7 +103,7 @@ class HttpApplication:
         connection: Connection = scope["state"]["connection"]
         connection.begin_request()
         if not is_open:
-            self._check_token(headers)
+            self._check_token(headers, connection)
             connection.set_authenticated()
         if match.route is None:
             assert match.error is not None
@@ -111,13 +114,14 @@ class HttpApplication:
             query = scope["query_string"].decode("latin-1")
             return await match.route.endpoint(Request(match.parameters, headers, query, receive, lease))
 
-    def _check_token(self, headers: Mapping[str, str]) -> None:
+    def _check_token(self, headers: Mapping[str, str], connection: Connection) -> None:
         if self._tokens is None:
             return
         try:
             self._tokens.check(headers.items())
         except Unauthenticated:
             self._dropped.labels("unauthenticated").inc()
+            connection.close_after_response()
             raise
 
     def _match(self, method: str, path: str) -> _Match:

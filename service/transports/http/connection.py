@@ -56,6 +56,16 @@ class Connection(H11Protocol):
         """Let the connection be idle for as long as the gRPC port does."""
         self.timeout_keep_alive = self._limits.connection_idle or _NEVER  # type: ignore[assignment] # as above
 
+    def close_after_response(self) -> None:
+        """Close the connection of a client that failed to authenticate, once its request is complete."""
+        if self.conn.their_state is not h11.SEND_BODY:  # a reset could overtake the response
+            self.cycle.keep_alive = False
+
+    @property
+    def closes_after_response(self) -> bool:
+        """Whether the connection closes after the response in progress, in a drain too."""
+        return not self.cycle.keep_alive
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer of the first request, or close one connection too many."""
         super().connection_made(transport)

@@ -21,6 +21,11 @@ _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 _LABELS = ("http_request_method", "http_route")
 
 
+def method_label(method: str) -> str:
+    """Return a known method, or _OTHER: a client can send any."""
+    return method if method in _METHODS else "_OTHER"
+
+
 class HttpMetrics:
     """The series of all routes; a series exists from the start for each of `routes`, a method and a template."""
 
@@ -44,7 +49,7 @@ class HttpMetrics:
 
     def start(self, method: str, route: str) -> Callable[[int], None]:
         """Count the start of a request; call the result with the status code at its end."""
-        labels = (method if method in _METHODS else "_OTHER", route)
+        labels = (method, route)
         active, started = self._active.labels(*labels), time.perf_counter()
         active.inc()
 
