@@ -18,13 +18,17 @@ from conftest import ANSWERS_WITHIN, DEAD_PROXIES, ROOT, ServiceProcess, launch,
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from scripts.compose_stack import parse_config
 from service.config import Settings
 from service.healthcheck import publish_address
 from service.observability.metrics_server import MetricsServer
 from service.transports.limits import Limits
 
 BASE, SCALE, TLS, GPU = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml", "compose.gpu.yml"
-VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU]]
+TOKENS, ALERTMANAGER = "compose.tokens.yml", "compose.alertmanager.yml"
+FILES = (BASE, SCALE, TLS, GPU, TOKENS, ALERTMANAGER)
+VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU], [BASE, TOKENS, ALERTMANAGER]]
+VARIANTS += [[BASE, SCALE, TLS, TOKENS, ALERTMANAGER]]
 OTHER_DEFAULTS = {"5", "4G", "cuda"}  # of a variant: DIGITS_DRAIN_WAIT, SERVICE_MEMORY, DIGITS_PROVIDER
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
 
@@ -50,11 +54,7 @@ def compose(name: str) -> dict[str, Any]:
 
 
 def services() -> list[tuple[str, str, dict[str, Any]]]:
-    return [
-        (name, service, definition)
-        for name in (BASE, SCALE, TLS, GPU)
-        for service, definition in compose(name)["services"].items()
-    ]
+    return [(name, service, definition) for name in FILES for service, definition in compose(name)["services"].items()]
 
 
 def without_comments(path: Path) -> str:
@@ -64,7 +64,7 @@ def without_comments(path: Path) -> str:
 def variables() -> dict[str, set[str | None]]:
     """Every variable that a compose file asks for, with its default or defaults there."""
     found: dict[str, set[str | None]] = {}
-    for name in (BASE, SCALE, TLS, GPU):
+    for name in FILES:
         for variable, default in VARIABLE.findall(without_comments(ROOT / name)):
             found.setdefault(variable, set()).add(default)
     for variable, value in compose(BASE)["services"]["service"]["environment"].items():
@@ -108,7 +108,7 @@ def test_every_option_of_the_service_is_fixed_or_handed_on_and_none_is_unknown()
 
 def test_what_calls_another_part_of_the_stack_asks_no_proxy_for_it() -> None:
     base = compose(BASE)["services"]
-    called = {"localhost", "127.0.0.1", "service", "envoy", "prometheus", "jaeger"}
+    called = {"localhost", "127.0.0.1", "service", "envoy", "prometheus", "alertmanager", "jaeger"}
     for service in ("service", "grafana", "play", "client"):
         for variable in ("no_proxy", "NO_PROXY"):  # gRPC reads the first alone
             assert set(base[service]["environment"][variable].split(",")) == called, service
@@ -178,7 +178,11 @@ def test_what_is_mounted_is_there() -> None:
             if source.startswith("./"):
                 assert (ROOT / source).exists(), (name, service, source)
             elif not source.startswith("$"):
-                assert source in compose(BASE)["volumes"], (name, service, source)
+                assert source in {**compose(BASE)["volumes"], **compose(name).get("volumes", {})}, (
+                    name,
+                    service,
+                    source,
+                )
 
 
 @pytest.mark.parametrize("name", [BASE, SCALE])
@@ -313,6 +317,83 @@ def test_prometheus_hears_of_envoy_where_there_is_one() -> None:
     assert all(
         (mounted / Path(file).name).is_file() for file in (config["rule_files"][1], *config["scrape_config_files"])
     )
+
+
+def test_prometheus_sends_alerts_where_an_alertmanager_is_and_restarts_for_no_setting_of_the_service() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (manager,) = config["alerting"]["alertmanagers"]
+    ((files,),) = [discovery["files"] for discovery in manager["file_sd_configs"]]
+    folder = mounts(ALERTMANAGER, "prometheus")[str(Path(files).parent)]
+    assert str(Path(files).parent) not in mounts(BASE, "prometheus")
+    (target,) = [
+        target
+        for path in (ROOT / folder).glob(Path(files).name)
+        for group in yaml.safe_load(path.read_text())
+        for target in group["targets"]
+    ]
+    host, port = target.split(":")
+    (published,) = compose(ALERTMANAGER)["services"][host]["ports"]
+    assert published.endswith(f":{port}")
+    assert set(compose(ALERTMANAGER)["services"][host]["networks"]) <= set(
+        compose(BASE)["services"]["prometheus"]["networks"]
+    )
+    assert "depends_on" not in compose(BASE)["services"]["prometheus"], (
+        "compose restarts what depends on what it recreates"
+    )
+
+
+def test_every_severity_has_a_receiver_of_its_own() -> None:
+    config = yaml.safe_load((ROOT / "deploy/alertmanager/alertmanager.yml").read_text())
+    routes = [config["route"], *config["route"]["routes"]]
+    assert {route["receiver"] for route in routes} == {receiver["name"] for receiver in config["receivers"]}
+    rules = [*(ROOT / "deploy/prometheus").glob("*/*.yml")]
+    severities = set(re.findall(r"severity: (\w+)", "".join(path.read_text() for path in rules)))
+    assert severities == {"page", "ticket"}
+    assert config["route"]["routes"][0]["matchers"] == ['severity="page"']
+
+
+@pytest.mark.parametrize("variant", [[BASE, SCALE], [BASE, SCALE, TLS]])
+def test_the_page_calls_a_server_on_a_network_that_it_is_on(variant: list[str]) -> None:
+    merged = {name: {**compose(BASE)["services"].get(name, {})} for name in ("play", "service", "envoy")}
+    for file in variant[1:]:
+        for name, definition in compose(file)["services"].items():
+            merged.setdefault(name, {}).update(definition)
+    (address,) = [word.removeprefix("--address=") for word in merged["play"]["command"] if "--address=" in word]
+    host = address.split(":")[0]
+    networks = merged["service"]["networks"]
+    aliases = {alias: network for network, on in networks.items() for alias in (on or {}).get("aliases", [])}
+    reached = {aliases[host]} if host in aliases else set(merged[host]["networks"])
+    assert reached & set(merged["play"]["networks"]), (address, reached)
+
+
+def test_the_build_context_has_all_that_the_dockerfile_copies() -> None:
+    allowed = [
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    ]
+    copies = re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "service/Dockerfile").read_text(), re.MULTILINE)
+    sources = [source for line in copies for source in line.split()[:-1]]
+    for source in sources:
+        assert list(ROOT.glob(source)), source
+        assert any(source == one or source.startswith(f"{one}/") for one in allowed), source
+    assert [one for one in allowed if not list(ROOT.glob(one))] == []
+
+
+def test_smoke_finds_ports_certificate_and_tokens_in_what_compose_says() -> None:
+    port = {"mode": "ingress", "target": 50051, "published": "50052", "protocol": "tcp", "host_ip": "127.0.0.1"}
+    config: dict[str, Any] = {
+        "services": {
+            "service": {"volumes": [{"type": "bind", "source": "/here/tokens", "target": "/tokens"}]},
+            "envoy": {"ports": [port], "volumes": [{"source": "/here/tls", "target": "/etc/envoy/tls"}]},
+            "prometheus": {"ports": [{**port, "published": "9091", "host_ip": "::1"}]},
+        }
+    }
+    stack = parse_config(config)
+    assert (stack.grpc, stack.prometheus) == ("localhost:50052", "http://[::1]:9091")
+    assert (stack.tls_ca, stack.tokens_file) == (Path("/here/tls/tls.crt"), Path("/here/tokens/tokens"))
+    del config["services"]["envoy"]
+    config["services"]["service"] = {"ports": [{**port, "published": "50053"}]}
+    stack = parse_config(config)
+    assert (stack.grpc, stack.tls_ca, stack.tokens_file) == ("localhost:50053", None, None)
 
 
 def mounts(file: str, service: str) -> dict[str, str]:

@@ -1,0 +1,58 @@
+"""The addresses of the compose stack on this machine, from `docker compose config`, as .env chooses them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENVOY_TLS = "/etc/envoy/tls"
+TOKENS = "/tokens"
+
+
+@dataclass(frozen=True)
+class StackAddresses:
+    """Addresses for a client on this machine, and the files that it needs."""
+
+    grpc: str = "localhost:50051"
+    prometheus: str = "http://localhost:9090"
+    tls_ca: Path | None = None
+    tokens_file: Path | None = None
+
+
+def read_stack(root: Path) -> StackAddresses:
+    """Ask compose, which reads .env and COMPOSE_FILE; the defaults without a docker command that has compose."""
+    command = ["docker", "compose", "config", "--format", "json"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return StackAddresses()
+    return parse_config(json.loads(done.stdout))
+
+
+def parse_config(config: dict[str, Any]) -> StackAddresses:
+    """Find the addresses in what `docker compose config --format json` prints."""
+    services = config["services"]
+    edge = services.get("envoy", services["service"])
+    tls, tokens = _mount(edge, ENVOY_TLS), _mount(services["service"], TOKENS)
+    return StackAddresses(
+        grpc=_published(edge),
+        prometheus=f"http://{_published(services['prometheus'])}",
+        tls_ca=tls / "tls.crt" if tls else None,
+        tokens_file=tokens / "tokens" if tokens else None,
+    )
+
+
+def _published(service: dict[str, Any]) -> str:
+    port = service["ports"][0]
+    host = port.get("host_ip", "0.0.0.0")  # noqa: S104 (published on all addresses, loopback among them)
+    loopback = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "localhost"}  # noqa: S104 (as above)
+    host = loopback.get(host, f"[{host}]" if ":" in host else host)
+    return f"{host}:{port['published']}"
+
+
+def _mount(service: dict[str, Any], target: str) -> Path | None:
+    sources = [volume["source"] for volume in service.get("volumes", []) if volume["target"] == target]
+    return Path(sources[0]) if sources else None
