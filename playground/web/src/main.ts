@@ -5,15 +5,17 @@ import { words } from "./chapters";
 import { Controls } from "./controls";
 import { element, input, painterOf, say } from "./dom";
 import { drawLens } from "./lens";
-import { type Activation, type Neuron, run, SIDE, toInk } from "./network";
-import { bytes, type Numbers, type Sample } from "./numbers";
+import { Navigation } from "./navigation";
+import { type Activation, key, type Neuron, run, toInk } from "./network";
+import type { Numbers, Sample } from "./numbers";
 import { isAnyInk } from "./mnist";
 import { Pad } from "./pad";
+import { Samples } from "./samples";
 import * as service from "./service";
 import { described, Stage } from "./stage";
 import { State } from "./state";
 import { layerTables, neuronTables } from "./tables";
-import { addressOf, chapterForKey, chapterForSwipe, chapterOf, neighbour, placeOf, type Slug, SLUGS, TITLES } from "./tour";
+import type { Slug } from "./tour";
 
 declare global {
   // eslint-disable-next-line no-var
@@ -21,27 +23,25 @@ declare global {
   interface Window { playground: { read(pixels: ArrayLike<number>, activation?: Activation): unknown; pixels(): number[] } }
 }
 
-const FLOWS = [7, 3, 2, 5, 9, 4]; // the examples that flow until a person does something
-const NEXT_EXAMPLE = 4200; // milliseconds
-
 const state = new State(globalThis.NUMBERS);
 const stage = new Stage(() => state.view, (neuron) => choose(neuron));
 const calls = new Calls(state, globalThis.NUMBERS.networks, () => { show(); element("photograph").hidden = !calls.has; });
 const controls = new Controls(state, () => { state.update(); show(); stage.finish(); }, choose);
 const pad = new Pad(element<HTMLCanvasElement>("pad"), element("pen"), {
   changed(isDone) {
-    stopExamples();
+    samples.stopExamples();
     if (isDone) return readPad(true);
     nextRead ||= requestAnimationFrame(() => readPad(false)); // a pen tells more often than the screen shows
   },
   cleared() {
-    stopExamples();
+    samples.stopExamples();
     element("hint").hidden = false;
     nothing();
   },
 });
+const navigation = new Navigation(open);
+const samples = new Samples(globalThis.NUMBERS.samples, take);
 let nextRead = 0;
-let chapter: Slug = chapterOf(location.hash);
 
 // --- the picture ----------------------------------------------------------------------------------------------------
 
@@ -70,17 +70,17 @@ function nothing(reason = ""): void {
   if (reason) say("verdict", reason);
 }
 
-function take(sample: Sample): void {
+function take(sample: Sample, isExample: boolean): void {
   pad.showPixels(sample.pixels);
-  element("hint").hidden = true;
-  state.isChosen = state.isChosen && chapter !== "draw";
+  element("hint").hidden = !isExample;
+  state.isChosen = state.isChosen && navigation.chapter !== "draw";
   state.set({ pixels: sample.pixels, label: sample.label, centred: null, levels: null });
   read(true);
 }
 
 async function takePhotograph(file: File | undefined): Promise<void> {
   if (!file || !calls.has) return;
-  stopExamples();
+  samples.stopExamples();
   try {
     const { pixels, nothing: reason = "" } = await service.toPixels(file);
     if (!pixels) return nothing(sentence(reason));
@@ -96,40 +96,6 @@ async function takePhotograph(file: File | undefined): Promise<void> {
 }
 
 const sentence = (text: string): string => `${text.slice(0, 1).toUpperCase()}${text.slice(1)}.`;
-
-const samples = Object.fromEntries((["clear", "hard"] as const).map((kind) => [
-  kind, globalThis.NUMBERS.samples[kind].map(({ label, pixels }): Sample => ({ label, pixels: bytes(pixels) })),
-])) as Record<"clear" | "hard", Sample[]>;
-
-function addSample(row: HTMLElement, sample: Sample, name: string): void {
-  const button = document.createElement("button"), canvas = document.createElement("canvas"), image = new ImageData(SIDE, SIDE);
-  button.type = "button";
-  button.setAttribute("aria-label", name);
-  canvas.width = canvas.height = SIDE;
-  sample.pixels.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
-  canvas.getContext("2d")!.putImageData(image, 0, 0);
-  button.append(canvas);
-  button.addEventListener("click", () => {
-    stopExamples();
-    take(sample);
-  });
-  row.append(button);
-}
-
-// --- the examples that flow until a person does something -------------------------------------------------------------
-
-let examples = 0, nextExample = 0;
-
-function showExample(): void {
-  take(samples.clear[FLOWS[examples % FLOWS.length]]);
-  examples += 1;
-  if (stage.motion.isReduced || examples >= FLOWS.length || chapter !== "draw") return;
-  nextExample = window.setTimeout(showExample, NEXT_EXAMPLE);
-}
-
-function stopExamples(): void {
-  clearTimeout(nextExample);
-}
 
 // --- showing ----------------------------------------------------------------------------------------------------------
 
@@ -149,7 +115,7 @@ function show(): void {
   say("digit", view.isBlank ? "?" : String(view.answer.digit));
   say("verdict", verdict());
   say("served", calls.summary());
-  element("moved").hidden = !view.centring || chapter === "centring";
+  element("moved").hidden = !view.centring || navigation.chapter === "centring";
   element<HTMLButtonElement>("undo").disabled = !pad.canUndo;
   showWords();
   controls.refresh();
@@ -162,9 +128,9 @@ function show(): void {
 let shownWords = "";
 
 function showWords(): void {
-  const text = words(chapter, state.view, { hasService: calls.has, facts: calls.facts() });
+  const text = words(navigation.chapter, state.view, { hasService: calls.has, facts: calls.facts() });
   if (text !== shownWords) element("words").innerHTML = shownWords = text;
-  if (chapter === "service") {
+  if (navigation.chapter === "service") {
     element("burst").hidden = !calls.has;
     calls.showMessages();
   }
@@ -184,103 +150,22 @@ function showTables(): void {
 }
 
 function choose(neuron: Neuron): void {
-  if (state.isChosen && neuron.layer === state.neuron.layer && neuron.index === state.neuron.index && state.first.index === (neuron.layer === 1 ? neuron.index : state.first.index)) return;
+  const isFirst = neuron.layer !== 1 || key(neuron) === key(state.first);
+  if (state.isChosen && key(neuron) === key(state.neuron) && isFirst) return;
   state.choose(neuron);
   show();
 }
 
-// --- chapters ---------------------------------------------------------------------------------------------------------
-
-function go(slug: Slug | null): void {
-  if (slug && slug !== chapter) location.hash = addressOf(slug);
-}
-
-function open(slug: Slug, isFirst = false): void {
-  chapter = slug;
-  if (slug !== "draw") stopExamples();
-  document.title = slug === "draw" ? TITLES.draw : `${TITLES[slug]} - a network reads a digit`;
-  say("title", TITLES[slug]);
-  say("place", placeOf(slug) ? `${placeOf(slug)} of ${SLUGS.length - 1}` : "\u00a0");
-  for (const name of ["main", "body"]) (name === "main" ? element("main") : document.body).dataset.chapter = slug;
-  document.querySelector<HTMLElement>(".words")!.dataset.chapter = slug;
-  turn("previous", neighbour(slug, -1));
-  turn("next", neighbour(slug, 1));
-  document.querySelectorAll("#chapters a").forEach((link, i) => {
-    if (SLUGS[i] === slug) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  });
-  element("menu").setAttribute("aria-expanded", "false");
+function open(slug: Slug): void {
+  if (slug !== "draw") samples.stopExamples();
+  navigation.show();
   controls.show(slug);
   show();
   stage.show(slug);
-  if (isFirst) return;
-  element("title").focus({ preventScroll: true });
-  scrollTo(0, 0);
-}
-
-function turn(id: string, slug: Slug | null): void {
-  const link = element<HTMLAnchorElement>(id);
-  link.hidden = !slug;
-  if (!slug) return;
-  link.href = addressOf(slug);
-  const [long, short] = [TITLES[slug], id === "next" ? "Next" : "Back"].map((text, i) =>
-    Object.assign(document.createElement("span"), { className: i ? "short" : "long", textContent: text }));
-  link.replaceChildren(long, short);
-}
-
-function addChapters(): void {
-  SLUGS.forEach((slug, i) => {
-    const item = document.createElement("li"), link = document.createElement("a"), name = document.createElement("span");
-    link.href = addressOf(slug);
-    link.title = TITLES[slug];
-    name.className = "name";
-    name.textContent = TITLES[slug];
-    link.append(i ? String(i) : "\u2302", name);
-    link.setAttribute("aria-label", TITLES[slug]);
-    item.append(link);
-    element("chapters").append(item);
-  });
-}
-
-function onKey(event: KeyboardEvent): void {
-  const { target } = event;
-  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  if (target instanceof Element && target.closest("input, canvas, pre, .tables")) return;
-  const slug = chapterForKey(chapter, event.key);
-  if (!slug) return;
-  event.preventDefault();
-  go(slug);
-}
-
-let touched: { x: number; y: number } | null = null;
-
-function listenForSwipes(): void {
-  for (const area of [".words", ".stage"]) {
-    const found = document.querySelector<HTMLElement>(area)!;
-    found.addEventListener("touchstart", (event) => {
-      const isControl = event.target instanceof Element && event.target.closest("input, .formula, pre");
-      touched = event.touches.length === 1 && !isControl ? { x: event.touches[0].clientX, y: event.touches[0].clientY } : null;
-    }, { passive: true });
-    found.addEventListener("touchend", (event) => {
-      const end = event.changedTouches[0];
-      if (touched) go(chapterForSwipe(chapter, end.clientX - touched.x, end.clientY - touched.y));
-      touched = null;
-    });
-  }
 }
 
 // --- beginning --------------------------------------------------------------------------------------------------------
 
-samples.clear.forEach((sample) => addSample(element("samples"), sample, `A handwritten ${sample.label}`));
-samples.hard.forEach((sample) => addSample(element("hard"), sample, `A ${sample.label} that is hard to read`));
-addChapters();
-listenForSwipes();
-addEventListener("hashchange", () => open(chapterOf(location.hash)));
-addEventListener("keydown", onKey);
-element("menu").addEventListener("click", () => {
-  const menu = element("menu");
-  menu.setAttribute("aria-expanded", String(menu.getAttribute("aria-expanded") !== "true"));
-});
 element("eraser").addEventListener("click", () => {
   pad.isErasing = !pad.isErasing;
   element("eraser").setAttribute("aria-pressed", String(pad.isErasing));
@@ -308,10 +193,10 @@ window.playground = {
   pixels: () => [...state.picture.pixels],
 };
 
-showExample();
+samples.showExamples(() => !stage.motion.isReduced && navigation.chapter === "draw");
 state.first = state.brightestFirst();
 state.update();
-open(chapter, true);
+open(navigation.chapter);
 stage.canvas.setAttribute("aria-label", described(state.view));
 void document.fonts.ready.then(() => stage.refresh());
 void calls.connect();
