@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,12 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import bare_onnxruntime, curves, load, report, servers
 from bench.messages import sample_images
 from bench.scenarios import SCENARIOS, Scenario
-from bench.servers import Running, Server, ServerUnavailable
+from bench.server import ABOUT, MODEL, Server, ServerUnavailable
 from commandline import streams
 from commandline.options import Version, output_folder
 
+if TYPE_CHECKING:
+    from bench.servers import Running
+
 ALL = ",".join(servers.SERVERS)
-_ABOUT = "\n".join(f"- `{name}`: {about}" for name, about in servers.ABOUT.items())
+_ABOUT = "\n".join(f"- `{name}`: {about}" for name, about in ABOUT.items())
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -33,7 +36,7 @@ def _known_names(value: str) -> str:
     """Take a server as `--names` or the tables name it: `noop-tuned` or `no-op tuned`."""
     names = [name.strip().removeprefix("digitserve ").replace(" ", "-") for name in value.split(",")]
     if unknown := [name for name in names if name not in servers.SERVERS]:
-        listed = "\n".join(f"  {name}: {about}" for name, about in servers.ABOUT.items())
+        listed = "\n".join(f"  {name}: {about}" for name, about in ABOUT.items())
         raise typer.BadParameter(f"no server named {', '.join(map(repr, unknown))}; expected some of\n{listed}")
     return ",".join(names)
 
@@ -77,8 +80,8 @@ def measure(
     """Measure every row of every server, start by start and round by round, and write what there is."""
     if not load.have_h2load():
         sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
-    if not servers.MODEL.exists():
-        sys.exit(f"bench: {servers.MODEL.name} is missing: `make model.onnx` writes it")
+    if not MODEL.exists():
+        sys.exit(f"bench: {MODEL.name} is missing: `make model.onnx` writes it")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # stops every server that was started
     chosen, missing = servers.available(names.split(","))
     rows = [row for row in SCENARIOS if only in row.name]

@@ -6,7 +6,7 @@ import statistics
 import time
 
 from bench.messages import sample_images
-from bench.servers import MODEL
+from bench.server import MODEL
 from service.inference.model import Model
 
 SIZES = (1, 8, 64, 256, 1024, 4096)

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import servers
+from bench import server, servers
 from bench.messages import sample_images
 from bench.scenarios import SCENARIOS, Scenario
 
@@ -129,5 +129,5 @@ if __name__ == "__main__":
         parser.error(f"--seconds must be at least 1, and --out {given.out} a folder that exists")
     try:
         main(given.out, given.seconds, print)
-    except (Missing, servers.ServerUnavailable) as e:
+    except (Missing, server.ServerUnavailable) as e:
         sys.exit(f"bench.flames: {e}")

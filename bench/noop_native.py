@@ -11,7 +11,7 @@ import sys
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from bench.servers import LARGEST_BATCH, MODEL
+from bench.server import LARGEST_BATCH, MODEL
 from service.inference.model import Model
 from service.network import Pixels, Predictions
 from service.observability.logs import make_logger

@@ -23,7 +23,7 @@ import typer
 
 from bench import load, servers
 from bench.messages import PREDICT, predict_request, sample_images
-from bench.servers import LARGEST_BATCH, MODEL, ROOT, Server
+from bench.server import LARGEST_BATCH, MODEL, ROOT, Server
 from commandline.options import output_folder
 from service.errors import StartError
 from service.inference.model import Model

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.load import Load
     from bench.scenarios import Scenario
-    from bench.servers import Running, Server
+    from bench.server import Server
+    from bench.servers import Running
 
 PACKAGES = ("grpcio", "numpy", "onnxruntime", "protobuf", "prometheus-client")
 FLOORS = {"digitserve native": "no-op native"}

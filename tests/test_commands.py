@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, SAMPLES, serving
 
-from bench import servers
+from bench import server, servers
 from digitserve import programs
 from digitserve.programs import PROGRAMS
 from ray_serve.config import ClusterSettings
@@ -300,7 +300,7 @@ def test_the_two_tables_hold_every_option_that_names_something_to_write() -> Non
 
 
 def test_bench_knows_each_server_by_one_line_and_by_the_name_in_its_tables() -> None:
-    assert list(servers.ABOUT) == list(servers.SERVERS)
+    assert list(server.ABOUT) == list(servers.SERVERS)
     said = unboxed(run("bench", "--help", text=True).stdout)
     assert all(f"{name}: " in said for name in servers.SERVERS)
     done = run("bench", "--names", "digitserve grpcio,no-op tuned", "--only", "no such row", text=True)

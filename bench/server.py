@@ -1,0 +1,47 @@
+"""What a server under test is: its name, its command, the protocols that it speaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.messages import INFER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "model.onnx"
+LARGEST_BATCH = 4096
+LOG = ROOT / "build" / "bench"
+
+
+ABOUT = {
+    "noop": "a server of grpcio as it comes that answers every message with the same bytes",
+    "noop-tuned": "the same with connections read as this server has them read",
+    "grpcio": "this server, --transport grpcio",
+    "noop-native": "the native transport with a model that answers zeros",
+    "native": "this server, --transport native",
+    "mlserver": "MLServer with a runtime of our own around ONNX Runtime, no worker processes",
+    "kserve": "KServe's Python server with a model of our own around ONNX Runtime",
+    "triton": "Triton, the server binary of the nvidia-pytriton wheel, with a model for its Python backend",
+}
+"""What can be asked for by name, and what it is."""
+
+
+class ServerUnavailable(Exception):
+    """A server cannot be had on this machine; the text says why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server under test: `command` takes two free ports (gRPC, HTTP) and gives what starts it."""
+
+    name: str
+    about: str
+    command: Callable[[int, int], list[str]]
+    protocols: tuple[str, ...] = (INFER,)
+    answers: bool = True
+    """False for what does nothing: its replies are not looked at."""
+    environment: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,191 @@
+"""The dashboard's panels on calls: a row for each question of docs/operating.md, a panel for each answer."""
+
+from __future__ import annotations
+
+from dashboard_queries import GREEN, ORANGE, OURS, RED, REPLICA, UNARY, Panel, handling, increase, mean, quantile, rate
+
+CALLS: dict[str, tuple[Panel, ...]] = {
+    "Is it up?": (
+        Panel(
+            "Replicas that serve",
+            "short",
+            ((f"sum(digits_serving{{{REPLICA}}}) or vector(0)", "serving"),),
+            "Replicas whose health says SERVING. At 0 every call fails.",
+            "stat",
+            ((1, GREEN),),
+            RED,
+        ),
+        Panel(
+            "Alerts firing",
+            "short",
+            (('count(ALERTS{alertstate="firing",alertname=~"Digitserve.*"}) or vector(0)', "firing"),),
+            "Each has a paragraph in docs/operating.md, under its name.",
+            "stat",
+            ((1, RED),),
+        ),
+        Panel(
+            "Since the last success",
+            "s",
+            ((f"time() - max(digits_last_success_timestamp_seconds{{{REPLICA}}} > 0)", "age"),),
+            "Seconds since the model last answered. It grows without load, and under load it must not.",
+            "stat",
+            ((120, ORANGE),),
+        ),
+        Panel(
+            "Starts in the last hour",
+            "short",
+            ((f"sum by (host) (job_instance_host:process_start:changes1h{{{REPLICA}}})", "{{host}}"),),
+            "Times that a container or pod started its process again.",
+            "stat",
+            ((1, ORANGE), (3, RED)),
+        ),
+        Panel(
+            "Alerts by name",
+            "short",
+            (('ALERTS{alertstate="firing",alertname=~"Digitserve.*"}', "{{alertname}} {{instance}}"),),
+            "What fires now, and where.",
+            "table",
+        ),
+        Panel(
+            "Model in service",
+            "short",
+            ((f"digits_model_info{{{REPLICA}}}", "{{instance}}"),),
+            "The model file of each replica, its digests, and the execution provider that runs it.",
+            "table",
+        ),
+        Panel(
+            "Program in service",
+            "short",
+            ((f"digits_server_info{{{REPLICA}}}", "{{instance}}"),),
+            "The host (container or pod) behind each address, and the versions that it runs.",
+            "table",
+        ),
+    ),
+    "How much is asked?": (
+        Panel(
+            "Calls by method",
+            "reqps",
+            ((f"{rate('grpc_server_started_total', OURS, 'grpc_method')} > 0", "{{grpc_method}}"),),
+            "Calls of digits.v1 and of the Open Inference Protocol; health checks are left out.",
+        ),
+        Panel(
+            "Images answered a second",
+            "short",
+            ((rate("digits_predictions_total"), "images"),),
+            "A call may hold many images.",
+        ),
+        Panel(
+            "Calls by replica",
+            "reqps",
+            ((rate("grpc_server_started_total", OURS, "instance"), "{{instance}}"),),
+            "Even behind Envoy. Without it a connection stays with one replica.",
+        ),
+    ),
+    "What fails?": (
+        Panel(
+            "Calls by outcome",
+            "reqps",
+            ((f"{rate('grpc_server_handled_total', OURS, 'grpc_code')} > 0", "{{grpc_code}}"),),
+            "By gRPC status code.",
+        ),
+        Panel(
+            "Faults of the service",
+            "reqps",
+            (
+                (
+                    rate("grpc_server_handled_total", f'{OURS},grpc_code=~"Unknown|Internal|DataLoss"', "grpc_method"),
+                    "{{grpc_method}}",
+                ),
+            ),
+            "Internal, Unknown and DataLoss: the log has a traceback for each.",
+            steps=((0.001, RED),),
+        ),
+        Panel(
+            "Dropped before the model",
+            "reqps",
+            ((rate("digits_requests_dropped_total", by="reason"), "{{reason}}"),),
+            "Rejected because the queue was full, too late to be worth running, or cancelled by the client.",
+        ),
+        Panel(
+            "Device failures and stalls",
+            "short",
+            (
+                (increase("digits_device_failures_total", "10m", "reason"), "{{reason}}"),
+                (f"sum(increase(digits_stalls_total{{{REPLICA}}}[10m]))", "stalls"),
+            ),
+            "In ten minutes.",
+            steps=((1, RED),),
+        ),
+    ),
+    "How fast is it?": (
+        Panel("p50", "s", (handling(0.5),), "Half of the unary calls take no longer, by the server's clock."),
+        Panel("p99", "s", (handling(0.99),), "One call in a hundred takes longer.", steps=((0.01, ORANGE),)),
+        Panel("p99.9", "s", (handling(0.999),), "The objective: below 10 ms.", steps=((0.01, RED),)),
+        Panel(
+            "Where calls lie",
+            "s",
+            ((rate("grpc_server_handling_seconds_bucket", UNARY, "le"), "{{le}}"),),
+            "Calls a second in each bucket of the latency histogram.",
+            "heatmap",
+        ),
+    ),
+    "Is the promise kept?": (
+        Panel(
+            "Calls that fail or take more than 10 ms",
+            "percentunit",
+            tuple((f"job:digits_slo_bad:ratio_{window}", window) for window in ("5m", "1h", "6h", "1d")),
+            "The promise is 99.9% under 10 ms, so 0.1% may. Of all replicas together.",
+            steps=((0.001, RED),),
+        ),
+        Panel(
+            "Burn rate of the error budget",
+            "short",
+            tuple((f"job:digits_slo_bad:ratio_{window} / 0.001", window) for window in ("5m", "1h", "6h", "3d")),
+            "1 uses up the budget of 30 days in 30 days; 14.4 over an hour pages. Of all replicas together.",
+            steps=((1, ORANGE), (14.4, RED)),
+        ),
+        Panel(
+            "Calls that clients gave up",
+            "percentunit",
+            (("job:digits_given_up:ratio10m", "cancelled or too late"),),
+            "A frozen server sees a client's deadline as a cancellation that took no time. Of all replicas together.",
+            steps=((0.05, RED),),
+        ),
+    ),
+    "Where does the time go?": (
+        Panel(
+            "Mean: wait and run",
+            "s",
+            ((mean("digits_queue_seconds"), "wait"), (mean("digits_inference_seconds"), "run")),
+            "In the queue, and in one run of the model.",
+        ),
+        Panel(
+            "p99: wait and run",
+            "s",
+            ((quantile(0.99, "digits_queue_seconds"), "wait"), (quantile(0.99, "digits_inference_seconds"), "run")),
+            "More waiting is more load. A slower run is a machine that is busy or throttled.",
+        ),
+        Panel("Images in a run", "short", ((mean("digits_batch_size"), "mean"),), "How many one run of the model has."),
+    ),
+    "How full is it?": (
+        Panel(
+            "Calls in flight",
+            "short",
+            ((f"sum by (instance) (digits_requests_in_flight{{{REPLICA}}})", "{{instance}}"),),
+            "Calls that have begun and not ended.",
+        ),
+        Panel(
+            "Images in the queue",
+            "short",
+            ((f"digits_queue_images{{{REPLICA}}}", "{{instance}}"),),
+            "At the moment of the scrape: a queue fills and empties between two of them.",
+        ),
+        Panel(
+            "Share of the queue taken",
+            "percentunit",
+            ((f"job_instance:digits_queue:saturation{{{REPLICA}}}", "{{instance}}"),),
+            "At 100% calls are rejected with RESOURCE_EXHAUSTED.",
+            steps=((0.5, ORANGE), (0.9, RED)),
+        ),
+    ),
+}
