@@ -98,6 +98,7 @@ def test_calls_at_once_are_counted_by_the_batches_that_they_became(page: str, di
     assert sum(batch["images"] * batch["runs"] for batch in found["batches"]) == BURST
 
 
+@pytest.mark.slow
 def test_two_servers_answer_side_by_side(model_path: Path, make_model: Callable[..., Path], digits: np.ndarray) -> None:
     with (
         serving(model_path) as one,
@@ -152,6 +153,7 @@ def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> 
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.slow
 def test_a_server_with_tls_and_tokens_is_asked_too(model_path: Path, tmp_path: Path, digits: np.ndarray) -> None:
     authority, token = Authority(tmp_path / "ours"), tmp_path / "token"
     pair = authority.issue("server")
@@ -163,6 +165,7 @@ def test_a_server_with_tls_and_tokens_is_asked_too(model_path: Path, tmp_path: P
         assert get(page, "service")[0]["provider"] == "CPUExecutionProvider"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_an_error_with_its_code(model_path: Path, digits: np.ndarray) -> None:
     with serving(model_path) as service, page_of(service.address) as page:
         assert service.stop() == 0
