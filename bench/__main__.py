@@ -34,7 +34,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 def _known_names(value: str) -> str:
     """Take a server as `--names` or the tables name it: `noop-tuned` or `no-op tuned`."""
-    names = [name.strip().removeprefix("digitserve ").replace(" ", "-") for name in value.split(",")]
+    names = [
+        name.strip().removeprefix("digitserve ").replace(" ", "-").replace("no-op", "noop") for name in value.split(",")
+    ]
     if unknown := [name for name in names if name not in servers.SERVERS]:
         listed = "\n".join(f"  {name}: {about}" for name, about in ABOUT.items())
         raise typer.BadParameter(f"no server named {', '.join(map(repr, unknown))}; expected some of\n{listed}")

@@ -95,7 +95,7 @@ def play(
     try:
         listening = _listening(host, port)
     except OSError as e:
-        print(_refusal(host, port, e), file=sys.stderr)
+        print(_bind_error(host, port, e), file=sys.stderr)
         raise typer.Exit(1) from None
     url = _url(host, listening.getsockname()[1])
     print(f"look inside at {url}\nCtrl-C stops it.", flush=True)
@@ -118,7 +118,7 @@ def _listening(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _refusal(host: str, port: int, error: OSError) -> str:
+def _bind_error(host: str, port: int, error: OSError) -> str:
     """What helps, by either way of starting the page: make passes on the environment and no flags."""
     field, expected = "host", "an address of this machine"
     if error.errno in (errno.EADDRINUSE, errno.EACCES):

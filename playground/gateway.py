@@ -74,7 +74,7 @@ def application(connect: Sequence[Callable[[], InspectedClient]]) -> Starlette:
             Route("/burst", burst, methods=["POST"]),
         ],
         middleware=[Middleware(_Secured)],
-        exception_handlers={DigitsError: _refused, HTTPException: _failed},
+        exception_handlers={DigitsError: _reply_error, HTTPException: _failed},
         lifespan=lifespan,
     )
 
@@ -94,8 +94,8 @@ async def network(request: Request) -> Response:
     clients, place = request.state.clients, request.path_params["place"]
     if place >= len(clients):
         raise HTTPException(404, f"service {place}: not there; expected 0 to {len(clients) - 1}")
-    found = await clients[place].network()
-    arrays = [array.reshape(-1) for pair in zip(found.weights, found.biases, strict=True) for array in pair]
+    parameters = await clients[place].network()
+    arrays = [array.reshape(-1) for pair in zip(parameters.weights, parameters.biases, strict=True) for array in pair]
     return JSONResponse({"parameters": base64.b64encode(np.concatenate(arrays).astype("<f4").tobytes()).decode()})
 
 
@@ -156,7 +156,7 @@ def _file(name: str) -> Any:
     return answer
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _reply_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, DigitsError)
     return JSONResponse({"error": error.message, "code": error.code.name}, _HTTP_STATUS.get(error.code, 502))
 

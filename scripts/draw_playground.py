@@ -75,16 +75,16 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs/images", help="where the pictures go")
     parser.add_argument("--all", action="store_true", help="every chapter at three widths, light and dark")
     parser.add_argument("--frames", action="store_true", help="measure the frames instead")
-    given = parser.parse_args()
+    args = parser.parse_args()
     browser = _browser()
     try:
-        if given.frames:
+        if args.frames:
             _measure(browser)
-        elif given.all:
-            _take_all(browser, given.folder)
+        elif args.all:
+            _take_all(browser, args.folder)
         else:
-            _take_pictures(browser, given.folder)
-            _film(browser, given.folder / "playground.gif")
+            _take_pictures(browser, args.folder)
+            _film(browser, args.folder / "playground.gif")
     finally:
         browser.quit()
 

@@ -228,7 +228,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("export", "onnx", "--weights", "docs"), "is a directory"),
     (("export", "onnx", "--weights", "no-such-file"), "does not exist"),
     (("playground", "--port", "70000"), "Input should be less than or equal to 65535"),
-    (("bench", "--names", "grpcio,tritn"), "no server named 'tritn'; expected some of nothing: a server of grpcio"),
+    (("bench", "--names", "grpcio,tritn"), "no server named 'tritn'; expected some of noop: a server of grpcio"),
     (("bench", "--only", "nothing like it"), "no row's name contains 'nothing like it'; expected a part of one of"),
 ]
 
@@ -248,6 +248,7 @@ FILES: list[tuple[str, ...]] = [
     ("digitserve", "predict", str(IMAGES), "--explain-png"),
     ("export", "onnx", "--out"),
     ("export", "train", "--out"),
+    ("export", "train", "--record"),
     ("export", "evaluate", "--json"),
     ("export", "evaluate", "--png"),
     ("export", "draw", "--out"),

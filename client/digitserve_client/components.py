@@ -160,10 +160,10 @@ def label(inked: Mask) -> list[Part]:
         while runs[j][0] == row - 1 and runs[j][1] <= end:
             parent[root(j)] = root(i)
             j += 1
-    found: dict[int, list[tuple[int, int, int]]] = {}
+    by_label: dict[int, list[tuple[int, int, int]]] = {}
     for i, run in enumerate(runs):
-        found.setdefault(root(i), []).append(run)
-    return [_part(runs) for runs in found.values()]
+        by_label.setdefault(root(i), []).append(run)
+    return [_part(runs) for runs in by_label.values()]
 
 
 def _part(runs: list[tuple[int, int, int]]) -> Part:

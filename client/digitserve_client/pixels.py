@@ -98,8 +98,8 @@ def to_mnist(picture: Pixels) -> Levels:
         raise ImageError(
             f"picture is {_described(array)}; expected one picture, [height, width] or with 3 or 4 colours"
         )
-    found: Levels = _reader().from_array(_levels(array).reshape(shape)).pixels
-    return found
+    prepared: Levels = _reader().from_array(_levels(array).reshape(shape)).pixels
+    return prepared
 
 
 def _are_rows(shape: tuple[int, ...]) -> bool:
@@ -118,9 +118,9 @@ def _raw(pixels: bytes) -> bytes:
 
 @functools.lru_cache
 def _is_images(shape: tuple[int, ...]) -> bool:
-    kept = tuple(n for n in shape if n != 1)
-    rows, squares = kept[-1:] == (PIXELS,), kept[-2:] == (SIDE, SIDE)
-    return ((rows and len(kept) <= 2) or (squares and len(kept) <= 3)) and 0 not in kept
+    squeezed = tuple(n for n in shape if n != 1)
+    rows, squares = squeezed[-1:] == (PIXELS,), squeezed[-2:] == (SIDE, SIDE)
+    return ((rows and len(squeezed) <= 2) or (squares and len(squeezed) <= 3)) and 0 not in squeezed
 
 
 def _array(pixels: Any) -> npt.NDArray[Any]:
@@ -237,8 +237,8 @@ def _read_all(pictures: Any) -> Prepared:
     read = [_read(each) for each in pictures]
     inspections = [each.inspections or (Inspection(),) * len(each.pixels) for each in read]
     pixels = np.concatenate([each.pixels for each in read])
-    together: Prepared = _reader().Prepared(pixels, tuple(itertools.chain(*inspections)))
-    return together
+    combined: Prepared = _reader().Prepared(pixels, tuple(itertools.chain(*inspections)))
+    return combined
 
 
 def _read(picture: Any) -> Prepared:
@@ -246,14 +246,14 @@ def _read(picture: Any) -> Prepared:
     if isinstance(picture, str) and "://" in picture:
         raise ImageError(f"{picture}: is a URL; expected a path, or what urllib.request.urlopen(URL) opens")
     if isinstance(picture, str | os.PathLike):
-        found: Prepared = image.prepare_path(Path(picture))
+        prepared: Prepared = image.prepare_path(Path(picture))
     elif hasattr(picture, "read"):
-        found = image.prepare_file(picture)
+        prepared = image.prepare_file(picture)
     elif _is_picture(picture):
-        found = image.prepare_picture(picture)
+        prepared = image.prepare_picture(picture)
     else:
         raise ImageError(f"pixels holds {type(picture).__name__} among pictures; expected paths, files or PIL images")
-    return found
+    return prepared
 
 
 def _reader() -> ModuleType:

@@ -69,12 +69,12 @@ def _paper_lines(rise: Grey, pen: float, inset: int) -> list[Line]:
 
 def _across(rise: Grey, pen: float, inset: int) -> list[Line]:
     """The straight lines from the left edge to the right, each once."""
-    found: list[Line] = []
+    lines: list[Line] = []
     for step in (1, 2, 3):  # a line from top to bottom hides those that cross it at one of these columns
         for line in _across_from(rise, pen, step * inset):
-            if all(np.abs(line.rows - other.rows).mean() > line.thickness for other in found):
-                found.append(line)
-    return found
+            if all(np.abs(line.rows - other.rows).mean() > line.thickness for other in lines):
+                lines.append(line)
+    return lines
 
 
 def _across_from(rise: Grey, pen: float, inset: int) -> list[Line]:

@@ -68,10 +68,10 @@ def find(grey: Grey) -> Grey | None:
     if not inked.any() or rise[inked].mean() - np.median(rise[~inked]) < FAINTEST_INK:
         return None
     soft, threshold = _soft(rise)
-    kept = digit_mask(_with_fainter_ends(rise, threshold))
-    if not kept.any():
+    mask = digit_mask(_with_fainter_ends(rise, threshold))
+    if not mask.any():
         return None
-    return np.where(_grown(kept), soft, 0.0)
+    return np.where(_grown(mask), soft, 0.0)
 
 
 def _without_outlines(rise: Grey) -> Grey:
@@ -101,8 +101,8 @@ def _with_fainter_ends(rise: Grey, threshold: float) -> Mask:
         return inked
     parts = label(rise > fainter)
     dark = [sum(np.count_nonzero(inked[row, start:end]) for row, start, end in part.runs) for part in parts]
-    kept = [part for part, n in zip(parts, dark, strict=True) if n >= _LEAST_DARK * part.area]
-    return to_mask(kept, rise.shape) | inked
+    mask = [part for part, n in zip(parts, dark, strict=True) if n >= _LEAST_DARK * part.area]
+    return to_mask(mask, rise.shape) | inked
 
 
 def _soft(rise: Grey) -> tuple[Grey, float]:

@@ -33,11 +33,11 @@ def runners_up(activations: Floats) -> npt.NDArray[np.int64]:
 def doubts(activations: Floats, inspection: Inspection) -> tuple[str, ...]:
     """The warnings of one answer, (10,): those of its picture, and those of the answer itself."""
     digit, second = np.argsort(-activations, kind="stable")[:2].tolist()
-    found = list(inspection.warnings)
+    warnings = list(inspection.warnings)
     if activations[digit] < LOWEST_TOP or activations[second] > HIGHEST_SECOND:
-        found.append(f"answer: {digit}, perhaps {second}; expected one clear digit")
+        warnings.append(f"answer: {digit}, perhaps {second}; expected one clear digit")
     if inspection.holes is not None and inspection.holes not in _HOLES[digit]:
         expected = " or ".join(map(str, _HOLES[digit]))
         areas = "1 area" if inspection.holes == 1 else f"{inspection.holes} areas"
-        found.append(f"answer: {digit}, but the ink encloses {areas}; expected {expected}")
-    return tuple(found)
+        warnings.append(f"answer: {digit}, but the ink encloses {areas}; expected {expected}")
+    return tuple(warnings)

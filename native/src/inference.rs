@@ -48,7 +48,7 @@ pub enum ResponseFormat {
 }
 
 /// Approximate bytes of a reply besides its arrays.
-const DIGITS_OVERHEAD: usize = 64;
+const PREDICT_OVERHEAD: usize = 64;
 const TENSORS_OVERHEAD: usize = 256;
 
 impl ResponseFormat {
@@ -57,7 +57,7 @@ impl ResponseFormat {
         match self {
             Self::Digits { hidden_layers } => {
                 let floats = CLASSES + if *hidden_layers { 2 * HIDDEN } else { 0 };
-                DIGITS_OVERHEAD + images * (1 + 4 * floats)
+                PREDICT_OVERHEAD + images * (1 + 4 * floats)
             }
             Self::Tensors { id, outputs, .. } => {
                 TENSORS_OVERHEAD + id.len() + outputs.iter().map(|output| output.byte_len(images)).sum::<usize>()

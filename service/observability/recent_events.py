@@ -66,6 +66,6 @@ class RecentEvents:
         fields = {key: str(value)[:MAX_VALUE] for key, value in event.items() if key not in _INTERNAL}
         if "exc_info" in event and isinstance(event["exc_info"], BaseException):
             fields["error"] = type(event["exc_info"]).__name__
-        kept = self._rejections if name in REJECTIONS else self._changes
-        kept.append(Event(time.time(), method, name, fields))
+        events = self._rejections if name in REJECTIONS else self._changes
+        events.append(Event(time.time(), method, name, fields))
         return (name,), event
