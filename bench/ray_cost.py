@@ -140,7 +140,7 @@ async def load(channel: aio.Channel, shape: tuple[int, int], seconds: float) -> 
 def report(results: dict[tuple[str, tuple[int, int]], list[Figures]]) -> None:
     """The table, in Markdown: medians over the rounds."""
     head = "calls/s direct | calls/s Ray | ratio | p50 ms direct | p50 ms Ray | p99 ms direct | p99 ms Ray"
-    print(f"| callers | images a call | {head} |\n|---|---|---|---|---|---|---|---|---|")
+    print(f"| clients | images a call | {head} |\n|---|---|---|---|---|---|---|---|---|")
     for shape in SHAPES:
         alone, ray = (
             Figures(*(statistics.median(column) for column in zip(*results[name, shape], strict=True)))
