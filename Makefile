@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play page web test test-all check format lint types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
+.PHONY: help run play page web test test-all check format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -46,9 +46,12 @@ bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on th
 
 check: lint types stubs-check native-check test-all ## everything that CI runs
 
-lint: .venv/dev.stamp ## check format and style
+lint: .venv/dev.stamp prose ## check format, style and prose
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+
+prose: .venv/dev.stamp ## check pages for plain English and sentence length
+	@$(PY) scripts/prose.py
 
 types: .venv/dev.stamp ## check types
 	@$(PY) -m mypy

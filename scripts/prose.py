@@ -1,0 +1,138 @@
+"""Check pages for plain technical English: the habits of HABITS, and sentences of more than MAX_WORDS words.
+
+    python scripts/prose.py [PAGE ...]     without PAGE, the pages of PAGES
+
+Code, in blocks and in lines, is not checked; nor is the length of sentences in tables. Status 1 with findings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+PAGES = (
+    *("README.md", "SECURITY.md", "CONTRIBUTING.md"),
+    *(f"docs/{name}.md" for name in ("architecture", "faults", "native", "performance", "ray", "scaling", "scoring")),
+)
+"""The pages that `make prose` checks. A page joins the list when it has no findings."""
+
+MAX_WORDS = 25
+
+PLACES = ("folder", "directory", "file", "path", "host", "machine", "node", "page", "place", "row", "column", "point")
+UNITS = "cores|rounds|seconds|minutes|hours|days|nodes|workers|million|thousand|times"
+NUMBERS = "ten|eleven|twelve|thirteen|fifteen|sixteen|twenty|thirty|forty|fifty|sixty|eighty|hundreds?|dozens?"
+HABITS = {
+    r"\b(whoever|whomever|whatever|whichever|wherever)\b": "a noun that names the actor or the thing",
+    r"\b(some|no|any|every)body('s)?\b|\b(some|any)one\b|\bno one\b": "the actor: client, server, operator",
+    r"\bwhat\b(?![^.;|]*\?)": "a noun phrase instead of a headless relative",
+    r"\bnothing\b": "an assertion; no-op server",
+    r"\b(hears?|heard|hearing)\b": "receives, detects",
+    r"\b(tells?|told|telling)\b": "reports, logs, sends",
+    r"\b(asks?|asked|asking)\b": "requests, sends, calls",
+    r"\b(says?|said|saying)\b": "reports, states, logs; a heading or a field that contains the text",
+    "".join(rf"(?<!\b{place} )(?<!\b{place}s )" for place in PLACES) + r"\bwhere\b": "if or when; where is for places",
+    r"\b(anew|for ever|beside|as ever|give or take|at hand|at a time|all the same|by itself alone)\b": "a plain adverb",
+    r"\b(goes|go|going|went) on\b": "continue",
+    r"\bsome (?=[\d])": "about",
+    r"\b(callers?)\b": "client",
+    r"\b(refus(e|es|ed|ing|als?))\b": "reject",
+    r"\b(strangers?)\b": "unauthenticated client",
+    r"\blet in\b": "authenticate, admit",
+    r"\b(waiting line|lines? of (images|waiting)|(full|the) line (is full|of images))\b": "queue",
+    r"\b(a|the) sentence\b": "message",
+    r"\b(but for)\b": "except",
+    r"\bin (company|force|hand)\b": "a plain verb or adjective",
+    r"\bwants? to be\b|\bis held to\b|\bheld (against|to)\b": "compared with, checked against",
+    rf"\b({NUMBERS})\b|\b(two|three|four|five|six|seven|eight|nine)\s+({UNITS})\b": "digits",
+}
+"""Habits of translated prose, as regular expressions, and what is expected instead."""
+
+
+class Finding(NamedTuple):
+    """One fault of a page."""
+
+    page: str
+    line: int
+    problem: str
+    expected: str
+
+    def __str__(self) -> str:
+        """`page:line: problem; expected X`."""
+        return f"{self.page}:{self.line}: {self.problem}; expected {self.expected}"
+
+
+class Block(NamedTuple):
+    """A paragraph, list item, heading or table row."""
+
+    line: int
+    text: str
+    is_table: bool
+
+
+def blocks(markdown: str) -> Iterator[Block]:
+    """Split a page into blocks, without its code."""
+    blank = re.sub(r"^```.*?^```$", lambda code: "\n" * code[0].count("\n"), markdown, flags=re.DOTALL | re.MULTILINE)
+    start, lines = 0, list[str]()
+    for number, line in enumerate([*blank.splitlines(), ""], 1):
+        begins_block = re.match(r"\s*([-*+] |\d+\. |#|\||<!--|$)", line)
+        if begins_block and lines:
+            yield _block(start, lines)
+            lines = []
+        if line.strip() and not line.startswith("<!--"):
+            start = start if lines else number
+            lines.append(line)
+
+
+def _block(start: int, lines: list[str]) -> Block:
+    text = "\n".join(lines)
+    text = re.sub(r"`[^`]*`", "CODE", text)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return Block(start, text, is_table=lines[0].lstrip().startswith("|"))
+
+
+def sentences(text: str) -> Iterator[tuple[int, str]]:
+    """Each sentence of a block, with the offset where it begins."""
+    offset = 0
+    for end in [*re.finditer(r"(?<!e\.g)(?<!i\.e)[.!?][)*\"]*(?=\s)", text), None]:
+        stop = end.end() if end else len(text)
+        yield offset + len(text[offset:stop]) - len(text[offset:stop].lstrip()), text[offset:stop]
+        offset = stop
+
+
+def words(text: str) -> int:
+    """Count the words that hold a letter or a digit."""
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def findings(page: str, markdown: str) -> Iterator[Finding]:
+    """Yield the findings of a page, by line."""
+    for block in blocks(markdown):
+        for habit, expected in HABITS.items():
+            for match in re.finditer(habit, block.text, re.IGNORECASE):
+                line = block.line + block.text.count("\n", 0, match.start())
+                yield Finding(page, line, f"{match[0]!r}", expected)
+        for offset, prose in [] if block.is_table else sentences(block.text):
+            if (count := words(prose)) > MAX_WORDS:
+                line = block.line + block.text.count("\n", 0, offset)
+                yield Finding(page, line, f"sentence of {count} words", f"at most {MAX_WORDS}")
+
+
+def main() -> int:
+    """Print the findings; return the exit status."""
+    parser = argparse.ArgumentParser(description="Check pages for plain technical English.")
+    parser.add_argument("pages", nargs="*", default=PAGES, metavar="PAGE", help="path below the root of the clone")
+    results = [result for page in parser.parse_args().pages for result in findings(page, (ROOT / page).read_text())]
+    for result in results:
+        print(result)
+    return bool(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
