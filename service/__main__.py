@@ -46,12 +46,16 @@ def main() -> int:
     # Imported late, so that --help and an invalid option answer at once.
     from service.errors import StartError  # noqa: PLC0415
     from service.observability.logs import capture_libraries, make_logger  # noqa: PLC0415
+    from service.runtime.components import provider_table  # noqa: PLC0415
     from service.runtime.lifecycle import run  # noqa: PLC0415
     from service.runtime.server import compose  # noqa: PLC0415
 
     limit_malloc_arenas()
     log = make_logger(settings.log_format, settings.log_level)
     capture_libraries(log)
+    if settings.list_providers:
+        print(provider_table(settings, log), end="")  # noqa: T201 (what the option is for)
+        return 0
     # As SIGINT: no client waits before it serves. Without a log line: the signal may interrupt the log itself.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     log.info("starting", **settings.described())

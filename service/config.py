@@ -101,15 +101,21 @@ class Settings(BaseSettings):
 
     provider: str = Field(
         "auto",
-        pattern="^[a-z0-9]{1,32}$",
-        description="execution provider of the model: cpu, cuda, or the name of another one of the installed "
-        "ONNX Runtime, such as tensorrt or openvino; auto takes cuda if it works completely, else cpu",
+        pattern="^[a-z0-9-]{1,32}$",
+        description="execution provider of the model: cpu, cuda, webgpu, openvino, tensorrt-rtx or another name; auto "
+        "takes cuda if it works completely, else the GPU of a plugin, else cpu",
+    )
+    provider_library: Path | None = Field(
+        None, description="library of a plugin execution provider that no installed package has"
+    )
+    list_providers: bool = Field(
+        False, description="print the execution providers and their devices, usable or why not, and exit"
     )
     provider_options: str = Field(
         "",
         description="options of the named provider for ONNX Runtime: key=value,key=value or a JSON object",
     )
-    device_id: int = Field(0, ge=0, le=1023, description="number of the GPU, as in nvidia-smi")
+    device_id: int = Field(0, ge=0, le=1023, description="number of the provider's device, as in --list-providers")
     gpu_memory_limit: str = Field(
         "",
         pattern="^([1-9][0-9]{0,11}(MiB|GiB)?)?$",
@@ -206,6 +212,8 @@ class Settings(BaseSettings):
         option = f"{_flag('provider')} is {self.provider!r}"
         if self.provider_options and self.provider in ("auto", "cpu"):
             raise ValueError(f"{_flag('provider_options')} is given, but {option}: name the provider they are for")
+        if self.provider_library is not None and self.provider in ("auto", "cpu"):
+            raise ValueError(f"{_flag('provider_library')} is given, but {option}: name the provider that it has")
         if self.gpu_memory_limit and self.provider not in ("auto", "cuda"):
             raise ValueError(f"{_flag('gpu_memory_limit')} is given, but {option}: it is for cuda")
         if self.device_id and self.provider == "cpu":

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import onnxruntime as ort
 
-from service.inference import provider_diagnostics, providers
+from service.inference import built_in, provider_diagnostics
 
 CUDA = "CUDAExecutionProvider"
 CALL = (
@@ -122,8 +122,8 @@ def available() -> list[str]:
 
 def replay() -> None:
     """From now on, in this process."""
-    providers.ort.InferenceSession = Replayed
-    providers.ort.get_available_providers = available
+    built_in.ort.InferenceSession = Replayed
+    built_in.ort.get_available_providers = available
     provider_diagnostics.probe = probe
 
 

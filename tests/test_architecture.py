@@ -92,8 +92,11 @@ def test_the_page_shows_the_table() -> None:
 
 KNOW_ONNX_RUNTIME = {
     "service/inference/model.py",
-    "service/inference/providers.py",
+    "service/inference/built_in.py",
+    "service/inference/plugins.py",
     "service/inference/provider_diagnostics.py",
+    "service/inference/providers.py",
+    "service/inference/sessions.py",
 }
 
 

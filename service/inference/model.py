@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.errors import ModelFileError
-from service.inference.providers import OUTPUTS, create_cpu_session
+from service.inference.sessions import OUTPUTS, DeviceSession, create_cpu_session
 from service.network import DIGITS, HIDDEN, PIXELS, ModelInfo, Parameters, Pixels, Predictions
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ class Model:
     def __init__(self, path: Path, *, sha256: str = "", sessions: SessionFactory | None = None) -> None:
         try:
             content = _read(path, sha256)
-            self._session = self._cpu_session = _session(content)
-            self.info = _info(self._session.get_modelmeta().custom_metadata_map)
-            _check_signature(self._session)
+            self._cpu_session = _session(content)
+            self._session: DeviceSession | ort.InferenceSession = self._cpu_session
+            self.info = _info(self._cpu_session.get_modelmeta().custom_metadata_map)
+            _check_signature(self._cpu_session)
             self._warm_up()
             self.parameters = self._parameters()
         except ModelFileError as e:
@@ -62,13 +63,20 @@ class Model:
         except UnicodeDecodeError:
             raise ModelFileError(f"{path}: its metadata or the name of a tensor is no UTF-8") from None
         self._content, self._sessions = content, sessions
-        self.recreate_session()
+        if sessions is not None:
+            self._session = sessions.create(content, self._cpu_session)
         self.provider = str(self._session.get_providers()[0])
         self.runtime = str(ort.__version__)
 
     def recreate_session(self) -> None:
-        """Run the model in a new session on the same provider; ProviderError, and the old one, where there is none."""
+        """Release the session and create another on the same provider.
+
+        Runs fail meanwhile, and after a ProviderError until the next call. The old session goes first, for a device
+        that is lost stays lost as long as any session on it is left.
+        """
         if self._sessions is not None:
+            if isinstance(self._session, DeviceSession):
+                self._session.close()
             self._session = self._sessions.create(self._content, self._cpu_session)
 
     def predict(self, pixels: Pixels) -> Predictions:
@@ -77,7 +85,7 @@ class Model:
 
     def _parameters(self) -> Parameters:
         """What this session computes with, asked of itself."""
-        found = self._session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
+        found = self._cpu_session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
         return Parameters(weights=tuple(found[:3]), biases=tuple(found[3:]))
 
     def _warm_up(self) -> None:

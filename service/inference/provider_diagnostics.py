@@ -22,6 +22,9 @@ _EXPLANATIONS = {
         missing: `make gpu` installs it, or pip install 'onnxruntime-gpu[cuda,cudnn]'""",
     r"(libnvinfer\w*\.so[.\d]*): cannot open|Please install (TensorRT) libraries": """{0} is missing: install TensorRT
         from NVIDIA's packages""",
+    r"Failed to get symbol CreateEpFactories with error: (\S+): ": """{0} is no plugin of ONNX Runtime: it has no
+        CreateEpFactories""",
+    r'below the minimum required version "([\d.]+)"': "it needs onnxruntime {0} or newer: pip install -U onnxruntime",
     r"(lib[\w.+-]*\.so[.\d]*): cannot open": "the library {0} is missing: install the package that has it",
     r"CUDA failure (35): ": """the NVIDIA driver is too old for the CUDA of this ONNX Runtime (CUDA failure {0}): update
         it; `nvidia-smi` shows both versions""",
@@ -33,6 +36,10 @@ _EXPLANATIONS = {
     r'(?:Unknown provider option: "|Invalid \w+ EP option: )(\w+)': "it has no option {0}: see --provider-options",
     r'Failed to parse provider option "(\w+)"': "it does not take the value of its option {0}: see --provider-options",
     r"(Device \S+ is not available)": "ONNX Runtime says: {0}",
+    r"Failed to load library \S+ with error: ([^\n]+)": "its library does not load: {0}",
+    r"Failed to get a WebGPU (adapter): ": "WebGPU finds no {0}: look at `vulkaninfo --summary`",
+    r"\[Device\] is (lost)": "the device is {0}",
+    r"is invalid (due to a previous error)": "a buffer is invalid {0}, such as too little memory on the device",
 }
 """Patterns in what ONNX Runtime says, and what each means to an operator; the first that is found counts."""
 
@@ -55,6 +62,15 @@ def explain(message: str) -> str:
     for place in _NOISE:
         words = re.sub(place, "", words)
     return f"ONNX Runtime says: {words.strip()[:300]}"
+
+
+def session_fault(message: str) -> str:
+    """What happened to a session that no run can use again, as ONNX Runtime's message tells; else nothing."""
+    if "[Device] is lost" in message:
+        return "lost its device"
+    if "is invalid due to a previous error" in message:
+        return "had no memory for a buffer"  # WebGPU keeps it, and gives it to every later run of that size
+    return ""
 
 
 def probe(provider: str, content: bytes, options: dict[str, str]) -> tuple[str, list[str]]:

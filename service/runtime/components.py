@@ -9,7 +9,8 @@ from service import __version__
 from service.batching.batcher import Batcher
 from service.config import parsed_options
 from service.errors import StartError
-from service.inference.providers import CPU, NVIDIA_PROVIDERS, SessionFactory
+from service.inference import provider_list
+from service.inference.providers import CPU, SessionFactory
 from service.inference.repository import ModelRepository
 from service.observability import gpu_metrics
 from service.runtime.pipeline import PipelineConfig, ServerInfo
@@ -69,17 +70,24 @@ def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFac
         settings.provider,
         log,
         options=parsed_options(settings.provider_options),
+        library=str(settings.provider_library or ""),
         device_id=settings.device_id,
         memory_limit=settings.gpu_memory_bytes,
         max_batch_size=settings.max_batch_size,
     )
 
 
+def provider_table(settings: Settings, log: FilteringBoundLogger) -> str:
+    """List the execution providers and their devices, each tried with the model, for a terminal."""
+    library = str(settings.provider_library or "")
+    return provider_list.render(provider_list.rows(settings.model, log, name=settings.provider, library=library))
+
+
 def register_gpu_metrics(
     registry: CollectorRegistry, settings: Settings, sessions: SessionFactory, log: FilteringBoundLogger
 ) -> None:
     """Add the metrics of the GPU, if NVIDIA's runs the model."""
-    if sessions.name in NVIDIA_PROVIDERS:
+    if sessions.is_on_nvidia:
         gpu_metrics.register(registry, settings.device_id, log)
 
 

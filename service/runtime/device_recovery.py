@@ -1,9 +1,10 @@
 """A circuit breaker around a model on a device, and the task that recreates the session of one that fails.
 
 Nothing moves to the CPU. A failed run fails its own clients with UNAVAILABLE, so that they may send the request again.
-After FAILURE_THRESHOLD consecutive failures the model is unhealthy: health reports NOT_SERVING, calls fail at once, and
-a background task recreates the session until one passes the checks of a start. The process does not end itself: only
-its supervisor, which sees NOT_SERVING, can judge whether a restart would help.
+After FAILURE_THRESHOLD consecutive failures, or one of a session that no run can use again, the model is unhealthy:
+health reports NOT_SERVING, calls fail at once, and a background task recreates the session until one passes the checks
+of a start. The process does not end itself: only its supervisor, which sees NOT_SERVING, can judge whether a restart
+would help.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from service.errors import ModelUnavailable, ProviderError
+from service.inference.provider_diagnostics import session_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +41,7 @@ class CircuitBreaker:
         self.parameters = model.parameters
         self.provider = model.provider
         self.recreate_session = model.recreate_session
-        self.healthy = True
+        self.unhealthy_reason = ""
         self._model = model
         self._metrics = metrics
         self._log = log
@@ -48,7 +50,7 @@ class CircuitBreaker:
 
     def predict(self, pixels: Pixels) -> Predictions:
         """As `Model.predict`; ModelUnavailable if the run fails, or while the breaker is open."""
-        if not self.healthy:
+        if self.unhealthy_reason:
             raise ModelUnavailable(f"the model cannot run: {self.provider} has failed and is being tried again")
         try:
             predictions = self._model.predict(pixels)
@@ -58,10 +60,15 @@ class CircuitBreaker:
         self._consecutive_failures = 0
         return predictions
 
+    @property
+    def healthy(self) -> bool:
+        """Whether runs go through."""
+        return not self.unhealthy_reason
+
     def reset(self) -> None:
         """Let runs through again."""
         self._consecutive_failures = 0
-        self.healthy = True
+        self.unhealthy_reason = ""
 
     def _record_failure(self, error: Exception) -> None:
         self._consecutive_failures += 1
@@ -69,8 +76,10 @@ class CircuitBreaker:
         self._log.error(
             "run failed", provider=self.provider, consecutive_failures=self._consecutive_failures, exc_info=error
         )
-        if self.healthy and self._consecutive_failures >= FAILURE_THRESHOLD:
-            self.healthy = False
+        fault = session_fault(str(error))
+        if self.healthy and (fault or self._consecutive_failures >= FAILURE_THRESHOLD):
+            fault = fault or f"failed {FAILURE_THRESHOLD} runs in a row"
+            self.unhealthy_reason = f"{self.provider} {fault} and is being tried again"
             self._on_open()
 
 
@@ -91,9 +100,7 @@ class DeviceRecovery:
     @property
     def unhealthy_reason(self) -> str:
         """Why the model cannot serve, in a line for the operator; empty while it is healthy."""
-        if self._breaker is None or self._breaker.healthy:
-            return ""
-        return f"{self._breaker.provider} failed {FAILURE_THRESHOLD} runs in a row and is being tried again"
+        return "" if self._breaker is None else self._breaker.unhealthy_reason
 
     def guard(self, model: Model) -> CircuitBreaker:
         """Put a circuit breaker around `model`, which takes the place of the model before."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.inference.providers import CPU, short_name
+from service.inference.plugins import short_name
+from service.inference.providers import CPU
 from service.observability.statistics import Statistics
 
 if TYPE_CHECKING:
