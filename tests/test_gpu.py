@@ -16,7 +16,8 @@ from structlog.testing import CapturingLogger
 
 from bench.providers import crossover
 from service.inference.model import Model
-from service.inference.providers import TOLERANCE, SessionFactory
+from service.inference.providers import SessionFactory
+from service.inference.sessions import TOLERANCE
 from service.observability import gpu_metrics
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def test_the_crossover_is_where_the_second_stays_ahead() -> None:
 
 def test_the_benchmark_runs_on_what_there_is_and_says_what_is_left_out(tmp_path: Path, model_path: Path) -> None:
     del model_path
-    command = [sys.executable, "-m", "bench.providers", "--names", "cpu,azure", "--largest", "2", "--callers", "1"]
+    command = [sys.executable, "-m", "bench.providers", "--names", "cpu,azure", "--largest", "2", "--clients", "1"]
     command += ["--rounds", "1", "--seconds", "0.01", "--out", str(tmp_path)]
     if not (ROOT / "model.onnx").exists():
         pytest.skip("needs model.onnx: `make model.onnx`")

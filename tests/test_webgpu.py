@@ -1,0 +1,330 @@
+"""The server on a GPU by WebGPU: what it tells of it, reloads, drains, lost devices.
+
+The GPU is one in software (tests/software_gpu.py). Nothing is replayed: kernels, sessions, lost devices and their
+recovery are those of onnxruntime-ep-webgpu. tests/test_api_on_webgpu.py has the tests of the API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+import software_gpu
+from certificates import put
+from conftest import ANSWERS_WITHIN, ROOT, ServiceProcess, serving
+from digitserve_client import AsyncDigitsClient
+from google.protobuf.json_format import MessageToDict
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper
+from software_gpu import software, webgpu
+from test_grpc_api import message
+from test_model import sealed
+from test_providers import refusal, session_factory
+from test_reloader import NETWORKS, TOKEN, activation, add, folder, tokens
+
+from service.inference.model import Model
+from service.inference.sessions import TOLERANCE
+from service.pb.inference import open_inference_pb2 as pb
+from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+__all__ = ["folder", "software", "tokens", "webgpu"]  # fixtures
+
+pytestmark = [*software_gpu.marks, pytest.mark.usefixtures("webgpu")]
+
+DEVICE = "WebGpuExecutionProvider"
+WEBGPU = ("--provider", "webgpu", "--max-batch-size", "1024")
+NOT_SERVING, SERVING = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Path, transport: str, webgpu: None) -> Iterator[ServiceProcess]:  # noqa: ARG001 (set the environment)
+    with serving(model_path, *WEBGPU) as service:
+        yield service
+
+
+def test_what_it_runs_on_is_told_by_log_health_metrics_metadata_and_configuration(server: ServiceProcess) -> None:
+    assert server.get("/healthz") == f"SERVING on {DEVICE}\n"
+    assert f'provider="{DEVICE}"' in server.get("/metrics")
+    assert {line.get("provider") for line in server.lines if line["event"] == "serving"} == {DEVICE}
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="digits"))
+        assert metadata.properties["execution_provider"] == DEVICE
+        kind = "KIND_GPU" if software_gpu.has_gpu() else "KIND_CPU"
+        config = MessageToDict(stub.ModelConfig(pb.ModelConfigRequest(name="digits")).config)
+        assert config["instanceGroup"] == [{"name": "digits_0", "count": 1, "kind": kind}]
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_the_gpu_answers_as_the_cpu_does(make_model: Callable[..., Path], digits: Any, activation: str) -> None:
+    path = make_model(activation)
+    on_gpu, on_cpu = Model(path, sessions=session_factory("webgpu", max_batch_size=1024)), Model(path)
+    assert on_gpu.provider == DEVICE
+    for size in (1, 7, 64, 1024):
+        pixels = np.resize(digits, (size, 784))
+        ours, theirs = on_gpu.predict(pixels), on_cpu.predict(pixels)
+        np.testing.assert_array_equal(ours.digit, theirs.digit)
+        for output in ("activations", "layer1", "layer2"):
+            np.testing.assert_allclose(getattr(ours, output), getattr(theirs, output), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_models_that_share_the_device_run_and_are_loaded_at_the_same_time(model_path: Path, digits: Any) -> None:
+    """In a process of its own, which would end with SIGSEGV if two threads used the device at once."""
+    program = f"""
+import sys, threading
+sys.path[:0] = ["tests", "client"]
+import numpy as np
+from pathlib import Path
+from test_providers import session_factory
+from service.inference.model import Model
+def load(): return Model(Path({str(model_path)!r}), sessions=session_factory("webgpu"))
+model, pixels, done = load(), np.zeros((64, 784), np.uint8), threading.Event()
+def run():
+    while not done.is_set():
+        model.predict(pixels)
+threads = [threading.Thread(target=run) for _ in range(2)]
+for thread in threads: thread.start()
+for _ in range(10): load().predict(pixels)
+done.set()
+for thread in threads: thread.join()
+print("all answered")
+"""
+    assert digits.shape == (100, 784)
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "all answered\n"), ran.stderr
+
+
+async def test_versions_are_swapped_under_load_and_nothing_is_lost_or_mixed(
+    folder: Path, tokens: Path, transport: str, digits: np.ndarray
+) -> None:
+    del transport
+    expected = {name: trained.network.forward(digits).activations for name, trained in NETWORKS.items()}
+    versions: set[str] = set()
+    done = asyncio.Event()
+
+    async def predict(client: AsyncDigitsClient, images: int) -> None:
+        pixels = np.resize(digits, (images, 784))
+        while not done.is_set():
+            reply = await client.predict(pixels, timeout=ANSWERS_WITHIN)
+            right = np.resize(expected[activation(reply.model_version)], (images, 10))
+            np.testing.assert_allclose(reply.activations, right, rtol=0, atol=TOLERANCE)
+            versions.add(reply.model_version)
+
+    arguments = ("--model-control", "--tokens-file", tokens, "--provider", "webgpu", "--max-batch-size", "64")
+    with serving(folder, *arguments) as service:
+        async with (
+            AsyncDigitsClient(service.address, token_file=tokens) as client,
+            aio.insecure_channel(service.address) as channel,
+        ):
+            load = [asyncio.create_task(predict(client, images)) for images in (1, 3, 40)]
+            swap = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+            request = pb.RepositoryModelLoadRequest(model_name="digits").SerializeToString()
+            for version in range(2, 12):
+                add(folder, version)
+                await swap(request, timeout=ANSWERS_WITHIN, metadata=(("authorization", f"Bearer {TOKEN}"),))
+            done.set()
+            await asyncio.gather(*load)
+        assert service.stop() == 0
+        assert not [line for line in service.lines if line["event"] in ("run failed", "failed", "model refused")]
+    assert len(versions) > 2
+
+
+async def test_every_call_that_was_sent_before_the_stop_is_answered(model_path: Path, transport: str) -> None:
+    del transport
+    with serving(model_path, *WEBGPU, "--drain-wait", "0.2", "--shutdown-grace", "100") as service:
+        async with aio.insecure_channel(service.address) as channel:
+            predict = channel.unary_unary("/digits.v1.DigitService/Predict")
+            calls = [asyncio.ensure_future(predict(message(bytes(784)), timeout=ANSWERS_WITHIN)) for _ in range(100)]
+            await calls[0]
+            service.process.send_signal(signal.SIGTERM)
+            assert len(await asyncio.gather(*calls)) == 100
+        assert await asyncio.to_thread(service.ended) == 0
+
+
+# A device that fails for real: its driver says so.
+
+
+@contextmanager
+def on_failing_driver(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[ServiceProcess, Path]]:
+    """A server, and the file that says how its driver fails while it is there."""
+    fault = folder / "fault"
+    for variable, value in software_gpu.failing_environment(folder, fault).items():
+        monkeypatch.setenv(variable, value)
+    with serving(model, "--provider", "webgpu", "--max-batch-size", "4096") as service:
+        yield service, fault
+
+
+def predict_code(channel: grpc.Channel, images: int = 1) -> grpc.StatusCode:
+    try:
+        channel.unary_unary("/digits.v1.DigitService/Predict")(message(bytes(784 * images)), timeout=ANSWERS_WITHIN)
+    except grpc.RpcError as e:
+        assert "webgpu" not in e.details()  # nothing internal, such as where in its source
+        return e.code()
+    return grpc.StatusCode.OK
+
+
+@software_gpu.needs_software
+def test_a_lost_device_is_told_by_everything_and_recovered_without_a_restart(
+    model_path: Path, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        on_failing_driver(model_path, tmp_path, monkeypatch) as (service, fault),
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=ANSWERS_WITHIN)
+        assert next(watch).status == SERVING
+        assert predict_code(channel) == grpc.StatusCode.OK
+        put(fault, b"lost")
+        assert predict_code(channel) == grpc.StatusCode.UNAVAILABLE
+        assert next(watch).status == NOT_SERVING
+        [cause] = service.wait_for("run failed", consecutive_failures=1)["exception"]
+        assert "[Device] is lost" in cause["exc_value"]
+        service.wait_for("model unhealthy", reason=f"{DEVICE} lost its device and is being tried again")
+        assert service.wait_for("session recreation failed")["reason"] == (
+            "a batch of 1 cannot run: the device is lost"
+        )
+        with pytest.raises(OSError, match="503"):
+            service.get("/healthz")
+        assert predict_code(channel) == grpc.StatusCode.UNAVAILABLE
+        assert service.series()["digits_serving", ()] == 0
+        fault.unlink()
+        assert next(watch).status == SERVING
+        assert predict_code(channel) == grpc.StatusCode.OK
+        service.wait_for("model recovered")
+        assert service.get("/healthz") == f"SERVING on {DEVICE}\n"
+        assert service.stop() == 0
+    assert {line["provider"] for line in service.lines if "provider" in line} == {"webgpu", DEVICE}
+    assert transport in {line.get("transport") for line in service.lines}
+
+
+@software_gpu.needs_software
+def test_it_stops_cleanly_while_its_device_is_lost(
+    model_path: Path, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del transport
+    with (
+        on_failing_driver(model_path, tmp_path, monkeypatch) as (service, fault),
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        put(fault, b"lost")
+        assert predict_code(channel) == grpc.StatusCode.UNAVAILABLE
+        service.wait_for("session recreation failed")
+        assert service.stop() == 0
+
+
+@software_gpu.needs_software
+def test_a_run_for_which_there_is_no_memory_fails_and_leaves_nothing_broken_behind(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WebGPU keeps a buffer that it could not have, and gives it to every later run of that size."""
+    with (
+        on_failing_driver(model_path, tmp_path, monkeypatch) as (service, fault),
+        grpc.insecure_channel(service.address) as channel,
+    ):
+        put(fault, b"memory")
+        assert predict_code(channel, 2500) == grpc.StatusCode.UNAVAILABLE
+        service.wait_for("model unhealthy", reason=f"{DEVICE} had no memory for a buffer and is being tried again")
+        service.wait_for("session recreation failed")
+        fault.unlink()
+        service.wait_for("model recovered")
+        assert [predict_code(channel, images) for images in (1, 2500, 4000)] == [grpc.StatusCode.OK] * 3
+
+
+# The five ways to end on the CPU unseen, of a plugin, for real; tests/test_plugins.py has those that need no device.
+
+
+@software_gpu.needs_software
+@pytest.mark.usefixtures("software")
+def test_a_driver_in_software_is_refused_unless_it_is_allowed(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER")
+    assert "which computes on the CPU: install the driver of the GPU" in refusal(
+        "--model", model_path, "--provider", "webgpu"
+    )
+
+
+@software_gpu.needs_software
+@pytest.mark.usefixtures("software")
+def test_auto_takes_no_gpu_in_software_and_says_why(model_path: Path) -> None:
+    with serving(model_path) as service:
+        [line] = [line for line in service.lines if line["event"] == "provider chosen"]
+        assert line["reason"] == "webgpu cannot be used: its device is no GPU; name it to use it"
+        assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
+
+
+def test_a_node_without_a_kernel_on_the_gpu_is_refused_by_its_operator(model_path: Path, tmp_path: Path) -> None:
+    path = with_hardmax(model_path, tmp_path / "model.onnx")
+    assert refusal("--model", path, "--provider", "webgpu") == (
+        "--provider (or DIGITS_PROVIDER) is 'webgpu', but it has no kernel for Hardmax of the model, which the CPU "
+        "would have run"
+    )
+
+
+def with_hardmax(model_path: Path, path: Path) -> Path:
+    """The network with an operator, of no effect, that WebGPU has no kernel for."""
+    model = onnx.load(model_path)
+    producer = next(node for node in model.graph.node if "activations" in node.output)
+    producer.output[:] = ["plain"]
+    model.graph.initializer.append(helper.make_tensor("zero", TensorProto.FLOAT, [1], np.zeros(1)))
+    for node in (
+        helper.make_node("Hardmax", ["plain"], ["hard"]),
+        helper.make_node("Mul", ["hard", "zero"], ["nothing"]),
+        helper.make_node("Add", ["plain", "nothing"], ["activations"]),
+    ):
+        model.graph.node.append(node)
+    order = [node for node in model.graph.node if "digit" not in node.output]
+    last = [node for node in model.graph.node if "digit" in node.output]
+    del model.graph.node[:]
+    model.graph.node.extend([*order, *last])
+    path.write_bytes(sealed(model))
+    return path
+
+
+def test_an_option_that_the_plugin_does_not_know_or_take_is_refused_by_name(model_path: Path) -> None:
+    arguments = ("--model", model_path, "--provider", "webgpu", "--provider-options")
+    assert refusal(*arguments, "nonsense=1").endswith("but it has no option nonsense: see --provider-options")
+    assert refusal(*arguments, "validationMode=much").endswith("Invalid validation mode: much")
+
+
+def test_a_device_number_that_is_not_there_is_refused_with_those_that_are(model_path: Path) -> None:
+    assert refusal("--model", model_path, "--provider", "webgpu", "--device-id", "1").endswith(
+        "but it has no device 1: expected 0 to 0; see --list-providers"
+    )
+
+
+def test_a_plugin_that_no_package_has_is_found_by_its_library(model_path: Path, tmp_path: Path) -> None:
+    import onnxruntime_ep_webgpu  # noqa: PLC0415 (an extra)
+
+    library = tmp_path / "libplugin.so"
+    library.symlink_to(onnxruntime_ep_webgpu.get_library_path())
+    with serving(model_path, "--provider", "webgpu", "--provider-library", library) as service:
+        assert service.get("/healthz") == f"SERVING on {DEVICE}\n"
+    assert refusal("--model", model_path, "--provider", "openvino", "--provider-library", library).endswith(
+        "has no such provider; it has webgpu"
+    )
+
+
+@software_gpu.needs_software
+@pytest.mark.usefixtures("software")
+def test_the_list_shows_the_gpu_with_vendor_name_and_memory(model_path: Path) -> None:
+    command = [sys.executable, "-m", "service", "--list-providers", "--model", str(model_path)]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    [row] = [line for line in listed.stdout.splitlines() if line.startswith("webgpu")]
+    assert "Google  SwiftShader Device" in row
+    assert row.split()[-2:] == ["GiB", "yes"]
