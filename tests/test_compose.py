@@ -24,10 +24,11 @@ from service.healthcheck import publish_address
 from service.observability.metrics_server import MetricsServer
 from service.transports.limits import Limits
 
-BASE, SCALE, TLS, GPU = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml", "compose.gpu.yml"
+BASE, SCALE, TLS = "docker-compose.yml", "compose.scale.yml", "compose.tls.yml"
+GPU, WEBGPU = "compose.gpu.yml", "compose.webgpu.yml"
 TOKENS, ALERTMANAGER = "compose.tokens.yml", "compose.alertmanager.yml"
-FILES = (BASE, SCALE, TLS, GPU, TOKENS, ALERTMANAGER)
-VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU], [BASE, TOKENS, ALERTMANAGER]]
+FILES = (BASE, SCALE, TLS, GPU, WEBGPU, TOKENS, ALERTMANAGER)
+VARIANTS = [[BASE], [BASE, SCALE], [BASE, SCALE, TLS], [BASE, GPU], [BASE, WEBGPU], [BASE, TOKENS, ALERTMANAGER]]
 VARIANTS += [[BASE, SCALE, TLS, TOKENS, ALERTMANAGER]]
 OTHER_DEFAULTS = {"5", "4G", "cuda"}  # of a variant: DIGITS_DRAIN_WAIT, SERVICE_MEMORY, DIGITS_PROVIDER
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
@@ -419,10 +420,10 @@ def stages() -> dict[str, str]:
 
 
 def test_the_last_stage_serves_and_compose_names_stages_that_there_are() -> None:
-    assert list(stages())[-1] == "service"
+    assert (ROOT / "service/Dockerfile").read_text().endswith("\nFROM service\n")
     for _, _, definition in services():
         if "build" in definition and "target" in definition["build"]:
-            assert definition["build"]["target"] in stages()
+            assert default(definition["build"]["target"]) in stages()
 
 
 def test_the_serving_image_installs_no_more_than_serving_needs() -> None:
@@ -444,9 +445,23 @@ def test_the_gpu_image_has_one_onnx_runtime_and_starts_on_the_gpu_alone() -> Non
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert [package for package in printed if package.startswith("onnxruntime")] == ["onnxruntime-gpu[cuda,cudnn]"]
     service = compose(GPU)["services"]["service"]
-    assert service["build"]["args"] == {"EXTRAS": "gpu"}
-    assert default(service["environment"]["DIGITS_PROVIDER"]) == "cuda"
+    assert {default(service["build"]["target"]), default(service["build"]["args"]["EXTRAS"])} == {"gpu"}
+    assert "ENV DIGITS_PROVIDER=cuda" in stages()["gpu"]
     assert "\nonnxruntime-gpu==" in (ROOT / "constraints-gpu.txt").read_text()
+
+
+def test_the_webgpu_image_has_a_plugin_beside_the_cpus_onnx_runtime_and_starts_on_the_gpu_alone() -> None:
+    command = [sys.executable, "scripts/requirements.py", "webgpu"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [package for package in printed if package.startswith("onnxruntime")] == [
+        "onnxruntime",
+        "onnxruntime-ep-webgpu>=0.4,<1",
+    ]
+    build = compose(WEBGPU)["services"]["service"]["build"]
+    assert build == {"target": "webgpu", "args": {"EXTRAS": "webgpu", "VULKAN_DRIVERS": "mesa-vulkan-drivers"}}
+    assert "ENV DIGITS_PROVIDER=webgpu" in stages()["webgpu"]
+    assert "USER root\nRUN apt-get" in stages()["webgpu"]
+    assert "USER 10001:10001\nENV" in stages()["webgpu"]
 
 
 @pytest.mark.parametrize("stage", ["service", "tools"])
