@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play page web test test-all check format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
+.PHONY: help run play page web test test-all check format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu webgpu gpu-report test-gpu bench-gpu up down smoke rolling-update certificate e2e clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -38,7 +38,13 @@ test-all: .venv/dev.stamp model.onnx ## run every test, the slow ones too
 gpu: .venv-gpu/stamp ## make .venv-gpu: ONNX Runtime for CUDA and all else (3 GB)
 	@echo "gpu: .venv-gpu/bin/python -m service --provider cuda"
 
-test-gpu: .venv-gpu/stamp ## the tests that need an NVIDIA GPU, on that of this machine
+webgpu: .venv/webgpu.stamp ## add the WebGPU plugin to .venv: any vendor's GPU (16 MB)
+	@echo "webgpu: .venv/bin/python -m service --provider webgpu"
+
+gpu-report: ## tests and CPU against GPU, one report; WHEELS=FOLDER without network
+	@scripts/gpu-report
+
+test-gpu: .venv-gpu/stamp ## the tests on a GPU, NVIDIA's and WebGPU's
 	@.venv-gpu/bin/python -m pytest -m gpu
 
 bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on the GPU is faster
@@ -162,6 +168,10 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 # A larger set of packages serves the smaller's needs too, so either target can come first.
 .venv/run.stamp: $(REQUIREMENTS) scripts/setup
 	@$(NEWER_DEV_STAMP) || scripts/setup client $@
+	@touch $@
+
+.venv/webgpu.stamp: $(REQUIREMENTS) scripts/setup
+	@$(NEWER_DEV_STAMP) || scripts/setup client,webgpu $@
 	@touch $@
 
 .venv/play.stamp: $(REQUIREMENTS) scripts/setup

@@ -55,7 +55,7 @@ Out = Annotated[Path, output_folder("--out", help="folder for results.json, resu
 
 
 def main(
-    names: Names = "cpu,cuda",
+    names: Names = "cpu,cuda,webgpu",
     largest: Largest = 65536,
     clients: MostClients = 512,
     rounds: Rounds = 3,

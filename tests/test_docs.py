@@ -35,7 +35,7 @@ NOT_RUN = {
     r"(\w+=\S+ )+make |(export \w+=\S+; )?docker |export COMPOSE_FILE=": "needs a Docker engine; `make e2e` runs it",
     r"kubectl |kind ": "needs a cluster; test_kubernetes holds the manifests to the schemas",
     r"(python -m service|digitserve serve)(?! --help)": "serves until it is stopped; every test of a server starts one",
-    r"\.venv-gpu/": "needs a GPU",
+    r"\.venv-gpu/|((CUDA|WHEELS|PYTHONPATH)=\S+ )+|nvidia-smi|for cores |    |done$": "needs a GPU",
     r"\S*python -m ray_serve|(\S*/)?(ray|serve) |.* --ray-address": "needs Ray; `make test-ray`",
     r"\S*pip install|\S*python -m pip install": "changes the environment that runs the tests",
     r"python -m export (train|evaluate|onnx --weights)": "trains for minutes, and needs MNIST",
