@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "gpu-report"
 SUITES = {
     "CUDA": ["tests/test_gpu.py"],
-    "WebGPU": ["tests/test_webgpu.py", "tests/test_api_on_webgpu.py", "tests/test_plugins.py"],
+    "WebGPU": [f"tests/test_{name}.py" for name in ("webgpu", "webgpu_rejections", "api_on_webgpu", "plugins")],
 }
 TEST_DEADLINE, BENCH_DEADLINE, COMMAND_DEADLINE = 75, 80, 30
 """Seconds of each suite, of the bench on each transport, and of each question to a driver."""

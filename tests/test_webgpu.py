@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-import onnx
 import pytest
 import software_gpu
 from certificates import put
@@ -24,11 +23,9 @@ from digitserve_client import AsyncDigitsClient
 from google.protobuf.json_format import MessageToDict
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import TensorProto, helper
 from software_gpu import software, webgpu
 from test_grpc_api import message
-from test_model import sealed
-from test_providers import refusal, session_factory
+from test_providers import session_factory
 from test_reloader import NETWORKS, TOKEN, activation, add, folder, tokens
 
 from service.inference.model import Model
@@ -243,88 +240,3 @@ def test_a_run_for_which_there_is_no_memory_fails_and_leaves_nothing_broken_behi
         fault.unlink()
         service.wait_for("model recovered")
         assert [predict_code(channel, images) for images in (1, 2500, 4000)] == [grpc.StatusCode.OK] * 3
-
-
-# The five ways to end on the CPU unseen, of a plugin, for real; tests/test_plugins.py has those that need no device.
-
-
-@software_gpu.needs_software
-@pytest.mark.usefixtures("software")
-def test_a_driver_in_software_is_refused_unless_it_is_allowed(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER")
-    assert "which computes on the CPU: install the driver of the GPU" in refusal(
-        "--model", model_path, "--provider", "webgpu"
-    )
-
-
-@software_gpu.needs_software
-@pytest.mark.usefixtures("software")
-def test_auto_takes_no_gpu_in_software_and_says_why(model_path: Path) -> None:
-    with serving(model_path) as service:
-        [line] = [line for line in service.lines if line["event"] == "provider chosen"]
-        assert line["reason"] == "webgpu cannot be used: its device is no GPU; name it to use it"
-        assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
-
-
-def test_a_node_without_a_kernel_on_the_gpu_is_refused_by_its_operator(model_path: Path, tmp_path: Path) -> None:
-    path = with_hardmax(model_path, tmp_path / "model.onnx")
-    assert refusal("--model", path, "--provider", "webgpu") == (
-        "--provider (or DIGITS_PROVIDER) is 'webgpu', but it has no kernel for Hardmax of the model, which the CPU "
-        "would have run"
-    )
-
-
-def with_hardmax(model_path: Path, path: Path) -> Path:
-    """The network with an operator, of no effect, that WebGPU has no kernel for."""
-    model = onnx.load(model_path)
-    producer = next(node for node in model.graph.node if "activations" in node.output)
-    producer.output[:] = ["plain"]
-    model.graph.initializer.append(helper.make_tensor("zero", TensorProto.FLOAT, [1], np.zeros(1)))
-    for node in (
-        helper.make_node("Hardmax", ["plain"], ["hard"]),
-        helper.make_node("Mul", ["hard", "zero"], ["nothing"]),
-        helper.make_node("Add", ["plain", "nothing"], ["activations"]),
-    ):
-        model.graph.node.append(node)
-    order = [node for node in model.graph.node if "digit" not in node.output]
-    last = [node for node in model.graph.node if "digit" in node.output]
-    del model.graph.node[:]
-    model.graph.node.extend([*order, *last])
-    path.write_bytes(sealed(model))
-    return path
-
-
-def test_an_option_that_the_plugin_does_not_know_or_take_is_refused_by_name(model_path: Path) -> None:
-    arguments = ("--model", model_path, "--provider", "webgpu", "--provider-options")
-    assert refusal(*arguments, "nonsense=1").endswith("but it has no option nonsense: see --provider-options")
-    assert refusal(*arguments, "validationMode=much").endswith("Invalid validation mode: much")
-
-
-def test_a_device_number_that_is_not_there_is_refused_with_those_that_are(model_path: Path) -> None:
-    assert refusal("--model", model_path, "--provider", "webgpu", "--device-id", "1").endswith(
-        "but it has no device 1: expected 0 to 0; see --list-providers"
-    )
-
-
-def test_a_plugin_that_no_package_has_is_found_by_its_library(model_path: Path, tmp_path: Path) -> None:
-    import onnxruntime_ep_webgpu  # noqa: PLC0415 (an extra)
-
-    library = tmp_path / "libplugin.so"
-    library.symlink_to(onnxruntime_ep_webgpu.get_library_path())
-    with serving(model_path, "--provider", "webgpu", "--provider-library", library) as service:
-        assert service.get("/healthz") == f"SERVING on {DEVICE}\n"
-    assert refusal("--model", model_path, "--provider", "openvino", "--provider-library", library).endswith(
-        "has no such provider; it has webgpu"
-    )
-
-
-@software_gpu.needs_software
-@pytest.mark.usefixtures("software")
-def test_the_list_shows_the_gpu_with_vendor_name_and_memory(model_path: Path) -> None:
-    command = [sys.executable, "-m", "service", "--list-providers", "--model", str(model_path)]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    [row] = [line for line in listed.stdout.splitlines() if line.startswith("webgpu")]
-    assert "Google  SwiftShader Device" in row
-    assert row.split()[-2:] == ["GiB", "yes"]
