@@ -21,6 +21,7 @@ FRAMEWORKS = (
 )
 WANTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "ServiceMonitor": ("v1", ("status",)),
+    "PodMonitor": ("v1", ("status",)),
     "PrometheusRule": ("v1", ("status",)),
     "ServingRuntime": ("v1alpha1", ("status", "spec.workerSpec")),
     "InferenceService": (

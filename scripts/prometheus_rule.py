@@ -1,8 +1,8 @@
-"""Writes the PrometheusRule of deploy/kubernetes from the rule files that compose mounts, so that there is one set.
+"""Writes the PrometheusRule of deploy/kubernetes and of the Helm chart from the rule files that compose mounts.
 
     python scripts/prometheus_rule.py [--check]
 
-With --check it writes nothing and ends with status 1 where the file is not what it would write.
+With --check it writes nothing and ends with status 1 if a file is not what it would write.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 OUT = ROOT / "deploy" / "kubernetes" / "components" / "monitoring" / "prometheusrule.yaml"
+CHART_OUT = ROOT / "deploy" / "helm" / "digitserve" / "files" / "rules.yaml"
 HEAD = """\
 # Written by scripts/prometheus_rule.py from deploy/prometheus/rules: change the rules there.
 apiVersion: monitoring.coreos.com/v1
@@ -26,24 +27,31 @@ spec:
 """
 
 
-def written() -> str:
-    """The manifest: the groups of every rule file, in the order of the files' names."""
-    groups = [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
-    body = yaml.safe_dump({"groups": groups}, sort_keys=False, width=100_000, allow_unicode=True)
-    return HEAD + "".join(f"  {line}\n" if line else "\n" for line in body.splitlines())
+def groups() -> str:
+    """Return the groups of every rule file, in the order of the files' names."""
+    found = [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
+    return yaml.safe_dump({"groups": found}, sort_keys=False, width=100_000, allow_unicode=True)
+
+
+def outputs() -> dict[Path, str]:
+    """Return the text of each file: a manifest for kustomize, and its specification for the chart."""
+    body = groups()
+    manifest = HEAD + "".join(f"  {line}\n" if line else "\n" for line in body.splitlines())
+    return {OUT: manifest, CHART_OUT: HEAD.splitlines()[0] + "\n" + body}
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 written or the same, 1 not the same, 2 wrong usage."""
     if arguments == ["--check"]:
-        if OUT.exists() and OUT.read_text() == written():
-            return 0
-        print(f"{OUT.relative_to(ROOT)} is not what {Path(__file__).name} writes: run it", file=sys.stderr)
-        return 1
+        stale = [path for path, text in outputs().items() if not path.exists() or path.read_text() != text]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what {Path(__file__).name} writes: run it", file=sys.stderr)
+        return 1 if stale else 0
     if arguments:
         print("usage: python scripts/prometheus_rule.py [--check]", file=sys.stderr)
         return 2
-    OUT.write_text(written())
+    for path, text in outputs().items():
+        path.write_text(text)
     return 0
 
 

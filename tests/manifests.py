@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CRDS = ROOT / "tests" / "crds"
-OLDEST, NEWEST = "1.31", "1.37"  # the versions of Kubernetes that the manifests are for
+OLDEST, NEWEST = "1.34", "1.37"  # the versions of Kubernetes that the manifests are for
 BUILT = ["base", "overlays/development", "overlays/production", "overlays/gpu", "kserve"]
 
 Manifest = dict[str, Any]
