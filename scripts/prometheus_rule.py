@@ -29,8 +29,8 @@ spec:
 
 def groups() -> str:
     """Return the groups of every rule file, in the order of the files' names."""
-    found = [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
-    return yaml.safe_dump({"groups": found}, sort_keys=False, width=100_000, allow_unicode=True)
+    merged = [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
+    return yaml.safe_dump({"groups": merged}, sort_keys=False, width=100_000, allow_unicode=True)
 
 
 def outputs() -> dict[Path, str]:

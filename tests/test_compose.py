@@ -419,8 +419,16 @@ def stages() -> dict[str, str]:
     return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL))
 
 
+def test_the_published_image_has_the_model_where_the_service_looks_for_it() -> None:
+    (out,) = re.findall(r'"--out", "([^"]+)"', stages()["model"])
+    (copied,) = re.findall(r"^COPY --from=model --chown=10001:10001 (\S+) (\S+)$", stages()["published"], re.MULTILINE)
+    (model,) = re.findall(r"DIGITS_MODEL=(\S+)", stages()["service"])
+    assert (out, model) == copied
+
+
 def test_the_last_stage_serves_and_compose_names_stages_that_there_are() -> None:
-    assert (ROOT / "service/Dockerfile").read_text().endswith("\nFROM service\n")
+    assert list(stages())[-1] == "published"
+    assert re.search(r"^FROM service AS published$", (ROOT / "service/Dockerfile").read_text(), re.MULTILINE)
     for _, _, definition in services():
         if "build" in definition and "target" in definition["build"]:
             assert default(definition["build"]["target"]) in stages()

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 NOT_RUN = {
     r"make (?!certificate)": "it serves, builds or measures for minutes; test_make_targets and CI run what they can",
     r"(\w+=\S+ )+make |(export \w+=\S+; )?docker |export COMPOSE_FILE=": "needs a Docker engine; `make e2e` runs it",
+    r"sudo |journalctl ": "needs root and systemd; test_workflows holds the unit to systemd-analyze",
+    r"helm ": "needs a cluster; test_helm renders the chart",
+    r"mkdir -p tokens && openssl": "writes into the clone; test_credentials makes tokens",
     r"kubectl |kind ": "needs a cluster; test_kubernetes holds the manifests to the schemas",
     r"(python -m service|digitserve serve)(?! --help)": "serves until it is stopped; every test of a server starts one",
     r"\.venv-gpu/|((CUDA|WHEELS|PYTHONPATH)=\S+ )+|nvidia-smi|for cores |    |done$": "needs a GPU",
