@@ -1,7 +1,7 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play page web test test-all check format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu webgpu gpu-report test-gpu bench-gpu up down smoke rolling-update certificate e2e dist clean
+.PHONY: help run play page web test test-all check format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu webgpu gpu-report test-gpu bench-gpu up down smoke rolling-update certificate e2e e2e-alerts dist clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
@@ -103,6 +103,9 @@ certificate: ## make tls/tls.crt and tls.key for localhost
 
 e2e: .venv/dev.stamp ## every claim of the compose files, on a Docker engine
 	@$(PY) -m pytest tests/e2e/stack.py --capture=no --verbosity=1
+
+e2e-alerts: .venv/dev.stamp ## cause the alerts for real, on a Docker engine; 45 minutes
+	@$(PY) -m pytest tests/e2e/alerts.py --capture=no --verbosity=1
 
 dist: .venv/run.stamp ## build the wheels of server and client into dist/
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./client

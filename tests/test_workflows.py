@@ -39,7 +39,7 @@ def steps() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_every_command_of_a_workflow_is_a_target_or_a_file_of_the_project() -> None:
     targets = [
-        (name, found) for name, step in steps() for found in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))
+        (name, found) for name, step in steps() for found in re.findall(r"\bmake ([a-z0-9-]+)", step.get("run", ""))
     ]
     assert targets
     assert [(name, target) for name, target in targets if target not in TARGETS] == []

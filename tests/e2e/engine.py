@@ -29,6 +29,8 @@ PROJECT = "digitserve-e2e"
 GRPC_PORT, PROMETHEUS_PORT = 51051, 51090
 ADDRESS = f"localhost:{GRPC_PORT}"
 PROMETHEUS = f"http://localhost:{PROMETHEUS_PORT}"
+SCALE = ["docker-compose.yml", "compose.scale.yml"]
+TLS = [*SCALE, "compose.tls.yml"]
 PREDICT = "/digits.v1.DigitService/Predict"
 
 
@@ -91,6 +93,19 @@ class Stack:
 
     def in_container(self, service: str, *command: str) -> str:
         return self.compose("exec", "--no-TTY", service, *command)
+
+
+def kill_held(container: dict[str, Any]) -> None:
+    """SIGKILL to its process, as from outside the engine, which starts it again.
+
+    Held for a moment first: it answers so fast that it would seldom have a call in hand when it is killed.
+    """
+    pid = container["State"]["Pid"]
+    kill = f"import os, signal, time; os.kill({pid}, signal.SIGSTOP); time.sleep(0.2); os.kill({pid}, signal.SIGKILL)"
+    docker(
+        *("run", "--rm", "--pid", "host", "--user", "0", "--cap-add", "KILL", "--entrypoint", "python"),
+        *("digitserve:e2e", "-c", kill),
+    )
 
 
 def until(what: str, ask: Callable[[], Any], within: float = 60) -> Any:

@@ -1,0 +1,155 @@
+"""Each alert that can be caused within minutes: caused for real, it fires, and clears when its cause is gone.
+
+Run by `make e2e-alerts`, in this order, for some 45 minutes: a replica is missed only where it was there for longer than it is
+gone, so the tests before that one are its history.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+sys.path.insert(0, __file__.rpartition("/")[0])
+
+from engine import SCALE, TLS, Load, Stack, docker, firing, kill_held, predict_once, query, say, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+MINUTE = 60
+REPLICAS = 3
+UP = 'sum(up{job="digitserve"})'
+MODEL = "/model/sigmoid-1.onnx"
+
+
+def fires(alert: str, cause: str, within: float) -> None:
+    began = time.monotonic()
+    until(f"{alert} fires", lambda: alert in firing(), within=within)
+    say(f"{alert}: {cause}; fired after {time.monotonic() - began:.0f} s")
+
+
+def clears(alert: str, mended: str, within: float) -> None:
+    began = time.monotonic()
+    until(f"{alert} clears", lambda: alert not in firing(), within=within)
+    say(f"{alert}: {mended}; cleared after {time.monotonic() - began:.0f} s")
+
+
+def in_model_volume(stack: Stack, script: str) -> None:
+    stack.compose("run", "--rm", "--no-deps", "--entrypoint", "sh", "export", "-c", script)
+
+
+@pytest.fixture(scope="module")
+def scaled(stack: Stack) -> Stack:
+    """Three replicas behind Envoy that Prometheus has seen, and no alert."""
+    stack.files, stack.settings = SCALE, {"REPLICAS": str(REPLICAS), "DIGITS_MODEL_POLL": "1"}
+    stack.up()
+    until("every replica is scraped", lambda: query(UP).get("") == REPLICAS)
+    until("Envoy is scraped", lambda: query('up{job="envoy"} == 1'))
+    until("no alert fires", lambda: not firing(), within=3 * MINUTE)
+    return stack
+
+
+def test_a_rejected_model_is_reported_until_a_good_one_is_there(scaled: Stack) -> None:
+    # Put in place by renaming, as a deployment does it.
+    in_model_volume(scaled, f"cp {MODEL} /model/good && head -c 5000 {MODEL} > /model/bad && mv /model/bad {MODEL}")
+    fires("DigitserveReloadRejected", "the model's file cut short", 2 * MINUTE)
+    in_model_volume(scaled, f"mv /model/good {MODEL}")
+    clears("DigitserveReloadRejected", "the file put back", 2 * MINUTE)
+
+
+def test_a_stopped_envoy_is_reported(scaled: Stack) -> None:
+    scaled.compose("stop", "envoy")
+    fires("DigitserveEnvoyDown", "docker compose stop envoy", 3 * MINUTE)
+    scaled.compose("start", "envoy")
+    clears("DigitserveEnvoyDown", "started again", 2 * MINUTE)
+
+
+def test_no_replica_behind_envoy_is_reported_by_envoy_and_by_the_service(scaled: Stack, images: list[bytes]) -> None:
+    scaled.compose("stop", "service")
+    assert predict_once(images[0]) is None
+    fires("DigitserveNotServing", "docker compose stop service", 3 * MINUTE)
+    predict_once(images[0])
+    fires("DigitserveEnvoyUnavailable", "a call without a replica", 3 * MINUTE)
+    scaled.compose("start", "service")
+    clears("DigitserveNotServing", "started again", 2 * MINUTE)
+    until("Envoy finds a replica", lambda: predict_once(images[0]))
+    clears("DigitserveEnvoyUnavailable", "no such call for five minutes", 8 * MINUTE)
+
+
+def test_a_container_that_restarts_again_and_again_is_reported(scaled: Stack) -> None:
+    """It clears an hour after the last start, which no test waits for."""
+    start = 'process_start_time_seconds{job="digitserve"}'
+    victim = scaled.containers("service")[0]["Id"]
+    until("every replica is scraped", lambda: query(UP).get("") == REPLICAS)
+    for _ in range(3):
+        before = set(query(start).values())
+        (container,) = [one for one in scaled.containers("service") if one["Id"] == victim]
+        kill_held(container)
+        until("it is scraped again", lambda seen=before: set(query(start).values()) - seen, within=2 * MINUTE)
+        time.sleep(15)  # a recorded sample of this start before the next
+    fires("DigitserveRestarting", "one replica killed three times", 2 * MINUTE)
+
+
+def test_a_replica_that_is_gone_and_a_certificate_that_expires_are_reported(
+    scaled: Stack, images: list[bytes], tmp_path: Path
+) -> None:
+    expires = tmp_path / "tls"
+    expires.mkdir(mode=0o755)
+    scaled.files, scaled.settings = TLS, {**scaled.settings, "TLS_DIRECTORY": str(expires)}
+    certificate(expires, days=3)
+    scaled.up("--no-deps", "envoy")
+    until("every replica was there for most of the time", lambda: surplus() > 7 * MINUTE, within=20 * MINUTE)
+    gone = scaled.containers("service")[0]["Id"]
+    docker("rm", "--force", gone)
+    fires("DigitserveReplicasMissing", "docker rm --force of one of three", 9 * MINUTE)
+    fires("DigitserveEnvoyCertificateExpires", "a certificate of three days", 12 * MINUTE)
+    scaled.up("--no-recreate")
+    certificate(expires, days=30)
+    clears("DigitserveReplicasMissing", "docker compose up", 3 * MINUTE)
+    clears("DigitserveEnvoyCertificateExpires", "a certificate of 30 days put in place", 3 * MINUTE)
+    assert predict_once(images[0]) is None, "it is TLS"
+
+
+def test_a_queue_that_stays_full_is_reported(scaled: Stack, digits: npt.NDArray[np.uint8]) -> None:
+    # Batches of 256 images are more work for the model than for the transport, so that they wait.
+    scaled.files = SCALE
+    scaled.settings = {
+        **scaled.settings,
+        "REPLICAS": "1",
+        "SERVICE_CPUS": "0.5",
+        "DIGITS_TRANSPORT": "grpcio",
+        "DIGITS_INLINE_IMAGES": "0",
+        "DIGITS_MAX_BATCH_SIZE": "256",
+        "DIGITS_MAX_QUEUED_IMAGES": "1024",
+    }
+    scaled.up()
+    batch = digits.repeat(3, axis=0)[:256].tobytes()
+    with Load([batch], callers=32).running() as load:
+        fires("DigitserveSaturated", "32 clients with batches of 256 and a queue of 1,024", 6 * MINUTE)
+    say(f"{load}")
+    clears("DigitserveSaturated", "the clients are gone", 6 * MINUTE)
+
+
+def surplus() -> float:
+    """Seconds of the last hour that Prometheus saw every replica, less those that it saw another number."""
+    counted = f"2 * (job:digits_replicas:up == bool {REPLICAS}) - 1"
+    return 5 * sum(query(f"sum_over_time(({counted})[1h:5s])").values())
+
+
+def certificate(folder: Path, days: int) -> None:
+    """A pair for localhost, put in place by renaming, readable by Envoy's user."""
+    new = folder / "new"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    new.mkdir(exist_ok=True)
+    subprocess.run([*command, "-keyout", new / "tls.key", "-out", new / "tls.crt"], check=True, capture_output=True)
+    for name in ("tls.key", "tls.crt"):
+        (new / name).chmod(0o644)
+        (new / name).replace(folder / name)
