@@ -42,6 +42,7 @@ app.command()(commands_analysis.draw)
 app.command()(commands_analysis.ablate)
 app.command()(commands_analysis.mistakes)
 app.command()(commands_analysis.out_of_distribution)
+app.command()(commands_analysis.synthetic)
 
 
 @app.command()

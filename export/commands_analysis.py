@@ -14,6 +14,7 @@ from commandline.options import output_file
 from export import analysis, checkpoint, mnist
 from export.commands_train import in_build, need, write_file
 from export.network import Activation
+from export.recipe import Handwriting
 
 if TYPE_CHECKING:
     from export.network import Network
@@ -23,6 +24,7 @@ Weights = Annotated[Path | None, typer.Option(help="another network, as `train` 
 Folder = Annotated[Path, typer.Option("--data", help="the folder with MNIST's four files, plain or .gz")]
 Picture = Annotated[Path | None, output_file("--png", help="draw it here")]
 DRAWING = Path("build/weights.png")
+SYNTHETIC = Path("build/synthetic-digits.png")
 
 
 def draw(
@@ -122,6 +124,21 @@ def out_of_distribution(
 
         shown, titles = np.stack([image for image, _ in surest]), [title for _, title in surest]
         write_file(png_file, lambda path: plots.images(shown, titles, path))
+
+
+def synthetic(
+    seed: Annotated[int, typer.Option(min=0, help="another seed draws other digits")] = 0,
+    out: Annotated[Path | None, output_file("--out", help="the PNG to write", show_default=str(SYNTHETIC))] = None,
+) -> None:
+    """Draw synthetic digits, ten of each, as `train --synthetic` adds them to MNIST."""
+    need("jax", "matplotlib")
+    from export import plots, strokes  # noqa: PLC0415 (jax and matplotlib are extras)
+
+    digits = strokes.draw(1_000, Handwriting(), seed)
+    rows = [row for digit in range(10) for row in np.flatnonzero(digits.labels == digit)[:10]]
+    out = out or in_build(SYNTHETIC)
+    write_file(out, lambda path: plots.images(digits.images[rows], [str(digits.labels[row]) for row in rows], path))
+    print(f"wrote {out}")
 
 
 def _points(share: float) -> str:

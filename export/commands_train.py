@@ -62,6 +62,15 @@ Strength = Annotated[
     float,
     typer.Option(min=0, max=5, help="how far training digits are bent; 1: as usual, 0: not", rich_help_panel=RECIPE),
 ]
+Synthetic = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=10,
+        help="digits drawn from strokes for each of MNIST's; 0.1 helps with other hands; 0: none",
+        rich_help_panel=RECIPE,
+    ),
+]
 Trial = Annotated[bool, typer.Option("--trial", help="stop after measuring on the held-out digits: to compare recipes")]
 Out = Annotated[
     Path | None,
@@ -108,6 +117,7 @@ def train(
     weight_decay: Decay = DEFAULT.weight_decay,
     brightness: Brightness = DEFAULT.brightness,
     distortion: Strength = 1.0,
+    synthetic: Synthetic = DEFAULT.synthetic_share,
     trial: Trial = False,
     folder: Folder = mnist.FOLDER,
     out: Out = None,
@@ -121,15 +131,16 @@ def train(
     need("jax", "optax", "matplotlib")
     digits = mnist.load(folder)
     limits = Distortion().times(distortion)
-    recipe = Recipe(activation, seeds, epochs, batch, learning_rate, weight_decay, brightness, limits)
+    recipe = Recipe(activation, seeds, epochs, batch, learning_rate, weight_decay, brightness, limits, synthetic)
     out = out or in_build(Path("build") / f"{activation}.safetensors")
     _prepare(out)
     recording = Recording(digits.validation) if record else None
-    validation = _tried(recipe, digits, out.with_suffix(".png"), recording)
+    drawn = _synthetic(recipe)
+    validation = _tried(recipe, digits, drawn, out.with_suffix(".png"), recording)
     if record and recording:
         write_file(record, recording.save)
     if not trial:
-        _final(recipe, digits, validation, out)
+        _final(recipe, digits, drawn, validation, out)
 
 
 def evaluate(
@@ -160,12 +171,14 @@ def evaluate(
         write_file(png_file, lambda path: plots.confusion(measurement, path))
 
 
-def _tried(recipe: Recipe, digits: Mnist, curve: Path, recording: Recording | None) -> list[Measurement]:
+def _tried(
+    recipe: Recipe, digits: Mnist, synthetic: Examples | None, curve: Path, recording: Recording | None
+) -> list[Measurement]:
     """What the recipe comes to on the digits held out for choosing; draws how training went."""
     from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
     history: list[Epoch] = []
-    networks = _fit("held out", recipe, digits.fitting, digits.validation, history, recording)
+    networks = _fit("held out", recipe, (digits.fitting, synthetic), digits.validation, history, recording)
     measurements = provenance.measurements(networks, digits.validation)
     _show("on the 10,000 held-out training digits, trained on the other 50,000", measurements)
     title = f"784-16-16-10, {recipe.activation} hidden units, {recipe.seeds} seeds"
@@ -174,9 +187,9 @@ def _tried(recipe: Recipe, digits: Mnist, curve: Path, recording: Recording | No
     return measurements
 
 
-def _final(recipe: Recipe, digits: Mnist, validation: list[Measurement], out: Path) -> None:
+def _final(recipe: Recipe, digits: Mnist, synthetic: Examples | None, validation: list[Measurement], out: Path) -> None:
     """Train on all 60,000 digits, measure on the test digits, and write the first seed's network."""
-    networks = _fit("all digits", recipe, digits.train, None, [])
+    networks = _fit("all digits", recipe, (digits.train, synthetic), None, [])
     test = provenance.measurements(networks, digits.test)
     _show("on the 10,000 test digits, trained on all 60,000", test)
     command = shlex.join(["python", "-m", "export", *sys.argv[1:]])
@@ -187,10 +200,20 @@ def _final(recipe: Recipe, digits: Mnist, validation: list[Measurement], out: Pa
     print(f"wrote {out}")
 
 
+def _synthetic(recipe: Recipe) -> Examples | None:
+    """Draw the recipe's synthetic digits, if any."""
+    if not recipe.synthetic_share:
+        return None
+    from export import strokes  # noqa: PLC0415 (jax is an extra, and takes a second to import)
+
+    print(f"drawing {recipe.synthetic_pool:,} synthetic digits", file=sys.stderr)
+    return strokes.draw(recipe.synthetic_pool, recipe.handwriting, seed=0)
+
+
 def _fit(
     task: str,
     recipe: Recipe,
-    examples: Examples,
+    examples: tuple[Examples, Examples | None],
     held_out: Examples | None,
     history: list[Epoch],
     recording: Recording | None = None,
@@ -208,7 +231,8 @@ def _fit(
             progress.update(bar, advance=1, description=f"{task}: loss {epoch.loss.mean():.4f}{right}")
 
         try:
-            return training.fit(recipe, examples, held_out, on_epoch, recording.add if recording else None)
+            record = recording.add if recording else None
+            return training.fit(recipe, examples[0], held_out, on_epoch, record, examples[1])
         except ValueError as e:
             raise CommandError(f"training has diverged ({e}): --learning-rate or --brightness is too large") from e
 

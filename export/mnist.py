@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: slice) -> Examples:
+    def __getitem__(self, rows: slice | npt.NDArray[np.integer[Any]]) -> Examples:
         return Examples(self.images[rows], self.labels[rows])
+
+    def __add__(self, others: Examples) -> Examples:
+        images = np.concatenate([self.images, others.images])
+        return Examples(images, np.concatenate([self.labels, others.labels]))
 
 
 @dataclass(frozen=True, eq=False)

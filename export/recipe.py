@@ -30,6 +30,34 @@ class Distortion:
 
 
 @dataclass(frozen=True)
+class Handwriting:
+    """How the digits drawn from strokes vary.
+
+    A spread is a standard deviation; those of wobble, width, pen and pressure are of natural logarithms.
+    """
+
+    wobble: float = 0.035
+    """Displacement of each point of a template, as a share of the digit's height: a standard deviation."""
+    wobble_spread: float = 0.5
+    width: float = 0.66
+    """A digit's width by its height."""
+    width_spread: float = 0.3
+    slant: float = 0.1
+    """Sideways for each unit upwards."""
+    slant_spread: float = 0.17
+    rotation: float = 5.0
+    """Degrees: a standard deviation."""
+    pen: float = 2.7
+    """Width of the pen in pixels of the 28x28 image."""
+    pen_spread: float = 0.4
+    pen_limits: tuple[float, float] = (1.4, 6.5)
+    pressure: float = 0.15
+    """Change of the pen's width from the first segment to the last: a spread."""
+    softness: tuple[float, float] = (0.8, 2.6)
+    """Width of an edge, in pixels: minimum and maximum."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Every hyper-parameter; the defaults made the committed networks."""
 
@@ -43,3 +71,8 @@ class Recipe:
     brightness: float = 0.2
     """How much ten questions of yes or no, one an output, weigh beside the one question which digit it is."""
     distortion: Distortion = field(default_factory=Distortion)
+    synthetic_share: float = 0.0
+    """Digits drawn from strokes for each of MNIST's; distorted as those are."""
+    synthetic_pool: int = 100_000
+    """Digits drawn from strokes in all: each epoch trains on a random choice of them."""
+    handwriting: Handwriting = field(default_factory=Handwriting)

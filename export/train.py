@@ -49,15 +49,19 @@ def fit(
     held_out: Examples | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     record: Callable[[list[Network]], None] | None = None,
+    synthetic: Examples | None = None,
 ) -> list[Network]:
     """The network of every seed, trained on these images; `on_epoch` hears how it goes.
+
+    With `synthetic`, each epoch adds a random choice of those digits, `recipe.synthetic_share` for each example.
 
     `record` receives the networks before the first epoch and after each.
 
     The seeds differ in their first weights alone: they see the same distorted images in the same order, so that
     the first layer of all of them is one product of matrices. Raises ValueError where training has diverged.
     """
-    optimizer = _optimizer(recipe, steps=recipe.epochs * (len(examples) // recipe.batch))
+    added = int(recipe.synthetic_share * len(examples)) if synthetic else 0
+    optimizer = _optimizer(recipe, steps=recipe.epochs * ((len(examples) + added) // recipe.batch))
     seeds = jax.vmap(jax.random.key)(jnp.arange(recipe.seeds))
     states = jax.vmap(partial(_start, recipe, optimizer))(seeds)
     epoch = _compiled_epoch(recipe, optimizer)
@@ -65,6 +69,10 @@ def fit(
     if record:
         record(networks(recipe.activation, states.parameters))
     for key in jax.random.split(jax.random.key(_IMAGES), recipe.epochs):
+        if synthetic:
+            rows = np.asarray(jax.random.randint(jax.random.fold_in(key, 0), (added,), 0, len(synthetic)))
+            mixture = examples + synthetic[rows]
+            images, labels = jnp.asarray(mixture.images), jnp.asarray(mixture.labels)
         states, losses = epoch(states, images, labels, key)
         accuracy = None if held_out is None else _accuracy(recipe.activation, states.parameters, held_out)
         if record:

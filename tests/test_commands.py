@@ -33,7 +33,17 @@ COMMANDS = (
     *(("digitserve", name) for name in ("predict", "demo", "health", "score")),
     *(
         ("export", name)
-        for name in ("onnx", "data", "train", "evaluate", "draw", "ablate", "mistakes", "out-of-distribution")
+        for name in (
+            "onnx",
+            "data",
+            "train",
+            "evaluate",
+            "draw",
+            "ablate",
+            "mistakes",
+            "out-of-distribution",
+            "synthetic",
+        )
     ),
 )
 WITHIN = 120  # seconds, for a machine that is busy
@@ -255,6 +265,7 @@ FILES: list[tuple[str, ...]] = [
     ("export", "ablate", "--png"),
     ("export", "mistakes", "--png"),
     ("export", "out-of-distribution", "--png"),
+    ("export", "synthetic", "--out"),
 ]
 FOLDERS: list[tuple[str, ...]] = [
     ("digitserve", "score", str(IMAGES), "--output"),

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export import plots, train
+from export import commands_train, plots, train
 from export.__main__ import main
 from export.augment import distort
 from export.mnist import Examples
@@ -161,12 +161,27 @@ def test_a_shift_moves_the_digit_by_so_many_pixels() -> None:
     assert 2 < middle.max() <= 3
 
 
+@pytest.mark.slow
+def test_synthetic_digits_are_learnt_beside_the_examples(examples: Examples) -> None:
+    recipe = replace(SHORT, synthetic_share=2.0, synthetic_pool=200)
+    drawn = commands_train._synthetic(recipe)
+    assert drawn is not None
+    without, together = (train.fit(recipe, examples, synthetic=given)[0] for given in (None, drawn))
+    assert (without.forward(drawn.images).digit == drawn.labels).mean() < 0.7
+    assert (together.forward(drawn.images).digit == drawn.labels).mean() > 0.9
+
+
+def test_a_recipe_without_synthetic_digits_draws_none() -> None:
+    assert commands_train._synthetic(Recipe(synthetic_share=0)) is None
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
         ("--activation", "tanh", "'tanh' is not one of 'sigmoid', 'relu'"),
         ("--seeds", "0", "should be greater than or equal to 1"),
         ("--epochs", "many", "should be a valid integer"),
+        ("--synthetic", "-1", "should be greater than or equal to 0"),
         ("--learning-rate", "-1", "should be greater than or equal to 0"),
     ],
 )
