@@ -1,7 +1,7 @@
 """Each alert that can be caused within minutes: caused for real, it fires, and clears when its cause is gone.
 
-Run by `make e2e-alerts`, in this order, for some 45 minutes: a replica is missed only where it was there for longer than it is
-gone, so the tests before that one are its history.
+Run by `make e2e-alerts`, in this order, for some 45 minutes: a replica is missed only if it was there for longer than
+it is gone, so the tests before that one are its history.
 """
 
 from __future__ import annotations
