@@ -20,6 +20,8 @@ from engine import SCALE, TLS, Load, Stack, docker, firing, kill_held, predict_o
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytest_plugins = ("docker_stack",)
+
     import numpy as np
     import numpy.typing as npt
 

@@ -36,6 +36,8 @@ from engine import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytest_plugins = ("docker_stack",)
+
 OK_BY_REPLICA = 'sum by (instance) (grpc_server_handled_total{job="digitserve", grpc_method="Predict", grpc_code="OK"})'
 UP = 'up{job="digitserve"} == 1'
 SCRAPED = 6  # seconds: longer than from one scrape to the next

@@ -1,4 +1,4 @@
-"""The stack and the images that the modules of this folder share; each module begins with empty volumes."""
+"""The stack and the images that stack.py and alerts.py share; each begins with empty volumes."""
 
 from __future__ import annotations
 
