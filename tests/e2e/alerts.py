@@ -20,10 +20,10 @@ from engine import SCALE, TLS, Load, Stack, docker, firing, kill_held, predict_o
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest_plugins = ("docker_stack",)
-
     import numpy as np
     import numpy.typing as npt
+
+pytest_plugins = ("docker_stack",)
 
 MINUTE = 60
 REPLICAS = 3
