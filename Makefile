@@ -21,11 +21,11 @@ run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on
 play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
 	@$(PY) scripts/run_playground.py
 
-page: ## put the page into OUT=build/page: opens from disk, served by any host
+page: ## put the page into OUT=build/page, for disk or any host
 	@rm -rf "$(or $(OUT),build/page)" && mkdir -p "$(or $(OUT),build/page)" && cp playground/static/* "$(or $(OUT),build/page)"
 	@echo "page: file://$(abspath $(or $(OUT),build/page))/index.html"
 
-web: ## build playground/static from playground/web; needs Node 20 or newer
+web: ## build playground/static from playground/web; needs Node 20
 	@command -v npm >/dev/null || { echo "web: npm was not found: install Node from https://nodejs.org" >&2; exit 1; }
 	@cd playground/web && npm ci --silent --no-fund --no-audit && npm run --silent build
 
@@ -41,7 +41,7 @@ gpu: .venv-gpu/stamp ## make .venv-gpu: ONNX Runtime for CUDA and all else (3 GB
 webgpu: .venv/webgpu.stamp ## add the WebGPU plugin to .venv: any vendor's GPU (16 MB)
 	@echo "webgpu: .venv/bin/python -m service --provider webgpu"
 
-gpu-report: ## tests and CPU against GPU, one report; WHEELS=FOLDER without network
+gpu-report: ## GPU tests and CPU against GPU in one report; WHEELS=DIR
 	@scripts/gpu-report
 
 test-gpu: .venv-gpu/stamp ## the tests on a GPU, NVIDIA's and WebGPU's

@@ -53,6 +53,7 @@ Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="seconds that 
 Files = Annotated[
     list[Path],
     typer.Argument(
+        metavar="FILE",
         help="PNG, JPEG or any other picture of one digit, or an IDX file of many; - for standard input",
         show_default=False,
     ),

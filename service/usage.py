@@ -15,7 +15,7 @@ import sys
 import textwrap
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TextIO, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, get_args, get_origin
 
 from service import __version__
 
@@ -154,8 +154,14 @@ def _type_lines(field: FieldInfo) -> list[str]:
     if get_origin(field.annotation) is Literal:
         return _wrap(f"<{'| '.join(get_args(field.annotation))}>", MAX_TYPE_WIDTH)
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
-    name = kinds[0].__name__.lower()
-    bounds = {sign: getattr(one, sign) for one in field.metadata for sign in ("ge", "gt", "le") if hasattr(one, sign)}
+    kind, *metadata = get_args(kinds[0]) if get_origin(kinds[0]) is Annotated else kinds[:1]
+    name = kind.__name__.lower()
+    bounds = {
+        sign: getattr(one, sign)
+        for one in (*field.metadata, *metadata)
+        for sign in ("ge", "gt", "le")
+        if hasattr(one, sign)
+    }
     if not bounds:
         return [f"<{name}>"]
     low = f"{bounds['gt']}<" if "gt" in bounds else f"{bounds['ge']}<="

@@ -443,7 +443,9 @@ def test_the_serving_image_installs_no_more_than_serving_needs() -> None:
     assert not {"onnx", "jax", "pillow", "typer", "rich", "matplotlib", "grpcio-tools"} & set(printed())
     assert {"onnxruntime", "grpcio"} <= set(printed())
     assert {"onnx", "pillow"} <= set(printed("export", "client"))
-    assert "RUN python requirements.py tracing ${EXTRAS} | sed" in stages()["requirements"], "serving names no other"
+    assert "RUN python requirements.py tracing http ${EXTRAS} | sed" in stages()["requirements"], (
+        "serving names no other"
+    )
     assert "\nARG EXTRAS=\n" in stages()["requirements"]
     assert re.findall(r"COPY --from=code (\S.*) ", stages()["service"]) == ["/app/LICENSE /app/NOTICE", "/app/service"]
 
