@@ -124,10 +124,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Flame graphs of the native transport under load.")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder of the graphs (docs/images)")
     parser.add_argument("--seconds", type=int, default=5, help="of load for each (5)")
-    given = parser.parse_args()
-    if given.seconds < 1 or not given.out.is_dir():
-        parser.error(f"--seconds must be at least 1, and --out {given.out} a folder that exists")
+    arguments = parser.parse_args()
+    if arguments.seconds < 1 or not arguments.out.is_dir():
+        parser.error(f"--seconds must be at least 1, and --out {arguments.out} a folder that exists")
     try:
-        main(given.out, given.seconds, print)
+        main(arguments.out, arguments.seconds, print)
     except (Missing, server.ServerUnavailable) as e:
         sys.exit(f"bench.flames: {e}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commandline import sample_digits, startup
-from commandline.options import Version, output_file
+from commandline.options import Version, output_file, output_folder
 from commandline.server_options import GRPC, Address, TlsCa, TlsCert, TlsKey, TokenFile
 from digitserve.passthrough import add_program
 from digitserve.score.command import score
@@ -88,7 +88,7 @@ def predict(
     ] = False,
     save_png: Annotated[
         Path | None,
-        typer.Option(file_okay=False, metavar="FOLDER", help="write each image into this folder as it is sent, 28x28"),
+        output_folder("--save-png", metavar="FOLDER", help="write each image into this folder as it is sent, 28x28"),
     ] = None,
     address: Address = "localhost:50051",
     timeout: Timeout = TIMEOUT,

@@ -90,8 +90,8 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    given = _arguments()
-    for path in given.reports:
+    arguments = _arguments()
+    for path in arguments.reports:
         if not path.exists():
             sys.exit(f"skips: {path}: no such file; expected what pytest wrote")
-    sys.exit(main(given.reports, read_accepted(given.accepted)))
+    sys.exit(main(arguments.reports, read_accepted(arguments.accepted)))

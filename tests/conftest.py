@@ -158,7 +158,8 @@ def launch(*arguments: str | Path, env: dict[str, str] | None = None) -> Service
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            # Not auto, which says why it takes no GPU on a machine that has a plugin for one.
+            env={"DIGITS_PROVIDER": "cpu", **os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,
         )

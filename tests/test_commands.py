@@ -268,6 +268,7 @@ FILES: list[tuple[str, ...]] = [
     ("export", "synthetic", "--out"),
 ]
 FOLDERS: list[tuple[str, ...]] = [
+    ("digitserve", "predict", str(IMAGES), "--save-png"),
     ("digitserve", "score", str(IMAGES), "--output"),
     ("export", "data", "--folder"),
     ("bench", "--out"),

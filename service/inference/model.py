@@ -85,8 +85,8 @@ class Model:
 
     def _parameters(self) -> Parameters:
         """What this session computes with, asked of itself."""
-        found = self._cpu_session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
-        return Parameters(weights=tuple(found[:3]), biases=tuple(found[3:]))
+        outputs = self._cpu_session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
+        return Parameters(weights=tuple(outputs[:3]), biases=tuple(outputs[3:]))
 
     def _warm_up(self) -> None:
         """Run the sizes that traffic has, so that the first caller pays for no allocation, and look at the answer."""
@@ -144,24 +144,24 @@ def _info(metadata: dict[str, str]) -> ModelInfo:
 
 
 def _check_signature(session: ort.InferenceSession) -> None:
-    found = {t.name: (t.type, list(t.shape)) for t in [*session.get_inputs(), *session.get_outputs()]}
-    if missing := sorted({*_SIGNATURE, *_PARAMETERS} - set(found)):
+    outputs = {t.name: (t.type, list(t.shape)) for t in [*session.get_inputs(), *session.get_outputs()]}
+    if missing := sorted({*_SIGNATURE, *_PARAMETERS} - set(outputs)):
         raise ModelFileError(
             f"it has no tensor named {', '.join(missing)}: export it again with `python -m export onnx`"
         )
     if len(session.get_inputs()) != 1:
         raise ModelFileError(f"it has {len(session.get_inputs())} inputs; expected 1, pixels")
     for name, shape in _PARAMETERS.items():
-        if found[name] != ("tensor(float)", shape):
+        if outputs[name] != ("tensor(float)", shape):
             raise ModelFileError(
-                f"its tensor {name} is {found[name][0]} {found[name][1]}; expected tensor(float) {shape}"
+                f"its tensor {name} is {outputs[name][0]} {outputs[name][1]}; expected tensor(float) {shape}"
             )
     for name, (type_, width) in _SIGNATURE.items():
-        found_type, (batch, *rest) = found[name]
+        found_type, (batch, *rest) = outputs[name]
         expected = [] if width is None else [width]
         if found_type != type_ or rest != expected or isinstance(batch, int):
             raise ModelFileError(
-                f"its tensor {name} is {found_type} {found[name][1]}; expected {type_} {['batch', *expected]}"
+                f"its tensor {name} is {found_type} {outputs[name][1]}; expected {type_} {['batch', *expected]}"
             )
 
 

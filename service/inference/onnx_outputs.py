@@ -14,14 +14,14 @@ _VARINT, _LENGTH, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; those of fixed size
 def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
     """The model without the outputs that are not among `names`; all else stays, byte for byte."""
     return b"".join(
-        _field(_GRAPH, _graph(content, names)) if number == _GRAPH else whole
-        for number, whole, content in _fields(model)
+        _field(_GRAPH, _graph(content, names)) if number == _GRAPH else raw_field
+        for number, raw_field, content in _fields(model)
     )
 
 
 def _graph(graph: bytes, names: Collection[str]) -> bytes:
     return b"".join(
-        whole for number, whole, content in _fields(graph) if number != _OUTPUT or _value_name(content) in names
+        raw_field for number, raw_field, content in _fields(graph) if number != _OUTPUT or _value_name(content) in names
     )
 
 

@@ -55,8 +55,8 @@ _NOISE = (
 def explain(message: str) -> str:
     """ONNX Runtime's message as one sentence for the operator: what is missing and how to get it."""
     for pattern, meaning in _EXPLANATIONS.items():
-        if found := re.search(pattern, message):
-            return " ".join(meaning.split()).format(next(group for group in found.groups() if group))
+        if match := re.search(pattern, message):
+            return " ".join(meaning.split()).format(next(group for group in match.groups() if group))
     lines = [line for line in message.splitlines() if line.strip()] or ["nothing"]
     words = next((line for line in lines if "[E:onnxruntime" in line), lines[0])
     for place in _NOISE:

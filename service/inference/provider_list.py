@@ -48,12 +48,12 @@ def rows(model: Path, log: FilteringBoundLogger, *, name: str = "", library: str
     """Try each provider with the model, as at a start; `name` and `library` are of a plugin without a package."""
     built = set(built_in.available())
     yield _cpu(model)
-    found = [(each, plugin) for plugin in plugins.installed() for each in plugin.providers]
+    devices = [(each, plugin) for plugin in plugins.installed() for each in plugin.providers]
     if library and (plugin := plugins.find(name, library)):
-        found.append((name, plugin))
-    for each, plugin in found:
+        devices.append((name, plugin))
+    for each, plugin in devices:
         yield from _plugin(each, plugin, model, log, library if each == name else "")
-    listed = {CPU, *(each for each, _ in found)}
+    listed = {CPU, *(each for each, _ in devices)}
     for each in sorted(built - listed):
         for row in _nvidia(each) if each == "cuda" else [Row(each)]:
             yield row._replace(usable=_usable(each, model, log))
