@@ -86,6 +86,19 @@ def test_no_module_imports_itself_through_others() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the modules of a circle
 
 
+def test_no_file_is_over_300_lines_and_no_function_over_40() -> None:
+    """Of a function the body counts: a command's options stand in its signature."""
+    for path in SOURCES:
+        if "pb" in path.parts:
+            continue
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[ast.get_docstring(node) is not None :] or node.body
+                assert (node.end_lineno or 0) - body[0].lineno < 40, f"{path}: {node.name}"
+
+
 def test_the_page_shows_the_table() -> None:
     assert BEGIN + render() + END in PAGE.read_text(), "write it anew: python tests/import_table.py"
 

@@ -20,6 +20,7 @@ from service.runtime.reloader import Reloader
 from service.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from structlog.typing import FilteringBoundLogger
 
     from service.config import Settings
@@ -50,17 +51,13 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     )
     config = components.transport_config(settings, metrics)
     transport = components.transport(pipeline, telemetry, config, security, health)
-    health_text = partial(_health_text, health, models)
-    status_page = StatusPage(registry, metrics, events, health.is_serving, health_text)
     models.connect(pipeline.batcher)
     health.connect(transport.set_serving, watchdog, device_recovery, transport)
     return Server(
         settings=settings,
         telemetry=telemetry,
         transport_name=transport_name,
-        metrics_server=MetricsServer(
-            registry, health.is_serving, health_text, status_page if settings.status_page else None
-        ),
+        metrics_server=_metrics_server(settings, registry, metrics, events, health, models),
         security=security,
         health=health,
         device_recovery=device_recovery,
@@ -70,6 +67,19 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
         transport=transport,
         http_server=components.http_server(settings, pipeline, telemetry, registry, config, security),
     )
+
+
+def _metrics_server(
+    settings: Settings,
+    registry: CollectorRegistry,
+    metrics: Metrics,
+    events: RecentEvents,
+    health: Health,
+    models: ModelSwapper,
+) -> MetricsServer:
+    health_text = partial(_health_text, health, models)
+    status_page = StatusPage(registry, metrics, events, health.is_serving, health_text)
+    return MetricsServer(registry, health.is_serving, health_text, status_page if settings.status_page else None)
 
 
 def _health_text(health: Health, models: ModelSwapper) -> str:
