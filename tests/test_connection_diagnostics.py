@@ -117,6 +117,7 @@ def silent() -> Iterator[str]:
         yield "127.0.0.1:{}".format(*listening.getsockname()[1:])
 
 
+@pytest.mark.slow
 async def test_a_connection_that_was_never_made_is_not_an_answer_that_came_late(silent: str) -> None:
     expected = f"DEADLINE_EXCEEDED: {silent}: takes the connection, but sends nothing; no connection within 5 s"
     assert said(silent, predict, timeout=5) == expected

@@ -262,6 +262,7 @@ def test_what_it_runs_on_is_told_by_metrics_metadata_and_configuration(
         assert [line for line in service.lines if line["event"] == "GPU metrics unavailable"]
 
 
+@pytest.mark.slow
 def test_a_new_version_that_comes_while_the_device_is_broken_is_taken_up_when_it_works_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def test_the_crossover_is_where_the_second_stays_ahead() -> None:
     assert crossover(first, {1: [11.0], 2: [11.0], 4: [11.0], 8: [11.0]}) == 1
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_on_what_there_is_and_says_what_is_left_out(tmp_path: Path, model_path: Path) -> None:
     del model_path
     command = [sys.executable, "-m", "bench.providers", "--names", "cpu,azure", "--largest", "2", "--clients", "1"]

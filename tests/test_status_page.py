@@ -58,6 +58,7 @@ class Document(HTMLParser):
         self.text += data + "\n"
 
 
+@pytest.mark.slow
 @on_both_transports
 def test_the_page_shows_what_serves_its_traffic_and_the_last_rejection(
     model_path: Path, transport: str, digits: npt.NDArray[np.uint8]
