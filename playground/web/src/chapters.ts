@@ -74,7 +74,7 @@ const WORDS: Record<Slug, (view: View, context: Context) => string> = {
   sum: ({ network, answer, first }) => {
     const parts = contributions(network, answer, first), total = (sign: number) => parts.filter((v) => v * sign > 0).reduce((a, b) => a + b, 0);
     return p("Multiply each pixel by its weight and add up all 784 products. Row by row, the bars on the right carry the sum up or down.") +
-      formula(`[w${signed(total(1))}] ${"\u2212"} [w${fixed(Math.abs(total(-1)))}] = ${signed(sumOf(parts))}`) +
+      formula(`[w${signed(total(1))}] [w${signed(total(-1))}] = ${signed(sumOf(parts))}`) +
       p(`Ink on blue weights adds <b>${signed(total(1))}</b>. Ink on red weights adds <b>${signed(total(-1))}</b>.`, "The sum can be any number.");
   },
 
