@@ -120,7 +120,7 @@ def test_each_wheel_carries_its_metadata_licence_and_data(wheels: dict[str, Path
         assert about["Description-Content-Type"] == "text/markdown"
         assert [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     assert "digitserve_client/py.typed" in client.namelist()
-    assert metadata(client).get_all("Provides-Extra") == ["image"]
+    assert metadata(client).get_all("Provides-Extra") == ["heic", "image"]
     assert {path.name for path in SAMPLES.glob("*ubyte")} <= {
         name.rpartition("/")[2] for name in server.namelist() if name.startswith("commandline/samples/")
     }

@@ -115,7 +115,7 @@ def pixels(browser: Chrome) -> np.ndarray:
 def on_the_pad(browser: Chrome) -> np.ndarray:
     """What the client makes of the drawing on the pad, (784,)."""
     drawn = browser.execute_script("return document.getElementById('pad').toDataURL()")
-    return read_bytes(base64.b64decode(drawn.split(",")[1]), light_on_black=True)[0]
+    return read_bytes(base64.b64decode(drawn.split(",")[1]), polarity="light-on-dark")[0]
 
 
 def inked(browser: Chrome) -> float:

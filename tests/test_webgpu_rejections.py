@@ -42,7 +42,7 @@ def test_a_driver_in_software_is_refused_unless_it_is_allowed(
 @software_gpu.needs_software
 @pytest.mark.usefixtures("software")
 def test_auto_takes_no_gpu_in_software_and_says_why(model_path: Path) -> None:
-    with serving(model_path) as service:
+    with serving(model_path, "--provider", "auto") as service:
         [line] = [line for line in service.lines if line["event"] == "provider chosen"]
         assert line["reason"] == "webgpu cannot be used: its device is no GPU; name it to use it"
         assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"

@@ -1,4 +1,4 @@
-// A drawing, light on black, brought into MNIST's form: what the client's image.py does to it, to a grey level.
+// A drawing, light on black, brought into MNIST's form: what the client's preparation.py does to it, to a grey level.
 //
 // MNIST's digits are scaled into 20x20 pixels with their proportions kept, and put into 28x28 so that the centre of
 // mass is in the middle. A network that was trained on such pictures wants no others.
@@ -8,7 +8,9 @@ import { SIDE } from "./network";
 const BOX = 20;
 const FAINTEST_INK = 25;
 const SMALLEST = 1 / 7; // of the side: anything smaller is the first dot of a stroke
-const THINNEST_STROKE = 2; // pixels in the box
+const EDGE = 0.3; // of the fullest ink: fainter pixels are no part of the digit's extent
+const ENLARGEMENT = 8; // pixels for each of the 28x28, at which the pen is measured and broadened
+const PEN = 2.3; // pixels in the box: the median of MNIST's pens
 
 export interface Grey { readonly width: number; readonly height: number; readonly data: Float64Array }
 
@@ -25,30 +27,27 @@ export interface Centred {
 export function toMnist(levels: Grey): Centred | null {
   const bounds = boundsOf(levels, FAINTEST_INK);
   if (!bounds || Math.max(bounds.width, bounds.height) < SMALLEST * Math.max(levels.width, levels.height)) return null;
-  const inked = { ...levels, data: levels.data.map((v) => (v >= FAINTEST_INK ? v : 0)) };
-  let picture = crop(inked, bounds);
-  const scale = Math.max(picture.width, picture.height) / BOX, missing = THINNEST_STROKE * scale - strokeOf(picture);
-  let margin = 0;
-  if (missing > 1) {
-    margin = Math.ceil(missing / 2);
-    picture = thicken(picture, margin);
-  }
-  const from = { x: bounds.x - margin, y: bounds.y - margin, width: picture.width, height: picture.height };
-  return { ...place(picture), from, massBefore: centreOf(crop(inked, { x: 0, y: 0, width: levels.width, height: levels.height })) };
+  const ink = { ...levels, data: levels.data.map((v) => (v >= FAINTEST_INK ? v / 255 : 0)) };
+  const extent = boundsOf(ink, EDGE * largest(ink.data), true)!;
+  const { picture, margin } = withAPenLikeMnists(enlarged(crop(ink, extent)));
+  const around = margin * Math.max(extent.width, extent.height) / (BOX * ENLARGEMENT);
+  const from = { x: extent.x - around, y: extent.y - around, width: extent.width + 2 * around, height: extent.height + 2 * around };
+  return { ...place(picture), from, massBefore: centreOf(ink) };
 }
 
 /** The drawing scaled down as it stands, without centring: what the network would get if nobody moved it. */
 export function toUncentred(levels: Grey): Uint8Array {
-  return Uint8Array.from(resize(levels, SIDE, SIDE).data);
+  return Uint8Array.from(resize(levels, SIDE, SIDE).data, halfToEven);
 }
 
 export const isAnyInk = ({ data }: Grey): boolean => data.some((value) => value >= FAINTEST_INK);
 
-function boundsOf({ width, height, data }: Grey, least: number) {
+function boundsOf({ width, height, data }: Grey, least: number, isAbove = false) {
   let [left, top, right, bottom] = [width, height, -1, -1];
   for (let y = 0; y < height; y += 1) {
     for (let x = 0; x < width; x += 1) {
-      if (data[y * width + x] < least) continue;
+      const value = data[y * width + x];
+      if (isAbove ? value <= least : value < least) continue;
       left = Math.min(left, x);
       right = Math.max(right, x);
       top = Math.min(top, y);
@@ -66,10 +65,30 @@ function crop(grey: Grey, { x, y, width, height }: { x: number; y: number; width
   return { width, height, data };
 }
 
+const largest = (values: Float64Array): number => values.reduce((a, b) => Math.max(a, b), 0);
+
+/** The digit with its longer side of BOX x ENLARGEMENT. */
+function enlarged(digit: Grey): Grey {
+  const scale = BOX * ENLARGEMENT / Math.max(digit.width, digit.height);
+  const [width, height] = [digit.width, digit.height].map((n) => Math.max(1, halfToEven(n * scale)));
+  const picture = resize(digit, width, height, scale < 1 ? BOX_FILTER : BICUBIC);
+  picture.data.forEach((value, i) => { picture.data[i] = Math.min(1, Math.max(0, value)); });
+  return picture;
+}
+
+/** A thin pen broadened. The digit is scaled down by what its outline gains, and its pen with it. */
+function withAPenLikeMnists(digit: Grey): { picture: Grey; margin: number } {
+  const pen = penWidth(digit) / ENLARGEMENT;
+  if (pen >= PEN) return { picture: digit, margin: 0 };
+  const margin = halfToEven((PEN - pen) * BOX / (BOX - PEN) * ENLARGEMENT / 2);
+  return { picture: grown(digit, margin), margin };
+}
+
 /** Pixels across the pen's line: the area over half the length of its outline, which is counted along both axes. */
-function strokeOf({ width, height, data }: Grey): number {
+function penWidth({ width, height, data }: Grey): number {
+  const half = 0.5 * largest(data);
   let area = 0, outline = 0;
-  const at = (x: number, y: number) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : data[y * width + x] / 255);
+  const at = (x: number, y: number) => Number(x >= 0 && y >= 0 && x < width && y < height && data[y * width + x] > half);
   for (let y = -1; y < height; y += 1) {
     for (let x = -1; x < width; x += 1) {
       area += at(x, y);
@@ -79,29 +98,34 @@ function strokeOf({ width, height, data }: Grey): number {
   return 2 * area / (outline * Math.PI / 4);
 }
 
-/** The greatest of the square around each pixel, on a picture that is wider by the margin. */
-function thicken(grey: Grey, margin: number): Grey {
-  const width = grey.width + 2 * margin, height = grey.height + 2 * margin;
-  const rows = new Float64Array(width * grey.height), data = new Float64Array(width * height);
-  for (let y = 0; y < grey.height; y += 1) {
-    for (let x = 0; x < width; x += 1) {
-      let most = 0;
-      for (let k = Math.max(0, x - 2 * margin); k <= Math.min(grey.width - 1, x); k += 1) most = Math.max(most, grey.data[y * grey.width + k]);
-      rows[y * width + x] = most;
-    }
+/** The digit grown by so many pixels on all sides: by crosses and squares in turn, which together make octagons. */
+function grown(digit: Grey, by: number): Grey {
+  const width = digit.width + 2 * by, height = digit.height + 2 * by;
+  let data: Float64Array = new Float64Array(width * height);
+  for (let y = 0; y < digit.height; y += 1) {
+    data.set(digit.data.subarray(y * digit.width, (y + 1) * digit.width), (y + by) * width + by);
   }
-  for (let y = 0; y < height; y += 1) {
-    for (let k = Math.max(0, y - 2 * margin); k <= Math.min(grey.height - 1, y); k += 1) {
-      for (let x = 0; x < width; x += 1) data[y * width + x] = Math.max(data[y * width + x], rows[k * width + x]);
-    }
-  }
+  for (let step = 0; step < by; step += 1) data = grownByOne(data, width, height, step % 2 === 1);
   return { width, height, data };
+}
+
+function grownByOne(data: Float64Array, width: number, height: number, isSquare: boolean): Float64Array {
+  const rows = new Float64Array(data.length), out = new Float64Array(data.length);
+  const at = (values: Float64Array, x: number, y: number) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : values[y * width + x]);
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) rows[y * width + x] = Math.max(at(data, x, y - 1), data[y * width + x], at(data, x, y + 1));
+  }
+  const beside = isSquare ? rows : data;
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) out[y * width + x] = Math.max(at(beside, x - 1, y), rows[y * width + x], at(beside, x + 1, y));
+  }
+  return out;
 }
 
 function place(picture: Grey): Pick<Centred, "pixels" | "to" | "digit"> {
   const scale = BOX / Math.max(picture.width, picture.height);
   const width = Math.max(1, halfToEven(picture.width * scale)), height = Math.max(1, halfToEven(picture.height * scale));
-  const digit = resize(picture, width, height), most = digit.data.reduce((a, b) => Math.max(a, b), 1);
+  const digit = resize(picture, width, height), most = largest(digit.data);
   digit.data.forEach((value, i) => { digit.data[i] = value * (255 / most); });
   const [cx, cy] = centreOf(digit), middle = (SIDE - 1) / 2;
   const x = Math.min(Math.max(halfToEven(middle - cx), 0), SIDE - width);
@@ -128,30 +152,37 @@ function centreOf({ width, height, data }: Grey): [number, number] {
   return [x / sum, y / sum];
 }
 
-/** As Pillow's box filter does it: first along the rows, then along the columns, each rounded to whole levels. */
-export function resize(grey: Grey, width: number, height: number): Grey {
-  const across = resizeRows(grey, width);
-  return transpose(resizeRows(transpose(across), height));
+interface Filter { readonly support: number; readonly weight: (distance: number) => number }
+
+const BOX_FILTER: Filter = { support: 0.5, weight: (x) => Number(x > -0.5 && x <= 0.5) };
+const BICUBIC: Filter = { support: 2, weight: (x) => bicubic(Math.abs(x)) };
+
+/** Keys' cubic convolution with a = -0.5, as in Pillow. */
+function bicubic(x: number): number {
+  const a = -0.5;
+  return x < 1 ? ((a + 2) * x - (a + 3)) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-const PRECISION = 2 ** 22;
+/** As Pillow does it on float32: first along the rows, then along the columns. */
+export function resize(grey: Grey, width: number, height: number, filter: Filter = BOX_FILTER): Grey {
+  const across = resizeRows(grey, width, filter);
+  return transpose(resizeRows(transpose(across), height, filter));
+}
 
-function resizeRows({ width, height, data }: Grey, size: number): Grey {
-  const scale = width / size, support = 0.5 * Math.max(scale, 1), inverse = 1 / Math.max(scale, 1), out = new Float64Array(size * height);
+function resizeRows(grey: Grey, size: number, { support: reach, weight }: Filter): Grey {
+  const { width, height, data } = grey, scale = width / size, support = reach * Math.max(scale, 1), inverse = 1 / Math.max(scale, 1);
+  if (size === width) return grey;
+  const out = new Float64Array(size * height);
   for (let to = 0; to < size; to += 1) {
-    const centre = (to + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - support + 0.5));
-    const weights: number[] = [];
+    const centre = (to + 0.5) * scale, first = Math.max(0, Math.trunc(centre - support + 0.5)), weights: number[] = [];
     for (let from = first; from < Math.min(width, Math.trunc(centre + support + 0.5)); from += 1) {
-      const distance = (from - centre + 0.5) * inverse; // not a division: at the edge of the box the last bit decides
-      weights.push(distance > -0.5 && distance <= 0.5 ? 1 : 0);
+      weights.push(weight((from - centre + 0.5) * inverse)); // not a division: at the edge of the box the last bit decides
     }
     const total = weights.reduce((a, b) => a + b, 0);
-    const fixed = weights.map((weight) => Math.trunc(0.5 + weight / total * PRECISION));
     for (let y = 0; y < height; y += 1) {
-      let sum = PRECISION / 2;
-      for (let k = 0; k < fixed.length; k += 1) sum += data[y * width + first + k] * fixed[k];
-      out[y * size + to] = Math.min(255, Math.floor(sum / PRECISION));
+      let sum = 0;
+      for (let k = 0; k < weights.length; k += 1) sum += data[y * width + first + k] * (weights[k] / total);
+      out[y * size + to] = Math.fround(sum);
     }
   }
   return { width: size, height, data: out };
