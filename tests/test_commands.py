@@ -388,6 +388,7 @@ def test_standard_input_that_is_no_picture_is_a_sentence(server: ServiceProcess,
     assert json.loads(done.stdout) == [{"file": "-", "error": reason}]
 
 
+@pytest.mark.slow
 def test_json_is_whole_where_the_server_goes_away_midway(model_path: Path, tmp_path: Path) -> None:
     fifo = tmp_path / "later"
     os.mkfifo(fifo)
@@ -435,6 +436,7 @@ def test_the_folder_of_a_score_is_shown_as_it_is(model_path: Path, tmp_path: Pat
     assert f"100 images scored into {output}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}], ids=str)
 def test_a_name_that_is_no_utf8_is_no_traceback(
     server: ServiceProcess, tmp_path: Path, environment: dict[str, str]

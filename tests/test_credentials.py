@@ -226,6 +226,7 @@ def test_a_certificate_whose_key_comes_a_moment_later_is_not_refused(authority: 
     assert log.calls[-1].kwargs["subject"] == "commonName=other"
 
 
+@pytest.mark.slow
 @on_both_transports
 def test_a_certificate_that_becomes_valid_is_taken_up_without_another_change(
     model_path: Path, authority: Authority, pair: Pair

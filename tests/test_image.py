@@ -136,6 +136,7 @@ def cut_out_tightly(digit: np.ndarray) -> Image.Image:
 EVERYDAY = [on_ruled_paper, with_a_hand_s_shadow, on_a_dark_table, framed, small_on_a_large_page, in_pencil, in_chalk]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [*EVERYDAY, cut_out_tightly])
 def test_a_snapshot_of_everyday_paper_is_read_as_the_digit(
     digits: np.ndarray, labels: np.ndarray, draw: Callable[[np.ndarray], Image.Image]
@@ -146,6 +147,7 @@ def test_a_snapshot_of_everyday_paper_is_read_as_the_digit(
     assert right >= 45, f"{right} of 50"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw", [drawn, on_paper, photographed, off_centre, with_specks, with_a_thin_pen, transparent, coloured]
 )
