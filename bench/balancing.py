@@ -26,7 +26,7 @@ client), to the next replica in turn, or to the less busy, by its own calls, of 
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
-    """A replica that drains at `begin`: it answers what it has, and clients are told at once. It is back at `end`."""
+    """A replica that drains from `begin` to `end`: it answers its queue, and clients leave it at once."""
 
     replica: int
     begin: float

@@ -43,5 +43,5 @@ class Server:
     command: Callable[[int, int], list[str]]
     protocols: tuple[str, ...] = (INFER,)
     answers: bool = True
-    """False for what does nothing: its replies are not looked at."""
+    """False for a no-op server, whose replies are not checked."""
     environment: dict[str, str] = field(default_factory=dict)
