@@ -132,7 +132,7 @@ def health(
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Ask for health: exit status 0 for SERVING, 1 for NOT_SERVING; 3 and 4 as for every call."""
+    """Print the health of the server. Exit status: 0 SERVING; 1 NOT_SERVING; 3 and 4 as for every call."""
     with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
         status = client.health(service, timeout=timeout)
     print(status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-JOB, REPLICA = 'job="digitserve"', 'job="digitserve",instance=~"$instance"'
+REPLICA = 'job="digitserve",instance=~"$instance"'
 UNARY = f'{REPLICA},grpc_type="unary",grpc_method=~"Predict|ModelInfer"'
 OURS = f'{REPLICA},grpc_service=~"digits.v1.DigitService|inference.GRPCInferenceService"'
 ENVOY = 'job="envoy",envoy_cluster_name="replicas"'

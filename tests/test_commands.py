@@ -364,8 +364,9 @@ def test_the_server_does_not_warn_of_what_the_client_reads(model_path: Path) -> 
 def test_predict_reads_standard_input(server: ServiceProcess, content: str) -> None:
     how = {"idx": "cat", "gzip": "gzip -c", "png": '"$PYTHON" -c "$PICTURE"'}[content]
     picture = (
-        "import sys; from PIL import Image; from digitserve_client.image import read_open;"
-        "Image.frombytes('L', (28, 28), read_open(sys.stdin.buffer)[0].tobytes()).save(sys.stdout.buffer, 'PNG')"
+        "import sys; from PIL import Image; from digitserve_client.image import prepare_open;"
+        "pixels = prepare_open(sys.stdin.buffer).pixels[0].tobytes();"
+        "Image.frombytes('L', (28, 28), pixels).save(sys.stdout.buffer, 'PNG')"
     )
     predict = '"$PYTHON" -m digitserve predict - --json --limit 1'
     done = shell(f"{how} < {IMAGES} | {predict}", DIGITS_ADDRESS=server.address, PICTURE=picture)

@@ -90,6 +90,13 @@ def to_mask(parts: Iterable[Part], shape: tuple[int, ...]) -> Mask:
     return mask
 
 
+def grown(mask: Mask) -> Mask:
+    """The mask grown by a pixel on all sides and corners, to keep the ink's soft edges."""
+    around = np.pad(mask, 1)
+    rows = around[:-2] | around[1:-1] | around[2:]
+    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
+
+
 def without_edges(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
     """Without what runs off the picture, such as a table beside the page, unless that is the digit; maybe none."""
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) for n in shape)

@@ -1,4 +1,4 @@
-"""The bytes of a picture -> its pixels, upright and grey; whatever Pillow says of a damaged one is an ImageError."""
+"""The bytes of a picture -> its pixels, upright and grey; every error of Pillow becomes an ImageError."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def decode(content: bytes) -> Image.Image:
     try:
         picture.draft("L", _DRAFT)
         picture.load()
-    except Exception:  # noqa: BLE001 (Pillow's decoders raise whatever the damage leads them to)
+    except Exception:  # noqa: BLE001 (Pillow's decoders raise errors of every kind)
         raise ImageError("is a damaged picture") from None
     return picture
 

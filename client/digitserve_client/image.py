@@ -38,7 +38,6 @@ __all__ = [
     "prepare_picture",
     "read",
     "read_bytes",
-    "read_open",
     "to_mnist",
 ]
 
@@ -104,7 +103,7 @@ def prepare_picture(picture: Image.Image) -> Prepared:
     """As `prepare_path`, for an image of Pillow's, which is read from its file only now and may prove damaged."""
     try:
         picture.load()
-    except Exception as e:  # noqa: BLE001 (Pillow's decoders raise whatever the damage leads them to)
+    except Exception as e:  # noqa: BLE001 (Pillow's decoders raise errors of every kind)
         raise ImageError(f"the picture cannot be read: {str(e) or 'it is closed'}") from None
     try:
         return _prepare(picture, "unknown", each=False)
@@ -122,11 +121,6 @@ def prepare_bytes(content: bytes, *, polarity: Polarity = "unknown", each: bool 
 def read(path: Path) -> Pixels:
     """The pixels alone of `prepare_path`: uint8 (n, 784)."""
     return prepare_path(path).pixels
-
-
-def read_open(file: BinaryIO) -> Pixels:
-    """The pixels alone of `prepare_open`."""
-    return prepare_open(file).pixels
 
 
 def read_bytes(content: bytes, *, polarity: Polarity = "unknown") -> Pixels:
@@ -176,10 +170,10 @@ def _working(grey: Image.Image) -> Grey:
 def _drawn(grey: Image.Image, smallest: float) -> Grey | None:
     """The ink of a drawing, 0..1; None where it is all blank or smaller than that share of the side."""
     levels = _working(grey)
-    inked = np.argwhere(levels >= segmentation.FAINTEST_INK)
-    if not inked.size or np.ptp(inked, axis=0).max() + 1 < smallest * max(levels.shape):
+    inked = levels >= segmentation.FAINTEST_INK
+    if not inked.any() or np.ptp(np.argwhere(inked), axis=0).max() + 1 < smallest * max(levels.shape):
         return None
-    return np.where(levels >= segmentation.FAINTEST_INK, levels / 255, 0.0)
+    return np.where(inked, levels / 255, 0.0)
 
 
 def _content(file: BinaryIO) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from digitserve_client.components import Part, label, to_mask, without_specks
+from digitserve_client.components import Part, grown, label, to_mask, without_specks
 from digitserve_client.uncertainty import Inspection
 
 __all__ = ["inspect", "separate"]
@@ -35,7 +35,7 @@ def separate(ink: Grey) -> list[Grey]:
     groups = _groups(_parts(ink))
     if len(groups) == 1:
         return [ink]
-    return [np.where(_near(to_mask(group, ink.shape)), ink, 0.0) for group in groups]
+    return [np.where(grown(to_mask(group, ink.shape)), ink, 0.0) for group in groups]
 
 
 def inspect(ink: Grey) -> Inspection:
@@ -99,10 +99,3 @@ def _share_columns(group: list[Part], part: Part) -> bool:
     left, right = min(each.left for each in group), max(each.right for each in group)
     shared = min(right, part.right) - part.left
     return shared > _OVERLAP * min(right - left, part.width)
-
-
-def _near(mask: Mask) -> Mask:
-    """The mask with its soft edges: a pixel more on all sides."""
-    around = np.pad(mask, 1)
-    rows = around[:-2] | around[1:-1] | around[2:]
-    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])

@@ -15,7 +15,7 @@ SMALLEST_PICTURE = 64
 """Pixels of the shorter side below which a line cannot be told from a stroke."""
 
 _FAINTEST_LINE = 0.15
-"""Share of the pen's rise over the paper; what is fainter is told from ink by its level alone."""
+"""Share of the pen's rise over the paper; below it, the level alone distinguishes paper from ink."""
 
 _AS_DARK_AS_PEN = 0.7
 _FEWEST_DARK = 3

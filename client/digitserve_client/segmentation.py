@@ -13,6 +13,7 @@ from digitserve_client import rulings
 from digitserve_client.components import (
     Mask,
     digit_mask,
+    grown,
     is_box,
     is_frame,
     label,
@@ -59,7 +60,7 @@ Levels = npt.NDArray[np.uint8]
 
 
 def find(grey: Grey) -> Grey | None:
-    """How much ink each pixel has, 0..1, whatever the colours and the light; None for a blank page."""
+    """The ink of each pixel, 0..1, independent of colours and light; None for a blank page."""
     drawn = _on_clean_ground(grey)
     if drawn is not None:
         return drawn
@@ -71,7 +72,7 @@ def find(grey: Grey) -> Grey | None:
     mask = digit_mask(_with_fainter_ends(rise, threshold))
     if not mask.any():
         return None
-    return np.where(_grown(mask), soft, 0.0)
+    return np.where(grown(mask), soft, 0.0)
 
 
 def _without_outlines(rise: Grey) -> Grey:
@@ -83,7 +84,7 @@ def _without_outlines(rise: Grey) -> Grey:
             continue
         outline = to_mask([part], rise.shape)
         if is_frame(part, label((rise > pen / 2) & ~outline)):
-            rise[_grown(outline)] = 0
+            rise[grown(outline)] = 0
         elif is_box(part, rise.shape):
             box = slice(part.top, part.bottom), slice(part.left, part.right)
             within = rulings.erase_box(rise[box], pen)
@@ -128,7 +129,7 @@ def _on_clean_ground(grey: Grey) -> Grey | None:
     if peak < FAINTEST_INK or shadow.mean() > _MOST_SHADOW:
         return None
     soft, _ = _soft(rise)
-    return np.where(to_mask(without_specks(without_frames(label(_grown(soft > 0)))), grey.shape), soft, 0.0)
+    return np.where(to_mask(without_specks(without_frames(label(grown(soft > 0)))), grey.shape), soft, 0.0)
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
@@ -192,8 +193,3 @@ def _otsu(values: Grey) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mean[-1] * weight - mean * weight[-1]) ** 2 / (weight * rest)
     return float(edges[int(np.nanargmax(np.where(rest > 0, between, -1)))])
-
-
-def _grown(mask: Mask) -> Mask:
-    """Grown by a pixel, to keep the ink's soft edges."""
-    return np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(3))) > 0

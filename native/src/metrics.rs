@@ -230,7 +230,7 @@ impl Statistics {
 /// Whether the rule of `service.network` calls an answer unsure.
 fn is_unsure(activations: &[f32], digit: usize) -> bool {
     let others = activations.iter().enumerate().filter(|(index, _)| *index != digit);
-    activations[digit] < LOWEST_TOP || others.into_iter().any(|(_, activation)| *activation > HIGHEST_SECOND)
+    activations[digit] < LOWEST_TOP || others.map(|(_, activation)| *activation).any(|other| other > HIGHEST_SECOND)
 }
 
 fn unix_ms() -> u64 {

@@ -63,6 +63,7 @@ def short_name(provider: str) -> str:
     return {"nvtensorrtrtx": "tensorrt-rtx"}.get(name, name)
 
 
+@functools.cache  # the search reads every folder of the path: 8 ms, and each session asks for it
 def installed() -> list[Plugin]:
     """The plugins of the packages that are installed."""
     plugins = []

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from service.errors import ProviderError
 from service.inference import provider_diagnostics
+from service.network import PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,9 +116,9 @@ def check_nodes(name: str, session: ort.InferenceSession, provider: str) -> None
 def check_answers(name: str, session: DeviceSession, cpu_session: ort.InferenceSession, max_batch_size: int) -> None:
     """ProviderError unless both answer alike: blank images and noise of any density, in batches of three sizes."""
     random = np.random.default_rng(784)
-    noise = random.integers(0, 256, (64, 784)) * (random.random((64, 784)) < random.random((64, 1)))
+    noise = random.integers(0, 256, (64, PIXELS)) * (random.random((64, PIXELS)) < random.random((64, 1)))
     for n in sorted({1, 64, max_batch_size}):
-        pixels = np.resize(noise.astype(np.uint8), (n, 784))
+        pixels = np.resize(noise.astype(np.uint8), (n, PIXELS))
         pixels[0] = 0
         expected = cpu_session.run(OUTPUTS, {"pixels": pixels})
         try:

@@ -182,6 +182,14 @@ class Metrics(Collector):
         second, top = np.partition(activations, (-2, -1), axis=1)[:, -2:].T
         self.unsure += int(((top < LOWEST_TOP) | (second > HIGHEST_SECOND)).sum())
 
+    def record_reload(self, kind: str, result: str) -> None:
+        """Count a change of the "model", the "tls" files or the "tokens" that was "loaded" or "rejected"."""
+        if kind == "model":
+            self.model_reloads.labels(result).inc()
+        else:
+            self.credential_rotations.labels(kind, result).inc()
+        self.last_reload_successful.labels(kind).set(result == "loaded")
+
     def set_model_info(self, info: ModelInfo, *, provider: str, runtime: str, transport: str) -> None:
         """Set the labels of `digits_model_info` and `digits_server_info`."""
         self.model_info.info(

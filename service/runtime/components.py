@@ -9,7 +9,6 @@ from service import __version__
 from service.batching.batcher import Batcher
 from service.config import parsed_options
 from service.errors import StartError
-from service.inference import provider_list
 from service.inference.providers import CPU, SessionFactory
 from service.inference.repository import ModelRepository
 from service.observability import gpu_metrics
@@ -79,6 +78,8 @@ def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFac
 
 def provider_table(settings: Settings, log: FilteringBoundLogger) -> str:
     """List the execution providers and their devices, each tried with the model, for a terminal."""
+    from service.inference import provider_list  # noqa: PLC0415 (no server needs it)
+
     library = str(settings.provider_library or "")
     return provider_list.render(provider_list.rows(settings.model, log, name=settings.provider, library=library))
 

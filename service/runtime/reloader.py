@@ -84,8 +84,7 @@ class Reloader:
         except ReloadRejected:
             pass
         except Exception as e:  # noqa: BLE001 (whatever failed, the old model still serves and a later reload may succeed)
-            self._metrics.model_reloads.labels("rejected").inc()
-            self._metrics.last_reload_successful.labels("model").set(0)
+            self._metrics.record_reload("model", "rejected")
             self._log.error("model reload failed", exc_info=e)
 
     async def _fingerprint(self) -> object:
@@ -141,7 +140,7 @@ class Reloader:
 
     def _record_swap(self, model: Model) -> None:
         before, self.model = self.model.info, model
-        self._metrics.model_reloads.labels("loaded").inc()
+        self._metrics.record_reload("model", "loaded")
         self._log.info(
             "model loaded",
             model_version=model.info.version,
@@ -152,8 +151,7 @@ class Reloader:
 
     def _record_rejection(self, error: ModelFileError | ProviderError) -> None:
         self._rejection = str(error)
-        self._metrics.model_reloads.labels("rejected").inc()
-        self._metrics.last_reload_successful.labels("model").set(0)
+        self._metrics.record_reload("model", "rejected")
         self._log.error("model rejected", reason=str(error))
 
 

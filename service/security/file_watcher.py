@@ -81,8 +81,7 @@ class FileWatcher:
             self._reject(f"{type(e).__name__}: {e}")
         else:
             self._rejection = ""
-            self._metrics.credential_rotations.labels(self._kind, "loaded").inc()
-            self._metrics.last_reload_successful.labels(self._kind).set(1)
+            self._metrics.record_reload(self._kind, "loaded")
             self._log.info("credentials loaded", kind=self._kind, **fields)
 
     def _is_retry_due(self) -> bool:
@@ -92,8 +91,7 @@ class FileWatcher:
         if reason == self._rejection:
             return
         self._rejection = reason
-        self._metrics.credential_rotations.labels(self._kind, "rejected").inc()
-        self._metrics.last_reload_successful.labels(self._kind).set(0)
+        self._metrics.record_reload(self._kind, "rejected")
         self._log.error("credentials rejected", kind=self._kind, reason=reason, active="the previous credentials")
 
     def _fingerprint(self) -> _Fingerprint:
