@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from commandline import proxies
 from export import checkpoint, graph, mnist
+from service.inference import plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
     for reason, count in sorted(skipped.items()):
         terminalreporter.write_line(f"SKIPPED [{count}] {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_in_this_process() -> Iterator[None]:
+    """A plugin looks for devices once in a process: registered here, it would hide the devices of later tests."""
+    before = plugins._register.cache_info().currsize
+    yield
+    after = plugins._register.cache_info().currsize
+    assert after == before, "a plugin was registered: give --provider cpu, or use a process of its own"
 
 
 def _ports_beyond_the_kernels_choice() -> Iterator[int]:

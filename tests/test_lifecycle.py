@@ -296,7 +296,7 @@ def refuses_connections(port: int) -> bool:
 
 async def test_stop_closes_all_that_start_opened(model_path: Path) -> None:
     before = set(threading.enumerate())
-    server = compose(load([f"--model={model_path}", "--port=0", "--metrics-port=0"]), LOG)
+    server = compose(load([f"--model={model_path}", "--port=0", "--metrics-port=0", "--provider=cpu"]), LOG)
     await server.start()
     assert server.health.is_serving()
     assert not refuses_connections(server.port)
@@ -312,7 +312,7 @@ async def test_stop_closes_all_that_start_opened(model_path: Path) -> None:
 async def test_a_start_that_fails_closes_what_it_has_opened(model_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         port = occupied.getsockname()[1]
-        server = compose(load([f"--model={model_path}", f"--port={port}", "--metrics-port=0"]), LOG)
+        server = compose(load([f"--model={model_path}", f"--port={port}", "--metrics-port=0", "--provider=cpu"]), LOG)
         with pytest.raises(AddressInUse):
             await server.start()
     assert server.metrics_server.port
