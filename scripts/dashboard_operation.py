@@ -12,7 +12,7 @@ _SHARES = (
 OPERATION: dict[str, tuple[Panel, ...]] = {
     "Are the answers still good?": (
         Panel(
-            "Digits read, last hour",
+            "Digits predicted, last hour",
             "percentunit",
             ((_SHARES, "{{digit}}"),),
             "The share of each digit among the answers.",
@@ -21,26 +21,26 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
             "Distance from the training data",
             "short",
             (("job:digits_predictions:drift1h", "distance"),),
-            "Half the sum of the differences: 0 for the same shares of digits, 1 for none in common. Of all replicas.",
+            "Half the sum of the differences: 0 for equal shares of digits, 1 for none in common. Of all replicas.",
             steps=((0.2, ORANGE),),
         ),
         Panel(
             "Winning activation",
             "short",
-            (("job:digits_confidence:mean1h", "mean"), ("job:digits_unsure:ratio1h", "share that is unsure")),
+            (("job:digits_confidence:mean1h", "mean"), ("job:digits_unsure:ratio1h", "unsure share")),
             "On the test images the mean is 0.94. Of all replicas together.",
         ),
     ),
-    "Which changes were taken up?": (
+    "Which changes were loaded?": (
         Panel(
-            "Last change refused",
+            "Last change rejected",
             "short",
             ((f"1 - digits_last_reload_successful{{{REPLICA}}} == 1", "{{instance}} {{kind}}"),),
-            "Nothing is shown while every change of a model, a certificate or the tokens was taken up.",
+            "Empty if the last change of the model, certificate and tokens was loaded.",
             steps=((1, RED),),
         ),
         Panel(
-            "Models loaded and refused",
+            "Models loaded and rejected",
             "short",
             ((increase("digits_model_reloads_total", "10m", "instance, result"), "{{instance}} {{result}}"),),
             "In ten minutes.",
@@ -63,13 +63,13 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
                 (f"(digits_tls_expiry_timestamp_seconds{{{REPLICA}}} > 0) - time()", "{{instance}}"),
                 ('envoy_listener_ssl_certificate_expiration_unix_time_seconds{job="envoy"} - time()', "Envoy"),
             ),
-            "Of the server's own and of Envoy's. Nothing is shown without TLS.",
+            "Of the server's own and of Envoy's. Empty without TLS.",
             "stat",
             ((7 * 86400, GREEN),),
             RED,
         ),
     ),
-    "Is the load balancer well?": (
+    "Is the load balancer healthy?": (
         Panel(
             "Replicas that Envoy sends calls to",
             "short",
@@ -86,7 +86,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
                 (f"sum(rate(envoy_cluster_grpc_0{{{ENVOY}}}[$__rate_interval]))", "OK"),
                 (f"sum(rate(envoy_cluster_grpc_14{{{ENVOY}}}[$__rate_interval]))", "UNAVAILABLE"),
             ),
-            "As Envoy sends them, its own among them.",
+            "As Envoy sends them, including its own.",
         ),
         Panel(
             "Calls repeated",
@@ -125,7 +125,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
             (
                 (
                     increase("digits_connections_rejected_total", "15m", "instance, reason"),
-                    "{{instance}} refused: {{reason}}",
+                    "{{instance}} rejected: {{reason}}",
                 ),
                 (
                     increase("digits_connections_ended_total", "15m", "instance, reason"),
@@ -133,16 +133,16 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
                 ),
                 (increase("digits_calls_ended_total", "15m", "instance, reason"), "{{instance}} call: {{reason}}"),
             ),
-            "By the bounds of the server, in 15 minutes: refused before the first call, or ended for what they held. "
+            "By the limits of the server, in 15 minutes: rejected before the first call, or ended for their memory. "
             "The native transport counts connections, the grpcio transport calls.",
         ),
     ),
-    "Does Prometheus see it?": (
+    "Does Prometheus scrape it?": (
         Panel(
             "Scrapes that succeed",
             "short",
             ((f"up{{{REPLICA}}}", "{{instance}}"),),
-            "1 where Prometheus reaches the metrics port.",
+            "1 if Prometheus reaches the metrics port.",
         ),
         Panel(
             "Seconds of a scrape",
@@ -158,7 +158,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
             "Series of one replica.",
         ),
         Panel(
-            "Log lines and spans that were lost",
+            "Lost log lines and spans",
             "short",
             (
                 (f"sum(digits_log_lines_dropped_total{{{REPLICA}}})", "log lines since the start"),

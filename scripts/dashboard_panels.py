@@ -10,7 +10,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Replicas that serve",
             "short",
             ((f"sum(digits_serving{{{REPLICA}}}) or vector(0)", "serving"),),
-            "Replicas whose health says SERVING. At 0 every call fails.",
+            "Replicas whose health is SERVING. At 0 every call fails.",
             "stat",
             ((1, GREEN),),
             RED,
@@ -19,7 +19,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Alerts firing",
             "short",
             (('count(ALERTS{alertstate="firing",alertname=~"Digitserve.*"}) or vector(0)', "firing"),),
-            "Each has a paragraph in docs/operating.md, under its name.",
+            "docs/operating.md has a section for each.",
             "stat",
             ((1, RED),),
         ),
@@ -27,7 +27,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Since the last success",
             "s",
             ((f"time() - max(digits_last_success_timestamp_seconds{{{REPLICA}}} > 0)", "age"),),
-            "Seconds since the model last answered. It grows without load, and under load it must not.",
+            "Seconds since the model last answered. It grows without load only.",
             "stat",
             ((120, ORANGE),),
         ),
@@ -35,7 +35,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Starts in the last hour",
             "short",
             ((f"sum by (host) (job_instance_host:process_start:changes1h{{{REPLICA}}})", "{{host}}"),),
-            "Times that a container or pod started its process again.",
+            "Restarts of the process of each container or pod.",
             "stat",
             ((1, ORANGE), (3, RED)),
         ),
@@ -43,7 +43,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Alerts by name",
             "short",
             (('ALERTS{alertstate="firing",alertname=~"Digitserve.*"}', "{{alertname}} {{instance}}"),),
-            "What fires now, and where.",
+            "Alerts that fire now, and their replicas.",
             "table",
         ),
         Panel(
@@ -61,24 +61,24 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "table",
         ),
     ),
-    "How much is asked?": (
+    "How high is the load?": (
         Panel(
             "Calls by method",
             "reqps",
             ((f"{rate('grpc_server_started_total', OURS, 'grpc_method')} > 0", "{{grpc_method}}"),),
-            "Calls of digits.v1 and of the Open Inference Protocol; health checks are left out.",
+            "Calls of digits.v1 and of the Open Inference Protocol, without health checks.",
         ),
         Panel(
             "Images answered a second",
             "short",
             ((rate("digits_predictions_total"), "images"),),
-            "A call may hold many images.",
+            "A call may contain many images.",
         ),
         Panel(
             "Calls by replica",
             "reqps",
             ((rate("grpc_server_started_total", OURS, "instance"), "{{instance}}"),),
-            "Even behind Envoy. Without it a connection stays with one replica.",
+            "Equal behind Envoy. Without it a connection stays with one replica.",
         ),
     ),
     "What fails?": (
@@ -104,7 +104,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Dropped before the model",
             "reqps",
             ((rate("digits_requests_dropped_total", by="reason"), "{{reason}}"),),
-            "Rejected because the queue was full, too late to be worth running, or cancelled by the client.",
+            "Rejected because the queue was full, past their deadline, or cancelled by the client.",
         ),
         Panel(
             "Device failures and stalls",
@@ -118,23 +118,23 @@ CALLS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "How fast is it?": (
-        Panel("p50", "s", (handling(0.5),), "Half of the unary calls take no longer, by the server's clock."),
+        Panel("p50", "s", (handling(0.5),), "Half of the unary calls are faster, by the server's clock."),
         Panel("p99", "s", (handling(0.99),), "One call in a hundred takes longer.", steps=((0.01, ORANGE),)),
         Panel("p99.9", "s", (handling(0.999),), "The objective: below 10 ms.", steps=((0.01, RED),)),
         Panel(
-            "Where calls lie",
+            "Latency distribution",
             "s",
             ((rate("grpc_server_handling_seconds_bucket", UNARY, "le"), "{{le}}"),),
             "Calls a second in each bucket of the latency histogram.",
             "heatmap",
         ),
     ),
-    "Is the promise kept?": (
+    "Is the objective met?": (
         Panel(
             "Calls that fail or take more than 10 ms",
             "percentunit",
             tuple((f"job:digits_slo_bad:ratio_{window}", window) for window in ("5m", "1h", "6h", "1d")),
-            "The promise is 99.9% under 10 ms, so 0.1% may. Of all replicas together.",
+            "The objective is 99.9% under 10 ms, so 0.1% may miss it. Of all replicas together.",
             steps=((0.001, RED),),
         ),
         Panel(
@@ -145,14 +145,14 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             steps=((1, ORANGE), (14.4, RED)),
         ),
         Panel(
-            "Calls that clients gave up",
+            "Calls that clients abandoned",
             "percentunit",
             (("job:digits_given_up:ratio10m", "cancelled or too late"),),
             "A frozen server sees a client's deadline as a cancellation that took no time. Of all replicas together.",
             steps=((0.05, RED),),
         ),
     ),
-    "Where does the time go?": (
+    "How is the time spent?": (
         Panel(
             "Mean: wait and run",
             "s",
@@ -163,22 +163,22 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "p99: wait and run",
             "s",
             ((quantile(0.99, "digits_queue_seconds"), "wait"), (quantile(0.99, "digits_inference_seconds"), "run")),
-            "More waiting is more load. A slower run is a machine that is busy or throttled.",
+            "A longer wait is more load. A slower run is a busy or throttled machine.",
         ),
-        Panel("Images in a run", "short", ((mean("digits_batch_size"), "mean"),), "How many one run of the model has."),
+        Panel("Images in a run", "short", ((mean("digits_batch_size"), "mean"),), "Images in one run of the model."),
     ),
     "How full is it?": (
         Panel(
             "Calls in flight",
             "short",
             ((f"sum by (instance) (digits_requests_in_flight{{{REPLICA}}})", "{{instance}}"),),
-            "Calls that have begun and not ended.",
+            "Calls started and not completed.",
         ),
         Panel(
             "Images in the queue",
             "short",
             ((f"digits_queue_images{{{REPLICA}}}", "{{instance}}"),),
-            "At the moment of the scrape: a queue fills and empties between two of them.",
+            "At the scrape; a queue fills and empties between scrapes.",
         ),
         Panel(
             "Share of the queue taken",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "SECURITY.md", "CONTRIBUTING.md"),
-    *(f"docs/{name}.md" for name in ("architecture", "faults", "native", "performance", "ray", "scaling", "scoring")),
+    *(f"docs/{name}.md" for name in ("architecture", "faults", "native", "operating", "performance", "ray", "scaling")),
+    "docs/scoring.md",
 )
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 

@@ -85,7 +85,7 @@ OF_ENVOY = {
     "envoy_listener_ssl_certificate_expiration_unix_time_seconds",
 }
 """As Envoy 1.40 names them, on an edge with TLS; tests/e2e asks a real one."""
-EMPTY_WHEN_WELL = ("panel Alerts by name", "panel Last change refused", "panel Time left of the certificate")
+EMPTY_WHEN_WELL = ("panel Alerts by name", "panel Last change rejected", "panel Time left of the certificate")
 WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "bool", "offset"}
 
 
@@ -178,7 +178,7 @@ def test_the_series_of_the_native_transport_are_of_no_other(service: ServiceProc
 
 def test_the_guide_says_which_series_are_of_the_native_transport() -> None:
     rows = [line for line in GUIDE.splitlines() if line.startswith("| `digits_")]
-    marked = {re.findall(r"`(\w+)", row)[0] for row in rows if row.endswith("; the native transport alone tells |")}
+    marked = {re.findall(r"`(\w+)", row)[0] for row in rows if row.endswith("; native transport only |")}
     assert marked == NATIVE_SERIES
 
 
