@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "SECURITY.md", "CONTRIBUTING.md"),
-    *(f"docs/{name}.md" for name in ("architecture", "faults", "native", "operating", "performance", "ray", "scaling")),
-    "docs/scoring.md",
+    *(f"docs/{name}.md" for name in ("architecture", "client", "deploying", "faults", "kubernetes", "native")),
+    *(f"docs/{name}.md" for name in ("operating", "performance", "ray", "scaling", "scoring")),
 )
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
