@@ -144,13 +144,13 @@ native-model: ## search the schedules of native's threads, with loom
 native-sanitize: .venv/dev.stamp model.onnx ## native's tests under Thread- and AddressSanitizer
 	@scripts/sanitize
 
-licences: .venv/dev.stamp ## write docs/licences.md: those of what serving installs
+licences: .venv/dev.stamp ## write docs/licences.md, the licences of the serving packages
 	@scripts/audit licences
 
-sbom: .venv/dev.stamp ## write build/sbom.json: what serving installs, in CycloneDX
+sbom: .venv/dev.stamp ## write build/sbom.json, the serving packages in CycloneDX
 	@scripts/audit sbom
 
-audit: .venv/dev.stamp ## ask PyPI for vulnerabilities of what serving installs
+audit: .venv/dev.stamp ## query PyPI for vulnerabilities of the serving packages
 	@scripts/audit vulnerabilities
 
 test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes; some minutes

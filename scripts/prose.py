@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "SECURITY.md", "CONTRIBUTING.md"),
-    *(f"docs/{name}.md" for name in ("architecture", "client", "deploying", "faults", "gpu", "kubernetes", "native")),
-    *(f"docs/{name}.md" for name in ("open-inference-protocol", "operating", "performance", "ray", "scaling")),
-    *(f"docs/{name}.md" for name in ("scoring",)),
+    *(f"docs/{name}.md" for name in ("architecture", "client", "conformance", "deploying", "faults", "gpu")),
+    *(f"docs/{name}.md" for name in ("inside", "kubernetes", "licences", "native", "open-inference-protocol")),
+    *(f"docs/{name}.md" for name in ("operating", "performance", "ray", "scaling", "scoring", "training")),
 )
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
