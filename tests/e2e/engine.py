@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parent.parent.parent
-PROJECT = "digitserve-e2e"
-GRPC_PORT, PROMETHEUS_PORT = 51051, 51090
+# Those of another run on the same engine are chosen by variables, as `make e2e-alerts` does.
+PROJECT = os.environ.get("E2E_PROJECT", "digitserve-e2e")
+GRPC_PORT = int(os.environ.get("E2E_FIRST_PORT", "51050"))
+HTTP_PORT, PROMETHEUS_PORT, PLAY_PORT = GRPC_PORT + 1, GRPC_PORT + 2, GRPC_PORT + 3
 ADDRESS = f"localhost:{GRPC_PORT}"
 PROMETHEUS = f"http://localhost:{PROMETHEUS_PORT}"
 SCALE = ["docker-compose.yml", "compose.scale.yml"]
@@ -75,7 +77,9 @@ class Stack:
             "COMPOSE_FILE": ":".join(self.files),
             "COMPOSE_DISABLE_ENV_FILE": "1",
             "GRPC_PORT": str(GRPC_PORT),
+            "HTTP_PORT": str(HTTP_PORT),
             "PROMETHEUS_PORT": str(PROMETHEUS_PORT),
+            "PLAY_PORT": str(PLAY_PORT),
             "IMAGE_TAG": "e2e",
             **self.settings,
         }
