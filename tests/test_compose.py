@@ -260,6 +260,14 @@ def test_envoy_with_tls_is_envoy_without_but_for_tls() -> None:
     assert tls == plain
 
 
+def test_envoy_counts_statuses_under_the_names_that_the_rules_read() -> None:
+    # Of methods that are listed by name it counts under other names, and the alert on UNAVAILABLE never fires.
+    (listener,) = envoy("listener.yaml")["resources"]
+    filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    (config,) = [one["typed_config"] for one in filters if one["name"] == "envoy.filters.http.grpc_stats"]
+    assert config.items() - {"@type": config["@type"]}.items() == {("stats_for_all_methods", False)}
+
+
 def test_envoy_grants_a_client_what_the_service_grants_it_and_bounds_the_rest() -> None:
     (listener,) = envoy("listener.yaml")["resources"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
