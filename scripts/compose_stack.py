@@ -10,6 +10,7 @@ from typing import Any
 
 ENVOY_TLS = "/etc/envoy/tls"
 TOKENS = "/tokens"
+GRPC_PORT, HTTP_PORT, PROMETHEUS_PORT = 50051, 8000, 9090  # in the containers
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class StackAddresses:
     """Addresses for a client on this machine, and the files that it needs."""
 
     grpc: str = "localhost:50051"
+    http: str | None = "http://localhost:8000"
     prometheus: str = "http://localhost:9090"
     tls_ca: Path | None = None
     tokens_file: Path | None = None
@@ -38,15 +40,18 @@ def parse_config(config: dict[str, Any]) -> StackAddresses:
     edge = services.get("envoy", services["service"])
     tls, tokens = _mount(edge, ENVOY_TLS), _mount(services["service"], TOKENS)
     return StackAddresses(
-        grpc=_published(edge),
-        prometheus=f"http://{_published(services['prometheus'])}",
+        grpc=_published(edge, GRPC_PORT) or StackAddresses.grpc,
+        http=f"http{'s' if tls else ''}://{http}" if (http := _published(edge, HTTP_PORT)) else None,
+        prometheus=f"http://{_published(services['prometheus'], PROMETHEUS_PORT)}",
         tls_ca=tls / "tls.crt" if tls else None,
         tokens_file=tokens / "tokens" if tokens else None,
     )
 
 
-def _published(service: dict[str, Any]) -> str:
-    port = service["ports"][0]
+def _published(service: dict[str, Any], target: int) -> str | None:
+    port = next((port for port in service.get("ports", []) if port["target"] == target), None)
+    if port is None:
+        return None
     host = port.get("host_ip", "0.0.0.0")  # noqa: S104 (published on all addresses, loopback among them)
     loopback = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "localhost"}  # noqa: S104 (as above)
     host = loopback.get(host, f"[{host}]" if ":" in host else host)

@@ -255,21 +255,73 @@ def test_envoy_calls_the_port_and_the_health_service_that_there_is() -> None:
 
 
 def test_envoy_with_tls_is_envoy_without_but_for_tls() -> None:
-    (plain,), (tls,) = envoy("listener.yaml")["resources"], envoy("listener-tls.yaml")["resources"]
-    assert tls["filter_chains"][0].pop("transport_socket")["name"] == "envoy.transport_sockets.tls"
+    plain, tls = envoy("listener.yaml")["resources"], envoy("listener-tls.yaml")["resources"]
+    for listener in tls:
+        assert listener["filter_chains"][0].pop("transport_socket")["name"] == "envoy.transport_sockets.tls"
     assert tls == plain
+
+
+def test_envoy_repeats_over_http_what_only_reads_and_no_other_request() -> None:
+    (resource,) = envoy("routes-http.yaml")["resources"]
+    (host,) = resource["virtual_hosts"]
+    repeated = [
+        ({"/v1/predict", "/v2/models/digits/infer"}, ["POST"]),
+        ({"/v2/models/digits/versions/2/infer"}, ["POST"]),
+        ({"/", "/v2", "/v2/models/digits", "/v2/models/digits/stats"}, ["GET"]),
+    ]
+    once = [({"/v2/repository/models/digits/load", "/v2/repository/index", "/v1/other"}, ["POST", "PUT"])]
+    for requests, begun in ((repeated, {"reset", "retriable-status-codes"}), (once, set())):
+        for paths, methods in requests:
+            for path in paths:
+                for method in methods:
+                    policy = http_route(host["routes"], path, method)["route"]["retry_policy"]
+                    asked = set(policy["retry_on"].split(",")) - {"connect-failure", "reset-before-request"}
+                    assert asked == begun, (method, path)
+                    assert policy.get("retriable_status_codes", [503]) == [503], "429 is never repeated"
+
+
+def http_route(routes: list[dict[str, Any]], path: str, method: str) -> dict[str, Any]:
+    """The first route that Envoy finds for a request."""
+    for route in routes:
+        match = route["match"]
+        methods = [header["string_match"]["exact"] for header in match.get("headers", [])]
+        named = "path" in match and match["path"] == path
+        like = "safe_regex" in match and re.fullmatch(match["safe_regex"]["regex"], path)
+        if (named or like or path.startswith(match.get("prefix", "-"))) and methods in ([], [method]):
+            return dict(route)
+    raise AssertionError(path)
+
+
+def test_envoy_asks_each_port_of_a_replica_for_its_own_health() -> None:
+    environment = compose(BASE)["services"]["service"]["environment"]
+    cluster = envoy_cluster("replicas-http")
+    ((endpoint,),) = [e["lb_endpoints"] for e in cluster["load_assignment"]["endpoints"]]
+    address = endpoint["endpoint"]["address"]["socket_address"]
+    assert address["address"] in compose(SCALE)["services"]["service"]["networks"]["backend"]["aliases"]
+    assert str(address["port_value"]) == environment["DIGITS_HTTP_PORT"]
+    (check,), (of_grpc,) = cluster["health_checks"], envoy_cluster("replicas")["health_checks"]
+    assert check.pop("http_health_check") == {"path": "/v2/health/ready"}
+    of_grpc.pop("grpc_health_check")
+    assert check == of_grpc
+    idle = cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+    idle = seconds(idle["common_http_protocol_options"]["idle_timeout"])
+    assert idle < Settings().max_connection_idle, "or a replica closes a connection that Envoy sends a request on"
 
 
 def test_envoy_counts_statuses_under_the_names_that_the_rules_read() -> None:
     # Of methods that are listed by name it counts under other names, and the alert on UNAVAILABLE never fires.
-    (listener,) = envoy("listener.yaml")["resources"]
+    listener, _ = envoy("listener.yaml")["resources"]
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
     (config,) = [one["typed_config"] for one in filters if one["name"] == "envoy.filters.http.grpc_stats"]
-    assert config.items() - {"@type": config["@type"]}.items() == {("stats_for_all_methods", False)}
+    assert config == {"@type": config["@type"], "stats_for_all_methods": False}
 
 
 def test_envoy_grants_a_client_what_the_service_grants_it_and_bounds_the_rest() -> None:
-    (listener,) = envoy("listener.yaml")["resources"]
+    listener, http = envoy("listener.yaml")["resources"]
+    over_http = http["filter_chains"][0]["filters"][0]["typed_config"]
+    assert over_http["max_request_headers_kb"] * 1024 == Limits(max_batch_size=1).max_metadata_bytes
+    assert seconds(over_http["stream_idle_timeout"]) == Limits(max_batch_size=1).message_timeout
+    assert http["per_connection_buffer_limit_bytes"] <= 2**20
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     http2 = manager["http2_protocol_options"]
     assert http2["max_concurrent_streams"] == Settings().max_concurrent_streams
@@ -299,11 +351,13 @@ def test_the_image_has_the_native_transport_and_nothing_chooses_another() -> Non
     assert Settings.model_fields["transport"].default == "auto"
 
 
-def test_envoy_publishes_the_port_that_its_listener_has() -> None:
-    (listener,) = envoy("listener.yaml")["resources"]
-    port = listener["address"]["socket_address"]["port_value"]
-    (published,) = compose(SCALE)["services"]["envoy"]["ports"]
-    assert published.endswith(f":{port}")
+def test_envoy_publishes_the_ports_that_its_listeners_have_and_the_service_has_without_it() -> None:
+    listeners = [listener["address"]["socket_address"] for listener in envoy("listener.yaml")["resources"]]
+    published = compose(SCALE)["services"]["envoy"]["ports"]
+    assert [port.rpartition(":")[2] for port in published] == [str(listener["port_value"]) for listener in listeners]
+    assert published == compose(BASE)["services"]["service"]["ports"]
+    environment = compose(BASE)["services"]["service"]["environment"]
+    assert [environment["DIGITS_PORT"], environment["DIGITS_HTTP_PORT"]] == [p.rpartition(":")[2] for p in published]
 
 
 def test_prometheus_finds_every_replica_by_name_and_loads_the_rules() -> None:
@@ -389,20 +443,24 @@ def test_the_build_context_has_all_that_the_dockerfile_copies() -> None:
 
 def test_smoke_finds_ports_certificate_and_tokens_in_what_compose_says() -> None:
     port = {"mode": "ingress", "target": 50051, "published": "50052", "protocol": "tcp", "host_ip": "127.0.0.1"}
+    http = {**port, "target": 8000, "published": "8001"}
     config: dict[str, Any] = {
         "services": {
             "service": {"volumes": [{"type": "bind", "source": "/here/tokens", "target": "/tokens"}]},
-            "envoy": {"ports": [port], "volumes": [{"source": "/here/tls", "target": "/etc/envoy/tls"}]},
-            "prometheus": {"ports": [{**port, "published": "9091", "host_ip": "::1"}]},
+            "envoy": {"ports": [port, http], "volumes": [{"source": "/here/tls", "target": "/etc/envoy/tls"}]},
+            "prometheus": {"ports": [{**port, "target": 9090, "published": "9091", "host_ip": "::1"}]},
         }
     }
     stack = parse_config(config)
-    assert (stack.grpc, stack.prometheus) == ("localhost:50052", "http://[::1]:9091")
+    assert (stack.grpc, stack.http) == ("localhost:50052", "https://localhost:8001")
+    assert stack.prometheus == "http://[::1]:9091"
     assert (stack.tls_ca, stack.tokens_file) == (Path("/here/tls/tls.crt"), Path("/here/tokens/tokens"))
     del config["services"]["envoy"]
     config["services"]["service"] = {"ports": [{**port, "published": "50053"}]}
     stack = parse_config(config)
-    assert (stack.grpc, stack.tls_ca, stack.tokens_file) == ("localhost:50053", None, None)
+    assert (stack.grpc, stack.http, stack.tls_ca, stack.tokens_file) == ("localhost:50053", None, None, None)
+    config["services"]["service"] = {"ports": [port, http]}
+    assert parse_config(config).http == "http://localhost:8001"
 
 
 def mounts(file: str, service: str) -> dict[str, str]:
@@ -618,7 +676,7 @@ def test_the_service_starts_with_what_compose_gives_it(model_path: Path) -> None
         for name, value in compose(BASE)["services"]["service"]["environment"].items()
         if value is not None
     }
-    ports = {"DIGITS_PORT": "0", "DIGITS_METRICS_PORT": "0", "DIGITS_MODEL": str(model_path)}
+    ports = {"DIGITS_PORT": "0", "DIGITS_HTTP_PORT": "0", "DIGITS_METRICS_PORT": "0", "DIGITS_MODEL": str(model_path)}
     hosts = {"DIGITS_HOST": "127.0.0.1", "DIGITS_METRICS_HOST": "127.0.0.1"}
     service = launch(env={**fixed, **ports, **hosts, "DIGITS_LOG_FORMAT": "json"})
     try:

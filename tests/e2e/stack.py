@@ -18,6 +18,7 @@ sys.path.insert(0, __file__.rpartition("/")[0])
 
 from engine import (
     ADDRESS,
+    HTTP_PORT,
     PROJECT,
     ROOT,
     SCALE,
@@ -41,6 +42,14 @@ pytest_plugins = ("docker_stack",)
 OK_BY_REPLICA = 'sum by (instance) (grpc_server_handled_total{job="digitserve", grpc_method="Predict", grpc_code="OK"})'
 UP = 'up{job="digitserve"} == 1'
 SCRAPED = 6  # seconds: longer than from one scrape to the next
+
+
+def curl(path: str, *options: str, url: str = f"http://localhost:{HTTP_PORT}") -> str:
+    """What a request of curl's gets: the body of a reply without an error."""
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--noproxy", "*", *options, f"{url}{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.usefixtures("stack")
@@ -87,6 +96,16 @@ def test_a_hundred_digits_are_read_and_prometheus_counted_them(stack: Stack) -> 
     for line in done.stdout.splitlines():
         say(line)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("stack")
+def test_curl_reads_a_digit_over_http(images: list[bytes]) -> None:
+    assert json.loads(curl("/v2/health/ready", "--request", "GET")) == {}
+    assert json.loads(curl("/v1/predict", "--json", json.dumps([list(images[0])])))["digits"] == [0]
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 784], "data": list(images[0])}
+    asked = json.dumps({"inputs": [tensor], "outputs": [{"name": "digit"}]})
+    (output,) = json.loads(curl("/v2/models/digits/infer", "--json", asked))["outputs"]
+    assert output["data"] == [0]
 
 
 def test_a_proxy_that_docker_gives_every_container_stands_in_no_way(stack: Stack, tmp_path: Path) -> None:
@@ -168,7 +187,7 @@ def test_the_logs_are_json_and_hold_nothing_else(stack: Stack) -> None:
     assert [line for line in lines if not line.startswith("{")] == []
 
 
-def test_only_grpc_and_prometheus_are_published_and_on_loopback_alone(stack: Stack) -> None:
+def test_only_grpc_http_and_prometheus_are_published_and_on_loopback_alone(stack: Stack) -> None:
     published = {
         (container["Config"]["Labels"]["com.docker.compose.service"], port, binding["HostIp"])
         for service in ("service", "prometheus")
@@ -176,7 +195,11 @@ def test_only_grpc_and_prometheus_are_published_and_on_loopback_alone(stack: Sta
         for port, bindings in container["NetworkSettings"]["Ports"].items()
         for binding in bindings or []
     }
-    assert published == {("service", "50051/tcp", "127.0.0.1"), ("prometheus", "9090/tcp", "127.0.0.1")}
+    assert published == {
+        ("service", "50051/tcp", "127.0.0.1"),
+        ("service", "8000/tcp", "127.0.0.1"),
+        ("prometheus", "9090/tcp", "127.0.0.1"),
+    }
 
 
 FLOODS = ["settings", "window-update", "priority", "rapid-reset"]
@@ -253,6 +276,23 @@ def test_calls_are_spread_evenly_over_the_replicas(images: list[bytes]) -> None:
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(1, abs=0.01)
     assert shares[0] > 0.2
+
+
+@pytest.mark.usefixtures("stack")
+def test_envoy_spreads_http_requests_over_the_replicas(images: list[bytes]) -> None:
+    answered = 'sum by (instance) (http_server_request_duration_seconds_count{http_route="/v1/predict"})'
+    before, body = query(answered), json.dumps([list(images[0])])
+    for _ in range(60):
+        assert json.loads(curl("/v1/predict", "--json", body))["digits"] == [0]
+    counts: dict[str, float] = {}
+
+    def counted() -> bool:
+        counts.update({instance: value - before.get(instance, 0) for instance, value in query(answered).items()})
+        return sum(counts.values()) == 60
+
+    until("Prometheus counted the requests", counted)
+    say("60 requests of curl's by replica: " + ", ".join(f"{count:.0f}" for count in sorted(counts.values())))
+    assert len([count for count in counts.values() if count]) == 3
 
 
 @pytest.mark.parametrize("kind", FLOODS)
@@ -366,7 +406,12 @@ def test_tls_at_the_edge_answers_callers_with_tls_alone(stack: Stack, images: li
     assert list(predict_once(images[0], trusted).digits) == [0]
     assert predict_once(images[0], grpc.ssl_channel_credentials()) is None, "a certificate that nobody vouches for"
     assert predict_once(images[0]) is None, "no TLS"
+    edge = f"https://localhost:{HTTP_PORT}"
+    row = json.dumps([list(images[0])])
+    answer = curl("/v1/predict", "--cacert", str(tmp_path / "tls.crt"), "--json", row, url=edge)
+    assert json.loads(answer)["digits"] == [0]
     smoke = [sys.executable, "scripts/smoke.py"]
     done = subprocess.run(smoke, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 3, "gRPC, HTTP, Prometheus"
     say("TLS: answered; without it: not; make smoke follows")
