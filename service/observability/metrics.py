@@ -48,6 +48,9 @@ CONFIDENCE_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 NATIVE_SERIES = frozenset({"digits_connections_ended_total", "digits_connections_rejected_total"})
 """The series that only the native transport has: grpcio does not report what they count."""
 
+GRPCIO_SERIES = frozenset({"digits_calls_ended_total", "digits_trace_spans_total", "digits_transport_restarts_total"})
+"""The series that only the grpcio transport changes."""
+
 
 class Metrics(Collector):
     """Every instrument of a process; one per registry."""
