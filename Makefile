@@ -1,12 +1,13 @@
 # The verbs of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run play page web test test-all check format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu webgpu gpu-report test-gpu bench-gpu up down smoke rolling-update certificate e2e e2e-alerts dist clean
+.PHONY: help run play page web test test-all check docs docs-serve docs-links reference format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu webgpu gpu-report test-gpu bench-gpu up down smoke rolling-update certificate e2e e2e-alerts dist clean
 
 PY := .venv/bin/python
 # One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
 # `.venv/bin/python -m pytest FILE` runs a file without workers.
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+SPHINX := .venv/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs
 PROTOS := $(wildcard proto/*/*.proto proto/*/*/*.proto)
 REQUIREMENTS := pyproject.toml client/pyproject.toml constraints.txt
 NEWER_DEV_STAMP := test $(foreach file,$(REQUIREMENTS),.venv/dev.stamp -nt $(file) -a) -e .venv/dev.stamp
@@ -50,11 +51,24 @@ test-gpu: .venv-gpu/stamp ## the tests on a GPU, NVIDIA's and WebGPU's
 bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on the GPU is faster
 	@.venv-gpu/bin/python -m bench.providers
 
-check: lint types stubs-check native-check test-all ## everything that CI runs
+check: lint types stubs-check docs native-check test-all ## everything that CI runs
 
 lint: .venv/dev.stamp prose ## check format, style and prose
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+
+docs: .venv/docs.stamp ## build the documentation as a site; a warning or a broken link fails
+	@$(SPHINX) --builder html . build/docs
+	@echo "docs: file://$(abspath build/docs)/index.html"
+
+docs-serve: docs ## serve the site on http://localhost:8001
+	@$(PY) -m http.server --bind 127.0.0.1 --directory build/docs 8001
+
+docs-links: .venv/docs.stamp ## check the links to other hosts; needs the network
+	@$(SPHINX) --builder linkcheck . build/docs-links
+
+reference: .venv/dev.stamp ## write the pages of options, commands, metrics and alerts
+	@$(PY) scripts/reference.py
 
 prose: .venv/dev.stamp ## check pages for plain English and sentence length
 	@$(PY) scripts/prose.py
@@ -187,6 +201,10 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 # Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
 .venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
 	@scripts/setup dev,ray $@
+
+# A site is built for `make check` and for readers; no test but that one needs it.
+.venv/docs.stamp: .venv/dev.stamp
+	@scripts/setup dev,docs $@
 
 .venv-gpu/stamp: $(REQUIREMENTS) constraints-gpu.txt scripts/setup scripts/requirements.py
 	@VENV=.venv-gpu scripts/setup dev,gpu $@

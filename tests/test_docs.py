@@ -37,7 +37,7 @@ NOT_RUN = {
     r"helm ": "needs a cluster; test_helm renders the chart",
     r"mkdir -p tokens && openssl": "writes into the clone; test_credentials makes tokens",
     r"kubectl |kind ": "needs a cluster; test_kubernetes holds the manifests to the schemas",
-    r"(python -m service|digitserve serve)(?! --help)": "serves until it is stopped; every test of a server starts one",
+    r"(python -m service|(\S+/)?digitserve serve)(?! --help)": "serves until it is stopped; tests of a server do",
     r"\.venv-gpu/|((CUDA|WHEELS|PYTHONPATH)=\S+ )+|nvidia-smi|for cores |    |done$": "needs a GPU",
     r"\S*python -m ray_serve|(\S*/)?(ray|serve) |.* --ray-address": "needs Ray; `make test-ray`",
     r"\S*pip install|\S*python -m pip install": "changes the environment that runs the tests",
