@@ -121,9 +121,9 @@ def _labels(family: Metric) -> Iterator[str]:
         for label, value in sample.labels.items():
             if label != "le":
                 values.setdefault(label, {})[value] = None
-    for label, found in values.items():
-        named = 1 < len(found) <= MAX_VALUES
-        yield f"`{label}`" + (f" ({', '.join(f'`{value}`' for value in found)})" if named else "")
+    for label, known in values.items():
+        named = 1 < len(known) <= MAX_VALUES
+        yield f"`{label}`" + (f" ({', '.join(f'`{value}`' for value in known)})" if named else "")
 
 
 def _decimal(bound: str) -> str:
