@@ -121,7 +121,7 @@ def _started(chosen: list[Server], results: report.Results) -> list[Running]:
         try:
             running.append(servers.start(server, image, digit=0))
         except ServerUnavailable as e:
-            results.missing[server.name] = str(e)
+            results.drop(server, str(e))
     time.sleep(1)
     for one in running:
         results.add(one.server, "seconds_to_first_answer", one.seconds)

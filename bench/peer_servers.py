@@ -8,8 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.server import ABOUT, LOG, ROOT, Server, ServerUnavailable
+from bench.server import ABOUT, LOG, MODEL, ROOT, Server, ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PEERS = Path(__file__).parent / "peers"
 
@@ -51,31 +55,85 @@ def kserve() -> Server:
 
 
 def triton() -> Server:
-    """Return Triton in an environment of its own."""
+    """Return Triton with its Python backend, in an environment of its own."""
     python = _environment("triton")
-    site = next(python.parent.parent.glob("lib/python3*/site-packages"))
-    shipped, folder = site / "pytriton" / "tritonserver", LOG / "triton"
+    shipped = _site_packages(python) / "pytriton" / "tritonserver"
+
+    def backend(folder: Path) -> None:
+        shutil.copytree(shipped / "backends" / "python", folder)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shutil.copy(shipped / "python_backend_stubs" / version / "triton_python_backend_stub", folder)
+
+    config = (PEERS / "triton" / "config.pbtxt").read_text()
+    return _triton("triton", python, ("python", backend), config, PEERS / "triton" / "model.py")
+
+
+def triton_onnxruntime() -> Server:
+    """Return Triton with its own ONNX Runtime backend, each request a run."""
+    return _triton_onnxruntime("triton-onnxruntime", "")
+
+
+def triton_onnxruntime_batching() -> Server:
+    """Return the same with Triton's dynamic batching."""
+    return _triton_onnxruntime("triton-onnxruntime-batching", "dynamic_batching { }\n")
+
+
+def _triton_onnxruntime(name: str, batching: str) -> Server:
+    built = _onnxruntime_backend()
+    config = (PEERS / "triton-onnxruntime" / "config.pbtxt").read_text() + batching
+
+    def backend(folder: Path) -> None:
+        folder.symlink_to(built)
+
+    return _triton(name, _environment("triton"), ("onnxruntime", backend), config, MODEL)
+
+
+def _onnxruntime_backend() -> Path:
+    """Return the folder of the backend, which TRITON_BACKENDS contains."""
+    backends = os.environ.get("TRITON_BACKENDS", "")
+    folder = Path(backends, "onnxruntime").absolute()
+    if not backends or not (folder / "libtriton_onnxruntime.so").exists() or not any(folder.glob("libonnxruntime.so*")):
+        raise ServerUnavailable(
+            f"TRITON_BACKENDS: {repr(backends) if backends else 'not set'}; expected a folder that contains "
+            "onnxruntime/libtriton_onnxruntime.so and onnxruntime/libonnxruntime.so; see docs/performance.md"
+        )
+    return folder
+
+
+def _triton(name: str, python: Path, backend: tuple[str, Callable[[Path], None]], config: str, model: Path) -> Server:
+    site, folder = _site_packages(python), LOG / name
 
     def command(port: int, http: int) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
-        backend, model = folder / "backends" / "python", folder / "models" / "digits"
-        shutil.copytree(shipped / "backends" / "python", backend)
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.copy(shipped / "python_backend_stubs" / version / "triton_python_backend_stub", backend)
-        (model / "1").mkdir(parents=True)
-        shutil.copy(PEERS / "triton" / "config.pbtxt", model)
-        shutil.copy(PEERS / "triton" / "model.py", model / "1")
+        for made in ("backends", "libraries", "models/digits/1"):
+            (folder / made).mkdir(parents=True)
+        kind, install = backend
+        install(folder / "backends" / kind)
+        # The wheel's copies have names of their own; a backend that was built elsewhere asks for these.
+        for plain, shipped in (
+            ("libtritonserver.so", "libtritonserver-*.so"),
+            ("libcudart.so.12", "libcudart-*.so.12*"),
+        ):
+            (folder / "libraries" / plain).symlink_to(next((site / "nvidia_pytriton.libs").glob(shipped)))
+        (folder / "models" / "digits" / "config.pbtxt").write_text(config)
+        shutil.copy(model, folder / "models" / "digits" / "1")
         return [
-            *(str(shipped / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}"),
-            *(f"--backend-directory={folder / 'backends'}", f"--grpc-port={port}", f"--http-port={http}"),
-            "--allow-metrics=false",
+            *(str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"), "--allow-metrics=false"),
+            *(f"--model-repository={folder / 'models'}", f"--backend-directory={folder / 'backends'}"),
+            *(f"--grpc-port={port}", f"--http-port={http}"),
+            "--disable-auto-complete-config",  # which would add dynamic batching where the configuration has none
+            "--grpc-infer-allocation-pool-size=128",  # no allocation for as many calls as a row has in flight
         ]
 
     environment = {
-        "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
+        "LD_LIBRARY_PATH": f"{folder / 'libraries'}:{site / 'nvidia_pytriton.libs'}",
         "PATH": f"{python.parent}:{os.environ['PATH']}",
     }
-    return Server("triton", ABOUT["triton"], command, environment=environment)
+    return Server(name, ABOUT[name], command, environment=environment)
+
+
+def _site_packages(python: Path) -> Path:
+    return next(python.parent.parent.glob("lib/python3*/site-packages"))
 
 
 def _environment(peer: str) -> Path:

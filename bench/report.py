@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.load import Load
     from bench.scenarios import Scenario
     from bench.server import Server
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 PACKAGES = ("grpcio", "numpy", "onnxruntime", "protobuf", "prometheus-client")
 FLOORS = {"digitserve native": "no-op native"}
 """What each server is held against: the one of its own kind that does nothing, which is grpcio's unless it is here."""
+TRITONS = ("triton", "triton-onnxruntime", "triton-onnxruntime-batching")
+"""The ways in which Triton is set up; a server is held against the better one of each round."""
 FOLDER = Path("build") / "bench"
 COLOURS = {
     "digitserve native": "#0a7d4f",
@@ -31,6 +35,8 @@ COLOURS = {
     "no-op": "#8a8a8a",
     "no-op tuned": "#b5b5b5",
     "triton": "#c0392b",
+    "triton-onnxruntime": "#922b21",
+    "triton-onnxruntime-batching": "#641e16",
     "mlserver": "#e08e0b",
     "kserve": "#8e44ad",
 }
@@ -64,14 +70,23 @@ class Results:
         images = load.rate * row.images_a_call
         self.loads[row.name][server.name].append({**vars(load), "images": images})
 
+    def drop(self, server: Server, reason: str) -> None:
+        """Forget a server that did not start every time: its rounds would not be those of the others."""
+        self.missing[server.name] = reason
+        self.about.pop(server.name, None)
+        self.single.pop(server.name, None)
+        for loads in self.loads.values():
+            loads.pop(server.name, None)
+
     def median(self, row: str, server: str, what: str) -> float:
         """Over all rounds and starts."""
         return statistics.median(load[what] for load in self.loads[row][server])
 
-    def ratios(self, row: str, server: str, base: str, what: str) -> list[float]:
-        """Of each round: this server against that one, measured one after the other."""
-        pairs = zip(self.loads[row][server], self.loads[row][base], strict=True)
-        return [one[what] / other[what] for one, other in pairs]
+    def ratios(self, row: str, server: str, bases: Sequence[str], what: str) -> list[float]:
+        """Of each round: this server against the better of those, measured one after the other."""
+        best = min if what == "p50" else max
+        rounds = zip(self.loads[row][server], *(self.loads[row][base] for base in bases), strict=True)
+        return [one[what] / best(other[what] for other in others) for one, *others in rounds]
 
 
 def write(results: Results, rows: list[Scenario], out: Path | None) -> None:
@@ -150,7 +165,7 @@ def _line(results: Results, row: Scenario, server: str) -> str:
     return (
         f"| {row.name} | {server} | "
         + " | ".join(
-            [*figures, *(_against(results, row, server, base) for base in (FLOORS.get(server, "no-op"), "triton"))]
+            [*figures, *(_against(results, row, server, bases) for bases in ((FLOORS.get(server, "no-op"),), TRITONS))]
         )
         + " |"
     )
@@ -162,11 +177,12 @@ def _under_load(server: str, curve: dict[str, Any]) -> str:
     return f"| {server} | {figures} |"
 
 
-def _against(results: Results, row: Scenario, server: str, base: str) -> str:
+def _against(results: Results, row: Scenario, server: str, bases: tuple[str, ...]) -> str:
     """The ratio of rates, median and range; of latencies (p50) where the Python client asks one call at a time."""
-    if base == server or base not in results.loads[row.name]:
+    measured = [base for base in bases if base in results.loads[row.name]]
+    if measured in ([], [server]):
         return ""
-    ratios = results.ratios(row.name, server, base, "p50" if row.client else "rate")
+    ratios = results.ratios(row.name, server, measured, "p50" if row.client else "rate")
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 

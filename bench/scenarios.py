@@ -71,6 +71,7 @@ SCENARIOS = (
     Scenario("64 images a call, 8 in flight", images=64, connections=4, in_flight=2),
     Scenario("256 images a call, 4 in flight", images=256, connections=4),
     Scenario("1,024 images a call, 4 in flight", images=1024, connections=4),
+    Scenario("1,024 images a call, 8 in flight", images=1024, connections=8),
     Scenario("4,096 images a call, 2 in flight", images=4096, connections=2),
     Scenario("streams of 1 image a message, 4 streams", connections=4, messages=500, only=PREDICT_STREAM),
     Scenario("streams of 64 images a message, 4 streams", images=64, connections=4, messages=50, only=PREDICT_STREAM),

@@ -26,6 +26,8 @@ ABOUT = {
     "mlserver": "MLServer with a runtime of our own around ONNX Runtime, no worker processes",
     "kserve": "KServe's Python server with a model of our own around ONNX Runtime",
     "triton": "Triton, the server binary of the nvidia-pytriton wheel, with a model for its Python backend",
+    "triton-onnxruntime": "the same binary with its C++ ONNX Runtime backend, in the folder TRITON_BACKENDS",
+    "triton-onnxruntime-batching": "the same with Triton's dynamic batching",
 }
 """What can be asked for by name, and what it is."""
 

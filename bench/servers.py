@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from bench.messages import INFER, PREDICT, infer_request, predict_request, read_infer, read_predict
-from bench.peer_servers import kserve, mlserver, triton
+from bench.peer_servers import kserve, mlserver, triton, triton_onnxruntime, triton_onnxruntime_batching
 from bench.server import ABOUT, LARGEST_BATCH, LOG, MODEL, ROOT, Server, ServerUnavailable
 from service.__main__ import GRPC_EXPERIMENTS
 
@@ -195,5 +195,7 @@ SERVERS: dict[str, Callable[[], Server]] = {
     "mlserver": mlserver,
     "kserve": kserve,
     "triton": triton,
+    "triton-onnxruntime": triton_onnxruntime,
+    "triton-onnxruntime-batching": triton_onnxruntime_batching,
 }
 """How each of ABOUT is had."""
