@@ -65,7 +65,7 @@ def calls(
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(b"".join(map(framed, messages)))
         options = {
-            "requests": str(count),
+            "requests": str(count),  # never a duration: at its end h2load cancels calls, which can crash Triton 2.51
             "clients": str(connections),
             "max-concurrent-streams": str(in_flight),
             "threads": "1",

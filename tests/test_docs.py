@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
 
 NOT_RUN = {
+    r"VERSION=\$|curl -L |git clone --branch|cmake |cp -P|cd \.\./|mkdir -p build": "builds sources on the network",
     r"make (?!certificate)": "it serves, builds or measures for minutes; test_make_targets and CI run what they can",
     r"(\w+=\S+ )+make |(export \w+=\S+; )?docker |export COMPOSE_FILE=": "needs a Docker engine; `make e2e` runs it",
     r"sudo |journalctl ": "needs root and systemd; test_workflows holds the unit to systemd-analyze",
