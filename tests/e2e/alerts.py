@@ -6,7 +6,6 @@ it is gone, so the tests before that one are its history.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import pytest
 
 sys.path.insert(0, __file__.rpartition("/")[0])
 
-from engine import SCALE, TLS, Load, Stack, docker, firing, kill_held, predict_once, query, say, until
+from engine import SCALE, TLS, Load, Stack, certificate, docker, firing, kill_held, predict_once, query, say, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,15 +142,3 @@ def surplus() -> float:
     """Seconds of the last hour that Prometheus saw every replica, less those that it saw another number."""
     counted = f"2 * (job:digits_replicas:up == bool {REPLICAS}) - 1"
     return 5 * sum(query(f"sum_over_time(({counted})[1h:5s])").values())
-
-
-def certificate(folder: Path, days: int) -> None:
-    """A pair for localhost, put in place by renaming, readable by Envoy's user."""
-    new = folder / "new"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    new.mkdir(exist_ok=True)
-    subprocess.run([*command, "-keyout", new / "tls.key", "-out", new / "tls.crt"], check=True, capture_output=True)
-    for name in ("tls.key", "tls.crt"):
-        (new / name).chmod(0o644)
-        (new / name).replace(folder / name)

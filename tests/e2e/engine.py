@@ -33,6 +33,7 @@ ADDRESS = f"localhost:{GRPC_PORT}"
 PROMETHEUS = f"http://localhost:{PROMETHEUS_PORT}"
 SCALE = ["docker-compose.yml", "compose.scale.yml"]
 TLS = [*SCALE, "compose.tls.yml"]
+FAULTS, FAST = "tests/e2e/compose.faults.yml", "tests/e2e/compose.fast.yml"
 PREDICT = "/digits.v1.DigitService/Predict"
 
 
@@ -123,6 +124,18 @@ def until(what: str, ask: Callable[[], Any], within: float = 60) -> Any:
     pytest.fail(f"not within {within:g} s: {what}; the last answer was {answer!r}")
 
 
+def certificate(folder: Path, days: int) -> None:
+    """A pair for localhost, put in place by renaming, readable by Envoy's user."""
+    new = folder / "new"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    new.mkdir(exist_ok=True)
+    subprocess.run([*command, "-keyout", new / "tls.key", "-out", new / "tls.crt"], check=True, capture_output=True)
+    for name in ("tls.key", "tls.crt"):
+        (new / name).chmod(0o644)
+        (new / name).replace(folder / name)
+
+
 def query(promql: str) -> dict[str, float]:
     """What Prometheus answers, by instance."""
     url = f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
@@ -138,10 +151,47 @@ def firing() -> set[str]:
     return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
 
+class Faults:
+    """The files that cause faults in the service of compose.faults.yml: see faulty_service.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.chmod(0o755)
+
+    def begin(self, fault: str, text: str = "") -> None:
+        new = self.folder / f"{fault}.new"
+        new.write_text(text)
+        new.chmod(0o644)
+        new.replace(self.folder / fault)
+
+    def end(self, fault: str) -> None:
+        (self.folder / fault).unlink()
+
+
+class Cause:
+    """What makes alerts fire, from when it began until it ended; tells when each alert fired and cleared."""
+
+    def __init__(self, cause: str) -> None:
+        self._cause, self._end = cause, ""
+        self._began = time.monotonic()
+
+    def fires(self, alert: str, within: float) -> None:
+        until(f"{alert} fires", lambda: alert in firing(), within=within)
+        say(f"{alert}: {self._cause}; fired after {time.monotonic() - self._began:.0f} s")
+
+    def ends(self, end: str) -> None:
+        self._end, self._began = end, time.monotonic()
+
+    def clears(self, alert: str, within: float) -> None:
+        until(f"{alert} clears", lambda: alert not in firing(), within=within)
+        say(f"{alert}: {self._end}; cleared after {time.monotonic() - self._began:.0f} s")
+
+
 class Load:
     """Callers that each send one image after the other over one connection, and repeat nothing themselves."""
 
-    def __init__(self, images: list[bytes], callers: int) -> None:
+    def __init__(self, images: list[bytes], callers: int, *, timeout: float = 20, rest: float = 0) -> None:
+        self._timeout, self._rest = timeout, rest
         self._requests = [PredictRequest(pixels=image).SerializeToString() for image in images]
         self._callers = callers
         self._ends = threading.Event()
@@ -156,7 +206,7 @@ class Load:
             number += 1
             began = time.perf_counter()
             try:
-                reply: Any = await predict(self._requests[number % len(self._requests)], timeout=20)
+                reply: Any = await predict(self._requests[number % len(self._requests)], timeout=self._timeout)
             except aio.AioRpcError as e:
                 self.codes[e.code().name] += 1
                 self.details.add(str(e.details()))
@@ -164,6 +214,8 @@ class Load:
                 self.codes["OK"] += 1
                 self.versions[PredictResponse.FromString(reply).model_version] += 1
             self.slowest = max(self.slowest, time.perf_counter() - began)
+            if self._rest:
+                await asyncio.sleep(self._rest)
 
     async def _run(self) -> None:
         async with aio.insecure_channel(ADDRESS, [("grpc.enable_retries", 0)]) as channel:
@@ -183,9 +235,9 @@ class Load:
         return f"{dict(self.codes)}, slowest {self.slowest:.2f} s"
 
 
-def predict_once(image: bytes, credentials: grpc.ChannelCredentials | None = None) -> Any:
+def predict_once(image: bytes, credentials: grpc.ChannelCredentials | None = None, *, address: str = ADDRESS) -> Any:
     """One call, over TLS where there are credentials; None where nobody answers it."""
-    channel = grpc.secure_channel(ADDRESS, credentials) if credentials else grpc.insecure_channel(ADDRESS)
+    channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
     with channel:
         try:
             reply = channel.unary_unary(PREDICT)(PredictRequest(pixels=image).SerializeToString(), timeout=5)
