@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 OUT = Path(__file__).parent.parent / "deploy" / "grafana" / "dashboards" / "digitserve.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}  # a variable, so that it imports into any Grafana
-WIDTH, HEIGHT = 24, 8
+WIDTH, HEIGHT, STAT_HEIGHT = 24, 8, 4
+SAME_IN_EVERY_ROW = ("Time", "Value", "__name__", "job", "alertstate", "name")
 
 
 def dashboard() -> dict[str, Any]:
@@ -36,10 +37,11 @@ def dashboard() -> dict[str, Any]:
         for start in range(0, len(answers), per_line):
             line = answers[start : start + per_line]
             width = WIDTH // len(line)
+            height = STAT_HEIGHT if all(answer.kind == "stat" for answer in line) else HEIGHT
             for i, answer in enumerate(line):
-                box = {"x": i * width, "y": y, "w": width, "h": HEIGHT}
+                box = {"x": i * width, "y": y, "w": width, "h": height}
                 panels.append(_panel(len(panels) + 1, answer, box))
-            y += HEIGHT
+            y += height
     return {
         "uid": "digitserve",
         "title": "digitserve",
@@ -101,7 +103,13 @@ def _panel(number: int, panel: Panel, box: dict[str, int]) -> dict[str, Any]:
         "targets": targets,
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "options": _options(panel.kind),
+        "transformations": [_columns()] if table else [],
     }
+
+
+def _columns() -> dict[str, Any]:
+    """Leave out the columns of the sample, and labels that are the same in every row."""
+    return {"id": "organize", "options": {"excludeByName": dict.fromkeys(SAME_IN_EVERY_ROW, True)}}
 
 
 def _defaults(panel: Panel) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Draws the Grafana dashboard without Grafana: every panel from Prometheus's own range API, as one PNG.
+"""Draws the Grafana dashboard without Grafana, in its colours: every panel from Prometheus's range API, as one PNG.
 
 python scripts/draw_dashboard.py http://localhost:9090 MINUTES OUT.png
 """
@@ -16,16 +16,32 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from matplotlib.ticker import EngFormatter
+import numpy as np
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from commandline import proxies
 
 DASHBOARD = Path(__file__).parent.parent / "deploy" / "grafana" / "dashboards" / "digitserve.json"
 POINTS = 120
-INCHES = (18, 2.7)  # of a line of panels
-LONG = 18  # characters of a name that has a line of the legend to itself
-UNITS = {"s": "s", "percentunit": "share", "reqps": "calls/s", "bytes": "bytes", "short": ""}
-LABELS = ("version", "activation", "provider", "content_sha256", "grpcio", "onnxruntime", "python", "transport")
+COLUMN, LINE = 0.78, 0.36  # inches of one unit of `gridPos`
+PAGE, PANEL, TEXT, FAINT, GRID = "#111217", "#181b1f", "#ccccdc", "#8e8e9c", "#2c2f36"
+SERIES = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#705da0", "#37872d", "#fade2a"]
+LEVELS = {"green": "#3f8f46", "orange": "#d4761a", "red": "#c4162a"}
+HIDDEN = ("__name__", "job", "alertstate")
+IN_A_ROW = 60  # characters of the legend in one line
+NAMES = 8  # of series that a legend shows
+LEGEND: dict[str, Any] = {
+    "loc": "upper left",
+    "bbox_to_anchor": (-0.02, -0.13),
+    "frameon": False,
+    "borderaxespad": 0,
+    "fontsize": 6.5,
+    "labelcolor": TEXT,
+    "labelspacing": 0.25,
+    "handlelength": 1.2,
+    "columnspacing": 1.2,
+}
 
 
 def query(prometheus: str, panel: dict[str, Any], expr: str, minutes: float) -> list[dict[str, Any]]:
@@ -49,60 +65,141 @@ def legend(template: str, metric: dict[str, str]) -> str:
     return template
 
 
-def draw(axes: Any, prometheus: str, panel: dict[str, Any], minutes: float) -> None:
-    """One panel: a number, a table or lines."""
-    axes.set_title(panel["title"], fontsize=10, loc="left")
-    series_list = [
+def formatter(unit: str) -> Any:
+    """Grafana's spelling of a unit."""
+    if unit == "percentunit":
+        return PercentFormatter(1, decimals=None)
+    if unit == "s":
+        return FuncFormatter(lambda value, _: duration(value))
+    return EngFormatter({"reqps": "/s", "bytes": "B"}.get(unit, ""), sep=" " if unit == "bytes" else "")
+
+
+def duration(seconds: float) -> str:
+    """A time of two or three digits in the unit that suits it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:g} s"
+
+
+def draw_lines(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]]) -> None:
+    """Lines over a faint fill, and their names below."""
+    highest = 0.0
+    for (name, series), color in zip(found, SERIES * len(found), strict=False):
+        points = [(float(at), float(value)) for at, value in series["values"] if math.isfinite(float(value))]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, label=name, linewidth=1.2, color=color)
+            axes.fill_between(x, y, alpha=0.12, color=color, linewidth=0)
+            highest = max(highest, *y)
+    for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]:
+        if step["value"] and step["value"] < highest * 1.15:
+            axes.axhline(step["value"], color=LEVELS.get(step["color"], FAINT), linewidth=0.8, linestyle="--")
+    axes.set_ylim(0, highest * 1.15 or 1)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(formatter(panel["fieldConfig"]["defaults"]["unit"]))
+    show_times(axes)
+    handles, names = axes.get_legend_handles_labels()
+    if names:
+        columns = max(1, min(5, IN_A_ROW // (4 + max(map(len, names)))))
+        axes.legend(handles[:NAMES], names[:NAMES], ncols=columns, **LEGEND)
+
+
+def show_times(axes: Any) -> None:
+    """Clock times below, a faint grid behind."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: time.strftime("%H:%M:%S", time.gmtime(at))))
+    axes.tick_params(colors=FAINT, labelsize=6.5, length=0)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def draw_heatmap(axes: Any, found: list[tuple[str, dict[str, Any]]]) -> None:
+    """Calls a second in each bucket; Prometheus's buckets hold all below them."""
+    found = sorted(((name, series) for name, series in found if name != "+Inf"), key=lambda one: float(one[0]))
+    if not found:
+        return
+    cumulative = np.array([[float(value) for _, value in series["values"]][-POINTS:] for _, series in found])
+    counts = np.diff(cumulative, axis=0, prepend=0)
+    times = [float(at) for at, _ in found[0][1]["values"]][-POINTS:]
+    axes.pcolormesh(times, range(len(found)), counts, cmap="inferno", shading="nearest")
+    shown = range(0, len(found), max(1, len(found) // 6))
+    axes.set_yticks(shown, [duration(float(found[i][0])) for i in shown])
+    show_times(axes)
+    axes.grid(visible=False)
+
+
+def draw_stat(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]]) -> None:
+    """The last values, each on the colour of its threshold."""
+    defaults = panel["fieldConfig"]["defaults"]
+    for i, (name, series) in enumerate(found):
+        value = float(series["values"][-1][1])
+        steps = [step["color"] for step in defaults["thresholds"]["steps"] if (step["value"] or 0) <= value]
+        left, width = i / len(found), 1 / len(found)
+        axes.add_patch(Rectangle((left + 0.004, 0), width - 0.008, 1, color=LEVELS.get(steps[-1], FAINT)))
+        text = formatter(defaults["unit"])(value, None) if defaults["unit"] != "short" else f"{value:g}"
+        axes.text(left + width / 2, 0.5, text, ha="center", va="center", fontsize=20, color="white", weight="bold")
+        if len(found) > 1:
+            axes.text(left + width / 2, 0.12, name, ha="center", fontsize=6.5, color="white")
+    axes.axis("off")
+
+
+def draw_table(axes: Any, found: list[tuple[str, dict[str, Any]]]) -> None:
+    """A row for each series, of the labels that differ or say most."""
+    lines = []
+    for _, series in found:
+        labels = [f"{name} {value[:14]}" for name, value in sorted(series["metric"].items()) if name not in HIDDEN]
+        lines += ["   ".join(labels[i : i + 4]) for i in range(0, len(labels), 4)] + [""]
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=6.5, color=TEXT, linespacing=1.5)
+    axes.axis("off")
+
+
+def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], minutes: float) -> None:
+    """One panel in its place, `height` lines being the whole figure."""
+    box = panel["gridPos"]
+    left, bottom = box["x"] / 24 + 0.003, 1 - (box["y"] + box["h"]) / height + 0.1 / height
+    width, tall = box["w"] / 24 - 0.006, (box["h"] - 0.2) / height
+    if panel["type"] == "row":
+        figure.text(left, bottom + tall / 2, panel["title"], color=TEXT, fontsize=12, weight="bold", va="center")
+        return
+    corners = "round,pad=0,rounding_size=0.002"
+    aspect = 24 * COLUMN / (height * LINE)
+    background = FancyBboxPatch((left, bottom), width, tall, boxstyle=corners, mutation_aspect=aspect, zorder=-1)
+    background.set(facecolor=PANEL, edgecolor=GRID)
+    figure.add_artist(background)
+    figure.text(left + 0.006, bottom + tall - 0.75 / height, panel["title"], color=TEXT, fontsize=8.5)
+    found = [
         (legend(target["legendFormat"], series["metric"]), series)
         for target in panel["targets"]
         for series in query(prometheus, panel, target["expr"], minutes)
     ]
-    if panel["type"] == "timeseries":
-        for name, series in series_list:
-            x, y = zip(*((float(at) / 60, float(value)) for at, value in series["values"]), strict=True)
-            axes.plot([time.time() / 60 - at for at in x], y, label=name, linewidth=1.3)
-        values = [float(value) for _, series in series_list for _, value in series["values"]]
-        highest = max(filter(math.isfinite, values), default=0)  # a ratio of nothing to nothing is NaN
-        axes.invert_xaxis()
-        axes.set_ylim(0, highest * 1.4 or 1)  # with room for the legend
-        axes.set_xlabel("minutes ago", fontsize=7, loc="right")
-        unit = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
-        axes.set_ylabel(unit, fontsize=8)
-        axes.yaxis.set_major_formatter(EngFormatter(unit if unit == "s" else ""))
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        columns = 1 if any(len(name) > LONG for name, _ in series_list) else 3
-        axes.legend(fontsize=6.5, loc="upper left", ncols=columns).set_in_layout(False)  # or it would press the panel
-        return
-    axes.axis("off")
-    if panel["type"] == "stat":
-        lines = [f"{float(series['values'][-1][1]):.3g}" for _, series in series_list]
-        axes.text(0.5, 0.45, "   ".join(lines), ha="center", va="center", fontsize=26)
-        return
-    lines = []
-    for name, series in series_list:
-        facts = [f"{key} {series['metric'][key][:12]}" for key in LABELS if key in series["metric"]]
-        lines.append("\n".join([name, *(f"  {', '.join(facts[i : i + 3])}" for i in range(0, len(facts), 3))]))
-    axes.text(0, 0.95, "\n".join(lines), va="top", fontsize=8, family="monospace")
+    is_plot = panel["type"] in ("timeseries", "heatmap")
+    room = (0.036, 2.3 / height, 0.044, 3.4 / height) if is_plot else (0.006, 0.3 / height, 0.012, 1.3 / height)
+    axes = figure.add_axes((left + room[0], bottom + room[1], width - room[2], tall - room[3]), facecolor=PANEL)
+    if not found:
+        axes.text(0.5, 0.5, "No data", ha="center", color=FAINT, fontsize=9)
+        axes.axis("off")
+    elif panel["type"] == "timeseries":
+        draw_lines(axes, panel, found)
+    elif panel["type"] == "heatmap":
+        draw_heatmap(axes, found)
+    else:
+        (draw_stat(axes, panel, found) if panel["type"] == "stat" else draw_table(axes, found))
 
 
 def main() -> None:
-    """Draw line after line of panels, each below its row's question."""
+    """Draw each panel where `gridPos` has it."""
     proxies.bypass()
     prometheus, minutes, out = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    heights = sorted({panel["gridPos"]["y"] for panel in panels if panel["type"] != "row"})
-    questions = {panel["gridPos"]["y"] + 1: panel["title"] for panel in panels if panel["type"] == "row"}
+    height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     mpl.use("Agg")
-    figure = plt.figure(figsize=(INCHES[0], INCHES[1] * len(heights)), layout="constrained")
-    lines: Any = figure.subfigures(len(heights), 1)
-    for y, line in zip(heights, lines, strict=True):
-        if y in questions:
-            line.suptitle(questions[y], fontsize=13, fontweight="bold", x=0.01, ha="left")
-        shown = [panel for panel in panels if panel["type"] != "row" and panel["gridPos"]["y"] == y]
-        for axes, panel in zip(line.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            draw(axes, prometheus, panel, minutes)
-    figure.savefig(out, dpi=65)
+    figure = plt.figure(figsize=(24 * COLUMN, height * LINE), facecolor=PAGE)
+    for panel in panels:
+        draw(figure, height, prometheus, panel, minutes)
+    figure.savefig(out, dpi=65, facecolor=PAGE)
 
 
 if __name__ == "__main__":

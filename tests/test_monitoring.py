@@ -13,6 +13,7 @@ import urllib.request
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import fast_rules
 import grpc
 import pytest
 import yaml
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULES = [*sorted((PROMETHEUS / "rules").glob("*.yml")), PROMETHEUS / "envoy" / "rules.yml"]
+E2E = ROOT / "tests" / "e2e"
 GRAFANA = ROOT / "deploy" / "grafana"
 GUIDE = (ROOT / "docs" / "operating.md").read_text()
 
@@ -208,6 +210,27 @@ def test_every_alert_has_a_case_where_it_fires_and_one_where_it_is_silent() -> N
         assert {bool(check["exp_samples"]) for check in own} == {True, False}, alert["alert"]
 
 
+def test_every_alert_is_caused_on_a_docker_engine() -> None:
+    texts = [(E2E / name).read_text() for name in ("alerts.py", "alerts_in_fast_time.py")]
+    caused = {name for text in texts for name in re.findall(r'fires\("(\w+)"', text)}
+    assert caused == {alert["alert"] for alert in ALERTS}
+
+
+def test_rules_in_fast_time_differ_from_the_real_ones_in_times_alone(tmp_path: Path) -> None:
+    fast_rules.write(PROMETHEUS, tmp_path)
+    times = re.compile(r"\b\d+(ms|s|m|h|d)\b")
+    for path in RULES:
+        groups = [
+            yaml.safe_load(text.read_text())["groups"] for text in (path, tmp_path / path.relative_to(PROMETHEUS))
+        ]
+        real, fast = ([rule for group in one for rule in group["rules"]] for one in groups)
+        assert [times.sub("T", str(rule)) for rule in fast] == [times.sub("T", str(rule)) for rule in real]
+        assert all(rule["for"] != other["for"] for rule, other in zip(fast, real, strict=True) if "for" in rule)
+    assert [fast_rules.shorten(time) for time in ("30s", "10m", "1h", "6h", "3d")] == [
+        *("1500ms", "30000ms", "180000ms", "90000ms", "1080000ms")
+    ]
+
+
 def test_the_dashboard_is_what_its_script_writes() -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "dashboard.py", "--check"], check=True)
 
@@ -236,6 +259,19 @@ def test_every_panel_says_what_it_shows_and_asks_for_the_chosen_replicas() -> No
             read = names(target["expr"])
             chosen = "$instance" in target["expr"] or read <= of_all | OF_ENVOY | {"ALERTS"}
             assert chosen, (panel["title"], target["expr"])
+
+
+def test_a_table_shows_labels_and_a_line_of_numbers_is_low() -> None:
+    for panel in panels():
+        if panel["type"] == "table":
+            (transformation,) = panel["transformations"]
+            assert {"Time", "Value", "__name__"} <= transformation["options"]["excludeByName"].keys(), panel["title"]
+    lines = {panel["gridPos"]["y"]: set[str]() for panel in panels()}
+    for panel in panels():
+        lines[panel["gridPos"]["y"]].add(panel["type"])
+    of_numbers = [panel["gridPos"]["h"] for panel in panels() if lines[panel["gridPos"]["y"]] == {"stat"}]
+    assert of_numbers
+    assert max(of_numbers) < 8
 
 
 def test_every_row_of_the_dashboard_is_a_question_of_the_guide() -> None:
