@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from digitserve_client.components import digit_mask
+from digitserve_client.components import digit_mask, label
 from digitserve_client.image import NoDigitError, to_mnist
 from digitserve_client.preparation import is_in_mnist_form, pen_width
 from PIL import Image, ImageDraw, ImageOps
@@ -76,6 +76,29 @@ def test_a_thin_pen_becomes_as_broad_as_mnists_at_any_size(side: int, width: int
     placed = to_mnist(picture).reshape(28, 28)
     large = np.asarray(Image.fromarray(placed).resize((224, 224), Image.Resampling.BICUBIC), np.float64)
     assert 1.8 <= pen_width(large) / 8 <= 3.0 or width / side > 1 / 28
+
+
+@pytest.mark.parametrize("side", [64, 300])
+@pytest.mark.parametrize("pen", [0.14, 0.17])
+def test_a_broad_pen_becomes_thin_enough_for_the_holes_of_an_eight(side: int, pen: float) -> None:
+    picture = Image.new("L", (side, side), 255)
+    draw = ImageDraw.Draw(picture)
+    for top, bottom, half in ((0.1, 0.53, 0.19), (0.47, 0.9, 0.22)):
+        box = ((0.5 - half) * side, top * side, (0.5 + half) * side, bottom * side)
+        draw.ellipse(box, outline=0, width=round(pen * side))
+    placed = to_mnist(picture).reshape(28, 28)
+    large = np.asarray(Image.fromarray(placed).resize((224, 224), Image.Resampling.BICUBIC), np.float64)
+    assert pen_width(large) / 8 <= 3.4
+    assert max(np.ptp(np.argwhere(placed > 76), axis=0)) + 1 >= 18
+
+
+def test_a_thin_stroke_between_broad_ones_outlasts_their_thinning() -> None:
+    picture = Image.new("L", (300, 300), 255)
+    draw = ImageDraw.Draw(picture)
+    draw.line([(100, 30), (100, 130)], 0, 60)
+    draw.line([(100, 130), (200, 200)], 0, 6)
+    draw.line([(200, 200), (200, 270)], 0, 60)
+    assert len(label(to_mnist(picture).reshape(28, 28) > 40)) == 1
 
 
 def test_a_digit_that_runs_off_the_edge_keeps_its_ink() -> None:

@@ -20,10 +20,11 @@ BOX = 20
 """Pixels of the longer side of the digit."""
 
 ENLARGEMENT = 8
-"""The pen is measured and broadened at this many pixels for each of the 28x28, so that a step is a fraction of one."""
+"""The pen is measured and changed at this many pixels for each of the 28x28, so that a step is a fraction of one."""
 
-PEN = 2.3
-"""Pixels in the 20x20 box: the median of MNIST's pens. A thinner one is broadened to it."""
+PEN, BROADEST_PEN = 2.3, 3.0
+"""Pixels in the 20x20 box: the median of MNIST's pens, to which a thinner one is broadened; and what a broader one is
+thinned to, so that it does not fill the digit's holes."""
 
 _EDGE = 0.3
 """Share of the fullest ink from which a pixel is the digit's: the blur of a lens around it would make it smaller."""
@@ -70,11 +71,20 @@ def _enlarged(digit: Grey) -> Grey:
 
 def _with_a_pen_like_mnists(digit: Grey) -> Grey:
     pen = pen_width(digit) / ENLARGEMENT
-    if pen >= PEN:
-        return digit
-    # The digit is scaled down by what its outline gains, and its pen with it.
-    gain = (PEN - pen) * BOX / (BOX - PEN)
-    return _grown(digit, round(gain * ENLARGEMENT / 2))
+    target = min(max(pen, PEN), BROADEST_PEN)
+    # The digit is scaled by what its outline gains or loses, and its pen with it.
+    by = round((target - pen) * BOX / (BOX - target) * ENLARGEMENT / 2)
+    return _grown(digit, by) if by >= 0 else _thinned(digit, -by)
+
+
+def _thinned(digit: Grey, by: int) -> Grey:
+    """The digit thinned by so many pixels on all sides; a stroke too thin to outlast it stays as it is."""
+    eroded = 1 - _grown(1 - np.pad(digit, 2 * by), by)[by:-by, by:-by]
+    opened = _grown(eroded, by)[by:-by, by:-by]
+    whole = np.pad(digit, 2 * by)
+    thinned = np.maximum(eroded, whole - np.minimum(whole, opened))
+    rows, columns = _extent(thinned > _EDGE * thinned.max())
+    return np.asarray(thinned[rows, columns])
 
 
 def pen_width(digit: Grey) -> float:

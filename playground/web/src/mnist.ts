@@ -9,8 +9,9 @@ const BOX = 20;
 const FAINTEST_INK = 25;
 const SMALLEST = 1 / 7; // of the side: anything smaller is the first dot of a stroke
 const EDGE = 0.3; // of the fullest ink: fainter pixels are no part of the digit's extent
-const ENLARGEMENT = 8; // pixels for each of the 28x28, at which the pen is measured and broadened
-const PEN = 2.3; // pixels in the box: the median of MNIST's pens
+const ENLARGEMENT = 8; // pixels for each of the 28x28, at which the pen is measured and changed
+const PEN = 2.3; // pixels in the box: the median of MNIST's pens, to which a thinner one is broadened
+const BROADEST_PEN = 3.0; // what a broader one is thinned to, so that it does not fill the digit's holes
 
 export interface Grey { readonly width: number; readonly height: number; readonly data: Float64Array }
 
@@ -29,9 +30,9 @@ export function toMnist(levels: Grey): Centred | null {
   if (!bounds || Math.max(bounds.width, bounds.height) < SMALLEST * Math.max(levels.width, levels.height)) return null;
   const ink = { ...levels, data: levels.data.map((v) => (v >= FAINTEST_INK ? v / 255 : 0)) };
   const extent = boundsOf(ink, EDGE * largest(ink.data), true)!;
-  const { picture, margin } = withAPenLikeMnists(enlarged(crop(ink, extent)));
-  const around = margin * Math.max(extent.width, extent.height) / (BOX * ENLARGEMENT);
-  const from = { x: extent.x - around, y: extent.y - around, width: extent.width + 2 * around, height: extent.height + 2 * around };
+  const { picture, left, top } = withAPenLikeMnists(enlarged(crop(ink, extent)));
+  const scale = Math.max(extent.width, extent.height) / (BOX * ENLARGEMENT);
+  const from = { x: extent.x + left * scale, y: extent.y + top * scale, width: picture.width * scale, height: picture.height * scale };
   return { ...place(picture), from, massBefore: centreOf(ink) };
 }
 
@@ -76,13 +77,25 @@ function enlarged(digit: Grey): Grey {
   return picture;
 }
 
-/** A thin pen broadened. The digit is scaled down by what its outline gains, and its pen with it. */
-function withAPenLikeMnists(digit: Grey): { picture: Grey; margin: number } {
-  const pen = penWidth(digit) / ENLARGEMENT;
-  if (pen >= PEN) return { picture: digit, margin: 0 };
-  const margin = halfToEven((PEN - pen) * BOX / (BOX - PEN) * ENLARGEMENT / 2);
-  return { picture: grown(digit, margin), margin };
+/** A thin pen broadened, a broad one thinned, and where on the digit the picture begins. The digit is scaled by what its outline gains or loses. */
+function withAPenLikeMnists(digit: Grey): { picture: Grey; left: number; top: number } {
+  const pen = penWidth(digit) / ENLARGEMENT, target = Math.min(Math.max(pen, PEN), BROADEST_PEN);
+  const by = halfToEven((target - pen) * BOX / (BOX - target) * ENLARGEMENT / 2);
+  return by >= 0 ? { picture: grown(digit, by), left: -by, top: -by } : thinned(digit, -by);
 }
+
+/** The digit thinned by so many pixels on all sides; a stroke too thin to outlast it stays as it is. */
+function thinned(digit: Grey, by: number): { picture: Grey; left: number; top: number } {
+  const padded = padding(digit, 2 * by), inverted = { ...padded, data: padded.data.map((v) => 1 - v) };
+  const eroded = inner(grown(inverted, by), by);
+  eroded.data.forEach((value, i) => { eroded.data[i] = 1 - value; });
+  const opened = inner(grown(eroded, by), by);
+  const data = eroded.data.map((v, i) => Math.max(v, padded.data[i] - Math.min(padded.data[i], opened.data[i])));
+  const whole = { ...padded, data }, extent = boundsOf(whole, EDGE * largest(data), true)!;
+  return { picture: crop(whole, extent), left: extent.x - 2 * by, top: extent.y - 2 * by };
+}
+
+const inner = (grey: Grey, by: number): Grey => crop(grey, { x: by, y: by, width: grey.width - 2 * by, height: grey.height - 2 * by });
 
 /** Pixels across the pen's line: the area over half the length of its outline, which is counted along both axes. */
 function penWidth({ width, height, data }: Grey): number {
@@ -100,12 +113,17 @@ function penWidth({ width, height, data }: Grey): number {
 
 /** The digit grown by so many pixels on all sides: by crosses and squares in turn, which together make octagons. */
 function grown(digit: Grey, by: number): Grey {
-  const width = digit.width + 2 * by, height = digit.height + 2 * by;
-  let data: Float64Array = new Float64Array(width * height);
-  for (let y = 0; y < digit.height; y += 1) {
-    data.set(digit.data.subarray(y * digit.width, (y + 1) * digit.width), (y + by) * width + by);
-  }
+  const { width, height, data: padded } = padding(digit, by);
+  let data = padded;
   for (let step = 0; step < by; step += 1) data = grownByOne(data, width, height, step % 2 === 1);
+  return { width, height, data };
+}
+
+function padding(grey: Grey, by: number): Grey {
+  const width = grey.width + 2 * by, height = grey.height + 2 * by, data = new Float64Array(width * height);
+  for (let y = 0; y < grey.height; y += 1) {
+    data.set(grey.data.subarray(y * grey.width, (y + 1) * grey.width), (y + by) * width + by);
+  }
   return { width, height, data };
 }
 
