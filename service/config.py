@@ -135,6 +135,13 @@ class Settings(BaseSettings):
         description="maximum number of images in a run on the transport's own thread; larger runs have a thread of "
         "their own; by default 1024 on grpcio, 128 on native, 0 if a device runs the model",
     )
+    io_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="number of threads that serve connections, each connection on one of them; by default half of the "
+        "CPUs, 1 to 16; only for native",
+    )
 
     max_connections: int = Field(
         4096, ge=1, le=1_000_000, description="maximum number of connections; one more is closed at once"

@@ -250,6 +250,7 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
         ),
         (["--model-sha256", "abc"], {}, "--model-sha256 (or DIGITS_MODEL_SHA256) is 'abc': should match pattern"),
         (["--log-level", "loud"], {}, "--log-level"),
+        (["--io-threads", "0"], {}, "--io-threads (or DIGITS_IO_THREADS) is '0': should be greater than or equal to 1"),
         (["--prot", "1"], {}, "unrecognized arguments: --prot 1"),
     ],
 )
@@ -305,7 +306,7 @@ async def test_stop_closes_all_that_start_opened(model_path: Path) -> None:
     assert not server.health.is_serving()
     assert refuses_connections(server.port)
     assert refuses_connections(server.metrics_server.port)
-    left = {thread.name for thread in set(threading.enumerate()) - before}
+    left = {thread.name.rstrip("-0123456789") for thread in set(threading.enumerate()) - before}
     assert not left & {"http", "watchdog", "model", "native", "native-model"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -40,6 +41,8 @@ PREDICT = "/digits.v1.DigitService/Predict"
 STREAM = "/digits.v1.DigitService/PredictStream"
 BOUNDS = [field.name for field in fields(Limits)]
 INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+IO_THREADS = int(os.environ.get("DIGITS_IO_THREADS", "1"))
+"""The variable is the default of servers in processes of their own, too."""
 
 
 NO_PARAMETERS = Parameters(
@@ -62,7 +65,7 @@ class Fake:
 
     def predict(self, pixels: np.ndarray) -> Predictions:
         assert pixels.dtype == np.uint8
-        self.thread = threading.current_thread().name
+        self.thread = threading.current_thread().name.rpartition("-")[0]  # without its number
         self.runs.append(pixels[:, 0].tolist())
         assert self.gate.wait(10)
         if (pixels[:, 0] == 13).any():
@@ -104,8 +107,9 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
     pipeline = compose_pipeline(NativeBatcher, model, telemetry, queue, ServerInfo())  # type: ignore[arg-type]
     batcher = pipeline.batcher
     security = SecurityConfig(**{name: sizes.pop(name) for name in ("tls", "tokens") if name in sizes})
+    io_threads = sizes.pop("io_threads", IO_THREADS)
     config = TransportConfig(limits=bounds, reflection=False, **sizes)
-    transport = NativeTransport(pipeline.services, batcher, telemetry, config, security)
+    transport = NativeTransport(pipeline.services, batcher, telemetry, config, security, io_threads=io_threads)
     port = await transport.start("127.0.0.1", 0)
     await transport.set_serving(True)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -123,7 +127,7 @@ def images(*digits: int) -> np.ndarray:
 
 
 async def test_requests_that_arrive_while_the_model_is_busy_become_one_batch() -> None:
-    async with running() as server:
+    async with running(io_threads=1) as server:
         server.model.gate.clear()
         first = asyncio.ensure_future(server.predict(1, 1, 1))
         await until(lambda: server.model.runs)
@@ -190,7 +194,7 @@ async def test_a_failed_run_fails_only_its_own_requests_without_details() -> Non
 
 
 async def test_a_full_queue_rejects_with_a_retry_delay() -> None:
-    async with running(max_queued_images=4) as server:
+    async with running(io_threads=1, max_queued_images=4) as server:
         server.model.gate.clear()
         calls = [asyncio.ensure_future(server.predict(1, 1, 1))]
         await until(lambda: server.model.runs)
@@ -211,7 +215,7 @@ async def test_a_full_queue_rejects_with_a_retry_delay() -> None:
 
 
 async def test_cancelled_and_expired_requests_do_not_run() -> None:
-    async with running() as server:
+    async with running(io_threads=1) as server:
         server.model.gate.clear()
         first = asyncio.ensure_future(server.predict(1, 1, 1))
         await until(lambda: server.model.runs)

@@ -199,7 +199,7 @@ async def test_a_call_without_a_message_is_unimplemented() -> None:
 
 
 async def test_a_request_is_answered_by_the_model_it_arrived_under_and_no_batch_spans_a_swap() -> None:
-    async with running() as server:
+    async with running(io_threads=1) as server:
         first, second = server.model, type(server.model)()
         first.gate.clear()
         early = [asyncio.ensure_future(server.batcher.predict(images(1, 1, 1)))]

@@ -123,7 +123,7 @@ async def test_a_thread_that_ends_is_told_though_nothing_waits() -> None:
 @needs_native
 async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def allocate_batch(callbacks: PythonCallbacks, images: int) -> Any:
-        if threading.current_thread().name == "native-model":
+        if threading.current_thread().name == "native-model-0":
             raise MemoryError
         return allocate(callbacks, images)
 
@@ -135,7 +135,7 @@ async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch:
     server = compose(load(options), log)
     await server.start()
     await until(lambda: not server.health.is_serving())
-    assert server.health.unhealthy_reason == "the thread native-model has ended"
+    assert server.health.unhealthy_reason == "the thread native-model-0 has ended"
     await server.stop()
 
 

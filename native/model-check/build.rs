@@ -5,7 +5,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Modules of the crate. The rest of a variant are stand-ins.
-const REAL: [&str; 7] = ["budget", "call", "charges", "inline", "queue", "responder", "response"];
+const REAL: [&str; 8] = ["budget", "call", "charges", "inline", "lane", "queue", "responder", "response"];
 const STAND_INS: [&str; 3] = ["python_host", "runner", "server_state"];
 /// Modules that get `src/variant/*_search.rs` as a child, which can use their private items.
 const SEARCHED: [&str; 2] = ["budget", "queue"];
@@ -17,19 +17,20 @@ struct Mistake {
     wrong: &'static str,
 }
 
-const MISTAKES: [Mistake; 9] = [
+const MISTAKES: [Mistake; 11] = [
     // A deadlock that once occurred: an expired request is failed, which calls Python, with the lane locked.
     Mistake {
         name: "fails_locked",
         module: "queue",
-        right: "let dequeued = self.dequeue(&mut lock(&self.small), self.max_batch_size);\n        \
-                dequeued.into_batch(metrics)",
-        wrong: "let mut lane = lock(&self.small);\n        \
-                self.dequeue(&mut lane, self.max_batch_size).into_batch(metrics)",
+        right: "let dequeued = requests.dequeue(&mut requests.lock(), self.max_batch_size);\n        \
+                self.release(dequeued).into_batch(metrics)",
+        wrong: "let mut locked = requests.lock();\n        \
+                let dequeued = requests.dequeue(&mut locked, self.max_batch_size);\n        \
+                self.release(dequeued).into_batch(metrics)",
     },
     Mistake {
         name: "expired_forgotten",
-        module: "queue",
+        module: "lane",
         right: "entry.fail(CallError::DeadlineExceeded);",
         wrong: "drop(entry);",
     },
@@ -45,13 +46,25 @@ const MISTAKES: [Mistake; 9] = [
         }
         Ok(self.queued_images.fetch_add(images, Relaxed))",
     },
-    Mistake { name: "closed_unlocked", module: "queue", right: "let _lane = lock(&self.large);", wrong: "" },
+    Mistake { name: "closed_unlocked", module: "queue", right: "let _requests = self.large.lock();", wrong: "" },
     Mistake { name: "closed_silently", module: "queue", right: "self.large_ready.notify_all();", wrong: "" },
     Mistake {
         name: "rest_kept",
         module: "queue",
-        right: "if !lane.is_empty() {\n            self.large_ready.notify_one();\n        }",
+        right: "if !requests.is_empty() {\n            self.large_ready.notify_one();\n        }",
         wrong: "",
+    },
+    Mistake {
+        name: "wrong_thread_woken",
+        module: "queue",
+        right: "self.small[lane].ready.notify_one();",
+        wrong: "self.small[0].ready.notify_one();",
+    },
+    Mistake {
+        name: "models_mixed",
+        module: "lane",
+        right: "images + next.images <= max_images && first.model.is_same(&next.model)",
+        wrong: "images + next.images <= max_images",
     },
     Mistake {
         name: "closed_twice",

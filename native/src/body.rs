@@ -133,8 +133,13 @@ impl Drop for RequestBody {
 
 /// Decompresses on another thread, one message of a connection at a time.
 async fn decompress(decompressor: Decompressor, usage: Arc<Usage>) -> Result<Message, Status> {
-    let _permit = usage.decompression.acquire().await.map_err(|_| Status::internal())?;
-    tokio::task::spawn_blocking(|| decompressor.finish()).await.unwrap_or_else(|_| Err(Status::internal()))
+    let permits = usage.wait_to_decompress().await.map_err(|_| Status::internal())?;
+    // The other thread holds the permits to its end, because a cancelled call does not stop it.
+    let decompressed = tokio::task::spawn_blocking(|| {
+        let _permits = permits;
+        decompressor.finish()
+    });
+    decompressed.await.unwrap_or_else(|_| Err(Status::internal()))
 }
 
 /// Limits the time without a byte of an expected message, and that of the whole message. A message that is there at once

@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use crate::metrics::{nanos, Counter};
+use crate::aligned::Aligned;
+use crate::histogram::Counter;
+use crate::metrics::nanos;
 use crate::status::{Status, RESOURCE_EXHAUSTED};
 use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Notify};
 
@@ -33,9 +35,9 @@ const STALLED_WEIGHT: usize = 16;
 /// The bytes held for all connections.
 #[derive(Debug)]
 pub struct Budget {
-    reply_bytes: AtomicUsize,
-    incomplete: AtomicUsize,
-    incomplete_unauthenticated: AtomicUsize,
+    reply_bytes: Aligned<AtomicUsize>,
+    incomplete: Aligned<AtomicUsize>,
+    incomplete_unauthenticated: Aligned<AtomicUsize>,
     max_incomplete: usize,
     usages: Mutex<BTreeMap<u64, Arc<Usage>>>,
     next_id: AtomicU64,
@@ -44,20 +46,23 @@ pub struct Budget {
     closing: AtomicUsize,
     /// Connections closed because they held most when the process was at its limit.
     shed: Counter,
+    /// One thread of the process decompresses, because that competes with the model and the I/O threads.
+    decompression: Arc<Semaphore>,
 }
 
 impl Budget {
     pub fn new(max_message_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
-            reply_bytes: AtomicUsize::new(0),
-            incomplete: AtomicUsize::new(0),
-            incomplete_unauthenticated: AtomicUsize::new(0),
+            reply_bytes: Aligned(AtomicUsize::new(0)),
+            incomplete: Aligned(AtomicUsize::new(0)),
+            incomplete_unauthenticated: Aligned(AtomicUsize::new(0)),
             max_incomplete: PROCESS_INCOMPLETE.max(4 * max_message_bytes),
             usages: Mutex::default(),
             next_id: AtomicU64::new(0),
             epoch: now(),
             closing: AtomicUsize::new(0),
             shed: Counter::default(),
+            decompression: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -75,7 +80,7 @@ impl Budget {
             is_shed: AtomicBool::new(false),
             capacity: Notify::new(),
             shed: Notify::new(),
-            decompression: Semaphore::new(1),
+            decompression: Arc::new(Semaphore::new(1)),
         });
         self.usages().insert(usage.id, usage.clone());
         Registration(usage)
@@ -156,7 +161,7 @@ pub struct Usage {
     /// Notified when the connection must be closed.
     pub shed: Notify,
     /// Decompresses one message of a connection at a time, so that many of one delay only each other.
-    pub decompression: Semaphore,
+    decompression: Arc<Semaphore>,
 }
 
 impl Usage {
@@ -191,6 +196,12 @@ impl Usage {
         if self.incomplete.load(Relaxed) > 0 {
             self.progress_at.store(self.budget.now(), Relaxed);
         }
+    }
+
+    /// Waits for the connection's turn to decompress, and then for the process's.
+    pub async fn wait_to_decompress(&self) -> Result<[OwnedSemaphorePermit; 2], AcquireError> {
+        let of_connection = self.decompression.clone().acquire_owned().await?;
+        Ok([of_connection, self.budget.decompression.clone().acquire_owned().await?])
     }
 
     /// Whether a call whose reply takes so many bytes may start.

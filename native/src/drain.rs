@@ -34,3 +34,24 @@ pub async fn wait_for_drain_write_timeout(phase: &mut watch::Receiver<Phase>) {
     wait_for_drain(phase).await;
     tokio::time::sleep(DRAIN_WRITE_TIMEOUT).await;
 }
+
+/// Counts the I/O threads whose connections have ended in a drain.
+///
+/// A thread serves its lane of the queue until all have: a call on one thread can wait for a request in the lane of another.
+pub struct Drained {
+    threads: usize,
+    complete: watch::Sender<usize>,
+}
+
+impl Drained {
+    pub fn new(threads: usize) -> Self {
+        Self { threads, complete: watch::channel(0).0 }
+    }
+
+    /// Counts one thread, and returns once all are counted.
+    pub async fn complete_one(&self) {
+        let mut complete = self.complete.subscribe();
+        self.complete.send_modify(|complete| *complete += 1);
+        drop(complete.wait_for(|complete| *complete == self.threads).await);
+    }
+}

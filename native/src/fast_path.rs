@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use crate::decode::{decode_infer, decode_predict};
 use crate::inference::{InferRequest, ModelSpec, ResponseFormat};
+use crate::lane::Entry;
 use crate::message::Message;
 use crate::metrics::nanos;
 use crate::model_version::ModelVersion;
-use crate::queue::Entry;
 use crate::responder::Responder;
 use crate::route::RpcKind;
 use crate::server_state::ServerState;
@@ -53,6 +53,6 @@ impl FastPathRequest {
         let responder = responder(format);
         let entry =
             Entry { message, pixels, images, enqueued_at: Instant::now(), deadline, model: self.model, responder };
-        state.queue.push(entry, &state.model_metrics);
+        state.queue.push(state.io_thread, entry, &state.model_metrics);
     }
 }

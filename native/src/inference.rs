@@ -10,7 +10,7 @@ pub const HIDDEN: usize = 16;
 pub const CLASSES: usize = 10;
 
 /// Name and version of the model, and the most images in one message.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelSpec {
     pub name: String,
     pub version: String,

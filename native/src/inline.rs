@@ -1,4 +1,4 @@
-//! Runs of the model on the I/O thread.
+//! Runs of the model on an I/O thread.
 
 use std::sync::Arc;
 
@@ -9,12 +9,13 @@ use crate::server_state::ServerState;
 
 /// Runs what the queue has gathered for this thread, after every ready task has had its turn.
 pub async fn run_inline_batches(state: Arc<ServerState>, mut runner: Runner) {
+    let (queue, lane) = (&state.queue, state.io_thread);
     loop {
-        state.queue.inline_ready.notified().await;
+        queue.inline_ready(lane).await;
         loop {
-            let mut batch = state.queue.small_batch(&state.model_metrics);
+            let mut batch = queue.small_batch(lane, &state.model_metrics);
             if batch.is_empty() {
-                batch = state.queue.inline_large_batch(&state.model_metrics);
+                batch = queue.inline_large_batch(lane, &state.model_metrics);
             }
             if batch.is_empty() {
                 break;

@@ -6,8 +6,10 @@
 //! The modules below are in layers: a module uses those of its own layer and of the layers above it in this list.
 
 // Primitives.
+mod aligned;
 mod auth;
 mod drain;
+mod histogram;
 mod limits;
 mod message;
 mod prefix;
@@ -27,6 +29,7 @@ mod inference;
 // Accounting.
 mod budget;
 mod charges;
+mod connection_slots;
 mod metrics;
 mod model_version;
 
@@ -34,6 +37,7 @@ mod model_version;
 mod body;
 mod call;
 mod call_error;
+mod lane;
 mod python_host;
 mod queue;
 mod responder;
@@ -43,6 +47,7 @@ mod route;
 
 // The server's shared state, and runs of the model.
 mod inline;
+mod io_threads;
 mod runner;
 mod server_state;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 
 /// The fields of `service.transports.limits.Limits`.
-#[derive(FromPyObject)]
+#[derive(Clone, FromPyObject)]
 pub struct Limits {
     pub max_batch_size: usize,
     pub max_message_bytes: usize,

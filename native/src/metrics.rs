@@ -1,10 +1,10 @@
-//! Metrics as atomics. Python reads them before a scrape and exports them under their names.
+//! Metrics as atomics, of one I/O thread. Python reads their sums over all threads before a scrape.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::histogram::{Counter, Histogram};
 use crate::inference::{Predictions, CLASSES};
 use crate::status::CODES;
 
@@ -12,60 +12,9 @@ use crate::status::CODES;
 const LOWEST_TOP: f32 = 0.6;
 const HIGHEST_SECOND: f32 = 0.2;
 
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Relaxed);
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-
-    fn set(&self, n: u64) {
-        self.0.store(n, Relaxed);
-    }
-
-    fn take(&self) -> u64 {
-        self.0.swap(0, Relaxed)
-    }
-}
-
-/// Counts by upper bound; the last bucket has none. Bounds and values have the same unit.
+/// The `grpc_server_*` series of one RPC on one I/O thread. Aligned, so that no other thread writes to its cache lines.
 #[derive(Debug)]
-pub struct Histogram {
-    bounds: Vec<u64>,
-    buckets: Vec<Counter>,
-    sum: Counter,
-}
-
-impl Histogram {
-    /// `scale` converts a bound to the unit of the values: `1e9` for bounds in seconds and values in nanoseconds.
-    pub fn new(bounds: &[f64], scale: f64) -> Self {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bounds are positive and below an hour
-        let bounds: Vec<u64> = bounds.iter().map(|bound| (bound * scale).round() as u64).collect();
-        let buckets = (0..=bounds.len()).map(|_| Counter::default()).collect();
-        Self { bounds, buckets, sum: Counter::default() }
-    }
-
-    /// Counts a value; returns the index of its bucket.
-    pub fn observe(&self, value: u64) -> usize {
-        let bucket = self.bounds.partition_point(|bound| *bound < value);
-        self.buckets[bucket].add(1);
-        self.sum.add(value);
-        bucket
-    }
-
-    /// The count of each bucket, not cumulative, and the sum of all values.
-    pub fn read(&self) -> (Vec<u64>, u64) {
-        (self.buckets.iter().map(Counter::get).collect(), self.sum.get())
-    }
-}
-
-/// The `grpc_server_*` series of one RPC.
-#[derive(Debug)]
+#[repr(align(128))]
 pub struct RpcMetrics {
     pub started: Counter,
     pub messages_received: Counter,
@@ -82,6 +31,29 @@ pub struct Exemplars {
     pub by_code: BTreeMap<usize, (String, f64)>,
     /// Id, nanoseconds and Unix time by bucket.
     pub by_bucket: BTreeMap<usize, (String, u64, f64)>,
+}
+
+impl Exemplars {
+    /// The last of each over all threads.
+    pub fn latest(parts: &[&RpcMetrics]) -> Self {
+        let mut latest = Self::default();
+        for part in parts {
+            let exemplars = part.exemplars.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for (code, new) in exemplars.by_code {
+                let last = latest.by_code.entry(code).or_default();
+                if new.1 >= last.1 {
+                    *last = new;
+                }
+            }
+            for (bucket, new) in exemplars.by_bucket {
+                let last = latest.by_bucket.entry(bucket).or_default();
+                if new.2 >= last.2 {
+                    *last = new;
+                }
+            }
+        }
+        latest
+    }
 }
 
 /// `OpenMetrics` allows 128 characters for the names and values of an exemplar.
@@ -144,8 +116,9 @@ pub struct ConnectionMetrics {
     pub unread: Counter,
 }
 
-/// The series of the model, over all its versions.
+/// The series of the model on one I/O thread, over all its versions.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct ModelMetrics {
     pub inference: Histogram,
     pub queue: Histogram,
@@ -162,8 +135,9 @@ pub struct ModelMetrics {
     pub last_inference_ms: Counter,
 }
 
-/// The statistics of one version of the model, named as in Triton's `ModelStatistics`.
+/// The statistics of one version of the model on one I/O thread, named as in Triton's `ModelStatistics`.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Statistics {
     pub success: DurationTotal,
     pub fail: DurationTotal,
@@ -197,14 +171,16 @@ impl ModelMetrics {
         self.inference.observe(nanos(duration));
         self.batch_size.observe(predictions.digits.len() as u64);
         let mut by_digit = [0u64; CLASSES];
+        let mut confidence = self.confidence.batch();
         let mut unsure = 0;
         for (digit, row) in predictions.digits.iter().zip(predictions.activations.chunks_exact(CLASSES)) {
             let digit = usize::from(*digit);
             by_digit[digit] += 1;
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 1
-            self.confidence.observe((f64::from(row[digit]) * 1e9).round() as u64);
+            confidence.observe((f64::from(row[digit]) * 1e9).round() as u64);
             unsure += u64::from(is_unsure(row, digit));
         }
+        confidence.record();
         self.unsure.add(unsure);
         for (counter, n) in self.digits.iter().zip(by_digit).filter(|(_, n)| *n > 0) {
             counter.add(n);
@@ -248,15 +224,6 @@ pub fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_value_on_a_bound_is_in_its_bucket_as_in_prometheus() {
-        let histogram = Histogram::new(&[1e-3, 2e-3], 1e9);
-        for ns in [0, 1_000_000, 1_000_001, 2_000_000, 2_000_001] {
-            histogram.observe(ns);
-        }
-        assert_eq!(histogram.read(), (vec![2, 2, 1], 6_000_002));
-    }
 
     #[test]
     fn a_run_is_recorded_by_digit_and_by_batch_size() {

@@ -5,18 +5,22 @@ use std::sync::PoisonError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::metrics::{ConnectionMetrics, Counter, ModelMetrics, RpcMetrics, Statistics};
+use crate::histogram::{Counter, Histogram};
+use crate::inference::CLASSES;
+use crate::metrics::{ConnectionMetrics, Exemplars, ModelMetrics, RpcMetrics, Statistics};
+use crate::status::CODES;
 
-pub fn export_rpc<'py>(py: Python<'py>, metrics: &RpcMetrics) -> PyResult<Bound<'py, PyDict>> {
+/// The series of one RPC, of which each I/O thread has its part.
+pub fn export_rpc<'py>(py: Python<'py>, parts: &[&RpcMetrics]) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     // Read before `started`, so that their difference is never negative.
-    dict.set_item("handling", metrics.handling.read())?;
-    dict.set_item("started", metrics.started.get())?;
-    dict.set_item("messages_received", metrics.messages_received.get())?;
-    dict.set_item("messages_sent", metrics.messages_sent.get())?;
-    dict.set_item("handled", metrics.handled.each_ref().map(Counter::get).to_vec())?;
-    // A copy: Python must not be called with the lock held.
-    let exemplars = metrics.exemplars.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    dict.set_item("handling", Histogram::read_all(parts.iter().map(|part| &part.handling)))?;
+    dict.set_item("started", sum(parts, |part| &part.started))?;
+    dict.set_item("messages_received", sum(parts, |part| &part.messages_received))?;
+    dict.set_item("messages_sent", sum(parts, |part| &part.messages_sent))?;
+    dict.set_item("handled", (0..CODES).map(|code| sum(parts, |part| &part.handled[code])).collect::<Vec<_>>())?;
+    // A copy: Python must not be called with a lock held.
+    let exemplars = Exemplars::latest(parts);
     let by_code: Vec<_> = exemplars.by_code.iter().map(|(code, (id, now))| (*code, id, *now)).collect();
     dict.set_item("exemplars_by_code", by_code)?;
     let by_bucket: Vec<_> =
@@ -25,25 +29,30 @@ pub fn export_rpc<'py>(py: Python<'py>, metrics: &RpcMetrics) -> PyResult<Bound<
     Ok(dict)
 }
 
+/// The series of the model, of which each I/O thread has its part.
 pub fn export_model<'py>(
     py: Python<'py>,
-    metrics: &ModelMetrics,
+    parts: &[&ModelMetrics],
     queued_images: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("inference", metrics.inference.read())?;
-    dict.set_item("queue", metrics.queue.read())?;
-    dict.set_item("batch_size", metrics.batch_size.read())?;
-    dict.set_item("confidence", metrics.confidence.read())?;
-    dict.set_item("unsure", metrics.unsure.get())?;
-    dict.set_item("last_inference_ms", metrics.last_inference_ms.get())?;
-    dict.set_item("digits", metrics.digits.each_ref().map(Counter::get).to_vec())?;
-    dict.set_item("cancelled", metrics.cancelled.get())?;
-    dict.set_item("deadline", metrics.deadline_exceeded.get())?;
-    dict.set_item("overloaded", metrics.overloaded.get())?;
-    dict.set_item("unauthenticated", metrics.unauthenticated.get())?;
+    dict.set_item("inference", Histogram::read_all(parts.iter().map(|part| &part.inference)))?;
+    dict.set_item("queue", Histogram::read_all(parts.iter().map(|part| &part.queue)))?;
+    dict.set_item("batch_size", Histogram::read_all(parts.iter().map(|part| &part.batch_size)))?;
+    dict.set_item("confidence", Histogram::read_all(parts.iter().map(|part| &part.confidence)))?;
+    dict.set_item("unsure", sum(parts, |part| &part.unsure))?;
+    dict.set_item("last_inference_ms", parts.iter().map(|part| part.last_inference_ms.get()).max())?;
+    dict.set_item("digits", (0..CLASSES).map(|digit| sum(parts, |part| &part.digits[digit])).collect::<Vec<_>>())?;
+    dict.set_item("cancelled", sum(parts, |part| &part.cancelled))?;
+    dict.set_item("deadline", sum(parts, |part| &part.deadline_exceeded))?;
+    dict.set_item("overloaded", sum(parts, |part| &part.overloaded))?;
+    dict.set_item("unauthenticated", sum(parts, |part| &part.unauthenticated))?;
     dict.set_item("queued_images", queued_images)?;
     Ok(dict)
+}
+
+fn sum<T>(parts: &[&T], counter: impl Fn(&T) -> &Counter) -> u64 {
+    parts.iter().map(|part| counter(part).get()).sum()
 }
 
 /// Connections that ended before a call, by reason.

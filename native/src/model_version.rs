@@ -5,7 +5,8 @@ use pyo3::prelude::*;
 use crate::inference::ModelSpec;
 use crate::metrics::Statistics;
 
-/// A model and its statistics. Every request holds the version that it arrived under, and the last one frees it.
+/// A model and its statistics on one I/O thread. Every request holds the version that it arrived under, and the last one
+/// of all threads frees the model.
 #[derive(Debug)]
 pub struct ModelVersion {
     pub spec: ModelSpec,
@@ -16,6 +17,11 @@ pub struct ModelVersion {
 impl ModelVersion {
     pub fn new(model: Py<PyAny>, spec: ModelSpec) -> Self {
         Self { spec, statistics: Statistics::default(), model: Some(model) }
+    }
+
+    /// Whether both have the same Python object: each I/O thread has a `ModelVersion` of its own for it.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.model.as_ref().map(Py::as_ptr) == other.model.as_ref().map(Py::as_ptr)
     }
 
     /// The Python object.

@@ -1,60 +1,48 @@
-//! The queue in front of the model: bounded, with two lanes. A batch is what its lane gathered during the last run.
+//! The queue in front of the model: bounded, with lanes. A batch is what its lane gathered during the last run.
 //!
-//! Small requests run on the I/O thread, because a hand-over to another thread costs more than their run. Large ones have
-//! a thread of their own, so that neither waits behind the other. While no small requests arrive, the I/O thread runs
-//! large ones too, as many as it expects to finish within a short budget. There is no timer: an idle model runs a batch
-//! of one.
+//! Each I/O thread has a lane for the small requests of its connections and runs them itself, because a hand-over to
+//! another thread costs more than their run. Large requests of all connections share a lane with threads of its own, so
+//! that neither kind waits behind the other. While an I/O thread gets no small requests, it runs large ones too, as many
+//! as it expects to finish within a short budget. There is no timer: an idle model runs a batch of one.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use crate::aligned::Aligned;
 use crate::call_error::CallError;
-use crate::message::{Message, Span};
+use crate::lane::{Dequeued, Entry, Lane};
 use crate::metrics::{nanos, ModelMetrics};
-use crate::model_version::ModelVersion;
-use crate::responder::Responder;
-use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Notify};
+use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Condvar, Notify};
 
-/// How long the I/O thread may run large requests while no small ones arrive.
+/// How long an I/O thread may run large requests while no small ones arrive.
 const INLINE_BUDGET: Duration = Duration::from_micros(500);
 /// The time without a small request after which none is expected.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Nanoseconds an image that `retry_after` assumes before the first run.
 const DEFAULT_NS_PER_IMAGE: u64 = 1000;
 
-/// A queued request.
-pub struct Entry {
-    pub message: Message,
-    pub pixels: Span,
-    pub images: usize,
-    pub enqueued_at: Instant,
-    pub deadline: Option<Instant>,
-    /// The model that served when the request arrived.
-    pub model: Arc<ModelVersion>,
-    pub responder: Responder,
-}
-
-impl Entry {
-    pub fn fail(self, error: CallError) {
-        self.responder.fail(error, &self.model.statistics);
-    }
+/// The small requests of one I/O thread.
+struct SmallLane {
+    requests: Lane,
+    /// Notified when the thread has a batch to run.
+    ready: Notify,
+    /// When the last request arrived, in ns since the queue's epoch.
+    last_at: AtomicU64,
 }
 
 pub struct BatchQueue {
-    small: Mutex<VecDeque<Entry>>,
-    large: Mutex<VecDeque<Entry>>,
-    /// Notified when the I/O thread has a batch to run.
-    pub inline_ready: Notify,
+    small: Vec<Aligned<SmallLane>>,
+    large: Aligned<Lane>,
     large_ready: Condvar,
-    epoch: Instant,
-    /// When the last small request arrived, in ns since `epoch`.
-    last_small_at: AtomicU64,
     is_closed: AtomicBool,
-    queued_images: AtomicUsize,
+    /// Of all lanes.
+    queued_images: Aligned<AtomicUsize>,
     /// Of the last run; 0 before the first.
-    ns_per_image: AtomicU64,
+    ns_per_image: Aligned<AtomicU64>,
+    /// The lane at which the next search for the least loaded starts.
+    next_lane: AtomicUsize,
+    epoch: Instant,
     max_queued_images: usize,
     max_batch_size: usize,
     /// The most images of a small request.
@@ -62,17 +50,17 @@ pub struct BatchQueue {
 }
 
 impl BatchQueue {
-    pub fn new(max_queued_images: usize, max_batch_size: usize, inline_images: usize) -> Self {
+    pub fn new(io_threads: usize, max_queued_images: usize, max_batch_size: usize, inline_images: usize) -> Self {
+        let small = |_| SmallLane { requests: Lane::default(), ready: Notify::new(), last_at: AtomicU64::new(0) };
         Self {
-            small: Mutex::default(),
-            large: Mutex::default(),
-            inline_ready: Notify::new(),
+            small: (0..io_threads).map(small).map(Aligned).collect(),
+            large: Aligned::default(),
             large_ready: Condvar::new(),
-            epoch: now(),
-            last_small_at: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
-            queued_images: AtomicUsize::new(0),
-            ns_per_image: AtomicU64::new(0),
+            queued_images: Aligned(AtomicUsize::new(0)),
+            ns_per_image: Aligned(AtomicU64::new(0)),
+            next_lane: AtomicUsize::new(0),
+            epoch: now(),
             max_queued_images,
             max_batch_size,
             inline_images,
@@ -92,34 +80,65 @@ impl BatchQueue {
         self.ns_per_image.store(ns / images as u64, Relaxed);
     }
 
-    /// Queues a request, or fails it at once if the queue is full.
-    pub fn push(&self, entry: Entry, metrics: &ModelMetrics) {
-        let is_small = entry.images <= self.inline_images;
-        let mut lane = lock(if is_small { &self.small } else { &self.large });
-        // A small request that would be first in its lane runs at once, whatever the limit.
-        let is_next = is_small && lane.is_empty();
+    /// The lane with the fewest small requests, for one that arrives on no I/O thread.
+    pub fn least_loaded_lane(&self) -> usize {
+        let (lanes, first) = (self.small.len(), self.next_lane.fetch_add(1, Relaxed));
+        let lanes = (0..lanes).map(|at| first.wrapping_add(at) % lanes);
+        lanes.min_by_key(|lane| self.small[*lane].requests.len()).unwrap_or_default()
+    }
+
+    /// Returns when the I/O thread of `lane` has a batch to run.
+    pub async fn inline_ready(&self, lane: usize) {
+        self.small[lane].ready.notified().await;
+    }
+
+    /// Queues a request of the I/O thread of `lane`, or fails it at once if the queue is full.
+    pub fn push(&self, lane: usize, entry: Entry, metrics: &ModelMetrics) {
+        if entry.images <= self.inline_images {
+            self.push_small(&self.small[lane], entry, metrics);
+        } else {
+            self.push_large(lane, entry, metrics);
+        }
+    }
+
+    fn push_small(&self, lane: &SmallLane, entry: Entry, metrics: &ModelMetrics) {
+        let requests = lane.requests.lock();
+        // One that would be first in its lane runs at once, whatever the limit.
+        let is_next = requests.is_empty();
         if let Err(queued_images) = self.reserve(entry.images, is_next) {
-            drop(lane);
-            metrics.overloaded.add(1);
-            return entry.fail(self.overloaded_error(queued_images));
+            drop(requests);
+            return self.reject(entry, queued_images, metrics);
         }
-        if is_small {
-            self.last_small_at.store(nanos(entry.enqueued_at - self.epoch), Relaxed);
+        lane.last_at.store(nanos(entry.enqueued_at - self.epoch), Relaxed);
+        lane.requests.push(requests, entry);
+        if is_next {
+            lane.ready.notify_one();
         }
-        let is_idle = self.is_idle(entry.enqueued_at);
-        lane.push_back(entry);
-        let was_empty = lane.len() == 1;
-        drop(lane);
-        if !is_small && !is_idle {
+    }
+
+    /// Queues a large request, for the I/O thread of `lane` if that gets no small ones.
+    fn push_large(&self, lane: usize, entry: Entry, metrics: &ModelMetrics) {
+        if let Err(queued_images) = self.reserve(entry.images, false) {
+            return self.reject(entry, queued_images, metrics);
+        }
+        let is_idle = self.is_idle(lane, entry.enqueued_at);
+        self.large.push(self.large.lock(), entry);
+        if is_idle {
+            self.small[lane].ready.notify_one();
+        } else {
             self.large_ready.notify_one();
-        } else if was_empty {
-            self.inline_ready.notify_one();
         }
+    }
+
+    /// Call it with the lane unlocked: it calls Python.
+    fn reject(&self, entry: Entry, queued_images: usize, metrics: &ModelMetrics) {
+        metrics.overloaded.add(1);
+        entry.fail(self.overloaded_error(queued_images));
     }
 
     /// Counts images as queued; the error is how many are queued already, if these are too many.
     ///
-    /// In one step, because another thread can queue in the other lane at the same time.
+    /// In one step, because other threads can queue in other lanes at the same time.
     #[allow(deprecated)] // its new name is unknown to the oldest supported Rust
     fn reserve(&self, images: usize, is_next: bool) -> Result<usize, usize> {
         self.queued_images.fetch_update(Relaxed, Relaxed, |queued| {
@@ -127,9 +146,9 @@ impl BatchQueue {
         })
     }
 
-    /// Whether no small request has arrived for a while.
-    fn is_idle(&self, now: Instant) -> bool {
-        let idle_at = u128::from(self.last_small_at.load(Relaxed)) + IDLE_AFTER.as_nanos();
+    /// Whether the I/O thread of `lane` has received no small request for a while.
+    fn is_idle(&self, lane: usize, now: Instant) -> bool {
+        let idle_at = u128::from(self.small[lane].last_at.load(Relaxed)) + IDLE_AFTER.as_nanos();
         self.inline_images > 0 && idle_at < (now - self.epoch).as_nanos()
     }
 
@@ -143,26 +162,31 @@ impl BatchQueue {
         CallError::Overloaded { queued_images, max_queued_images: self.max_queued_images, retry_after }
     }
 
-    /// The next batch of small requests; empty if none are queued.
-    pub fn small_batch(&self, metrics: &ModelMetrics) -> Vec<Entry> {
-        let dequeued = self.dequeue(&mut lock(&self.small), self.max_batch_size);
-        dequeued.into_batch(metrics)
+    /// The next batch of small requests of a lane; empty if none are queued.
+    pub fn small_batch(&self, lane: usize, metrics: &ModelMetrics) -> Vec<Entry> {
+        let requests = &self.small[lane].requests;
+        let dequeued = requests.dequeue(&mut requests.lock(), self.max_batch_size);
+        self.release(dequeued).into_batch(metrics)
     }
 
-    /// Large requests for the I/O thread, which saves a hand-over; wakes the other thread for the rest.
+    /// Large requests for the I/O thread of `lane`, which saves a hand-over; wakes another thread for the rest.
     ///
     /// Empty while small requests are expected, which would have to wait.
-    pub fn inline_large_batch(&self, metrics: &ModelMetrics) -> Vec<Entry> {
-        let mut lane = lock(&self.large);
-        let Some(first) = lane.front() else { return Vec::new() };
+    pub fn inline_large_batch(&self, lane: usize, metrics: &ModelMetrics) -> Vec<Entry> {
+        // Without the lock, which all I/O threads share: the thread that queues a request is woken, or wakes another.
+        if self.large.len() == 0 {
+            return Vec::new();
+        }
+        let mut requests = self.large.lock();
+        let Some(first) = requests.front() else { return Vec::new() };
         let max_images = self.inline_capacity();
-        let is_inline = first.images <= max_images && self.is_idle(now());
-        let dequeued = if is_inline { self.dequeue(&mut lane, max_images) } else { Dequeued::default() };
-        if !lane.is_empty() {
+        let is_inline = first.images <= max_images && self.is_idle(lane, now());
+        let dequeued = if is_inline { self.large.dequeue(&mut requests, max_images) } else { Dequeued::default() };
+        if !requests.is_empty() {
             self.large_ready.notify_one();
         }
-        drop(lane);
-        dequeued.into_batch(metrics)
+        drop(requests);
+        self.release(dequeued).into_batch(metrics)
     }
 
     /// The images that a run is expected to finish within `INLINE_BUDGET`; 0 before the first run.
@@ -173,79 +197,28 @@ impl BatchQueue {
 
     /// Waits for large requests; `None` once the queue is closed and their lane empty.
     pub fn large_batch(&self, metrics: &ModelMetrics) -> Option<Vec<Entry>> {
-        let mut lane = lock(&self.large);
-        while lane.is_empty() {
+        let mut requests = self.large.lock();
+        while requests.is_empty() {
             if self.is_closed.load(Relaxed) {
                 return None;
             }
-            lane = self.large_ready.wait(lane).unwrap_or_else(PoisonError::into_inner);
+            requests = self.large_ready.wait(requests).unwrap_or_else(PoisonError::into_inner);
         }
-        let dequeued = self.dequeue(&mut lane, self.max_batch_size);
-        drop(lane);
-        Some(dequeued.into_batch(metrics))
+        let dequeued = self.large.dequeue(&mut requests, self.max_batch_size);
+        drop(requests);
+        Some(self.release(dequeued).into_batch(metrics))
+    }
+
+    /// Counts dequeued requests as no longer queued.
+    fn release(&self, dequeued: Dequeued) -> Dequeued {
+        self.queued_images.fetch_sub(dequeued.images, Relaxed);
+        dequeued
     }
 
     /// Lets the threads of the large lane end once it is empty.
     pub fn close(&self) {
-        let _lane = lock(&self.large);
+        let _requests = self.large.lock();
         self.is_closed.store(true, Relaxed);
         self.large_ready.notify_all();
     }
-
-    /// Dequeues requests of one model up to `max_images`. Cancelled and expired ones take no part of that.
-    fn dequeue(&self, lane: &mut VecDeque<Entry>, max_images: usize) -> Dequeued {
-        let mut dequeued = Dequeued { batch: Vec::with_capacity(lane.len().min(max_images)), ..Dequeued::default() };
-        let (mut images, now) = (0, now());
-        while let Some(next) = lane.front() {
-            let fits = |first: &Entry| images + next.images <= max_images && Arc::ptr_eq(&first.model, &next.model);
-            if !dequeued.batch.first().is_none_or(fits) {
-                break;
-            }
-            let Some(mut entry) = lane.pop_front() else { break };
-            self.queued_images.fetch_sub(entry.images, Relaxed);
-            if entry.responder.is_cancelled() {
-                dequeued.cancelled.push(entry);
-            } else if entry.deadline.is_some_and(|deadline| now >= deadline) {
-                dequeued.expired.push(entry);
-            } else {
-                images += entry.images;
-                dequeued.batch.push(entry);
-            }
-        }
-        dequeued
-    }
-}
-
-/// Requests taken from a lane: to run, or to drop because they were cancelled or their deadline has passed.
-#[derive(Default)]
-struct Dequeued {
-    batch: Vec<Entry>,
-    cancelled: Vec<Entry>,
-    expired: Vec<Entry>,
-}
-
-impl Dequeued {
-    /// Records all requests, fails the expired ones and returns those to run.
-    ///
-    /// Call it with the lane unlocked. Failing and dropping an entry can call Python: one thread that waits for the
-    /// interpreter with the lane locked, and a Python thread that waits for the lane, would deadlock.
-    fn into_batch(self, metrics: &ModelMetrics) -> Vec<Entry> {
-        let now = now();
-        for entry in &self.batch {
-            let queued = nanos(now - entry.enqueued_at);
-            metrics.queue.observe(queued);
-            entry.model.statistics.queue.add(queued, 1);
-        }
-        metrics.cancelled.add(self.cancelled.len() as u64);
-        metrics.deadline_exceeded.add(self.expired.len() as u64);
-        for entry in self.expired {
-            entry.fail(CallError::DeadlineExceeded);
-        }
-        self.batch
-    }
-}
-
-/// Never call Python with it locked: see `Dequeued::into_batch`.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,8 +11,8 @@ use pyo3::types::PyTuple;
 
 use crate::call_error::CallError;
 use crate::inference::{Predictions, Rows, CLASSES, HIDDEN};
+use crate::lane::Entry;
 use crate::metrics::nanos;
-use crate::queue::Entry;
 use crate::responder::{BatchOutput, Responder};
 use crate::server_state::ServerState;
 

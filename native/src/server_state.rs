@@ -1,4 +1,4 @@
-//! What all connections and threads of the server share.
+//! What the connections of one I/O thread share, and what it shares with the other threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth::TokenDigests;
 use crate::budget::Budget;
-use crate::drain::Phase;
+use crate::drain::{Drained, Phase};
 use crate::limits::Limits;
 use crate::metrics::{ConnectionMetrics, ModelMetrics};
 use crate::model_version::ModelVersion;
@@ -17,7 +17,11 @@ use crate::queue::BatchQueue;
 use crate::route::Route;
 use crate::swap::Swap;
 
+/// What every call touches is the thread's own, without an atomic that another thread writes to.
+#[repr(align(128))]
 pub struct ServerState {
+    /// The thread's index, and that of its lane of the queue.
+    pub io_thread: usize,
     pub model: Swap<ModelVersion>,
     pub tokens: Swap<TokenDigests>,
     /// `None` for plain-text connections.
@@ -25,16 +29,18 @@ pub struct ServerState {
     pub routes: HashMap<String, Arc<Route>>,
     /// The same in the order in which Python passed them.
     pub ordered_routes: Vec<Arc<Route>>,
-    pub queue: BatchQueue,
     pub model_metrics: ModelMetrics,
-    pub connection_metrics: ConnectionMetrics,
-    pub budget: Arc<Budget>,
     pub host: Arc<PythonHost>,
     pub limits: Limits,
     pub phase: watch::Sender<Phase>,
     pub is_healthy: watch::Sender<bool>,
     /// The services that grpc.health.v1 knows.
     pub health_services: Vec<String>,
+    // The server's, for all threads.
+    pub queue: Arc<BatchQueue>,
+    pub budget: Arc<Budget>,
+    pub connection_metrics: Arc<ConnectionMetrics>,
+    pub drained: Arc<Drained>,
 }
 
 impl ServerState {

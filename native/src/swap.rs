@@ -17,10 +17,14 @@ impl<T> Swap<T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn store(&self, value: T) {
+    /// Returns the previous value: dropping it can take long.
+    pub fn replace(&self, value: T) -> Arc<T> {
         let value = Arc::new(value);
-        let previous = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), value);
-        drop(previous); // after the lock is released, because dropping it can take long
+        std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), value)
+    }
+
+    pub fn store(&self, value: T) {
+        drop(self.replace(value));
     }
 }
 

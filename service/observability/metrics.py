@@ -22,7 +22,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service import __version__
@@ -45,7 +45,9 @@ INFERENCE_BUCKETS = (10e-6, 25e-6, *LATENCY_BUCKETS)
 BATCH_BUCKETS = tuple(float(2**i) for i in range(13))
 CONFIDENCE_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 
-NATIVE_SERIES = frozenset({"digits_connections_ended_total", "digits_connections_rejected_total"})
+NATIVE_SERIES = frozenset(
+    {"digits_connections_ended_total", "digits_connections_rejected_total", "digits_io_thread_connections"}
+)
 """The series that only the native transport has: grpcio does not report what they count."""
 
 GRPCIO_SERIES = frozenset({"digits_calls_ended_total", "digits_trace_spans_total", "digits_transport_restarts_total"})
@@ -69,6 +71,8 @@ class Metrics(Collector):
         """By reason; None with a transport that does not report it (see `NATIVE_SERIES`)."""
         self.connections_ended: dict[str, int] | None = None
         """Likewise."""
+        self.io_thread_connections: list[int] | None = None
+        """By I/O thread; likewise."""
         self.before_collect: Callable[[], None] | None = None
         """Called before a scrape; the native transport copies its own numbers here."""
         registry.register(self)
@@ -269,6 +273,12 @@ class Metrics(Collector):
                 for reason, count in counts.items():
                     family.add_metric([reason], count)
                 yield family
+        if self.io_thread_connections is not None:
+            help_ = "Open connections of each I/O thread of the native transport."
+            gauge = GaugeMetricFamily("digits_io_thread_connections", help_, labels=["io_thread"])
+            for io_thread, count in enumerate(self.io_thread_connections):
+                gauge.add_metric([str(io_thread)], count)
+            yield gauge
 
 
 def create_registry() -> CollectorRegistry:

@@ -21,7 +21,7 @@ from service.transports.config import TransportConfig
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
 from service.transports.native import transport as native
-from service.transports.native.transport import NativeBatcher, NativeTransport
+from service.transports.native.transport import NativeBatcher, NativeTransport, default_io_threads
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -152,6 +152,7 @@ def security_config(settings: Settings, metrics: Metrics, log: FilteringBoundLog
 
 
 def transport(
+    settings: Settings,
     pipeline: Pipeline[Batcher | NativeBatcher],
     telemetry: Telemetry,
     config: TransportConfig,
@@ -161,7 +162,10 @@ def transport(
     """Construct the transport in front of a pipeline."""
     services, batcher = pipeline.services, pipeline.batcher
     if isinstance(batcher, NativeBatcher):
-        return NativeTransport(services, batcher, telemetry, config, security)
+        io_threads = settings.io_threads or default_io_threads()
+        return NativeTransport(services, batcher, telemetry, config, security, io_threads=io_threads)
+    if settings.io_threads is not None:
+        telemetry.log.info("option ignored", option="--io-threads", reason="grpcio has no I/O threads")
     return GrpcioTransport(services, batcher, telemetry, config, security, health.refresh)
 
 

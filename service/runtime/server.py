@@ -50,7 +50,7 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
         components.server_info(settings, sessions, models, health),
     )
     config = components.transport_config(settings, metrics)
-    transport = components.transport(pipeline, telemetry, config, security, health)
+    transport = components.transport(settings, pipeline, telemetry, config, security, health)
     models.connect(pipeline.batcher)
     health.connect(transport.set_serving, watchdog, device_recovery, transport)
     return Server(

@@ -4,10 +4,14 @@
 //! stand-ins that take the same locks: the interpreter's, and one for each connection.
 #![allow(dead_code, unused_mut, unused_variables)] // the modules have more than is searched, and some a mistake
 
+#[path = "../../src/aligned.rs"]
+pub mod aligned;
 #[path = "../../src/call_error.rs"]
 pub mod call_error;
 #[path = "../../src/encode.rs"]
 pub mod encode;
+#[path = "../../src/histogram.rs"]
+pub mod histogram;
 #[path = "../../src/inference.rs"]
 pub mod inference;
 #[path = "../../src/message.rs"]

@@ -21,6 +21,8 @@ searches! {
     closed_unlocked: queue::all_are_answered_and_the_drain_ends;
     closed_silently: queue::all_are_answered_and_the_drain_ends;
     rest_kept: queue::large_calls_are_shared_with_the_io_thread;
+    wrong_thread_woken: queue::two_io_threads_share_the_large_lane;
+    models_mixed: queue::two_io_threads_share_a_run_of_one_model;
     closed_twice: budget::one_connection_is_closed_at_a_time;
     capacity_missed: budget::a_waiting_call_gets_its_capacity;
     charge_kept: budget::every_charge_is_released;

@@ -71,6 +71,10 @@ impl Py<PyAny> {
         self
     }
 
+    pub fn as_ptr(&self) -> *const PyAny {
+        Arc::as_ptr(&self.0)
+    }
+
     /// The methods called so far.
     pub fn calls(&self) -> Vec<String> {
         self.0 .0.lock().expect("no test panics in it").clone()

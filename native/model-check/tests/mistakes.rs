@@ -31,6 +31,8 @@ found! {
     closed_unlocked: "deadlock";
     closed_silently: "deadlock";
     rest_kept: "deadlock";
+    wrong_thread_woken: "deadlock";
+    models_mixed: "one model a batch";
     closed_twice: "one at a time";
     capacity_missed: "deadlock";
     charge_kept: "one charge";

@@ -21,6 +21,10 @@ searched! {
         all_are_answered_and_the_drain_ends
         large_calls_are_shared_with_the_io_thread
         the_limit_holds_for_both_lanes
+        the_limit_holds_for_two_io_threads
+        two_io_threads_share_the_large_lane
+        two_io_threads_and_two_model_threads_end_with_the_drain
+        two_io_threads_share_a_run_of_one_model
         a_cancelled_call_is_counted_once
         a_failed_run_fails_its_requests
         a_replaced_model_is_freed_after_its_last_request;

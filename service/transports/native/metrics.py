@@ -30,6 +30,7 @@ class NativeMetricsBridge:
         self._dropped = dict.fromkeys(("cancelled", "deadline", "overloaded", "unauthenticated"), 0)
         metrics.connections_rejected = server.rejected_connections()
         metrics.connections_ended = server.closed_connections()
+        metrics.io_thread_connections = server.connections()
         self._lock = Lock()  # two scrapes can run at a time
 
     def update(self) -> None:
@@ -40,6 +41,7 @@ class NativeMetricsBridge:
             self._update_model(self._server.model_metrics())
             self._metrics.connections_rejected = self._server.rejected_connections()
             self._metrics.connections_ended = self._server.closed_connections()
+            self._metrics.io_thread_connections = self._server.connections()
 
     def _update_model(self, counts: dict[str, Any]) -> None:
         metrics = self._metrics
@@ -56,7 +58,7 @@ class NativeMetricsBridge:
 
 
 def move_statistics(taken: dict[str, Any], statistics: Statistics) -> None:
-    """Add the result of `digitserve_native.Server.take_statistics`."""
+    """Add a part of the result of `digitserve_native.Server.take_statistics`, that of one I/O thread."""
     for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output"):
         total, (count, ns) = getattr(statistics, name), taken[name]
         total.count += count

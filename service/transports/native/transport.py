@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from grpc_health.v1 import health
 
 from service.address import ensure_bindable
+from service.cpus import available_cpus
 from service.errors import AddressInUse
 from service.handlers.reflection import reflection_handlers
 from service.observability.metrics import (
@@ -32,7 +33,7 @@ from service.transports.native.metrics import NativeMetricsBridge, move_statisti
 from service.transports.native.routes import endpoints, route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from service.batching.batcher import InferenceModel
     from service.handlers import Service
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 WHEEL = "digitserve_native"
 INLINE_IMAGES = 128
 """Default of `--inline-images`: a run of 128 images takes 30 us, a few times what the I/O thread needs for a call."""
+MAX_DEFAULT_IO_THREADS = 16
 _BUCKETS = {
     "latency": LATENCY_BUCKETS,
     "inference": INFERENCE_BUCKETS,
@@ -96,7 +98,8 @@ class NativeBatcher:
     def statistics(self) -> Statistics:
         """Of the same model, with the native transport's counts up to now."""
         if self.server is not None:
-            move_statistics(self.server.take_statistics(), self._statistics)
+            for taken in self.server.take_statistics():
+                move_statistics(taken, self._statistics)
         return self._statistics
 
     def swap(self, model: InferenceModel, statistics: Statistics) -> None:
@@ -121,7 +124,8 @@ class NativeBatcher:
 class NativeTransport:
     """Serves on threads of its own: `start` listens, `set_serving` sets health, `stop` drains.
 
-    The handlers run on the event loop that called `start`. Raises CredentialsError for what rustls cannot use, and
+    Each of `io_threads` threads serves the connections that it gets, and as many threads run large batches. The
+    handlers run on the event loop that called `start`. Raises CredentialsError for what rustls cannot use, and
     AddressInUse from `start`.
     """
 
@@ -135,6 +139,8 @@ class NativeTransport:
         telemetry: Telemetry,
         config: TransportConfig,
         security: SecurityConfig,
+        *,
+        io_threads: int = 1,
     ) -> None:
         names, metrics = [service.name for service in services], telemetry.metrics
         reflection = reflection_handlers((*names, health.SERVICE_NAME)) if config.reflection else []
@@ -153,6 +159,7 @@ class NativeTransport:
             model_name=batcher.info.name,
             model_version=batcher.info.version,
             limits=config.limits,
+            io_threads=io_threads,
             max_queued_images=batcher.max_queued_images,
             inline_images=batcher.inline,
             buckets=_BUCKETS,
@@ -161,10 +168,11 @@ class NativeTransport:
         self._subscribe(security)
         bridge = NativeMetricsBridge(self._server, metrics, [endpoint.rpc for endpoint in rpcs])
         metrics.before_collect = bridge.update
-        self.threads = [
-            Thread(target=self._server.run, name="native", daemon=True),
-            Thread(target=self._server.run_large_batches, name="native-model", daemon=True),
-        ]
+        # A device runs one batch at a time: with one thread, the requests that arrive meanwhile become the next batch.
+        model_threads = io_threads if batcher.inline > 0 else 1
+        self._io_threads = _threads("native", self._server.run, io_threads)
+        self._model_threads = _threads("native-model", self._server.run_large_batches, model_threads)
+        self.threads = [*self._io_threads, *self._model_threads]
 
     def _subscribe(self, security: SecurityConfig) -> None:
         if security.tls is not None:
@@ -195,14 +203,27 @@ class NativeTransport:
         """
         self._server.set_serving(False)
         self._server.drain(grace)
-        serving, running = self.threads
-        await asyncio.to_thread(serving.join)
+        await asyncio.to_thread(_join, self._io_threads)
         self._server.close()
-        await asyncio.to_thread(running.join)
+        await asyncio.to_thread(_join, self._model_threads)
 
     def _set_tls(self, pem: Pem) -> None:
         verify_by_handshake(pem, _handshake_server)
         self._server.set_tls(*pem)
+
+
+def default_io_threads() -> int:
+    """Return the default of `--io-threads`: the other half of the CPUs is for large batches, Python and the kernel."""
+    return max(1, min(MAX_DEFAULT_IO_THREADS, int(available_cpus() / 2)))
+
+
+def _threads(name: str, target: Callable[[int], None], count: int) -> list[Thread]:
+    return [Thread(target=target, args=(at,), name=f"{name}-{at}", daemon=True) for at in range(count)]
+
+
+def _join(threads: Sequence[Thread]) -> None:
+    for thread in threads:
+        thread.join()
 
 
 @contextmanager

@@ -10,9 +10,9 @@ const MB: usize = 1 << 20;
 
 fn check_empty(budget: &Budget) {
     for (name, counted) in [
-        ("reply_bytes", &budget.reply_bytes),
-        ("incomplete", &budget.incomplete),
-        ("incomplete_unauthenticated", &budget.incomplete_unauthenticated),
+        ("reply_bytes", &*budget.reply_bytes),
+        ("incomplete", &*budget.incomplete),
+        ("incomplete_unauthenticated", &*budget.incomplete_unauthenticated),
         ("closing", &budget.closing),
     ] {
         assert_eq!(counted.load(Relaxed), 0, "{name}: everything is released");

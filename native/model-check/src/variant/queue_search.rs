@@ -1,7 +1,7 @@
 //! Every schedule of threads that queue requests and dequeue them.
 
 use super::*;
-use std::sync::Mutex as Unsearched;
+use std::sync::{Arc, Mutex as Unsearched};
 
 use loom::future::block_on;
 use loom::thread;
@@ -11,9 +11,13 @@ use crate::call::Call;
 use crate::charges::ReplyBuf;
 use crate::inference::{ModelSpec, ResponseFormat};
 use crate::inline::run_inline_batches;
-use crate::metrics::{Counter, RpcMetrics};
+use crate::histogram::Counter;
+use crate::message::{Message, Span};
+use crate::metrics::RpcMetrics;
+use crate::model_version::ModelVersion;
 use crate::prelude::{Py, PyAny, Python};
 use crate::python_host::PythonHost;
+use crate::responder::Responder;
 use crate::route::{Route, RpcKind};
 use crate::runner::Runner;
 use crate::server::Connection;
@@ -28,7 +32,7 @@ fn runner() -> Runner {
     Runner { fails: false }
 }
 
-/// A server with one connection.
+/// One I/O thread of a server, with one connection.
 struct World {
     state: Arc<ServerState>,
     route: Arc<Route>,
@@ -41,14 +45,27 @@ struct World {
 
 impl World {
     fn new(max_queued_images: usize) -> Arc<Self> {
-        let budget = Budget::new(1000);
+        let [world] = Self::of_threads(max_queued_images);
+        world
+    }
+
+    /// Several I/O threads of one server.
+    fn of_threads<const N: usize>(max_queued_images: usize) -> [Arc<Self>; N] {
+        let queue = Arc::new(BatchQueue::new(N, max_queued_images, 4, LARGE - 1));
+        let (budget, model) = (Budget::new(1000), Py::new());
+        std::array::from_fn(|io_thread| Self::of_thread(io_thread, &queue, &budget, &model))
+    }
+
+    fn of_thread(io_thread: usize, queue: &Arc<BatchQueue>, budget: &Arc<Budget>, model: &Py<PyAny>) -> Arc<Self> {
         let registration = budget.register(true);
         let state = ServerState {
-            queue: BatchQueue::new(max_queued_images, 4, LARGE - 1),
+            io_thread,
+            queue: queue.clone(),
             model_metrics: ModelMetrics::new(&[1.0], &[1.0], &[1.0], &[1.0]),
-            budget,
+            budget: budget.clone(),
             host: Arc::new(PythonHost),
         };
+        let model = Python::attach(|py| model.clone_ref(py));
         let route = Route {
             path: String::new(),
             kind: RpcKind::Predict,
@@ -60,7 +77,7 @@ impl World {
         Arc::new(Self {
             state: Arc::new(state),
             route: Arc::new(route),
-            model: Arc::new(Swap::new(model_version(Py::new()))),
+            model: Arc::new(Swap::new(model_version(model))),
             registration,
             connection: Connection::new(),
             pending: Unsearched::default(),
@@ -76,7 +93,7 @@ impl World {
         let deadline = is_expired.then(now);
         let (enqueued_at, model) = (now(), self.model.load());
         let entry = Entry { message, pixels, images, enqueued_at, deadline, model, responder };
-        self.queue().push(entry, &self.state.model_metrics);
+        self.queue().push(self.state.io_thread, entry, &self.state.model_metrics);
     }
 
     /// A client's call, queued by the I/O thread.
@@ -98,7 +115,7 @@ impl World {
     }
 
     fn small_batch(&self) -> Vec<Entry> {
-        self.queue().small_batch(&self.state.model_metrics)
+        self.queue().small_batch(self.state.io_thread, &self.state.model_metrics)
     }
 
     /// The I/O thread, until no call is open: then a drain lets it end.
@@ -213,6 +230,70 @@ pub fn the_limit_holds_for_both_lanes() {
     runner().run(world.small_batch());
     world.run_large();
     world.check();
+}
+
+/// Two I/O threads queue at the same time, each in its own lane, what the limit allows once.
+pub fn the_limit_holds_for_two_io_threads() {
+    let [first, second] = World::of_threads(3);
+    first.call(1, false);
+    second.call(1, false);
+    let other = spawn(&second, |second| second.call(1, false));
+    first.call(1, false);
+    other.join().unwrap();
+    let queued = first.queue().queued_images();
+    assert_eq!(queued, 3, "{queued} images are queued; at most 3 may be");
+    for world in [first, second] {
+        runner().run(world.small_batch());
+        assert_eq!(world.connection.ends(), [1, 1]);
+    }
+}
+
+/// Two I/O threads without small requests: each runs the large ones of either, and a model thread those that are left.
+pub fn two_io_threads_share_the_large_lane() {
+    let [first, second] = World::of_threads(16);
+    set_clock(IDLE_AFTER * 2);
+    first.queue().record_run(nanos(INLINE_BUDGET) / LARGE as u64, 1); // each has time for one
+    first.call(LARGE, false);
+    let other = spawn(&second, |second| {
+        second.call(LARGE, false);
+        second.run_io();
+    });
+    first.run_io();
+    other.join().unwrap();
+    first.queue().close();
+    first.run_large();
+    second.check();
+    first.check();
+}
+
+/// Small and large calls on two I/O threads, and two model threads; then the drain.
+pub fn two_io_threads_and_two_model_threads_end_with_the_drain() {
+    let [first, second] = World::of_threads(16);
+    let models = [spawn(&first, World::run_large), spawn(&second, World::run_large)];
+    first.call(LARGE, false);
+    second.call(LARGE, false);
+    first.queue().close();
+    for model in models {
+        model.join().unwrap();
+    }
+    first.check();
+    second.check();
+}
+
+/// A model is replaced on one I/O thread after the other: a run has the requests of both threads, but of one model.
+pub fn two_io_threads_share_a_run_of_one_model() {
+    let [first, second] = World::of_threads(16);
+    first.call(LARGE, false);
+    let reload = spawn(&second, |second| {
+        Python::attach(|_| second.model.store(model_version(Py::new())));
+        second.call(LARGE, false);
+    });
+    second.call(LARGE, false);
+    reload.join().unwrap();
+    first.queue().close();
+    first.run_large();
+    first.check();
+    second.check();
 }
 
 /// A client cancels at any time: its call is answered or not, and counted once.

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use crate::call_error::CallError;
 use crate::inference::{Predictions, Rows};
 use crate::prelude::{Py, Python};
-use crate::queue::Entry;
+use crate::lane::Entry;
 use crate::responder::BatchOutput;
 
 pub struct Runner {
@@ -15,7 +15,7 @@ pub struct Runner {
 impl Runner {
     pub fn run(&mut self, batch: Vec<Entry>) {
         let images: usize = batch.iter().map(|entry| entry.images).sum();
-        assert!(batch.iter().all(|entry| std::sync::Arc::ptr_eq(&entry.model, &batch[0].model)), "one model a batch");
+        assert!(batch.iter().all(|entry| entry.model.is_same(&batch[0].model)), "one model a batch");
         Python::attach(|_| ()); // gathers the pixels
         if self.fails {
             // As in `runner.rs`: with the interpreter held.

@@ -8,7 +8,8 @@ use crate::python_host::PythonHost;
 use crate::queue::BatchQueue;
 
 pub struct ServerState {
-    pub queue: BatchQueue,
+    pub io_thread: usize,
+    pub queue: Arc<BatchQueue>,
     pub model_metrics: ModelMetrics,
     pub budget: Arc<Budget>,
     pub host: Arc<PythonHost>,

@@ -1,0 +1,165 @@
+//! The state of every I/O thread, from what Python passes, and the changes that all of them get.
+
+use std::num::NonZeroUsize;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::auth::TokenDigests;
+use crate::budget::Budget;
+use crate::drain::{Drained, Phase};
+use crate::inference::ModelSpec;
+use crate::limits::Limits;
+use crate::metrics::{ConnectionMetrics, ModelMetrics, RpcMetrics};
+use crate::model_version::ModelVersion;
+use crate::python_host::PythonHost;
+use crate::queue::BatchQueue;
+use crate::route::{Route, RpcKind};
+use crate::server_state::ServerState;
+use crate::swap::Swap;
+
+/// The fields of a `Route` of the native transport's Python side.
+#[derive(FromPyObject)]
+pub struct RouteSpec {
+    path: String,
+    kind: String,
+    needs_token: bool,
+    max_message_bytes: usize,
+    reply_bytes_per_request_byte: usize,
+}
+
+impl RouteSpec {
+    /// The route for one I/O thread.
+    fn route(&self, latency_buckets: &[f64]) -> PyResult<Arc<Route>> {
+        let unknown = || PyValueError::new_err(format!("kind: {:?} is unknown; expected a kind of RPC", self.kind));
+        Ok(Arc::new(Route {
+            path: self.path.clone(),
+            kind: RpcKind::from_name(&self.kind).ok_or_else(unknown)?,
+            needs_token: self.needs_token,
+            max_message_bytes: self.max_message_bytes,
+            reply_bytes_per_request_byte: self.reply_bytes_per_request_byte,
+            metrics: RpcMetrics::new(latency_buckets),
+        }))
+    }
+}
+
+/// The upper bounds of the histograms' buckets, from a dictionary.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Buckets {
+    latency: Vec<f64>,
+    inference: Vec<f64>,
+    batch_size: Vec<f64>,
+    confidence: Vec<f64>,
+}
+
+impl Buckets {
+    fn model_metrics(&self) -> ModelMetrics {
+        ModelMetrics::new(&self.latency, &self.inference, &self.batch_size, &self.confidence)
+    }
+}
+
+/// What the I/O threads are made of.
+pub struct ServerParts {
+    pub callbacks: Py<PyAny>,
+    pub routes: Vec<RouteSpec>,
+    pub model: Py<PyAny>,
+    pub spec: ModelSpec,
+    pub limits: Limits,
+    pub buckets: Buckets,
+    pub health_services: Vec<String>,
+}
+
+/// By index. It derefs to the state of the first, for what all have.
+pub struct IoThreads(Vec<Arc<ServerState>>);
+
+impl IoThreads {
+    /// So many threads with one queue.
+    pub fn new(py: Python<'_>, parts: &ServerParts, threads: NonZeroUsize, queue: BatchQueue) -> PyResult<Self> {
+        let threads = threads.get();
+        let (queue, budget) = (Arc::new(queue), Budget::new(parts.limits.max_message_bytes));
+        let (connection_metrics, drained) = (Arc::<ConnectionMetrics>::default(), Arc::new(Drained::new(threads)));
+        let state = |io_thread| {
+            let ordered_routes = parts.routes.iter().map(|route| route.route(&parts.buckets.latency));
+            let ordered_routes = ordered_routes.collect::<PyResult<Vec<_>>>()?;
+            PyResult::Ok(Arc::new(ServerState {
+                io_thread,
+                model: Swap::new(ModelVersion::new(parts.model.clone_ref(py), parts.spec.clone())),
+                tokens: Swap::new(TokenDigests::new()),
+                tls: Swap::new(None),
+                routes: ordered_routes.iter().map(|route| (route.path.clone(), route.clone())).collect(),
+                ordered_routes,
+                model_metrics: parts.buckets.model_metrics(),
+                host: Arc::new(PythonHost::new(parts.callbacks.clone_ref(py))),
+                limits: parts.limits.clone(),
+                phase: watch::channel(Phase::Serving).0,
+                is_healthy: watch::channel(false).0,
+                health_services: parts.health_services.clone(),
+                queue: queue.clone(),
+                budget: budget.clone(),
+                connection_metrics: connection_metrics.clone(),
+                drained: drained.clone(),
+            }))
+        };
+        Ok(Self((0..threads).map(state).collect::<PyResult<_>>()?))
+    }
+
+    pub fn get(&self, io_thread: usize) -> &Arc<ServerState> {
+        &self.0[io_thread]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &ServerState> {
+        self.0.iter().map(Arc::as_ref)
+    }
+
+    /// The caller holds the interpreter, without which no thread runs a model, until every thread has the new one: no
+    /// client gets a reply of the new model and then, to a later request, one of the old.
+    pub fn set_model(&self, py: Python<'_>, model: &Py<PyAny>, spec: &ModelSpec) {
+        let replace = |state: &ServerState| state.model.replace(ModelVersion::new(model.clone_ref(py), spec.clone()));
+        drop(self.iter().map(replace).collect::<Vec<_>>());
+    }
+
+    pub fn set_tokens(&self, digests: &TokenDigests) {
+        self.iter().for_each(|state| state.tokens.store(digests.clone()));
+    }
+
+    pub fn set_tls(&self, acceptor: &TlsAcceptor) {
+        self.iter().for_each(|state| state.tls.store(Some(acceptor.clone())));
+    }
+
+    pub fn set_serving(&self, is_serving: bool) {
+        for state in self.iter() {
+            state.is_healthy.send_replace(is_serving);
+        }
+    }
+
+    pub fn drain(&self, grace: f64) {
+        let phase = Phase::draining_for(grace);
+        for state in self.iter() {
+            state.phase.send_replace(phase);
+        }
+    }
+}
+
+impl Deref for IoThreads {
+    type Target = ServerState;
+
+    fn deref(&self) -> &ServerState {
+        &self.0[0]
+    }
+}
+
+/// Ends all I/O threads, at once, with one that ends before a drain: its connections would not be served.
+pub struct DrainOnExit<'a>(pub &'a IoThreads);
+
+impl Drop for DrainOnExit<'_> {
+    fn drop(&mut self) {
+        if *self.0.phase.borrow() == Phase::Serving {
+            self.0.drain(0.0);
+        }
+    }
+}
