@@ -136,11 +136,7 @@ class Settings(BaseSettings):
         "their own; by default 1024 on grpcio, 128 on native, 0 if a device runs the model",
     )
     io_threads: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="number of threads that serve connections, each connection on one of them; by default half of the "
-        "CPUs, 1 to 16; only for native",
+        None, ge=1, le=256, description="threads of the native transport; by default half of the CPUs, 1 to 16"
     )
 
     max_connections: int = Field(
