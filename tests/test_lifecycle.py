@@ -19,12 +19,13 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import CapturingLogger
 
+from service import __version__
 from service.config import SettingsError, load
 from service.errors import AddressInUse, StartError
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-from service.runtime.components import choose_transport
 from service.runtime.server import compose
-from service.transports.native import transport as native
+from service.runtime.transport_choice import INSTALL_NATIVE, choose_transport
+from service.transports.native import wheel
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -269,25 +270,51 @@ def test_help_teaches_every_option() -> None:
     assert "DIGITS_METRICS_PORT" in done.stdout
 
 
+NOT_INSTALLED = "the wheel digitserve-native is not installed"
+
+
 @pytest.mark.parametrize(
-    ("asked", "installed", "expected"),
-    [("auto", True, "native"), ("auto", False, "grpcio"), ("grpcio", True, "grpcio"), ("native", True, "native")],
+    ("asked", "problem", "expected"),
+    [
+        ("auto", "", ("native", "", "")),
+        ("auto", NOT_INSTALLED, ("grpcio", NOT_INSTALLED, INSTALL_NATIVE)),
+        ("grpcio", "", ("grpcio", "", "")),
+        ("native", "", ("native", "", "")),
+    ],
 )
 def test_auto_takes_the_native_transport_where_its_wheel_is(
-    monkeypatch: pytest.MonkeyPatch, asked: str, installed: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, asked: str, problem: str, expected: tuple[str, str, str]
 ) -> None:
-    monkeypatch.setattr(native, "is_installed", lambda: installed)
-    assert choose_transport(load([f"--transport={asked}"]), LOG) == expected
+    monkeypatch.setattr(wheel, "problem", lambda: problem)
+    assert choose_transport(load([f"--transport={asked}"])) == expected
 
 
 def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "is_installed", lambda: False)
+    monkeypatch.setattr(wheel, "problem", lambda: NOT_INSTALLED)
     with pytest.raises(StartError) as caught:
-        choose_transport(load(["--transport=native"]), LOG)
+        choose_transport(load(["--transport=native"]))
     assert str(caught.value) == (
-        "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
-        "run `make native`, or choose grpcio"
+        f"--transport (or DIGITS_TRANSPORT) is 'native', but {NOT_INSTALLED}: "
+        "`make native` in a clone, or pip install 'digitserve[native]', or choose grpcio"
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("__version__ = '0.0.9'", f"the wheel digitserve-native has version 0.0.9; expected {__version__}"),
+        ("raise ImportError('wrong ELF class')", "the wheel digitserve-native does not load: wrong ELF class"),
+        (f"__version__ = {__version__!r}", ""),
+    ],
+)
+def test_a_wheel_of_another_version_or_platform_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, problem: str
+) -> None:
+    (tmp_path / "another_native.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(wheel, "NAME", "another_native")
+    monkeypatch.delitem(sys.modules, "another_native", raising=False)
+    assert wheel.problem() == problem
 
 
 def refuses_connections(port: int) -> bool:
@@ -327,17 +354,27 @@ def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -
         assert f'transport="{transport}"' in service.get("/metrics")
 
 
+def test_the_log_says_why_it_is_not_the_native_transport_and_how_to_get_it(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "digitserve_native.py").write_text("raise ImportError('none here')")
+    environment = {"PYTHONPATH": str(tmp_path), "DIGITS_TRANSPORT": "auto"}
+    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env=environment)
+    try:
+        chosen = service.wait_for("transport chosen")
+        assert chosen["reason"] == "the wheel digitserve-native does not load: none here"
+        assert chosen["faster"] == f"native, 10 times with small calls: {INSTALL_NATIVE}"
+        assert chosen["transport"] == service.wait_for("serving")["transport"] == "grpcio"
+    finally:
+        service.close()
+
+
 def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "is_installed", lambda: True)
+    monkeypatch.setattr(wheel, "problem", lambda: "")
     monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
     option = "--otlp-endpoint=http://127.0.0.1:1"
-    log = CapturingLogger()
-    assert choose_transport(load(["--transport=grpcio", option]), log) == "grpcio"  # type: ignore[arg-type]
-    assert log.calls == []
-    assert choose_transport(load([option]), log) == "grpcio"  # type: ignore[arg-type]
-    assert [call.kwargs["reason"] for call in log.calls] == ["native does not offer --otlp-endpoint"]
-    with pytest.raises(StartError, match="'native', which does not offer --otlp-endpoint: choose grpcio"):
-        choose_transport(load(["--transport=native", option]), LOG)
+    assert choose_transport(load(["--transport=grpcio", option])) == ("grpcio", "", "")
+    assert choose_transport(load([option])) == ("grpcio", "native does not offer --otlp-endpoint", "")
+    with pytest.raises(StartError, match="'native', but native does not offer --otlp-endpoint: choose grpcio"):
+        choose_transport(load(["--transport=native", option]))
 
 
 def test_grpcio_reads_calls_in_the_thread_that_hands_them_on(model_path: Path, transport: str) -> None:

@@ -80,6 +80,27 @@ def test_the_play_page_asks_no_proxy_for_its_own_server(environment: dict[str, s
         lines_until(process.stdout, "look inside at")
 
 
+@pytest.mark.parametrize("cargo", [True, False])
+def test_run_says_which_transport_serves_and_how_to_get_the_faster_one(
+    environment: dict[str, str], tmp_path: Path, cargo: bool
+) -> None:
+    (tmp_path / "digitserve_native.py").write_text("raise ImportError('none here')")
+    (tmp_path / "cargo").touch(mode=0o755)
+    variables = {"PYTHONPATH": str(tmp_path), "PATH": str(tmp_path) if cargo else "", "DIGITS_TRANSPORT": "auto"}
+    with started("run.py", {**environment, **variables}) as process:
+        shown = lines_until(process.stdout, "Serving on at")
+    need = "" if cargo else "install Rust from https://rustup.rs, then "
+    assert "Transport: grpcio: the wheel digitserve-native does not load: none here.\n" in shown
+    assert f"For 10 times as many small calls/s: {need}make native.\n" in shown
+
+
+def test_run_says_that_the_transport_asked_for_serves_and_no_more(environment: dict[str, str]) -> None:
+    with started("run.py", {**environment, "DIGITS_TRANSPORT": "grpcio"}) as process:
+        shown = lines_until(process.stdout, "Serving on at")
+    assert "Transport: grpcio.\n" in shown
+    assert not [line for line in shown if "make native" in line]
+
+
 def test_run_is_quiet_and_fits_eighty_columns_when_it_is_piped(environment: dict[str, str]) -> None:
     with started("run.py", environment) as process:
         shown = lines_until(process.stdout, "DIGITS_LOG_LEVEL=info")

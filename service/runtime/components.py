@@ -20,7 +20,6 @@ from service.security.tokens import Tokens
 from service.transports.config import TransportConfig
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
-from service.transports.native import transport as native
 from service.transports.native.transport import NativeBatcher, NativeTransport, default_io_threads
 
 if TYPE_CHECKING:
@@ -35,32 +34,6 @@ if TYPE_CHECKING:
     from service.runtime.model_swapper import ModelSwapper
     from service.runtime.pipeline import BatcherFactory, Pipeline
     from service.transports.http.server import HttpServer
-
-_GRPCIO_OPTIONS = ("otlp_endpoint",)
-
-
-def grpcio_options_in_use(settings: Settings) -> list[str]:
-    """Return the options in use that only the grpcio transport supports; native must not ignore them."""
-    return [f"--{name.replace('_', '-')}" for name in _GRPCIO_OPTIONS if getattr(settings, name)]
-
-
-def choose_transport(settings: Settings, log: FilteringBoundLogger) -> str:
-    """Return the name of the transport, and log why `auto` does not take native; StartError if it is unavailable."""
-    unsupported, installed = ", ".join(grpcio_options_in_use(settings)), native.is_installed()
-    if settings.transport == "native" and not installed:
-        raise StartError(
-            "--transport (or DIGITS_TRANSPORT) is 'native', but its wheel digitserve-native is not installed: "
-            "run `make native`, or choose grpcio"
-        )
-    if settings.transport == "native" and unsupported:
-        raise StartError(
-            f"--transport (or DIGITS_TRANSPORT) is 'native', which does not offer {unsupported}: choose grpcio"
-        )
-    if settings.transport == "auto" and installed and unsupported:
-        log.info("transport chosen", transport="grpcio", reason=f"native does not offer {unsupported}")
-    elif settings.transport == "native" or (settings.transport == "auto" and installed):
-        return "native"
-    return "grpcio"
 
 
 def session_factory(settings: Settings, log: FilteringBoundLogger) -> SessionFactory:

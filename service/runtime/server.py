@@ -17,6 +17,7 @@ from service.runtime.lifecycle import Server
 from service.runtime.model_swapper import ModelSwapper
 from service.runtime.pipeline import compose_pipeline
 from service.runtime.reloader import Reloader
+from service.runtime.transport_choice import choose_transport
 from service.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
     """Construct a server and load its model; needs a running event loop. Raises StartError."""
-    transport_name = components.choose_transport(settings, log)
+    transport_name = _chosen_transport(settings, log)
     registry = create_registry()
     metrics = Metrics(registry)
     events = RecentEvents()
@@ -84,3 +85,14 @@ def _metrics_server(
 
 def _health_text(health: Health, models: ModelSwapper) -> str:
     return f"on {models.model.provider}" if health.is_serving() else health.unhealthy_reason
+
+
+def _chosen_transport(settings: Settings, log: FilteringBoundLogger) -> str:
+    name, reason, remedy = choose_transport(settings)
+    if remedy:
+        log.info(
+            "transport chosen", transport=name, reason=reason, faster=f"native, 10 times with small calls: {remedy}"
+        )
+    elif reason:
+        log.info("transport chosen", transport=name, reason=reason)
+    return name

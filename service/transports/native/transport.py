@@ -10,8 +10,6 @@ import asyncio
 import socket
 import time
 from contextlib import contextmanager, suppress
-from importlib import import_module
-from importlib.util import find_spec
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,7 @@ from service.observability.metrics import (
 )
 from service.observability.rpc_metrics import LATENCY_BUCKETS
 from service.security.handshake import HANDSHAKE_TIMEOUT, verify_by_handshake
+from service.transports.native import wheel
 from service.transports.native.callbacks import PendingPrediction, PythonCallbacks
 from service.transports.native.metrics import NativeMetricsBridge, move_statistics
 from service.transports.native.routes import endpoints, route
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from service.security.config import SecurityConfig
     from service.transports.config import TransportConfig
 
-WHEEL = "digitserve_native"
 INLINE_IMAGES = 128
 """Default of `--inline-images`: a run of 128 images takes 30 us, a few times what the I/O thread needs for a call."""
 MAX_DEFAULT_IO_THREADS = 16
@@ -55,11 +53,6 @@ _BUCKETS = {
     "batch_size": BATCH_BUCKETS,
     "confidence": CONFIDENCE_BUCKETS,
 }
-
-
-def is_installed() -> bool:
-    """Return whether the wheel is installed."""
-    return find_spec(WHEEL) is not None
 
 
 class NativeBatcher:
@@ -152,7 +145,7 @@ class NativeTransport:
             for name, alternative in service.alternatives.items()
         }
         self._callbacks = PythonCallbacks(handlers, alternatives, telemetry.log)
-        self._server = batcher.server = import_module(WHEEL).Server(
+        self._server = batcher.server = wheel.load().Server(
             self._callbacks,
             [route(endpoint, config, security) for endpoint in rpcs],
             model=batcher.model,
@@ -229,7 +222,7 @@ def _join(threads: Sequence[Thread]) -> None:
 @contextmanager
 def _handshake_server(pem: Pem) -> Iterator[int]:
     """Yield a loopback port on which rustls performs one handshake."""
-    handshake = import_module(WHEEL).Handshake(pem.chain, pem.key)
+    handshake = wheel.load().Handshake(pem.chain, pem.key)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(HANDSHAKE_TIMEOUT)
     port = int(listener.getsockname()[1])
