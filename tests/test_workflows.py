@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
 
+from service import __version__
 from service.config import Settings, load
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def test_pushes_are_tested_and_tags_released_with_no_more_rights_than_they_need(
     for path in WORKFLOWS:
         assert workflow(path.name)["permissions"] == {"contents": "read"}
     jobs = workflow("release.yml")["jobs"]
-    assert set(jobs["release"]["needs"]) == {"ci", "native", "wheels", "manifest"}
+    assert set(jobs["release"]["needs"]) == {"ci", "native", "wheels", "install", "manifest"}
 
 
 def test_a_release_builds_both_images_for_both_architectures_from_stages_that_exist() -> None:
@@ -70,6 +73,34 @@ def test_a_release_builds_both_images_for_both_architectures_from_stages_that_ex
     assert {target for _, target, _ in built} <= stages
     (build,) = [step for _, step in steps() if "build-push-action" in step.get("uses", "")]
     assert (build["with"]["provenance"], build["with"]["sbom"]) == ("mode=max", True)
+
+
+PLATFORMS = {
+    "x86_64": ("linux", "x86_64"),
+    "aarch64": ("linux", "aarch64"),
+    "x86_64-unknown-linux-musl": ("linux", "x86_64"),
+    "aarch64-apple-darwin": ("darwin", "arm64"),
+    "x86_64-apple-darwin": ("darwin", "x86_64"),
+}
+"""What Python calls the platforms that Rust calls so."""
+
+
+def test_the_extra_native_names_the_wheel_of_this_version_where_there_is_one_and_nothing_elsewhere() -> None:
+    (named,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["native"]
+    requirement = Requirement(named)
+    assert (requirement.name, str(requirement.specifier)) == ("digitserve-native", f"=={__version__}")
+    built = {PLATFORMS[row["target"]] for row in native_wheels()}
+    assert {platform for platform in built if installs(requirement, platform)} == built
+    assert not [other for other in (("linux", "s390x"), ("win32", "AMD64")) if installs(requirement, other)]
+
+
+def installs(requirement: Requirement, platform: tuple[str, str]) -> bool:
+    assert requirement.marker is not None
+    return requirement.marker.evaluate({"sys_platform": platform[0], "platform_machine": platform[1]})
+
+
+def native_wheels() -> list[dict[str, Any]]:
+    return list(workflow("native-wheels.yml")["jobs"]["wheel"]["strategy"]["matrix"]["include"])
 
 
 @pytest.mark.skipif(
