@@ -1,4 +1,4 @@
-"""The dashboard's panels on calls: a row for each question of docs/operating.md, a panel for each answer."""
+"""The dashboard's panels on calls: a row for each question of docs/runbook.md, a panel for each answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             "Alerts firing",
             "short",
             (('count(ALERTS{alertstate="firing",alertname=~"Digitserve.*"}) or vector(0)', "firing"),),
-            "docs/operating.md has a section for each.",
+            "docs/runbook.md has a section for each.",
             "stat",
             ((1, RED),),
         ),
