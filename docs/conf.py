@@ -50,6 +50,7 @@ html_extra_path = ["site/index.html"]
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_domain_indices = False
 html_show_copyright = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

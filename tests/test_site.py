@@ -55,6 +55,11 @@ def read(path: Path) -> dict[str, list[dict[str, list[dict[str, str]]]]]:
     return dict(yaml.safe_load(path.read_text()))
 
 
+def test_the_check_of_ci_builds_the_site() -> None:
+    (needed,) = re.findall(r"^check: (.*?) ##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "docs" in needed.split()
+
+
 def test_the_index_leads_to_every_page() -> None:
     linked = set(re.findall(r"\]\(([\w./-]+)\)", (DOCS / "index.md").read_text()))
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.*") if path.suffix in (".md", ".rst")}
