@@ -16,15 +16,18 @@ VERSIONS = {
     "service/__init__.py": r'^__version__ = "(.+)"$',
     "client/digitserve_client/__init__.py": r'^__version__ = "(.+)"$',
     "native/Cargo.toml": r'^version = "(.+)"$',
-    "deploy/helm/digitserve/Chart.yaml": r"^appVersion: (.+)$",
+    "deploy/helm/digitserve/Chart.yaml": r"^(?:appV|v)ersion: (.+)$",
+    "deploy/kubernetes/overlays/production/kustomization.yaml": r"newTag: ([^\s}]+)",
+    "deploy/kubernetes/overlays/gpu/kustomization.yaml": r"newTag: ([^\s}]+)-gpu",
+    "deploy/kubernetes/kserve/kustomization.yaml": r"newTag: ([^\s}]+)",
 }
 """The parts that are released together, each with its version as a regular expression."""
 
 
 def versions(root: Path = ROOT) -> dict[str, str]:
-    """Return the version of each part."""
-    found = {path: re.search(pattern, (root / path).read_text(), re.MULTILINE) for path, pattern in VERSIONS.items()}
-    return {path: match[1] if match else "" for path, match in found.items()}
+    """Return the version of each part; several, joined, if its places differ."""
+    found = {path: re.findall(pattern, (root / path).read_text(), re.MULTILINE) for path, pattern in VERSIONS.items()}
+    return {path: " and ".join(dict.fromkeys(each)) for path, each in found.items()}
 
 
 def notes(changelog: str, version: str) -> str:
