@@ -29,6 +29,7 @@ PAGE, PANEL, TEXT, FAINT, GRID = "#111217", "#181b1f", "#ccccdc", "#8e8e9c", "#2
 SERIES = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#705da0", "#37872d", "#fade2a"]
 LEVELS = {"green": "#3f8f46", "orange": "#d4761a", "red": "#c4162a"}
 HIDDEN = ("__name__", "job", "alertstate")
+WIDE = {"alertname": 40, "instance": 24, "provider": 24}  # characters of a label in a table
 IN_A_ROW = 60  # characters of the legend in one line
 NAMES = 8  # of series that a legend shows
 LEGEND: dict[str, Any] = {
@@ -44,15 +45,14 @@ LEGEND: dict[str, Any] = {
 }
 
 
-def query(prometheus: str, panel: dict[str, Any], expr: str, minutes: float) -> list[dict[str, Any]]:
-    """The series that a panel's query gives: over the last minutes, or now for a table."""
+def query(prometheus: str, panel: dict[str, Any], expr: str, times: list[float]) -> list[dict[str, Any]]:
+    """The series that a panel's query gives: at these times, or now for a table."""
     expr = expr.replace("$instance", ".*").replace("$__rate_interval", "1m")
-    now = time.time()
     if panel["type"] == "table":
         kind, parameters = "query", {"query": expr}
     else:
-        times = {"start": now - minutes * 60, "end": now, "step": minutes * 60 / POINTS}
-        kind, parameters = "query_range", {"query": expr, **{name: str(value) for name, value in times.items()}}
+        shown = {"start": times[0], "end": times[-1], "step": times[1] - times[0]}
+        kind, parameters = "query_range", {"query": expr, **{name: str(value) for name, value in shown.items()}}
     url = f"{prometheus}/api/v1/{kind}?{urllib.parse.urlencode(parameters)}"
     with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310 (the operator names the address)
         return list(json.load(reply)["data"]["result"])
@@ -71,7 +71,10 @@ def formatter(unit: str) -> Any:
         return PercentFormatter(1, decimals=None)
     if unit == "s":
         return FuncFormatter(lambda value, _: duration(value))
-    return EngFormatter({"reqps": "/s", "bytes": "B"}.get(unit, ""), sep=" " if unit == "bytes" else "")
+    if unit == "bytes":
+        return EngFormatter("B")
+    end, large = {"reqps": "/s"}.get(unit, ""), EngFormatter(sep="")
+    return FuncFormatter(lambda value, _: (f"{value:.3g}" if value < 1000 else large(value)) + end)
 
 
 def duration(seconds: float) -> str:
@@ -82,16 +85,16 @@ def duration(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
-def draw_lines(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]]) -> None:
-    """Lines over a faint fill, and their names below."""
+def draw_lines(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
+    """Lines over a faint fill, broken where there is no sample, and their names below."""
     highest = 0.0
     for (name, series), color in zip(found, SERIES * len(found), strict=False):
-        points = [(float(at), float(value)) for at, value in series["values"] if math.isfinite(float(value))]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, label=name, linewidth=1.2, color=color)
-            axes.fill_between(x, y, alpha=0.12, color=color, linewidth=0)
-            highest = max(highest, *y)
+        values = {round(float(at)): float(value) for at, value in series["values"] if math.isfinite(float(value))}
+        if values:
+            y = [values.get(round(at), math.nan) for at in times]
+            axes.plot(times, y, label=name, linewidth=1.2, color=color)
+            axes.fill_between(times, y, alpha=0.12, color=color, linewidth=0)
+            highest = max(highest, *values.values())
     for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]:
         if step["value"] and step["value"] < highest * 1.15:
             axes.axhline(step["value"], color=LEVELS.get(step["color"], FAINT), linewidth=0.8, linestyle="--")
@@ -116,14 +119,14 @@ def show_times(axes: Any) -> None:
         spine.set_visible(False)
 
 
-def draw_heatmap(axes: Any, found: list[tuple[str, dict[str, Any]]]) -> None:
+def draw_heatmap(axes: Any, found: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
     """Calls a second in each bucket; Prometheus's buckets hold all below them."""
     found = sorted(((name, series) for name, series in found if name != "+Inf"), key=lambda one: float(one[0]))
     if not found:
         return
-    cumulative = np.array([[float(value) for _, value in series["values"]][-POINTS:] for _, series in found])
+    samples = [{round(float(at)): float(value) for at, value in series["values"]} for _, series in found]
+    cumulative = np.array([[one.get(round(at), 0) for at in times] for one in samples])
     counts = np.diff(cumulative, axis=0, prepend=0)
-    times = [float(at) for at, _ in found[0][1]["values"]][-POINTS:]
     axes.pcolormesh(times, range(len(found)), counts, cmap="inferno", shading="nearest")
     shown = range(0, len(found), max(1, len(found) // 6))
     axes.set_yticks(shown, [duration(float(found[i][0])) for i in shown])
@@ -150,13 +153,17 @@ def draw_table(axes: Any, found: list[tuple[str, dict[str, Any]]]) -> None:
     """A row for each series, of the labels that differ or say most."""
     lines = []
     for _, series in found:
-        labels = [f"{name} {value[:14]}" for name, value in sorted(series["metric"].items()) if name not in HIDDEN]
+        labels = [
+            f"{name} {value[: WIDE.get(name, 12)]}"
+            for name, value in sorted(series["metric"].items())
+            if name not in HIDDEN
+        ]
         lines += ["   ".join(labels[i : i + 4]) for i in range(0, len(labels), 4)] + [""]
-    axes.text(0, 1, "\n".join(lines), va="top", fontsize=6.5, color=TEXT, linespacing=1.5)
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=7.5, color=TEXT, linespacing=1.6)
     axes.axis("off")
 
 
-def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], minutes: float) -> None:
+def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], times: list[float]) -> None:
     """One panel in its place, `height` lines being the whole figure."""
     box = panel["gridPos"]
     left, bottom = box["x"] / 24 + 0.003, 1 - (box["y"] + box["h"]) / height + 0.1 / height
@@ -173,7 +180,7 @@ def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], min
     found = [
         (legend(target["legendFormat"], series["metric"]), series)
         for target in panel["targets"]
-        for series in query(prometheus, panel, target["expr"], minutes)
+        for series in query(prometheus, panel, target["expr"], times)
     ]
     is_plot = panel["type"] in ("timeseries", "heatmap")
     room = (0.036, 2.3 / height, 0.044, 3.4 / height) if is_plot else (0.006, 0.3 / height, 0.012, 1.3 / height)
@@ -182,9 +189,9 @@ def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], min
         axes.text(0.5, 0.5, "No data", ha="center", color=FAINT, fontsize=9)
         axes.axis("off")
     elif panel["type"] == "timeseries":
-        draw_lines(axes, panel, found)
+        draw_lines(axes, panel, found, times)
     elif panel["type"] == "heatmap":
-        draw_heatmap(axes, found)
+        draw_heatmap(axes, found, times)
     else:
         (draw_stat(axes, panel, found) if panel["type"] == "stat" else draw_table(axes, found))
 
@@ -195,11 +202,13 @@ def main() -> None:
     prometheus, minutes, out = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     panels = json.loads(DASHBOARD.read_text())["panels"]
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
+    now, step = round(time.time()), max(1, round(minutes * 60 / POINTS))
+    times = [float(now - step * i) for i in range(POINTS, -1, -1)]
     mpl.use("Agg")
     figure = plt.figure(figsize=(24 * COLUMN, height * LINE), facecolor=PAGE)
     for panel in panels:
-        draw(figure, height, prometheus, panel, minutes)
-    figure.savefig(out, dpi=65, facecolor=PAGE)
+        draw(figure, height, prometheus, panel, times)
+    figure.savefig(out, dpi=72, facecolor=PAGE)
 
 
 if __name__ == "__main__":
