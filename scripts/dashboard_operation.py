@@ -74,8 +74,8 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
             "Replicas that Envoy sends calls to",
             "short",
             (
-                (f"envoy_cluster_membership_healthy{{{ENVOY}}}", "healthy"),
-                (f"envoy_cluster_membership_total{{{ENVOY}}}", "known"),
+                (f"max(envoy_cluster_membership_healthy{{{ENVOY}}})", "healthy"),
+                (f"max(envoy_cluster_membership_total{{{ENVOY}}})", "known"),
             ),
             "This row is empty without Envoy.",
         ),

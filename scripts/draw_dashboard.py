@@ -31,7 +31,7 @@ LEVELS = {"green": "#3f8f46", "orange": "#d4761a", "red": "#c4162a"}
 HIDDEN = ("__name__", "job", "alertstate")
 WIDE = {"alertname": 40, "instance": 24, "provider": 24}  # characters of a label in a table
 IN_A_ROW = 60  # characters of the legend in one line
-NAMES = 8  # of series that a legend shows
+LINES = 4  # of a legend
 LEGEND: dict[str, Any] = {
     "loc": "upper left",
     "bbox_to_anchor": (-0.02, -0.13),
@@ -101,15 +101,16 @@ def draw_lines(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str
     axes.set_ylim(0, highest * 1.15 or 1)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(formatter(panel["fieldConfig"]["defaults"]["unit"]))
-    show_times(axes)
+    show_times(axes, times)
     handles, names = axes.get_legend_handles_labels()
     if names:
         columns = max(1, min(5, IN_A_ROW // (4 + max(map(len, names)))))
-        axes.legend(handles[:NAMES], names[:NAMES], ncols=columns, **LEGEND)
+        axes.legend(handles[: LINES * columns], names[: LINES * columns], ncols=columns, **LEGEND)
 
 
-def show_times(axes: Any) -> None:
+def show_times(axes: Any, times: list[float]) -> None:
     """Clock times below, a faint grid behind."""
+    axes.set_xlim(times[0], times[-1])
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: time.strftime("%H:%M:%S", time.gmtime(at))))
     axes.tick_params(colors=FAINT, labelsize=6.5, length=0)
@@ -130,7 +131,7 @@ def draw_heatmap(axes: Any, found: list[tuple[str, dict[str, Any]]], times: list
     axes.pcolormesh(times, range(len(found)), counts, cmap="inferno", shading="nearest")
     shown = range(0, len(found), max(1, len(found) // 6))
     axes.set_yticks(shown, [duration(float(found[i][0])) for i in shown])
-    show_times(axes)
+    show_times(axes, times)
     axes.grid(visible=False)
 
 
