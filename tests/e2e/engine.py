@@ -165,7 +165,7 @@ class Faults:
         new.replace(self.folder / fault)
 
     def end(self, fault: str) -> None:
-        (self.folder / fault).unlink()
+        (self.folder / fault).unlink(missing_ok=True)
 
 
 class Cause:
