@@ -128,6 +128,8 @@ def test_the_unit_starts_the_service_with_options_that_it_takes_and_lets_it_drai
     assert float(settings["TimeoutStopSec"]) > chosen.drain_wait + chosen.shutdown_grace + 5
     assert int(settings["LimitNOFILE"]) > 2 * chosen.max_connections
     assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
+    programs = {settings[name].split()[0] for name in ("ExecStartPre", "ExecStart", "ExecReload")}
+    assert programs == {"/bin/sh", "/opt/digitserve/bin/python"}, "minimal systems have no /bin/kill"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze: install systemd")
