@@ -79,10 +79,10 @@ def _with_a_pen_like_mnists(digit: Grey) -> Grey:
 
 def _thinned(digit: Grey, by: int) -> Grey:
     """The digit thinned by so many pixels on all sides; a stroke too thin to outlast it stays as it is."""
-    eroded = 1 - _grown(1 - np.pad(digit, 2 * by), by)[by:-by, by:-by]
+    padded = np.pad(digit, 2 * by)
+    eroded = 1 - _grown(1 - padded, by)[by:-by, by:-by]
     opened = _grown(eroded, by)[by:-by, by:-by]
-    whole = np.pad(digit, 2 * by)
-    thinned = np.maximum(eroded, whole - np.minimum(whole, opened))
+    thinned = np.maximum(eroded, padded - np.minimum(padded, opened))
     rows, columns = _extent(thinned > _EDGE * thinned.max())
     return np.asarray(thinned[rows, columns])
 
