@@ -69,7 +69,7 @@ def _messages() -> list[bytes]:
     tensor = typed.inputs.add(name="pixels", datatype="FP32", shape=[1, 784])
     tensor.contents.fp32_contents.extend([0.5] * 784)
     requests = [
-        PredictRequest(pixels=bytes(784), model_version="1", include_hidden_layers=True),
+        PredictRequest(pixels=bytes(784), model_version="1", include_hidden_layers=True, include_reliability=True),
         ExplainRequest(pixels=bytes(784)),
         pb.ModelReadyRequest(name="digits", version="1"),
         infer,

@@ -60,6 +60,24 @@ def test_the_reply_has_the_predictions_of_the_model(handler: DigitsHandler, mode
     assert list(reply.layer2) == (expected.layer2.ravel().tolist() if hidden else [])
 
 
+def test_the_reply_says_how_reliable_each_answer_is_where_that_is_asked(
+    handler: DigitsHandler, digits: np.ndarray
+) -> None:
+    pixels = np.concatenate([digits[:3], 255 - digits[3:4], np.zeros((1, 784), np.uint8)])
+    request = PredictRequest(pixels=pixels.tobytes())
+    plain = predict(handler, request.SerializeToString())
+    assert (len(plain.second_digits), len(plain.sure), len(plain.in_distribution)) == (0, 0, 0)
+    request.include_reliability = True
+    reply = predict(handler, request.SerializeToString())
+    activations = np.reshape(reply.activations, (-1, 10))
+    order = np.argsort(-activations, axis=1, kind="stable")
+    assert reply.second_digits == order[:, 1].tolist()
+    assert [score > 0 for score in reply.in_distribution] == [True, True, True, False, False]
+    top, second = np.take_along_axis(activations, order[:, :2], axis=1).T
+    in_form = np.array(reply.in_distribution) > 0
+    assert reply.sure == ((top >= 0.6) & (second <= 0.2) & in_form).tolist()
+
+
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=7), seed=st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
 def test_each_message_of_a_batch_gets_the_reply_that_it_gets_alone(

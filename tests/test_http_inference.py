@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import ROOT, launch, needs_native, serving
+from drawings import draw_digits
 from http_requests import INFER, Client, Reply, binary_infer, infer_document, serving_http
 from PIL import Image
 
@@ -417,6 +418,25 @@ class TestPredict:
         assert len(reply.json["activations"][0]) == 10
         assert reply.json["model_version"] == "1"
         assert ("layer1" in reply.json) == (form == "object")
+
+    def test_each_answer_says_whether_to_rely_on_it(self, client: Client, digits: np.ndarray) -> None:
+        inverted = 255 - digits[70]
+        reply = client.post("/v1/predict", [digits[70].tolist(), inverted.tolist()])
+        assert reply.json["sure"] == [True, False]
+        assert reply.json["warnings"][0] == []
+        assert reply.json["warnings"][1][0].startswith("pixels: not in the form of MNIST's digits; expected")
+        assert reply.json["in_distribution"][0] > 0.9
+        assert reply.json["in_distribution"][1] == 0
+        ordered = np.argsort(-np.array(reply.json["activations"]), axis=1, kind="stable")
+        assert reply.json["second"] == ordered[:, 1].tolist()
+
+    def test_a_picture_has_the_warnings_of_the_client(self, client: Client) -> None:
+        file = io.BytesIO()
+        picture = draw_digits([4, 7])
+        picture.save(file, "PNG")
+        reply = client.post("/v1/predict", file.getvalue(), **{"content-type": "image/png"})
+        assert "picture: 2 digits side by side; expected one, or --each" in reply.json["warnings"][0]
+        assert reply.json["sure"] == [False]
 
     @pytest.mark.parametrize("form", ["multipart", "raw"])
     @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

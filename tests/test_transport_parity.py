@@ -96,6 +96,7 @@ def predict_request(rng: random.Random) -> bytes:
     return PredictRequest(
         pixels=rng.randbytes(images * 784 + rng.choice([0] * 9 + [-1])),
         include_hidden_layers=rng.random() < 0.4,
+        include_reliability=rng.random() < 0.3,
         model_version=rng.choice(["", "", "1", "2", "é" * 40]),
     ).SerializeToString()
 

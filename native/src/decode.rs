@@ -10,7 +10,7 @@ use crate::protobuf::{tag, Reader, LENGTH_DELIMITED, VARINT};
 
 const MAX_STRING: usize = 1024;
 
-/// Decodes a `digits.v1.PredictRequest`.
+/// Decodes a `digits.v1.PredictRequest`; one with `include_reliability` is left to Python.
 pub fn decode_predict(message: &Message, spec: &ModelSpec) -> Option<InferRequest> {
     let (mut pixels, mut hidden, mut version) = (None, None, None);
     let mut reader = Reader::new(message);
@@ -167,6 +167,7 @@ mod tests {
             field(1, &vec![0; PIXELS * 17]),
             [image.clone(), field(3, b"2")].concat(),
             [image.clone(), field(4, b"")].concat(),
+            [image.clone(), vec![tag(4, VARINT), 1]].concat(), // include_reliability: Python encodes that reply
             [image, vec![tag(2, VARINT), 0x80, 0]].concat(),
         ] {
             assert!(decode_predict(&Message::from(Bytes::from(bytes)), &spec()).is_none());

@@ -11,6 +11,7 @@ import numpy as np
 from service.handlers.explanation import Admission, ExplanationQueue, compute_cost, pack_explanations
 from service.handlers.fields import pack_field, pack_floats, pack_header
 from service.handlers.messages import parse
+from service.handlers.reliability import Reliability
 from service.inference.explain import INK, Explainer
 from service.network import PIXELS
 from service.pb.digits.v1.digits_pb2 import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Tags: a field's number and wire type 2 (length-delimited) in one byte; first PredictRequest's, then PredictResponse's.
 _PIXELS = bytes([1 << 3 | 2])
 _DIGITS, _ACTIVATIONS, _MODEL_VERSION, _LAYER1, _LAYER2 = (bytes([number << 3 | 2]) for number in range(1, 6))
+_SECOND_DIGITS, _SURE, _IN_DISTRIBUTION = (bytes([number << 3 | 2]) for number in (6, 7, 8))
 _SUMS = [bytes([number << 3 | 2]) for number in (6, 7, 8)]  # ExplainResponse's
 _ACTIVATION_BYTES = 10 * 4  # of one image
 
@@ -61,13 +63,17 @@ class DigitsHandler:
         """Answer a serialised PredictRequest with a serialised PredictResponse; raises ServiceError."""
         predictor = self._predictor
         with predictor.time_request() as timer:
-            version, hidden = predictor.info.version, False
+            version, hidden, reliability = predictor.info.version, False, False
             if (pixels := self._fast_path_pixels(request)) is None:
-                pixels, hidden = self._decode(request)
+                message = parse(PredictRequest, request)
+                predictor.check_version(message.model_version)
+                pixels = predictor.view_images(message.pixels, "pixels")
+                hidden, reliability = message.include_hidden_layers, message.include_reliability
             timer.decoded(len(pixels))
             predictions = await predictor.predict(pixels, deadline)
             timer.predicted()
-            return _encode_response(predictions, version, hidden=hidden)
+            reply = _encode_response(predictions, version, hidden=hidden)
+            return reply + _encode_reliability(pixels, predictions) if reliability else reply
 
     def predict_batch(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
         """Answer several requests as `predict` does; None unless all are on the fast path and the model is idle."""
@@ -110,12 +116,6 @@ class DigitsHandler:
             self._network = info, _encode_network(info, self._predictor.parameters)
         return self._network[1]
 
-    def _decode(self, request: bytes) -> tuple[Pixels, bool]:
-        """Parse any PredictRequest: its images, and whether the reply includes the hidden layers."""
-        message = parse(PredictRequest, request)
-        self._predictor.check_version(message.model_version)
-        return self._predictor.view_images(message.pixels, "pixels"), message.include_hidden_layers
-
     def _fast_path_pixels(self, request: bytes) -> Pixels | None:
         """View the images of a request that has no field but `pixels`, which is nearly every request.
 
@@ -151,6 +151,18 @@ def _encode_response(predictions: Predictions, version: str, *, hidden: bool) ->
         reply += pack_field(_LAYER1, pack_floats(predictions.layer1))
         reply += pack_field(_LAYER2, pack_floats(predictions.layer2))
     return reply
+
+
+def _encode_reliability(pixels: Pixels, predictions: Predictions) -> bytes:
+    """Encode the fields of a PredictResponse that say how reliable each answer is."""
+    reliability = Reliability.of(pixels, predictions.activations)
+    return b"".join(
+        (
+            pack_field(_SECOND_DIGITS, reliability.second.astype(np.uint8).tobytes()),
+            pack_field(_SURE, reliability.sure.astype(np.uint8).tobytes()),
+            pack_field(_IN_DISTRIBUTION, pack_floats(reliability.in_distribution)),
+        )
+    )
 
 
 def _encode_responses(predictions: Predictions, sizes: Iterable[int], version: str) -> list[bytes]:

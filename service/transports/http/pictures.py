@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from digitserve_client import formats, image
+from digitserve_client.uncertainty import Inspection, doubts
 
 from service.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from service.network import Floats
 
 MAX_PICTURE_PIXELS = 25_000_000
 """Decoded at 4 bytes a pixel, one picture at a time."""
 
 
-def to_pixels(content: bytes) -> bytes:
+def prepare(content: bytes) -> tuple[bytes, tuple[Inspection, ...]]:
     """Find the digit in a picture and bring it into MNIST's form, 784 bytes; raises InvalidInput."""
     if not content:
         raise InvalidInput("file", "is empty; expected a picture")
     try:
         _check_size(content)
-        return image.read_bytes(content).tobytes()
+        prepared = image.prepare_bytes(content)
     except image.ImageError as e:
         raise InvalidInput("file", str(e)) from None
+    return prepared.pixels.tobytes(), prepared.inspections or (Inspection(),) * len(prepared.pixels)
+
+
+def warn(activations: Floats, inspections: Iterable[Inspection]) -> list[list[str]]:
+    """List the warnings of each answer, as the client has them."""
+    return [[*doubts(row, each)] for row, each in zip(activations, inspections, strict=True)]
 
 
 def _check_size(content: bytes) -> None:

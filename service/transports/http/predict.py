@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from service.errors import InvalidInput, Unimplemented
-from service.network import DIGITS, HIDDEN
+from service.network import DIGITS, HIDDEN, HIGHEST_SECOND, LOWEST_TOP
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.transports.http.body import parse_json
 from service.transports.http.errors import HttpError, Response, json_response
@@ -17,12 +20,20 @@ from service.transports.http.values import describe, flatten, get
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from digitserve_client.uncertainty import Inspection
+
+    from service.network import Floats
+
 MAX_PICTURE_BYTES = 8 * 2**20
 MAX_PICTURES = 64
 """In one multipart body."""
 
 _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?')
 _EXPECTED = "expected application/json, multipart/form-data or a picture such as image/png"
+_NOT_IN_FORM = (
+    "pixels: not in the form of MNIST's digits; expected light ink on 0, its longer side 18 to 21 of the 28 pixels, "
+    "its centre of mass in the middle"
+)
 
 
 class PictureReader:
@@ -31,59 +42,91 @@ class PictureReader:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
-    async def read(self, pictures: Sequence[bytes]) -> bytes:
-        """Return the pixels of each picture, 784 bytes each; raises InvalidInput."""
+    async def read(self, pictures: Sequence[bytes]) -> DecodedPredict:
+        """Prepare each picture; raises InvalidInput."""
         try:
-            from service.transports.http.pictures import to_pixels  # noqa: PLC0415 (an extra of the client)
+            from service.transports.http.pictures import prepare  # noqa: PLC0415 (an extra of the client)
         except ImportError:
             raise Unimplemented(
                 "pictures: the server cannot read them; install `digitserve-client[image]` there, or send JSON rows of "
                 "784 pixels"
             ) from None
         loop = asyncio.get_running_loop()
-        return b"".join([await loop.run_in_executor(self._thread, to_pixels, picture) for picture in pictures])
+        prepared = [await loop.run_in_executor(self._thread, prepare, picture) for picture in pictures]
+        message = PredictRequest(pixels=b"".join(pixels for pixels, _ in prepared), include_reliability=True)
+        return DecodedPredict(message, [each for _, inspections in prepared for each in inspections])
 
 
-async def decode_predict(body: bytes, content_type: str, pictures: PictureReader) -> PredictRequest:
+@dataclass(frozen=True)
+class DecodedPredict:
+    """A request, and what was seen of its pictures while they were prepared; None for rows of pixels."""
+
+    message: PredictRequest
+    inspections: Sequence[Inspection] | None = None
+
+    def encode(self, response: PredictResponse) -> Response:
+        """Make the HTTP response: arrays with an element for each image."""
+        warnings = self._warnings(response)
+        document: dict[str, Any] = {
+            "digits": [*response.digits],
+            "second": [*response.second_digits],
+            "sure": [not each for each in warnings],
+            "warnings": warnings,
+            "in_distribution": [*response.in_distribution],
+            "activations": _rows(response.activations, DIGITS),
+            "model_version": response.model_version,
+        }
+        if response.layer1:
+            document.update(layer1=_rows(response.layer1, HIDDEN), layer2=_rows(response.layer2, HIDDEN))
+        return json_response(document)
+
+    def _warnings(self, response: PredictResponse) -> list[list[str]]:
+        activations = np.array(response.activations, np.float32).reshape(-1, DIGITS)
+        if self.inspections is not None:
+            from service.transports.http.pictures import warn  # noqa: PLC0415 (an extra of the client)
+
+            return warn(activations, self.inspections)
+        answers = zip(activations, response.digits, response.second_digits, response.in_distribution, strict=True)
+        return [[*_row_warnings(*answer)] for answer in answers]
+
+
+def _row_warnings(activations: Floats, digit: int, second: int, in_distribution: float) -> Iterator[str]:
+    if in_distribution <= 0:
+        yield _NOT_IN_FORM
+    if activations[digit] < LOWEST_TOP or activations[second] > HIGHEST_SECOND:
+        yield f"answer: {digit}, perhaps {second}; expected one clear digit"
+
+
+async def decode_predict(body: bytes, content_type: str, pictures: PictureReader) -> DecodedPredict:
     """Read a request by its content type; raises InvalidInput or HttpError."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json":
         return _decode_json(body)
     if kind == "multipart/form-data":
-        return PredictRequest(pixels=await pictures.read([*_parts(body, content_type)]))
+        return await pictures.read([*_parts(body, content_type)])
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return PredictRequest(pixels=await pictures.read([body]))
+        return await pictures.read([body])
     raise HttpError(415, f"content-type: {kind[:64]!r} is unsupported; {_EXPECTED}")
-
-
-def encode_predict(response: PredictResponse) -> Response:
-    """Make the HTTP response: arrays with an element for each image."""
-    document: dict[str, Any] = {
-        "digits": [*response.digits],
-        "activations": _rows(response.activations, DIGITS),
-        "model_version": response.model_version,
-    }
-    if response.layer1:
-        document.update(layer1=_rows(response.layer1, HIDDEN), layer2=_rows(response.layer2, HIDDEN))
-    return json_response(document)
 
 
 def _rows(values: Sequence[float], width: int) -> list[list[float]]:
     return [[*values[start : start + width]] for start in range(0, len(values), width)]
 
 
-def _decode_json(body: bytes) -> PredictRequest:
+def _decode_json(body: bytes) -> DecodedPredict:
     document = parse_json(body)
     if type(document) is list:
         document = {"pixels": document}
     if type(document) is not dict:
         raise InvalidInput("body", f"is {describe(document)}; expected an array of pixels, or an object with `pixels`")
     rows = flatten(get(document, "pixels", list, []), "pixels")
-    return PredictRequest(
+    message = PredictRequest(
         pixels=_to_bytes(rows),
         model_version=get(document, "model_version", str, ""),
         include_hidden_layers=get(document, "include_hidden_layers", bool, False),
+        include_reliability=True,
     )
+    return DecodedPredict(message)
 
 
 def _to_bytes(values: list[Any]) -> bytes:

@@ -14,7 +14,7 @@ from service.pb.inference import open_inference_pb2 as pb
 from service.transports.http.body import MAX_JSON_BYTES, read_body
 from service.transports.http.errors import Response, json_response
 from service.transports.http.inference import decode_infer, to_json
-from service.transports.http.predict import MAX_PICTURE_BYTES, PictureReader, decode_predict, encode_predict
+from service.transports.http.predict import MAX_PICTURE_BYTES, PictureReader, decode_predict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -99,9 +99,9 @@ class Endpoints:
     async def _predict(self, request: Request) -> Response:
         deadline = _deadline(request)
         body = await request.read(max(MAX_PICTURE_BYTES, MAX_JSON_BYTES))
-        message = await decode_predict(body, request.headers.get("content-type", ""), self._pictures)
-        reply = await self._handlers[_DIGITS]["Predict"](message.SerializeToString(), deadline)
-        return encode_predict(PredictResponse.FromString(reply))
+        decoded = await decode_predict(body, request.headers.get("content-type", ""), self._pictures)
+        reply = await self._handlers[_DIGITS]["Predict"](decoded.message.SerializeToString(), deadline)
+        return decoded.encode(PredictResponse.FromString(reply))
 
     async def _live(self, _: Request) -> Response:
         response = await self._call("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse)

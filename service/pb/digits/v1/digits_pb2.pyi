@@ -7,28 +7,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictRequest(_message.Message):
-    __slots__ = ("pixels", "include_hidden_layers", "model_version")
+    __slots__ = ("pixels", "include_hidden_layers", "model_version", "include_reliability")
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_HIDDEN_LAYERS_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_RELIABILITY_FIELD_NUMBER: _ClassVar[int]
     pixels: bytes
     include_hidden_layers: bool
     model_version: str
-    def __init__(self, pixels: _Optional[bytes] = ..., include_hidden_layers: bool = ..., model_version: _Optional[str] = ...) -> None: ...
+    include_reliability: bool
+    def __init__(self, pixels: _Optional[bytes] = ..., include_hidden_layers: bool = ..., model_version: _Optional[str] = ..., include_reliability: bool = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("digits", "activations", "model_version", "layer1", "layer2")
+    __slots__ = ("digits", "activations", "model_version", "layer1", "layer2", "second_digits", "sure", "in_distribution")
     DIGITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LAYER1_FIELD_NUMBER: _ClassVar[int]
     LAYER2_FIELD_NUMBER: _ClassVar[int]
+    SECOND_DIGITS_FIELD_NUMBER: _ClassVar[int]
+    SURE_FIELD_NUMBER: _ClassVar[int]
+    IN_DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     digits: _containers.RepeatedScalarFieldContainer[int]
     activations: _containers.RepeatedScalarFieldContainer[float]
     model_version: str
     layer1: _containers.RepeatedScalarFieldContainer[float]
     layer2: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., activations: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., layer1: _Optional[_Iterable[float]] = ..., layer2: _Optional[_Iterable[float]] = ...) -> None: ...
+    second_digits: _containers.RepeatedScalarFieldContainer[int]
+    sure: _containers.RepeatedScalarFieldContainer[bool]
+    in_distribution: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., activations: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., layer1: _Optional[_Iterable[float]] = ..., layer2: _Optional[_Iterable[float]] = ..., second_digits: _Optional[_Iterable[int]] = ..., sure: _Optional[_Iterable[bool]] = ..., in_distribution: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Neuron(_message.Message):
     __slots__ = ("layer", "index")

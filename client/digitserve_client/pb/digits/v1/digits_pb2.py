@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64igits/v1/digits.proto\x12\tdigits.v1\"V\n\x0ePredictRequest\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\x1d\n\x15include_hidden_layers\x18\x02 \x01(\x08\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"}\n\x0fPredictResponse\x12\x12\n\x06\x64igits\x18\x01 \x03(\rB\x02\x10\x01\x12\x17\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x42\x02\x10\x01\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\x06layer1\x18\x04 \x03(\x02\x42\x02\x10\x01\x12\x12\n\x06layer2\x18\x05 \x03(\x02\x42\x02\x10\x01\"&\n\x06Neuron\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\"[\n\x0e\x45xplainRequest\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\"\n\x07neurons\x18\x02 \x03(\x0b\x32\x11.digits.v1.Neuron\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\xe4\x01\n\x0f\x45xplainResponse\x12\x12\n\x06\x64igits\x18\x01 \x03(\rB\x02\x10\x01\x12\x17\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x42\x02\x10\x01\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\x06layer1\x18\x04 \x03(\x02\x42\x02\x10\x01\x12\x12\n\x06layer2\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05sums1\x18\x06 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05sums2\x18\x07 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05sums3\x18\x08 \x03(\x02\x42\x02\x10\x01\x12,\n\x0c\x65xplanations\x18\t \x03(\x0b\x32\x16.digits.v1.Explanation\"o\n\x0b\x45xplanation\x12!\n\x06neuron\x18\x01 \x01(\x0b\x32\x11.digits.v1.Neuron\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\x12\x19\n\rcontributions\x18\x03 \x03(\x02\x42\x02\x10\x01\x12\x14\n\x08gradient\x18\x04 \x03(\x02\x42\x02\x10\x01\"*\n\x11GetNetworkRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\xdb\x01\n\x12GetNetworkResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nactivation\x18\x03 \x01(\t\x12\x17\n\x0blayer_sizes\x18\x04 \x03(\rB\x02\x10\x01\x12 \n\x06layers\x18\x05 \x03(\x0b\x32\x10.digits.v1.Layer\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\t\x12\x15\n\raccuracy_data\x18\x07 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x08 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\t \x01(\t\"0\n\x05Layer\x12\x13\n\x07weights\x18\x01 \x03(\x02\x42\x02\x10\x01\x12\x12\n\x06\x62iases\x18\x02 \x03(\x02\x42\x02\x10\x01\x32\xa9\x02\n\x0c\x44igitService\x12@\n\x07Predict\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponse\x12J\n\rPredictStream\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponse(\x01\x30\x01\x12@\n\x07\x45xplain\x12\x19.digits.v1.ExplainRequest\x1a\x1a.digits.v1.ExplainResponse\x12I\n\nGetNetwork\x12\x1c.digits.v1.GetNetworkRequest\x1a\x1d.digits.v1.GetNetworkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64igits/v1/digits.proto\x12\tdigits.v1\"s\n\x0ePredictRequest\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\x1d\n\x15include_hidden_layers\x18\x02 \x01(\x08\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x1b\n\x13include_reliability\x18\x04 \x01(\x08\"\xc7\x01\n\x0fPredictResponse\x12\x12\n\x06\x64igits\x18\x01 \x03(\rB\x02\x10\x01\x12\x17\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x42\x02\x10\x01\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\x06layer1\x18\x04 \x03(\x02\x42\x02\x10\x01\x12\x12\n\x06layer2\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x19\n\rsecond_digits\x18\x06 \x03(\rB\x02\x10\x01\x12\x10\n\x04sure\x18\x07 \x03(\x08\x42\x02\x10\x01\x12\x1b\n\x0fin_distribution\x18\x08 \x03(\x02\x42\x02\x10\x01\"&\n\x06Neuron\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\"[\n\x0e\x45xplainRequest\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\"\n\x07neurons\x18\x02 \x03(\x0b\x32\x11.digits.v1.Neuron\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\xe4\x01\n\x0f\x45xplainResponse\x12\x12\n\x06\x64igits\x18\x01 \x03(\rB\x02\x10\x01\x12\x17\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x42\x02\x10\x01\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x12\n\x06layer1\x18\x04 \x03(\x02\x42\x02\x10\x01\x12\x12\n\x06layer2\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05sums1\x18\x06 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05sums2\x18\x07 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05sums3\x18\x08 \x03(\x02\x42\x02\x10\x01\x12,\n\x0c\x65xplanations\x18\t \x03(\x0b\x32\x16.digits.v1.Explanation\"o\n\x0b\x45xplanation\x12!\n\x06neuron\x18\x01 \x01(\x0b\x32\x11.digits.v1.Neuron\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\x12\x19\n\rcontributions\x18\x03 \x03(\x02\x42\x02\x10\x01\x12\x14\n\x08gradient\x18\x04 \x03(\x02\x42\x02\x10\x01\"*\n\x11GetNetworkRequest\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\xdb\x01\n\x12GetNetworkResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nactivation\x18\x03 \x01(\t\x12\x17\n\x0blayer_sizes\x18\x04 \x03(\rB\x02\x10\x01\x12 \n\x06layers\x18\x05 \x03(\x0b\x32\x10.digits.v1.Layer\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\t\x12\x15\n\raccuracy_data\x18\x07 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x08 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\t \x01(\t\"0\n\x05Layer\x12\x13\n\x07weights\x18\x01 \x03(\x02\x42\x02\x10\x01\x12\x12\n\x06\x62iases\x18\x02 \x03(\x02\x42\x02\x10\x01\x32\xa9\x02\n\x0c\x44igitService\x12@\n\x07Predict\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponse\x12J\n\rPredictStream\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponse(\x01\x30\x01\x12@\n\x07\x45xplain\x12\x19.digits.v1.ExplainRequest\x1a\x1a.digits.v1.ExplainResponse\x12I\n\nGetNetwork\x12\x1c.digits.v1.GetNetworkRequest\x1a\x1d.digits.v1.GetNetworkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE'].fields_by_name['layer1']._serialized_options = b'\020\001'
   _globals['_PREDICTRESPONSE'].fields_by_name['layer2']._loaded_options = None
   _globals['_PREDICTRESPONSE'].fields_by_name['layer2']._serialized_options = b'\020\001'
+  _globals['_PREDICTRESPONSE'].fields_by_name['second_digits']._loaded_options = None
+  _globals['_PREDICTRESPONSE'].fields_by_name['second_digits']._serialized_options = b'\020\001'
+  _globals['_PREDICTRESPONSE'].fields_by_name['sure']._loaded_options = None
+  _globals['_PREDICTRESPONSE'].fields_by_name['sure']._serialized_options = b'\020\001'
+  _globals['_PREDICTRESPONSE'].fields_by_name['in_distribution']._loaded_options = None
+  _globals['_PREDICTRESPONSE'].fields_by_name['in_distribution']._serialized_options = b'\020\001'
   _globals['_EXPLAINRESPONSE'].fields_by_name['digits']._loaded_options = None
   _globals['_EXPLAINRESPONSE'].fields_by_name['digits']._serialized_options = b'\020\001'
   _globals['_EXPLAINRESPONSE'].fields_by_name['activations']._loaded_options = None
@@ -64,23 +70,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LAYER'].fields_by_name['biases']._loaded_options = None
   _globals['_LAYER'].fields_by_name['biases']._serialized_options = b'\020\001'
   _globals['_PREDICTREQUEST']._serialized_start=37
-  _globals['_PREDICTREQUEST']._serialized_end=123
-  _globals['_PREDICTRESPONSE']._serialized_start=125
-  _globals['_PREDICTRESPONSE']._serialized_end=250
-  _globals['_NEURON']._serialized_start=252
-  _globals['_NEURON']._serialized_end=290
-  _globals['_EXPLAINREQUEST']._serialized_start=292
-  _globals['_EXPLAINREQUEST']._serialized_end=383
-  _globals['_EXPLAINRESPONSE']._serialized_start=386
-  _globals['_EXPLAINRESPONSE']._serialized_end=614
-  _globals['_EXPLANATION']._serialized_start=616
-  _globals['_EXPLANATION']._serialized_end=727
-  _globals['_GETNETWORKREQUEST']._serialized_start=729
-  _globals['_GETNETWORKREQUEST']._serialized_end=771
-  _globals['_GETNETWORKRESPONSE']._serialized_start=774
-  _globals['_GETNETWORKRESPONSE']._serialized_end=993
-  _globals['_LAYER']._serialized_start=995
-  _globals['_LAYER']._serialized_end=1043
-  _globals['_DIGITSERVICE']._serialized_start=1046
-  _globals['_DIGITSERVICE']._serialized_end=1343
+  _globals['_PREDICTREQUEST']._serialized_end=152
+  _globals['_PREDICTRESPONSE']._serialized_start=155
+  _globals['_PREDICTRESPONSE']._serialized_end=354
+  _globals['_NEURON']._serialized_start=356
+  _globals['_NEURON']._serialized_end=394
+  _globals['_EXPLAINREQUEST']._serialized_start=396
+  _globals['_EXPLAINREQUEST']._serialized_end=487
+  _globals['_EXPLAINRESPONSE']._serialized_start=490
+  _globals['_EXPLAINRESPONSE']._serialized_end=718
+  _globals['_EXPLANATION']._serialized_start=720
+  _globals['_EXPLANATION']._serialized_end=831
+  _globals['_GETNETWORKREQUEST']._serialized_start=833
+  _globals['_GETNETWORKREQUEST']._serialized_end=875
+  _globals['_GETNETWORKRESPONSE']._serialized_start=878
+  _globals['_GETNETWORKRESPONSE']._serialized_end=1097
+  _globals['_LAYER']._serialized_start=1099
+  _globals['_LAYER']._serialized_end=1147
+  _globals['_DIGITSERVICE']._serialized_start=1150
+  _globals['_DIGITSERVICE']._serialized_end=1447
 # @@protoc_insertion_point(module_scope)
