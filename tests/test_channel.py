@@ -48,7 +48,7 @@ def test_a_token_may_go_in_plain_text_within_this_machine(address: str, tmp_path
 def test_a_token_does_not_leave_this_machine_in_plain_text(address: str, tmp_path: Path) -> None:
     assert not is_loopback(validate(address))
     (tmp_path / "token").write_text("a-token-of-some-length")
-    with pytest.raises(ValueError, match=r"token_file is given without TLS for .*: anyone on the way could read it"):
+    with pytest.raises(ValueError, match=r"token_file: .* without TLS, which would send it in plain text"):
         DigitsClient(address, token_file=tmp_path / "token")
 
 

@@ -419,7 +419,7 @@ def test_health_exits_with_zero_where_it_serves(server: ServiceProcess) -> None:
     done = run("health", "--address", "127.0.0.1:1")
     assert (done.returncode, done.stdout) == (3, "")
     assert (
-        done.stderr == "UNAVAILABLE: 127.0.0.1:1: nothing listens there; start a server with `make run` or "
+        done.stderr == "UNAVAILABLE: 127.0.0.1:1: the port is closed; start a server with `make run` or "
         "`python -m service`\n"
     )
 

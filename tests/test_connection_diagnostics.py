@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BLANK = np.zeros((1, 784), np.uint8)
 IMAGES = SAMPLES / "digits-100-images-idx3-ubyte"
-TO_START = "nothing listens there; start a server with `make run` or `python -m service`"
+TO_START = "the port is closed; start a server with `make run` or `python -m service`"
 
 
 def said(address: str, ask: Callable[[DigitsClient], Any], **parameters: Any) -> str:
@@ -80,7 +80,7 @@ async def test_without_a_server_a_stream_says_so_too() -> None:
 
 
 async def test_waiting_in_vain_says_what_for() -> None:
-    expected = f"UNAVAILABLE: 127.0.0.1:1: {TO_START}; health did not say SERVING within 0.1 s"
+    expected = f"UNAVAILABLE: 127.0.0.1:1: {TO_START}; health is not SERVING after 0.1 s"
     assert said("127.0.0.1:1", lambda client: client.wait_until_serving(0.1)) == expected
     assert await said_async("127.0.0.1:1", lambda client: client.wait_until_serving(0.1)) == expected
 
@@ -119,7 +119,7 @@ def silent() -> Iterator[str]:
 
 @pytest.mark.slow
 async def test_a_connection_that_was_never_made_is_not_an_answer_that_came_late(silent: str) -> None:
-    expected = f"DEADLINE_EXCEEDED: {silent}: takes the connection, but sends nothing; no connection within 5 s"
+    expected = f"DEADLINE_EXCEEDED: {silent}: accepts the connection, but sends no data; no connection within 5 s"
     assert said(silent, predict, timeout=5) == expected
     ticks = 0
 
@@ -140,7 +140,7 @@ def test_a_server_that_is_gone_says_so_after_the_retries(model_path: Path) -> No
         client.predict(BLANK)
         service.process.kill()
         service.process.wait()
-        with pytest.raises(DigitsError, match=rf"^UNAVAILABLE: {service.address}: nothing listens there"):
+        with pytest.raises(DigitsError, match=rf"^UNAVAILABLE: {service.address}: the port is closed"):
             client.predict(BLANK)
 
 
@@ -170,7 +170,7 @@ def test_a_server_that_says_not_serving_is_there() -> None:
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
-        assert said(address, predict) == f"UNAVAILABLE: {address}: the server says NOT_SERVING"
+        assert said(address, predict) == f"UNAVAILABLE: {address}: the server is NOT_SERVING"
     finally:
         server.stop(0).wait()
 
@@ -246,9 +246,9 @@ def test_what_a_tls_server_says_of_the_client_is_told(authority: Authority, tmp_
         return said(address, predict, tls_ca=trusted, **files).removeprefix(f"UNAVAILABLE: {address}: ")
 
     with tls_server(pair, trusted, ["h2"]) as address:
-        assert refused(address) == "the server asks for a certificate; expected tls_cert and tls_key"
+        assert refused(address) == "the server requires a certificate; expected tls_cert and tls_key"
         assert refused(address, stranger) == "the server does not trust the CA of tls_cert"
-        assert refused(address, expired) == "the server says that tls_cert has expired"
+        assert refused(address, expired) == "the server rejects tls_cert, which has expired"
     with tls_server(pair) as address:
         assert refused(address) == "the server speaks TLS, but not HTTP/2 (ALPN h2)"
     with tls_server(authority.issue("old", days=-1), None, ["h2"]) as address:

@@ -553,13 +553,13 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("unset")
 def test_options_that_need_each_other_are_asked_for_together() -> None:
     for given, missing in (("tls-cert", "tls-key"), ("tls-key", "tls-cert"), ("tls-client-ca", "tls-cert")):
-        with pytest.raises(SettingsError, match=rf"^--{given} \(or DIGITS_\w+\) is given without --{missing} "):
+        with pytest.raises(SettingsError, match=rf"^--{given} \(or DIGITS_\w+\) without --{missing} "):
             load([f"--{given}", "x.pem"])
 
 
 def test_a_token_does_not_leave_the_machine_in_plain_text(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(FIRST)
-    with pytest.raises(ValueError, match=r"token_file is given without TLS for far\.example:1: anyone on the way"):
+    with pytest.raises(ValueError, match=r"token_file: far\.example:1 without TLS"):
         DigitsClient("far.example:1", token_file=tmp_path / "token")
 
 

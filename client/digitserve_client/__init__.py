@@ -30,7 +30,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is named at its first use: gRPC takes most of a start, and Ctrl-C is to be dealt with before it."""
+    """Import a name at its first use: importing gRPC is slow, and Ctrl-C must work before it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_MODULES.get(name, "digitserve_client.messages"))

@@ -1,4 +1,4 @@
-"""Where a server is: a name of gRPC's (https://grpc.github.io/grpc/core/md_doc_naming.html), looked at beforehand.
+"""Validate a server's address, a gRPC name (https://grpc.github.io/grpc/core/md_doc_naming.html).
 
 gRPC itself takes a port of 70000 as 4464, `http://HOST` as a host named `http`, and no port as 443.
 """
@@ -29,19 +29,19 @@ def is_loopback(address: str) -> bool:
     """Whether all that goes to the address stays here, for sure: by loopback or by a socket in the file system."""
     scheme, resolver, hosts = _parts(address)
     if scheme in _HOSTS:
-        # A name server that is named may say of `localhost` what it likes.
+        # A name server in the address may resolve `localhost` to any address.
         return not resolver and all(_is_loopback_host(host.rpartition(":")[0]) for host in hosts)
     return scheme.startswith("unix")
 
 
 def authority(address: str) -> str | None:
-    """What names the server in each call where gRPC has no name of its own: HTTP knows no :authority of several."""
+    """Return the :authority of calls to several addresses, for which gRPC has none; HTTP allows only one."""
     _, _, hosts = _parts(address)
     return hosts[0] if len(hosts) > 1 else None
 
 
 def endpoints(address: str) -> list[tuple[str, int] | str]:
-    """Where a socket would connect to: (host, port), or a path; none where only gRPC can find out."""
+    """Return the targets of a socket, (host, port) or a path; none if only gRPC can resolve them."""
     scheme, resolver, hosts = _parts(address)
     if scheme in _HOSTS and not resolver:
         return [(host.strip("[]"), int(port)) for host, _, port in (each.rpartition(":") for each in hosts)]
@@ -69,7 +69,7 @@ def proxy(address: str) -> Proxy | None:
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy: the variable that names it, where it is, and `user:password` or nothing."""
+    """An HTTP proxy: its environment variable, its address, and `user:password` or an empty string."""
 
     variable: str
     host: str

@@ -1,4 +1,4 @@
-"""What both clients have: a channel to a server, as whom they call, for how long, and what goes with each call."""
+"""The common part of both clients: channel, credentials, timeouts and metadata."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT = 5.0
-"""Seconds that a call may take unless told otherwise."""
+"""Default timeout of a call, in seconds."""
 
 _MAX_TIMEOUT = 1e9
 """Seconds, 31 years: gRPC takes a longer time for one that is over."""
 
 FIRST_CHECK_TIMEOUT = 0.5
-"""Seconds after which a connection that is neither made nor refused is looked into, while it goes on trying."""
+"""Seconds without a connection or an error before a probe looks for the reason."""
 
 _GRPC_DEADLINE_MESSAGE = "Deadline Exceeded"
-"""What gRPC itself says then; a server has a sentence of its own."""
+"""The message of gRPC itself; a server's differs."""
 
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
 NO_CONNECTION_CODES = (grpc.StatusCode.UNAVAILABLE, DEADLINE_EXCEEDED)
@@ -44,7 +44,7 @@ _VALUE = re.compile(r"[\x20-\x7e]*")
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", -1),
-    # A server that comes up is found within half a second; gRPC's own pause grows to two minutes.
+    # Reconnects within 0.5 s of the server's start; gRPC's default delay grows to 2 minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     # The server permits a ping every 5 s; a vanished server is noticed within 40.
@@ -54,15 +54,15 @@ _OPTIONS: list[tuple[str, Any]] = [
         "grpc.service_config",
         json.dumps(
             {
-                # All addresses of a name are used, those that say NOT_SERVING left out.
+                # Round robin over all addresses of a name, except those that are NOT_SERVING.
                 "loadBalancingConfig": [{"round_robin": {}}],
                 "healthCheckConfig": {"serviceName": SERVICE},
                 "methodConfig": [
                     {
                         "name": [{"service": SERVICE}],
-                        # Predicting twice does no harm, so what met no server is asked again: after 0.1, 0.2, 0.4 and
-                        # 0.8 s, give or take a fifth; a server that is started anew is there by then. An overloaded one
-                        # is not asked again at once: its RetryInfo is handed to the caller instead.
+                        # Predicting twice is harmless, so UNAVAILABLE is retried after 0.1, 0.2, 0.4 and
+                        # 0.8 s +-20%, which covers a restart of the server. An overloaded server
+                        # gets no retry: the error has its RetryInfo instead.
                         "retryPolicy": {
                             "maxAttempts": 5,
                             "initialBackoff": "0.1s",
@@ -79,10 +79,10 @@ _OPTIONS: list[tuple[str, Any]] = [
 
 
 class BaseClient:
-    """The common part of DigitsClient, which says what the parameters are, and AsyncDigitsClient."""
+    """The common part of DigitsClient, which documents the parameters, and AsyncDigitsClient."""
 
     _api: ClassVar[Any]
-    """What makes channels: grpc, or grpc.aio."""
+    """The module that creates channels: grpc, or grpc.aio."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class BaseClient:
         options = [*_OPTIONS, *extra]
         if (name := authority(self._address)) is not None:
             options.append(("grpc.default_authority", name))
-        # gRPC would ask a proxy of the environment for localhost too; nor does a token go to one in plain text.
+        # gRPC would use a proxy of the environment for localhost too, and send it a token in plain text.
         if is_loopback(self._address):
             options.append(("grpc.enable_http_proxy", 0))
         if self._credentials is not None:
@@ -124,11 +124,11 @@ class BaseClient:
         return self._api.insecure_channel(self._address, options)
 
     def _probe(self, deadline: float) -> concurrent.futures.Future[str | None]:
-        """Begin to find out why there is no connection; to be told before the call's time is up."""
+        """Start a probe for the reason of a missing connection, with a result before the call's deadline."""
         return probe(self._address, self._tls, timeout=0.8 * (deadline - time.monotonic()))
 
     def _connection_error(self, code: grpc.StatusCode, reason: str | None, timeout: float) -> DigitsError | None:
-        """The error of a first call, whose check of health ended so; None where the call itself may tell more."""
+        """Return the error of a first call whose health check failed; None if the call's own error is better."""
         if code is DEADLINE_EXCEEDED:
             description = f"{reason}; no connection" if reason else f"{self._address}: no answer"
             return DigitsError(code, f"{description} within {timeout:g} s")
@@ -138,16 +138,16 @@ class BaseClient:
         return None
 
     def _call_error(self, error: Any, request_id: str, timeout: float, reason: str | None) -> DigitsError:
-        """The error of a call that had so many seconds, with the reason where there was no connection."""
+        """Return the error of a call with that timeout, and the reason if there was no connection."""
         message = reason or error.details() or "no reason given"
         if message == _GRPC_DEADLINE_MESSAGE:
             message = f"{self._address}: no answer within {timeout:g} s"
         elif reason is None and "backend unhealthy" in message:
-            message = f"{self._address}: the server says NOT_SERVING"
+            message = f"{self._address}: the server is NOT_SERVING"
         return to_error(error, request_id, message=message)
 
     def _is_worth_probing(self, error: Any, deadline: float) -> bool:
-        """Whether a probe may tell more than the error of a call."""
+        """Whether a probe may have more information than the error of a call."""
         return is_connection_message(error.details() or "") and time.monotonic() < deadline
 
     def _check_open(self) -> None:
@@ -168,12 +168,12 @@ class BaseClient:
         return request_id, ((REQUEST_ID, request_id), *self._token.metadata(), *extra)
 
     def _timeout_of(self, timeout: float | None) -> float:
-        """Seconds that a call may take; ValueError where they are none."""
+        """Return the timeout of a call in seconds; ValueError if it is invalid."""
         return self._timeout if timeout is None else _validate_timeout(timeout)
 
 
 def _validate_timeout(timeout: float) -> float:
-    """What gRPC takes for the time; ValueError for what is none."""
+    """Return a timeout that gRPC accepts; ValueError for an invalid one."""
     if math.isnan(timeout) or timeout <= 0:
         raise ValueError(f"timeout is {timeout}; expected seconds, more than 0")
     return min(timeout, _MAX_TIMEOUT)

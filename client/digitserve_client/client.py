@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _POLL_INTERVAL = 0.1
 
 STREAM_TIMEOUT = 3600.0
-"""Seconds that the whole of a stream may take unless told otherwise."""
+"""Default timeout of a complete stream, in seconds."""
 
 
 class AsyncDigitsClient(Connection):
@@ -72,7 +72,7 @@ class AsyncDigitsClient(Connection):
         """The digits in images: arrays, tensors or lists of (n, 784), (n, 28, 28) or one of these, pictures or files.
 
         0 is background; ink is 255 as uint8, 1 as float, True as bool. A path, an open binary file or a PIL image is
-        brought into that form first. docs/client.md has the table; what is ambiguous is refused with ValueError.
+        converted to that form first. docs/client.md has the table; ambiguous input raises ValueError.
         """
         images, inspections = inspect(pixels)
         request = to_request(images, include_hidden_layers=include_hidden_layers, model_version=model_version)
@@ -100,7 +100,7 @@ class AsyncDigitsClient(Connection):
         return to_network((await self._call(self._stub.GetNetwork, request, timeout))[0])
 
     async def is_serving(self: Connection, service: str = SERVICE, *, timeout: float = 1.0) -> bool:
-        """Whether grpc.health.v1 says SERVING; False too where no server answers."""
+        """Whether grpc.health.v1 reports SERVING; False too if no server answers."""
         self._check_open()
         call = {"timeout": self._timeout_of(timeout), "metadata": self._token.metadata()}
         try:
@@ -111,14 +111,14 @@ class AsyncDigitsClient(Connection):
         return bool(reply.status == HealthCheckResponse.SERVING)
 
     async def health(self: Connection, service: str = "", *, timeout: float = 1.0) -> str:
-        """What grpc.health.v1 says of a service, or with none of the whole server: SERVING or NOT_SERVING.
+        """Return the status of a service in grpc.health.v1, by default of the server: SERVING or NOT_SERVING.
 
-        Raises DigitsError where no server answers, or the service is not known.
+        Raises DigitsError if no server answers, or if the service is unknown.
         """
         self._check_open()
         timeout_s = self._timeout_of(timeout)
         deadline = time.monotonic() + timeout_s
-        # A server that says NOT_SERVING is left out by the channel of all other calls.
+        # The channel of all other calls omits a server that is NOT_SERVING.
         channel = self._open(("grpc.inhibit_health_checking", 1))
         stub: Any = HealthStub(channel)
         call = {"timeout": timeout_s, "metadata": self._token.metadata()}
@@ -131,12 +131,12 @@ class AsyncDigitsClient(Connection):
         return HealthCheckResponse.ServingStatus.Name(reply.status)
 
     async def wait_until_serving(self: Connection, timeout: float) -> None:
-        """Return when health says SERVING; DigitsError, UNAVAILABLE, where it does not within `timeout` seconds."""
+        """Wait for SERVING; DigitsError (UNAVAILABLE) after `timeout` seconds without it."""
         deadline = time.monotonic() + timeout
         while not await AsyncDigitsClient.is_serving(self):
             if time.monotonic() >= deadline:
                 reason = await self._probe_result(self._probe(math.inf), math.inf)
-                description = f"health did not say SERVING within {timeout:g} s"
+                description = f"health is not SERVING after {timeout:g} s"
                 raise DigitsError(grpc.StatusCode.UNAVAILABLE, f"{reason}; {description}" if reason else description)
             await self._waits.sleep(_POLL_INTERVAL)
 
@@ -169,7 +169,7 @@ class AsyncDigitsClient(Connection):
     def _bind(self) -> None:
         """Make the channel in the loop that runs: gRPC's belongs to one loop, and a client may be made before any.
 
-        Raises RuntimeError where the loop of earlier calls still runs, in another thread.
+        Raises RuntimeError if the loop of earlier calls still runs in another thread.
         """
         self._check_open()
         running = asyncio.get_running_loop()
@@ -186,13 +186,13 @@ class AsyncDigitsClient(Connection):
 class DigitsClient(Connection):
     """A connection to a server at `address`, which is host:port or another of gRPC's names; a context manager.
 
-    `timeout` is in seconds and holds for each call that does not bring its own, but not for streams. The channel is TLS
-    with `credentials`, or with `tls_ca` (PEM file of the CA that vouches for the server); `tls_cert` and `tls_key` are
-    shown to a server that asks for them. The token in `token_file` goes with each call and is read again when the file
-    changes; so does what `metadata` gives, which is asked for each call, and may bring an `x-request-id` to find it by.
+    `timeout` is the default of each call in seconds, but not of streams. The channel uses TLS with `credentials`, or
+    with `tls_ca`, the PEM file of the server's CA. `tls_cert` and `tls_key` are the client's certificate and key. Each
+    call sends the token in `token_file`, which is reloaded when it changes, and the result of `metadata()`, such as an
+    `x-request-id`.
 
-    Raises ValueError, naming the parameter, for what cannot be used. Calls raise DigitsError where the server does not
-    answer, ValueError where the images are no images, and RuntimeError after `close`.
+    Raises ValueError, with the parameter's name, for invalid parameters. Calls raise DigitsError without a reply of the
+    server, ValueError for invalid images, and RuntimeError after `close`.
     """
 
     _api: ClassVar[Any] = grpc
@@ -226,7 +226,7 @@ class DigitsClient(Connection):
     ) -> Iterator[Predictions]:
         """One answer for each batch of images, in order, over one call; `timeout` is for the whole of it.
 
-        What `batches` raises is raised here, after the answers to what came before.
+        An exception of `batches` is raised here, after the answers to earlier batches.
         """
         return iterate(
             self._stream(batches, timeout, include_hidden_layers=include_hidden_layers, model_version=model_version)

@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 
 
 class Connection(BaseClient):
-    """What a call is made of, the same for DigitsClient and AsyncDigitsClient."""
+    """The steps of a call, the same for DigitsClient and AsyncDigitsClient."""
 
     _stub: Any
     _health: Any
@@ -50,10 +50,10 @@ class Connection(BaseClient):
     """How to wait for gRPC and for anything else."""
 
     def _bind(self) -> None:
-        """Make the channel where it is made late."""
+        """Create the channel, if it is created late."""
 
     async def _call(self, rpc: Any, request: Message, timeout: float | None) -> tuple[Any, str]:
-        """Return the reply and the request id; DigitsError where there is no reply."""
+        """Return the reply and the request id; DigitsError without a reply."""
         request_id, metadata = self._call_metadata()
         timeout_s = self._timeout_of(timeout)
         deadline = time.monotonic() + timeout_s
@@ -66,7 +66,7 @@ class Connection(BaseClient):
     async def _stream(
         self, batches: Any, timeout: float, *, include_hidden_layers: bool, model_version: str
     ) -> AsyncGenerator[Predictions]:
-        """Yield the answer to each batch; then raise what `batches` raised."""
+        """Yield the answer to each batch; then raise the exception of `batches`."""
         request_id, metadata = self._call_metadata()
         errors: list[Exception] = []
         inspections: deque[tuple[Inspection, ...]] = deque()  # of the batches that are not answered yet
@@ -92,7 +92,7 @@ class Connection(BaseClient):
             raise errors[0]
 
     async def _reach(self, timeout_s: float) -> float:
-        """Connect for the first time and return the seconds that are left; DigitsError where there is no server.
+        """Connect for the first time and return the remaining seconds; DigitsError without a server.
 
         Health is checked, since its calls are not retried: they fail when the connection does. The retries of other
         calls are for a server that restarts; with a wrong address they would only delay the error.
@@ -123,7 +123,7 @@ class Connection(BaseClient):
         return grpc.StatusCode.OK
 
     async def _reason(self, error: Any, deadline: float) -> str | None:
-        """Return why a call failed, where it was for want of a connection."""
+        """Return why a call had no connection; None if it had one."""
         return (
             await self._probe_result(self._probe(deadline), deadline)
             if self._is_worth_probing(error, deadline)
@@ -131,7 +131,7 @@ class Connection(BaseClient):
         )
 
     async def _probe_result(self, future: concurrent.futures.Future[str | None], deadline: float) -> str | None:
-        """Return what a probe found, if it did in time."""
+        """Return the result of a probe; None if it is late."""
         try:
             return await self._waits.wait(future, min(deadline - time.monotonic(), PROBE_RESULT_TIMEOUT))
         except TimeoutError:

@@ -1,6 +1,6 @@
-"""Why a server cannot be reached, as a sentence: gRPC's own names a system call, or nothing, where TLS is the reason.
+"""Explain why a server cannot be reached: gRPC's own message names a system call, and omits TLS errors.
 
-A connection of Python's own is made once, after gRPC's failed; no call is sent over it, and no token.
+Python opens one connection after gRPC's failed, and sends neither a call nor a token over it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROBE_TIMEOUT = 1.0
 """Seconds that a probe may take."""
 
 PROBE_RESULT_TIMEOUT = 3.0
-"""Seconds that a call waits for what a probe finds: more, since a machine may be busy."""
+"""Seconds that a call waits for a probe's result: more, since a machine may be busy."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and empty SETTINGS
 _TLS_ALERT, _SETTINGS = 0x15, 4
@@ -37,24 +37,24 @@ _SERVER_PREFACE_TIMEOUT = 0.3
 _GRPC_CONNECTION_MESSAGE = re.compile(
     r"(connections to all backends failing|failed to connect to all addresses|errors resolving|DNS )"
 )
-"""How gRPC's own sentences begin where there was no connection."""
+"""Beginnings of gRPC's messages for a missing connection."""
 
-# Numbers of OpenSSL's x509_vfy.h, and what its alerts are called.
+# Numbers of OpenSSL's x509_vfy.h, and the names of its alerts.
 _UNTRUSTED_CODES = {2, 18, 19, 20, 21}
 _VALIDITY_CODES = {9: "is not valid yet", 10: "has expired"}
 _HOSTNAME_CODES = {62, 63, 64}
 _ALERTS = {
-    "CERTIFICATE_REQUIRED": "asks for a certificate; expected tls_cert and tls_key",
-    "HANDSHAKE_FAILURE": "ended the TLS handshake; does it ask for a certificate, tls_cert and tls_key?",
+    "CERTIFICATE_REQUIRED": "requires a certificate; expected tls_cert and tls_key",
+    "HANDSHAKE_FAILURE": "ended the TLS handshake; it may require a certificate, tls_cert and tls_key",
     "UNKNOWN_CA": "does not trust the CA of tls_cert",
-    "CERTIFICATE_EXPIRED": "says that tls_cert has expired",
+    "CERTIFICATE_EXPIRED": "rejects tls_cert, which has expired",
     "CERTIFICATE_UNKNOWN": "does not accept tls_cert",
     "BAD_CERTIFICATE": "does not accept tls_cert",
 }
 
 
 class Tls(NamedTuple):
-    """What the client's channel shows and trusts: PEM files; `known` is false where it got credentials ready made."""
+    """The PEM files of the client's channel; `known` is false if it uses `credentials`."""
 
     ca: str | Path | None
     cert: str | Path | None
@@ -63,11 +63,11 @@ class Tls(NamedTuple):
 
 
 class _Fault(Exception):
-    """What is wrong, as the end of a sentence."""
+    """A fault, as the end of a message."""
 
 
 def probe(address: str, tls: Tls | None, *, timeout: float) -> concurrent.futures.Future[str | None]:
-    """Find out, in a thread of its own, why no connection comes about; None where it does, or only gRPC could tell.
+    """Find the reason of a missing connection in a thread; None if a connection succeeds or only gRPC can know.
 
     Ends within seconds, unless a name server does not answer; no call waits for that.
     """
@@ -79,7 +79,7 @@ def probe(address: str, tls: Tls | None, *, timeout: float) -> concurrent.future
     def run() -> None:
         try:
             result.set_result(_explain(address, tls, deadline))
-        except Exception:  # noqa: BLE001 (a probe that fails tells nothing, and hides no error of the call)
+        except Exception:  # noqa: BLE001 (a failed probe must not hide the call's error)
             result.set_result(None)
 
     threading.Thread(target=run, daemon=True).start()
@@ -115,11 +115,11 @@ def _explain(address: str, tls: Tls | None, deadline: float) -> str | None:
     return f"{address}: {faults[0]}{hint}"
 
 
-_NO_LISTENER = "nothing listens there"
+_NO_LISTENER = "the port is closed"
 
 
 def _try(endpoint: tuple[str, int] | str, via: Proxy | None, tls: Tls | None, deadline: float) -> None:
-    """Connect as the client would; _Fault where it does not come to HTTP/2."""
+    """Connect as the client would; _Fault without HTTP/2."""
 
     def connect() -> socket.socket:
         return _connect(endpoint, via, deadline)
@@ -163,7 +163,7 @@ def _connect_unix(path: str, timeout: float) -> socket.socket:
 
 
 def _connect_through(connection: socket.socket, via: Proxy, endpoint: tuple[str, int]) -> None:
-    """Ask the proxy for the way, as gRPC does."""
+    """Send CONNECT to the proxy, as gRPC does."""
     target = "{}:{}".format(*endpoint)
     basic = base64.b64encode(via.credentials.encode()).decode()
     authorization = f"Proxy-Authorization: Basic {basic}\r\n" if via.credentials else ""
@@ -185,7 +185,7 @@ def _check_plain(connect: Callable[[], socket.socket]) -> None:
     if _is_http2(answer):
         return
     if answer is None:
-        raise _Fault("takes the connection, but sends nothing")
+        raise _Fault("accepts the connection, but sends no data")
     if answer[:1] == bytes([_TLS_ALERT]) or (not answer and _supports_tls(connect)):
         raise _Fault("the server speaks TLS; expected tls_ca, the CA that vouches for it")
     raise _Fault("does not speak gRPC; is it the right port?" if answer else "closes the connection at once")
@@ -214,7 +214,7 @@ def _check_tls(connect: Callable[[], socket.socket], tls: Tls, host: str) -> Non
     if protocol is None and tls.known:
         raise _Fault("the server speaks TLS, but not HTTP/2 (ALPN h2)")
     if tls.known and answer == b"":
-        hint = "does it accept tls_cert?" if tls.cert else "does it ask for a certificate, tls_cert and tls_key?"
+        hint = "it may reject tls_cert" if tls.cert else "it may require a certificate, tls_cert and tls_key"
         raise _Fault(f"the server ends the connection after the TLS handshake; {hint}")
 
 
@@ -226,11 +226,11 @@ def _describe_certificate_error(error: ssl.SSLCertVerificationError, host: str) 
         return f"the server's certificate {_VALIDITY_CODES[code]}"
     if code in _HOSTNAME_CODES:
         return f"the server's certificate is not for {host}"
-    return f"the server's certificate is refused: {error.verify_message}"
+    return f"the server's certificate is invalid: {error.verify_message}"
 
 
 def _first_bytes(secured: ssl.SSLSocket) -> bytes | None:
-    """As `_answer`; with TLS 1.3 a server refuses a client's certificate now, and what was sent would drown that."""
+    """As `_answer`, without sending: data would hide that a TLS 1.3 server rejects the client's certificate."""
     timeout = secured.gettimeout()
     secured.settimeout(_SERVER_PREFACE_TIMEOUT)
     try:
@@ -241,7 +241,7 @@ def _first_bytes(secured: ssl.SSLSocket) -> bytes | None:
 
 
 def _exchange_preface(connection: socket.socket) -> bytes | None:
-    """What comes back for the beginning of HTTP/2: nothing where it was closed, None where it keeps silent."""
+    """Return the reply to the HTTP/2 preface: empty if the connection was closed, None after a timeout."""
     try:
         connection.sendall(_PREFACE)
         return connection.recv(9)

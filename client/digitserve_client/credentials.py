@@ -1,4 +1,4 @@
-"""What a caller shows and trusts: TLS with a CA, a certificate of its own, a bearer token from a file."""
+"""Load a client's credentials: the CA, a certificate and key, a bearer token from a file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from digitserve_client.address import is_loopback
 def channel_credentials(
     tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None
 ) -> grpc.ChannelCredentials | None:
-    """Credentials from PEM files; None for plain text, where none is named.
+    """Return credentials from PEM files; None, for plain text, without files.
 
-    A server is trusted that one of `tls_ca` vouches for; `tls_cert` and `tls_key` are shown to one that asks for them.
-    Raises ValueError, naming the parameter, where a file cannot be read or is no PEM, or a pair is not whole.
+    `tls_ca` contains the CAs of trusted servers; `tls_cert` and `tls_key` are sent to a server that requires them.
+    Raises ValueError, with the parameter's name, for a file that is unreadable or not PEM, and for half a pair.
     """
     if tls_ca is None and tls_cert is None and tls_key is None:
         return None
@@ -29,7 +29,7 @@ def channel_credentials(
 
 
 def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> None:
-    """ValueError where gRPC would find out at the first call, and say so in its own log alone."""
+    """Raise ValueError for errors that gRPC would report at the first call, in its own log only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if tls_ca is not None:
@@ -46,7 +46,7 @@ def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: 
 
 
 def probe_context(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> ssl.SSLContext:
-    """What shows and trusts the same in a handshake of Python's own, which tells why it fails."""
+    """Return an SSL context with the same files, for a handshake that reports why it fails."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC: any certificate of tls_ca is trusted
@@ -57,7 +57,7 @@ def probe_context(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_ke
 
 
 def trusting_context() -> ssl.SSLContext:
-    """A context that trusts anyone, to find out whether a server speaks TLS at all; nothing is sent with it."""
+    """Return a context that trusts every certificate, to detect whether a server uses TLS; it sends no data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -65,10 +65,10 @@ def trusting_context() -> ssl.SSLContext:
 
 
 class Token:
-    """The bearer token in a file, read again when the file changes; no metadata where there is no file.
+    """The bearer token in a file, reloaded when the file changes; no metadata without a file.
 
-    Raises ValueError, naming the file, where it cannot be read or holds no token, and where the token would go in
-    plain text to another machine.
+    Raises ValueError, with the file's name, if it is unreadable or contains no token. Raises it too if the token would
+    be sent to another machine in plain text.
     """
 
     def __init__(self, path: str | Path | None, *, address: str, encrypted: bool) -> None:
@@ -76,11 +76,11 @@ class Token:
         self._fingerprint: tuple[int, int, int] | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
         if self._path is not None and not encrypted and not is_loopback(address):
-            raise ValueError(f"token_file is given without TLS for {address}: anyone on the way could read it")
+            raise ValueError(f"token_file: {address} without TLS, which would send it in plain text; expected tls_ca")
         self.metadata()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with each call."""
+        """The metadata of each call."""
         if self._path is not None and (fingerprint := _fingerprint_of(self._path)) != self._fingerprint:
             self._metadata = (("authorization", f"Bearer {_token_text(self._path)}"),)
             self._fingerprint = fingerprint

@@ -1,4 +1,4 @@
-"""What goes over the wire and comes back, the same for the sync and the async client: requests, replies, errors."""
+"""Requests, replies and errors of the sync and the async client."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The answers for n images: digits (n,), activations (n, 10) in 0..1; the hidden layers (n, 16) if asked for.
+    """The answers for n images: digits (n,), activations (n, 10) in 0..1; hidden layers (n, 16) on request.
 
-    A sequence of the answers for each image, which are Predictions of n = 1. `inspections` is what was seen of each
-    picture while it was prepared; empty where arrays were sent.
+    A sequence of Predictions of n = 1, one per image. `inspections` has the findings on each prepared picture; empty
+    for arrays.
     """
 
     digits: npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class Predictions:
 
     @property
     def warnings(self) -> tuple[tuple[str, ...], ...]:
-        """For each image what speaks against its answer, a sentence each; none of an answer to rely on."""
+        """The doubts about each image's answer, as messages; none for a reliable answer."""
         seen = self.inspections or (Inspection(),) * len(self)
         return tuple(doubts(row, each) for row, each in zip(self.activations, seen, strict=True))
 
@@ -89,8 +89,8 @@ class Predictions:
 class Explanation:
     """Why one neuron is as bright as it is on one image.
 
-    `contributions`, of the pixels (784,) or of the neurons (16,) below, add up with `bias` to its sum; `gradient`
-    (784,) is the slope of its activation by each pixel's ink, 0..1.
+    The sum of `contributions`, of the pixels (784,) or neurons (16,) below, and `bias` is the neuron's sum. `gradient`
+    (784,) is the derivative of its activation by each pixel's ink, 0..1.
     """
 
     layer: int
@@ -102,7 +102,7 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class ExplainResult:
-    """The answers for n images with all layers, their sums before the squashing, and an explanation a neuron asked for.
+    """The answers for n images with all layers, the sums before activation, and the requested explanations.
 
     `sums` are (n, 16), (n, 16) and (n, 10); `explanations[i]` are those of image i, in the order of the question.
     """
@@ -116,8 +116,8 @@ class ExplainResult:
 class Network:
     """The network that serves: weights (out, in) and biases (out,) of its three layers, for ink 0..1.
 
-    `activation` is what the hidden layers squash with, `sigmoid` or `relu`; `accuracy` is the share of the images of
-    `accuracy_data` read correctly, as text.
+    `activation` is the hidden layers' activation function, `sigmoid` or `relu`; `accuracy` is the share of the images
+    of `accuracy_data` read correctly, as text.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Network:
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """A field of the request that the server refused, and why."""
+    """A field of the request that the server rejected, and the reason."""
 
     field: str
     description: str
@@ -141,7 +141,7 @@ class FieldViolation:
 class DigitsError(Exception):
     """The server did not answer: its status code, its message and details.
 
-    `retry_after` is in seconds, where an overloaded server named a time; `request_id` finds the call in its log.
+    `retry_after` is the delay of an overloaded server, in seconds; `request_id` identifies the call in its log.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class DigitsError(Exception):
 
 
 def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_version: str = "") -> PredictRequest:
-    """The message for images as `pixels.to_bytes` takes them; ValueError, naming what is wrong, for others."""
+    """Return the message for images as `pixels.to_bytes` accepts them; ValueError with the problem for others."""
     return PredictRequest(
         pixels=to_bytes(pixels), include_hidden_layers=include_hidden_layers, model_version=model_version
     )
@@ -171,7 +171,7 @@ def to_request(pixels: Pixels, *, include_hidden_layers: bool = False, model_ver
 def to_predictions(
     reply: PredictResponse | ExplainResponse, request_id: str, inspections: tuple[Inspection, ...] = ()
 ) -> Predictions:
-    """The reply as arrays, with what was seen of the pictures that it answers."""
+    """Return the reply as arrays, with the findings on its pictures."""
     n = len(reply.digits)
 
     def layer(values: Any, width: int) -> Floats:
@@ -235,7 +235,7 @@ def to_network(reply: GetNetworkResponse) -> Network:
 
 
 def to_error(error: Any, request_id: str = "", *, message: str) -> DigitsError:
-    """The error of a call (grpc.RpcError, of either API), what it says, and its details unpacked."""
+    """Return the error of a call (grpc.RpcError, of either API) with its message and unpacked details."""
     violations: list[FieldViolation] = []
     retry_after = None
     for detail in _details(error):
@@ -256,7 +256,7 @@ def to_error(error: Any, request_id: str = "", *, message: str) -> DigitsError:
 def _details(error: Any) -> Any:
     try:
         status = rpc_status.from_call(error)
-    except (ValueError, DecodeError):  # a proxy put its own code beside the server's details
+    except (ValueError, DecodeError):  # a proxy added its own code to the server's details
         return ()
     return status.details if status else ()
 
@@ -270,5 +270,5 @@ def _neuron(neuron: tuple[int, int]) -> Neuron:
     try:
         layer, index = neuron
         return Neuron(layer=layer, index=index)
-    except (TypeError, ValueError):  # which is all that protobuf says of a number too large
+    except (TypeError, ValueError):  # protobuf's error for a number too large
         raise ValueError(f"neurons holds {neuron!r}; expected (layer 1 to 3, place in it)") from None

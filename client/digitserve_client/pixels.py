@@ -1,4 +1,4 @@
-"""What callers have -> the bytes of a request: arrays, tensors, lists, pictures, files; the ambiguous is refused."""
+"""Convert arrays, tensors, lists, pictures and files to the bytes of a request; reject ambiguous input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIDE = 28
 Levels = npt.NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image"
 Pixels: TypeAlias = "npt.ArrayLike | bytearray | Picture | Sequence[Picture]"
-"""What `to_bytes` takes; also any object with `__array__`, `__array_interface__`, `__dlpack__` or a buffer."""
+"""Input of `to_bytes`; also any object with `__array__`, `__array_interface__`, `__dlpack__` or a buffer."""
 
 _OVERSHOOT = 0.3
 """By how much scaling with a bicubic filter, or the rounding of floats, goes beyond 0 and 1."""
@@ -42,16 +42,16 @@ _SHAPES = f"expected [n, {PIXELS}], [n, {SIDE}, {SIDE}] or one image of these"
 
 
 class ImageError(ValueError):
-    """Input that holds no digit that can be read; the text says what it is and why."""
+    """Input without a readable digit; the text has the input and the reason."""
 
 
 def to_bytes(pixels: Pixels) -> bytes:
     """Images as n x 784 bytes: 0 is background and 255 ink.
 
-    Takes raw bytes as they are, but not those of a PNG, JPEG or GIF; arrays of [n, 784], [n, 28, 28] or one image, with
-    axes of length 1 anywhere, as uint8, bool, other integers from 0 to 255 or floats from 0 to 1; pictures as
-    `to_mnist` reads them, and lists of pictures.
-    Raises ImageError, a ValueError, for anything else, and for a mask of 0 and 1 and ink that is dark on light.
+    Accepts raw bytes except those of a PNG, JPEG or GIF, pictures as in `to_mnist`, and lists of pictures. Accepts
+    arrays of [n, 784], [n, 28, 28] or one image, with axes of length 1 anywhere. Values are uint8, bool, other
+    integers from 0 to 255, or floats from 0 to 1.
+    Raises ImageError, a ValueError, for other input, for a mask of 0 and 1, and for ink that is dark on light.
     """
     if type(pixels) is np.ndarray:
         array = pixels
@@ -73,7 +73,7 @@ def to_bytes(pixels: Pixels) -> bytes:
 
 
 def inspect(pixels: Pixels) -> tuple[Pixels, tuple[Inspection, ...]]:
-    """The images for `to_bytes`, pictures among them prepared, and what was seen of each picture; () for arrays."""
+    """Return the images for `to_bytes`, with pictures prepared, and the findings on each picture; () for arrays."""
     if type(pixels) is np.ndarray or not _holds_pictures(pixels):
         return pixels, ()
     prepared = _read_all(pixels)
@@ -83,8 +83,8 @@ def inspect(pixels: Pixels) -> tuple[Pixels, tuple[Inspection, ...]]:
 def to_mnist(picture: Pixels) -> Levels:
     """A photograph or drawing of one digit in MNIST's form, or the images of an IDX file: uint8 (n, 784).
 
-    Takes a path, an open binary file, a PIL image or a list of these, or one array of any (height, width), or
-    (height, width, 3 or 4) with colours; dark on light or light on dark. Raises ImageError where there is no digit, and
+    Accepts a path, an open binary file, a PIL image, or a list of these. Accepts one array of any (height, width), or
+    (height, width, 3 or 4) with colours. Ink is dark on light or light on dark. Raises ImageError without a digit, and
     ImportError without Pillow.
     """
     if _holds_pictures(picture):
@@ -108,7 +108,7 @@ def _are_rows(shape: tuple[int, ...]) -> bool:
 
 
 def _raw(pixels: bytes) -> bytes:
-    # The longer a signature, the less it is like pixels: those of two bytes tell only why a length is wrong.
+    # Short signatures may be pixels: those of 2 bytes only explain a wrong length.
     if pixels.startswith(_SIGNATURES) or (len(pixels) % PIXELS and pixels.startswith(_SHORT_SIGNATURES)):
         raise ImageError("pixels holds the bytes of a picture's file; expected the file: pass io.BytesIO(pixels)")
     if not pixels or len(pixels) % PIXELS:
@@ -167,14 +167,14 @@ def _out_of_range(array: npt.NDArray[Any], outside: npt.NDArray[np.bool_], top: 
     elif array.dtype == np.int8:
         advice = ": pass pixels.view(numpy.uint8)"
     elif low >= 0 and high < 2**16:
-        advice = ": pass pixels >> 8 where they have 16 bits"
+        advice = ": pass pixels >> 8 if they have 16 bits"
     else:
         advice = ""
     return f"{_place(at // PIXELS, array.size // PIXELS)} holds {value}; expected {expected}{advice}"
 
 
 def _advice_on_floats(low: float, high: float) -> str:
-    """What is to be done with floats of that range; nothing for NaN and infinity."""
+    """Return advice for floats of that range; an empty string for NaN and infinity."""
     if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
         return ": pass pixels.clip(0, 1)"
     if low < 0:
@@ -189,7 +189,7 @@ def _check_mask(raw: bytes) -> None:
 
 
 def _check_polarity(raw: bytes) -> None:
-    """Refuse dark ink on light paper: what surrounds it, and most of the picture, is lighter than the average."""
+    """Reject dark ink on light paper: its edge and most of the picture are lighter than the average."""
     images = np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE)
     border = np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
     # Seven tenths of the border, since a stroke may run off the picture, or one side be cropped beyond the paper.
@@ -244,7 +244,7 @@ def _read_all(pictures: Any) -> Prepared:
 def _read(picture: Any) -> Prepared:
     image = _reader()
     if isinstance(picture, str) and "://" in picture:
-        raise ImageError(f"{picture}: is a URL; expected a path, or what urllib.request.urlopen(URL) opens")
+        raise ImageError(f"{picture}: is a URL; expected a path, or the result of urllib.request.urlopen(URL)")
     if isinstance(picture, str | os.PathLike):
         prepared: Prepared = image.prepare_path(Path(picture))
     elif hasattr(picture, "read"):

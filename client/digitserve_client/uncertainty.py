@@ -1,4 +1,4 @@
-"""Whether an answer is to be relied on: what its activations leave open, and what its picture speaks against."""
+"""Detect unreliable answers, by their activations and their pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Inspection(NamedTuple):
-    """What was seen of one picture while it was prepared: sentences, and how many areas of paper its ink encloses."""
+    """The findings on one prepared picture: messages, and the number of areas that its ink encloses."""
 
     warnings: tuple[str, ...] = ()
     holes: int | None = None

@@ -21,7 +21,7 @@ class BlockingWaits:
 
     @staticmethod
     async def result(call: Any) -> Any:
-        """Return what a call returns."""
+        """Return the result of a call."""
         return call
 
     @staticmethod
@@ -43,9 +43,9 @@ class BlockingWaits:
     def requests(
         batches: Iterable[Pixels], to_message: Callable[[Pixels], PredictRequest], errors: list[Exception]
     ) -> Iterator[PredictRequest]:
-        """Yield the messages of a stream; what `batches` raises ends them and goes into `failed`.
+        """Yield the messages of a stream; an exception of `batches` ends them and is appended to `failed`.
 
-        grpcio would make a status of it: UNKNOWN, or CancelledError as if the caller's own task were cancelled.
+        grpcio would convert it to UNKNOWN, or to CancelledError as if the client's own task were cancelled.
         """
         try:
             for pixels in batches:
