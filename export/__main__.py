@@ -24,13 +24,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="""Train the network, write it as ONNX, measure it. Without a command: `onnx`, which writes model.onnx.
 
-    Exit status: 0 done; 1 it failed, and one sentence says why; 2 wrong usage.""",
+    Exit status: 0 success; 1 failure, with one message; 2 invalid usage.""",
 )
 
 
 @app.callback()
 def _options(context: typer.Context, version: Version = False) -> None:  # noqa: ARG001 (its callback answers)
-    """Take the options that stand before the command, and write model.onnx where there is none."""
+    """Process the options before the command, and write model.onnx without a command."""
     if context.invoked_subcommand is None:
         onnx()
 
@@ -76,7 +76,7 @@ def onnx(
 
 
 def main() -> int:
-    """Run a command; 1 and one sentence where it fails, 2 where it was called wrongly."""
+    """Run a command; return 1, after one message, if it fails, and 2 for invalid usage."""
     return streams.run(_main)
 
 

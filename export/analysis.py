@@ -1,4 +1,4 @@
-"""What hidden neurons do: each left out in turn, compared with edges; and answers to pictures that are no digits."""
+"""Analyse hidden neurons by ablation and by comparison with edges, and answers to pictures that are no digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIDE = 28
 CERTAIN = 0.99
-"""A winning output above this is certainty, whatever was shown."""
+"""A winning output above this is certain."""
 
 EDGE_WIDTHS = (1.0, 1.5, 2.5)
 EDGE_LENGTH = 2.0  # times the width
@@ -28,10 +28,10 @@ EDGE_ANGLES = 12
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """What a network loses when a neuron of a hidden layer says the same whatever it sees.
+    """The loss of a network when a hidden neuron is constant.
 
-    `lost` is the share of all images, `lost_by_digit` (10,) that of each digit's, that are read correctly no more:
-    below 0 where leaving it out helps.
+    `lost` is the share of images that are no longer read correctly, `lost_by_digit` (10,) that of each digit. Below 0
+    the ablation helps.
     """
 
     layer: int
@@ -61,7 +61,7 @@ def _right(digits: npt.NDArray[np.int64], labels: Bytes) -> Doubles:
 
 
 def _from(network: Network, layer: int, values: Doubles) -> Doubles:
-    """The ten outputs, given what that hidden layer holds."""
+    """Return the 10 outputs for the values of that hidden layer."""
     for at in range(layer, 3):
         activation = ACTIVATIONS[network.activation] if at < 2 else sigmoid
         values = activation(values @ network.weights[at].T.astype(np.float64) + network.biases[at])
@@ -71,8 +71,8 @@ def _from(network: Network, layer: int, values: Doubles) -> Doubles:
 def edges(network: Network) -> Doubles:
     """How much of each first-layer neuron's weights one edge or one line explains: R squared of the best, (16,).
 
-    The edges and lines tried are Gabor-like: the first and second derivative of a Gaussian, at every pixel, twelve
-    angles and three widths. 1 is a neuron that is an edge or a line and nothing else.
+    The candidates are Gabor-like: the first and second derivative of a Gaussian, at every pixel, 12 angles and 3
+    widths. 1 is a neuron that is only an edge or a line.
     """
     weights = network.weights[0].astype(np.float64)
     weights = weights - weights.mean(axis=1, keepdims=True)
@@ -117,7 +117,7 @@ def mistakes(network: Network, examples: Examples) -> Mistakes:
 
 
 def out_of_distribution(n: int, seed: int = 0) -> dict[str, Bytes]:
-    """Pictures that are no digits, n of each kind, (n, 784): what they are -> the images."""
+    """Return pictures that are no digits, n of each kind, (n, 784), by the name of the kind."""
     rng = np.random.default_rng(seed)
     kinds: dict[str, Callable[[np.random.Generator], npt.NDArray[np.float64]]] = {
         "noise, any greys": lambda r: r.random((SIDE, SIDE)),

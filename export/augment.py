@@ -1,4 +1,4 @@
-"""Distorted copies of digits: every image turned, scaled, sheared, shifted and bent a little, anew each time."""
+"""Distorted copies of digits: every image rotated, scaled, sheared, shifted and bent at random."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def distort(key: jax.Array, images: jax.Array, limits: Distortion) -> jax.Array:
 
 
 def _affine(key: jax.Array, n: int, limits: Distortion) -> tuple[jax.Array, jax.Array]:
-    """Matrices (n, 2, 2) and shifts (n, 2, 1) on (y, x): where, from the middle, each output point is read."""
+    """Matrices (n, 2, 2) and shifts (n, 2, 1) on (y, x): the source of each output point, from the middle."""
     draw = jax.random.uniform(key, (n, 6), minval=-1.0, maxval=1.0)
     angle = jnp.deg2rad(limits.rotation) * draw[:, 0]
     sin, cos = jnp.sin(angle), jnp.cos(angle)

@@ -1,4 +1,4 @@
-"""The file of a trained network: six float32 tensors in safetensors, with where they came from."""
+"""The file of a trained network: six float32 tensors in safetensors, with their provenance."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from safetensors import SafetensorError, safe_open
 from export.network import Activation, Network
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Where the trained networks are committed: one `<activation>.safetensors` for each variant."""
+"""Folder of the committed networks: one `<activation>.safetensors` for each variant."""
 
 _KEY = "digitserve"
 """The one metadata key; a single JSON text under it keeps the file's bytes the same at every save."""
 
 
 class CheckpointError(Exception):
-    """The file cannot be read, or does not hold the network; the text says which file and what is wrong."""
+    """The file cannot be read, or does not contain the network; the text has the file and the problem."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A network, its recipe and what it was measured to do (both JSON objects, free in form)."""
+    """A network, its recipe and its measurements (both JSON objects without a schema)."""
 
     network: Network
     recipe: dict[str, Any]

@@ -102,7 +102,7 @@ def out_of_distribution(
     images: Annotated[int, typer.Option(min=1, max=100_000, help="pictures of each kind")] = 2_000,
     png_file: Picture = None,
 ) -> None:
-    """Feed pictures that are no digits, and tell how sure of them the network is."""
+    """Show how sure the network is of pictures that are no digits."""
     if png_file:
         need("matplotlib")
     network = _network(activation, weights)
@@ -130,7 +130,7 @@ def synthetic(
     seed: Annotated[int, typer.Option(min=0, help="another seed draws other digits")] = 0,
     out: Annotated[Path | None, output_file("--out", help="the PNG to write", show_default=str(SYNTHETIC))] = None,
 ) -> None:
-    """Draw synthetic digits, ten of each, as `train --synthetic` adds them to MNIST."""
+    """Draw synthetic digits, 10 of each, as `train --synthetic` adds them to MNIST."""
     need("jax", "matplotlib")
     from export import plots, strokes  # noqa: PLC0415 (jax and matplotlib are extras)
 
@@ -142,7 +142,7 @@ def synthetic(
 
 
 def _points(share: float) -> str:
-    """A share as percentage points; nothing where it is nothing."""
+    """Return a share as percentage points; empty if it is 0."""
     return f"{100 * share:.1f}" if abs(share) >= 0.0005 else "."
 
 

@@ -76,7 +76,7 @@ Out = Annotated[
     Path | None,
     output_file(
         "--out",
-        help="the file to write, the learning curve beside it",
+        help="file to write, and the learning curve next to it",
         show_default="build/ACTIVATION.safetensors",
     ),
 ]
@@ -93,7 +93,7 @@ Picture = Annotated[Path | None, output_file("--png", help="draw here which digi
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked; the text says what is missing."""
+    """A command cannot run; the text has the missing part."""
 
 
 def data(
@@ -174,7 +174,7 @@ def evaluate(
 def _tried(
     recipe: Recipe, digits: Mnist, synthetic: Examples | None, curve: Path, recording: Recording | None
 ) -> list[Measurement]:
-    """What the recipe comes to on the digits held out for choosing; draws how training went."""
+    """Return the recipe's results on the held-out digits; draw the learning curve."""
     from export import plots  # noqa: PLC0415 (matplotlib is an extra)
 
     history: list[Epoch] = []
@@ -252,20 +252,20 @@ def _show(title: str, measurements: Sequence[Measurement]) -> None:
 
 
 def end_in_order_at_ctrl_c() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt: there is something to clear up, and what takes long is imported."""
+    """Let Ctrl-C raise KeyboardInterrupt from here on: files need a cleanup, and slow imports are complete."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's job in the background has it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(*modules: str) -> None:
-    """CommandError that says how to install them, unless all are."""
+    """Raise CommandError, with the command that installs them, unless all modules are installed."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise CommandError(startup.missing_extra("train", *missing))
 
 
 def _prepare(path: Path) -> None:
-    """Say before an hour's work, not after it, that its result cannot be written."""
+    """Check before an hour's work, not after it, that its result can be written."""
     write_file(path.with_suffix(".tmp"), _touch)
 
 
@@ -275,7 +275,7 @@ def _touch(probe: Path) -> None:
 
 
 def in_build(path: Path) -> Path:
-    """Return the path of a file that goes into build/ where no other is named, and make that folder."""
+    """Return the path of a file, by default in build/, and create that folder."""
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as e:
@@ -284,7 +284,7 @@ def in_build(path: Path) -> Path:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have it written; CommandError where that is refused."""
+    """Write the file; CommandError if that fails."""
     try:
         write(path)
     except OSError as e:

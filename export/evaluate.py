@@ -1,4 +1,4 @@
-"""What a model.onnx does on labelled digits, measured through ONNX Runtime as the service runs it."""
+"""Measure a model.onnx on labelled digits, through ONNX Runtime as the service runs it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BATCH = 1_000
 
 
 class ModelError(Exception):
-    """The file is no model of digits that ONNX Runtime can run; the text says which file and why."""
+    """The file is no model of digits that ONNX Runtime can run; the text has the file and the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """The answers to n labelled images: `confusion[d, r]` counts images of d that were read as r.
 
-    `one_bright` is the share of images on which exactly one of the ten outputs is over BRIGHT.
+    `one_bright` is the share of images on which exactly one of the 10 outputs is over BRIGHT.
     """
 
     confusion: npt.NDArray[np.int64]
@@ -74,12 +74,12 @@ class Measurement:
 
 
 def measure(model: Path, examples: Examples) -> Measurement:
-    """Run every image through the file in ONNX Runtime; ModelError where it cannot be."""
+    """Run every image through the file in ONNX Runtime; ModelError if that fails."""
     return Measurement.of(activations(model, examples.images), examples.labels)
 
 
 def activations(model: Path, pixels: Bytes) -> npt.NDArray[np.float32]:
-    """The outputs (n, 10) for images (n, 784), from the file in ONNX Runtime; ModelError where it cannot be."""
+    """The outputs (n, 10) for images (n, 784), from the file in ONNX Runtime; ModelError if that fails."""
     session = _session(model)
     inputs: npt.NDArray[Any] = pixels
     if session.get_inputs()[0].type == "tensor(float)":
@@ -89,8 +89,8 @@ def activations(model: Path, pixels: Bytes) -> npt.NDArray[np.float32]:
 
 
 def tables(measurement: Measurement) -> list[Table]:
-    """The measurement for the terminal: accuracy by digit, and what was taken for what."""
-    counts = Table(title="rows: the digit; columns: what it was read as", title_justify="left")
+    """The measurement for the terminal: accuracy by digit, and the confusion matrix."""
+    counts = Table(title="rows: the digit; columns: the answer", title_justify="left")
     for heading in ("", *map(str, range(10)), "right"):
         counts.add_column(heading, justify="right")
     for digit, (row, share) in enumerate(zip(measurement.confusion, measurement.by_digit(), strict=True)):

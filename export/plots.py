@@ -1,4 +1,4 @@
-"""The pictures: how training went, which digit was taken for which, and what the neurons look at."""
+"""Pictures: learning curves, confusion matrices, and the weights of neurons."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def learning_curve(history: Sequence[Epoch], title: str, path: Path) -> None:
 
 
 def confusion(measurement: Measurement, path: Path) -> None:
-    """The 10 by 10 table of digit against what was read; colour for the mistakes alone, which it would else drown."""
+    """Draw the confusion matrix, with colours for the errors only, which would otherwise be invisible."""
     figure = Figure(figsize=(6, 5.5), layout="constrained")
     axes = figure.subplots()
     counts = measurement.confusion
@@ -73,7 +73,7 @@ def first_layer(networks: Sequence[Network], path: Path) -> None:
             axes.set_title(str(i), fontsize=8, pad=2)
             axes.set_axis_off()
         part.colorbar(picture, ax=grid, shrink=0.8, label="weight", extend="both")
-        part.suptitle(f"{network.activation}: what each neuron of the first hidden layer weighs", fontsize=10)
+        part.suptitle(f"{network.activation}: weights of each neuron of the first hidden layer", fontsize=10)
     _write(figure, path)
 
 
@@ -89,12 +89,12 @@ def ablation(results: Sequence[Ablation], title: str, path: Path) -> None:
         axes.set(xticks=range(16), yticks=range(10), ylabel="digit", xlabel=f"neuron of hidden layer {layer} left out")
         axes.tick_params(labelsize=7)
     figure.colorbar(picture, ax=grid, label="points gained")
-    figure.suptitle(f"{title}: what each digit loses without one neuron", fontsize=10)
+    figure.suptitle(f"{title}: loss of each digit without one neuron", fontsize=10)
     _write(figure, path)
 
 
 def images(pixels: npt.NDArray[np.uint8], titles: Sequence[str], path: Path) -> None:
-    """Images (n, 784), ten in a row, each under its title."""
+    """Draw images (n, 784), 10 in a row, each under its title."""
     columns = min(10, len(pixels))
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(columns, 1.2 * rows), layout="constrained")
@@ -107,5 +107,5 @@ def images(pixels: npt.NDArray[np.uint8], titles: Sequence[str], path: Path) -> 
 
 
 def _write(figure: Figure, path: Path) -> None:
-    # Without the library's version the picture is the same, byte for byte, wherever the same library draws it.
+    # Without the library's version the picture is the same, byte for byte, on every machine with the same library.
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})

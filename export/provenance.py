@@ -1,4 +1,4 @@
-"""What a trained network's file says of itself: how it was made, and what it and its siblings were measured to do."""
+"""The metadata of a trained network's file: its training, and the measurements of all seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEST_DATA = "MNIST test set, 10,000 images"
 
 KEPT_SEED = 0
-"""The network kept is the first seed's, whatever the others do: a fair sample of what the recipe gives."""
+"""The result is always the first seed's network: a fair sample of the recipe."""
 
 _LIBRARIES = ("jax", "jaxlib", "numpy", "optax")
 
@@ -40,7 +40,7 @@ def made(recipe: Recipe, command: str) -> dict[str, Any]:
 
 
 def measured(validation: Sequence[Measurement], test: Sequence[Measurement]) -> dict[str, Any]:
-    """What the kept network does, and the spread of its siblings; one measurement a seed, in the seeds' order.
+    """Return the network's measurements, and the spread of all seeds; one measurement per seed, in order.
 
     `validation` is of the same recipe run on the 50,000 digits that are not held out.
     """
@@ -64,5 +64,5 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def measurements(networks: Sequence[Network], examples: Examples) -> list[Measurement]:
-    """What each network does on labelled digits, by the numpy reference."""
+    """Measure each network on labelled digits, by the numpy reference."""
     return [Measurement.of(network.forward(examples.images).activations, examples.labels) for network in networks]

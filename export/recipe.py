@@ -1,4 +1,4 @@
-"""What a training run depends on besides the data: the recipe, of numbers alone; docs/training.md tells how chosen."""
+"""The recipe of a training run, numbers only; docs/training.md explains the choices."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Recipe:
     weight_decay: float = 0.02
     """Each step takes this share, times the rate, off every weight."""
     brightness: float = 0.2
-    """How much ten questions of yes or no, one an output, weigh beside the one question which digit it is."""
+    """Weight of the binary cross-entropy of the 10 outputs, relative to the cross-entropy of the digit."""
     distortion: Distortion = field(default_factory=Distortion)
     synthetic_share: float = 0.0
     """Digits drawn from strokes for each of MNIST's; distorted as those are."""

@@ -1,6 +1,7 @@
 """Records a training run for the playground: accuracy by epoch, and the first layer at some of the epochs.
 
-The file is JSON of some 65 kB, 20 kB compressed: pictures of weights are kept at CHECKPOINTS epochs, a letter a weight.
+The file is JSON of about 65 kB, 20 kB compressed: pictures of weights are kept at CHECKPOINTS epochs, a letter a
+weight.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from export.network import Floats, Network
 
 CHECKPOINTS = 5
-"""How many epochs, the first and the last included, keep their weights: closer at the start, where more changes."""
+"""Number of epochs with weights, including the first and the last: closer at the start, which changes more."""
 
 LEVELS = 5
 """Letters for weights above 0, and as many below."""

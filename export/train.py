@@ -26,18 +26,18 @@ Parameters = tuple[tuple[jax.Array, jax.Array], ...]
 """Weights (in, out) and biases (out,) of the three layers, as in row vectors: a' = squash(a W + b)."""
 
 _IMAGES = 784
-"""What the order and the distortion of the images are drawn from: no network's seed, and the same however many."""
+"""Seed of the order and the distortion of the images, independent of the networks and their number."""
 
 
 class State(NamedTuple):
-    """Where the training of one network stands."""
+    """The training state of one network."""
 
     parameters: Parameters
     optimizer: optax.OptState
 
 
 class Epoch(NamedTuple):
-    """What one pass over the images came to: the loss of each seed, and its share right on the held-out digits."""
+    """The result of one pass over the images: the loss of each seed, and its accuracy on the held-out digits."""
 
     loss: Doubles
     accuracy: Doubles | None
@@ -51,14 +51,14 @@ def fit(
     record: Callable[[list[Network]], None] | None = None,
     synthetic: Examples | None = None,
 ) -> list[Network]:
-    """The network of every seed, trained on these images; `on_epoch` hears how it goes.
+    """The network of every seed, trained on these images; `on_epoch` receives the progress.
 
     With `synthetic`, each epoch adds a random choice of those digits, `recipe.synthetic_share` for each example.
 
     `record` receives the networks before the first epoch and after each.
 
-    The seeds differ in their first weights alone: they see the same distorted images in the same order, so that
-    the first layer of all of them is one product of matrices. Raises ValueError where training has diverged.
+    The seeds differ in their first weights only. They see the same distorted images in the same order, so that the
+    first layer of all of them is one product of matrices. Raises ValueError if training diverges.
     """
     added = int(recipe.synthetic_share * len(examples)) if synthetic else 0
     optimizer = _optimizer(recipe, steps=recipe.epochs * ((len(examples) + added) // recipe.batch))
@@ -82,10 +82,10 @@ def fit(
 
 
 def logits(activation: Activation, parameters: Parameters, pixels: jax.Array) -> jax.Array:
-    """What the output sigmoids are taken of, (..., 10), for pixels (..., 784) in 0..1.
+    """Return the inputs of the output sigmoids, (..., 10), for pixels (..., 784) in 0..1.
 
-    A sigmoid network is trained in tanh, which is centred on zero and so better conditioned; `_in_sigmoids` turns
-    it into the sigmoids it is equal to.
+    A sigmoid network is trained with tanh, which is centred on 0 and better conditioned. `_in_sigmoids` converts it to
+    the equal sigmoids.
     """
     activation_ = {"sigmoid": jnp.tanh, "relu": jax.nn.relu}[activation]
     *hidden, (W, b) = parameters
@@ -96,7 +96,7 @@ def logits(activation: Activation, parameters: Parameters, pixels: jax.Array) ->
 
 
 def loss(recipe: Recipe, parameters: Parameters, pixels: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean over n images of what the network is to make small: which digit it is, and how bright each output."""
+    """Return the mean loss over n images: cross-entropy of the digit, and of each output."""
     z = logits(recipe.activation, parameters, pixels)
     target = jax.nn.one_hot(labels, LAYER_SIZES[-1])
     which = optax.softmax_cross_entropy(z, target)
@@ -114,7 +114,7 @@ def networks(activation: Activation, parameters: Parameters) -> list[Network]:
 def to_network(activation: Activation, layers: list[tuple[Doubles, Doubles]]) -> Network:
     """The network that `logits` computes, in the film's terms: sigmoids or ReLUs, and weights (out, in).
 
-    Raises ValueError where a weight is not finite.
+    Raises ValueError if a weight is not finite.
     """
     if activation == "sigmoid":
         layers = _in_sigmoids(layers)
@@ -172,7 +172,7 @@ def _compiled_epoch(recipe: Recipe, optimizer: optax.GradientTransformation) -> 
 
 @partial(jax.jit, static_argnums=0)
 def _digits(activation: Activation, parameters: Parameters, images: jax.Array) -> jax.Array:
-    """What every seed reads in every image, (seeds, n)."""
+    """Return the digit of every seed for every image, (seeds, n)."""
     every = jax.vmap(partial(logits, activation), in_axes=(0, None))(parameters, images / jnp.float32(255))
     return every.argmax(axis=-1)
 

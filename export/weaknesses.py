@@ -1,4 +1,4 @@
-"""Where the network fails, in figures: digits changed in ways that training did not know, and pictures of nothing."""
+"""Measure the network's weaknesses: digits with changes unknown to training, and pictures without a digit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLANK_IMAGES = 10_000
 
 
 class Weakness(NamedTuple):
-    """How many of the changed test digits are read correctly, 0 to 1; nothing for pictures that hold no digit.
+    """The share of changed test digits that are read correctly, 0 to 1; None for pictures without a digit.
 
     `sure` is the share of all answers, right or wrong, whose brightest output is over 0.9.
     """
@@ -40,7 +40,7 @@ def measure(model: Path, test: Examples) -> list[Weakness]:
 
 def table(weaknesses: list[Weakness]) -> Table:
     """For the terminal."""
-    rows = Table(title="what training did not show it", title_justify="left")
+    rows = Table(title="changes unknown to training", title_justify="left")
     for heading in ("picture", "right", "brightest over 0.9"):
         rows.add_column(heading, justify="left" if heading == "picture" else "right")
     for change, accuracy, sure in weaknesses:
@@ -49,7 +49,7 @@ def table(weaknesses: list[Weakness]) -> Table:
 
 
 def shifted(images: Bytes, right: int, down: int) -> Bytes:
-    """Images (n, 784) moved by whole pixels; what leaves is lost, what enters is background."""
+    """Images (n, 784) moved by whole pixels, with background at the other edge."""
     margin = max(abs(right), abs(down))
     padded = np.pad(images.reshape(-1, _SIDE, _SIDE), ((0, 0), (margin, margin), (margin, margin)))
     top, left = margin - down, margin - right
