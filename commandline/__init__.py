@@ -1,1 +1,1 @@
-"""What the commands made with typer share: their options of every kind, and how they treat the standard streams."""
+"""The common part of the typer commands: options, and the treatment of the standard streams."""

@@ -23,7 +23,7 @@ Version = Annotated[
 
 
 def writable_file(path: Path) -> Path:
-    """Return a file's path; ValueError where the file cannot be written. Its folder is not made: it must exist."""
+    """Return a file's path; ValueError if the file cannot be written. Its folder must exist."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected a file")
     if not path.parent.is_dir():
@@ -34,7 +34,7 @@ def writable_file(path: Path) -> Path:
 
 
 def writable_folder(path: Path) -> Path:
-    """Return a folder's path; ValueError where it cannot be made or written. The command makes it, with its parents."""
+    """Return a folder's path; ValueError if it cannot be created or written. The command creates it and its parents."""
     existing = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not existing.is_dir():
         raise ValueError(f"{existing} is a file; expected a folder")
@@ -59,10 +59,10 @@ def _refusing(check: Any, path: Path) -> Path:
 
 
 def output_file(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002 (typer's own word)
-    """An option that names a file to write: wrong usage, status 2, where it cannot be written."""
+    """An option for a file to write: invalid usage, status 2, if it cannot be written."""
     return typer.Option(*names, help=help, callback=_output_file, **settings)
 
 
 def output_folder(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002 (as above)
-    """An option that names a folder to write into, which the command makes and names in what it prints."""
+    """An option for a folder to write into, which the command creates and prints."""
     return typer.Option(*names, help=help, callback=_output_folder, **settings)

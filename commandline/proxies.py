@@ -21,7 +21,7 @@ def bypass(*hosts: str) -> None:
 
 
 def describe(url: str) -> str:
-    """The end of a sentence about the URL: which proxy Python's HTTP client asks for it, without a password; or ""."""
+    """Return the end of a message about the URL: the proxy of Python's HTTP client, without a password; or ""."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if not proxy or urllib.request.proxy_bypass(parts.netloc):

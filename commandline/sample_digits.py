@@ -1,4 +1,4 @@
-"""The hundred sample digits, of MNIST: in samples/ of a clone, and inside this package where pip installed it."""
+"""The 100 sample digits of MNIST: in samples/ of a clone, and inside this package if pip installed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that every command takes which asks a server: where it is, whom to trust, what to show."""
+"""The options of every command that calls a server: its address, CA, certificate and token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _address(value: str) -> str:
 
 
 GRPC, SECURITY = "gRPC", "TLS and tokens"
-"""Where `--help` shows them: under the same headings as the server's own."""
+"""Their headings in `--help`, the same as the server's."""
 
 Address = Annotated[
     str,

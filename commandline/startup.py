@@ -44,6 +44,6 @@ def require_extra(extra: str) -> Iterator[None]:
 
 
 def missing_extra(extra: str, *modules: str) -> str:
-    """Return the sentence for modules that are not installed."""
+    """Return the message for modules that are not installed."""
     names = ", ".join(module.partition(".")[0] for module in modules)
     return f"{names}: not installed; expected the extra {extra}: pip install 'digitserve[{extra}]'"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 OUTPUT_FAILED = 1
-"""Exit status where standard output cannot be written."""
+"""Exit status if standard output cannot be written."""
 
 _STANDARD_OUTPUT = 1
 
@@ -23,8 +23,8 @@ _STANDARD_OUTPUT = 1
 def run(command: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
-    Where standard output cannot be written, the status is 1: with one sentence on standard error, or without a word
-    where the reader of a pipe has gone, as `| head -1` does.
+    If standard output cannot be written, the status is 1, with one message on standard error. A closed pipe, as with
+    `| head -1`, has no message.
     """
     _prepare()
     try:
@@ -57,7 +57,7 @@ class _Output(io.FileIO):
 
 
 def _prepare() -> None:
-    """Replace what a terminal cannot show, and tell a failure of standard output from any other."""
+    """Replace characters that a terminal cannot show, and detect a failure of standard output."""
     if sys.stderr is None:  # closed: print() would take None for standard output
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     elif isinstance(sys.stderr, io.TextIOWrapper):

@@ -12,10 +12,10 @@ from digitserve import programs
 
 
 def main() -> int:
-    """Run a command; the exit status as its `--help` says."""
+    """Run a command; return the exit status that its `--help` documents."""
     if sys.argv[1:2] and sys.argv[1] in programs.PROGRAMS:
         return programs.run(sys.argv[1], sys.argv[2:])
-    from commandline import streams  # noqa: PLC0415 (a program above imports what it needs itself)
+    from commandline import streams  # noqa: PLC0415 (a program above has its own imports)
     from digitserve.commands import app  # noqa: PLC0415 (as above)
 
     return streams.run(app)

@@ -1,6 +1,6 @@
 """The commands of digitserve: those that call a server, scoring, and the programs under their names.
 
-What is slow to import, and the client, is imported when a command runs: `--help` needs neither.
+The client and slow modules are imported when a command runs: `--help` needs neither.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from digitserve_client import DigitsClient
     from PIL import Image
 
-# gRPC's C core writes to standard error in a format of its own; what matters of it is in the error of a call. Read at
+# gRPC's C core writes to standard error in its own format; the error of a call has the relevant part. Read at
 # its import.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -42,14 +42,16 @@ app = typer.Typer(
     help="""Serve a neural network that reads handwritten digits, over gRPC.
 
     To begin: `digitserve export` writes model.onnx, `digitserve serve` serves it, and `digitserve demo`, in another
-    terminal, sends ten digits. `digitserve COMMAND --help` lists the options of each command.
+    terminal, sends 10 digits. `digitserve COMMAND --help` lists the options of each command.
 
-    Exit status of `predict`, `demo`, `health` and `score`: 0 all was read; 1 a file could not be read as an image (the
-    others were), `health` says otherwise than SERVING, or standard output could not be written; 2 wrong usage; 3 the
-    server cannot be reached or is not serving; 4 the server rejected the call; 5 `score` could not start or go on.""",
+    Exit status of `predict`, `demo`, `health` and `score`: 0 success. 1 a file is no image (the others were read),
+    `health` is not SERVING, or standard output failed. 2 invalid usage. 3 the server is unreachable or not serving.
+    4 the server rejected the call. 5 `score` failed.""",
 )
 
-Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="seconds that a call may take", rich_help_panel=GRPC)]
+Timeout = Annotated[
+    float, typer.Option(min=0.001, max=3600, help="timeout of a call, in seconds", rich_help_panel=GRPC)
+]
 Files = Annotated[
     list[Path],
     typer.Argument(
@@ -73,12 +75,13 @@ add_program(app, "export")
 def predict(
     files: Files,
     as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON document on standard output, with an error for what was not read")
+        bool,
+        typer.Option("--json", help="one JSON document on standard output, with an error for each unreadable file"),
     ] = False,
     hidden: Annotated[bool, typer.Option("--hidden", help="the two hidden layers too")] = False,
     limit: Annotated[int, typer.Option(min=1, help="images taken from one IDX file")] = 10,
     explain: Annotated[
-        bool, typer.Option("--explain", help="beside each picture, which pixels spoke for the answer and which against")
+        bool, typer.Option("--explain", help="next to each picture, the pixels for and against the answer")
     ] = False,
     png: Annotated[
         Path | None, output_file("--explain-png", help="write the pictures of --explain into this file too")
@@ -97,7 +100,7 @@ def predict(
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Read the digit in each file: its picture, the answer, and the ten activations."""
+    """Read the digit in each file: show the picture, the answer, and the 10 activations."""
     with _connected(address, timeout, tls_ca, tls_cert, tls_key, token_file) as client:
         from rich.console import Console  # noqa: PLC0415 (see above)
 
@@ -141,12 +144,12 @@ def health(
 
 @app.command()
 def demo(
-    wait: Annotated[float, typer.Option(min=0, max=3600, help="seconds to wait for the server to say SERVING")] = 5,
+    wait: Annotated[float, typer.Option(min=0, max=3600, help="time to wait for SERVING, in seconds")] = 5,
     images: Annotated[
         Path, typer.Option(help="IDX file of digits", show_default="100 of MNIST, in samples")
     ] = sample_digits.IMAGES,
     labels: Annotated[
-        Path, typer.Option(help="IDX file of what they are", show_default="theirs")
+        Path, typer.Option(help="IDX file of their labels", show_default="theirs")
     ] = sample_digits.LABELS,
     address: Address = "localhost:50051",
     tls_ca: TlsCa = None,
@@ -154,14 +157,14 @@ def demo(
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Send ten real digits, one of each, show the answers, and measure what a call takes."""
+    """Send 10 real digits, one of each, show the answers, and measure the latency of a call."""
     with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
         from rich.console import Console  # noqa: PLC0415 (see above)
 
         from digitserve import demo as demonstration  # noqa: PLC0415 (see above)
 
         if not client.is_serving():
-            _complain(f"waiting for {address} to say SERVING ...")
+            _complain(f"waiting for {address} to be SERVING ...")
             client.wait_until_serving(wait)
         folder = Path.cwd()
         shown = images.relative_to(folder) if images.is_relative_to(folder) else images

@@ -1,4 +1,4 @@
-"""Ten real digits through gRPC, shown with their answers and what a call takes."""
+"""10 real digits through gRPC, shown with their answers and the latency of a call."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _IDX_LABELS = b"\x00\x00\x08\x01"
 
 
 def run(client: DigitsClient, address: str, images: Path, labels: Path, console: Console) -> None:
-    """One digit of each kind, the latency of one image, and what to try next."""
+    """Show one digit of each kind, the latency of one image, and the next commands."""
     pixels, truth = read(images), read_labels(labels)
     if len(pixels) != len(truth):
         raise ImageError(f"{images} holds {len(pixels)} images and {labels} {len(truth)} labels")
     rows = [int(np.flatnonzero(truth == digit)[0]) for digit in range(10) if digit in truth]
     shown = [_shown(pixels[row], client.predict(pixels[row]), row, int(truth[row]), console) for row in rows]
-    console.print(f"Ten handwritten digits, sent to {address} over gRPC:\n", highlight=False, markup=False)
+    console.print(f"10 handwritten digits, sent to {address} over gRPC:\n", highlight=False, markup=False)
     console.print(render.side_by_side(shown, console))
     console.print(latency(client, pixels))
     console.print(next_steps(address, images, console.width), soft_wrap=True)
@@ -60,7 +60,7 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def latency(client: DigitsClient, pixels: npt.NDArray[np.uint8]) -> Text:
-    """What a call with one image takes, one after the other, as this client sees it."""
+    """Return the latency of sequential calls with one image, as this client measures it."""
     times = []
     for i in range(_WARM_UP + CALLS):
         began = time.perf_counter()
@@ -73,7 +73,7 @@ def latency(client: DigitsClient, pixels: npt.NDArray[np.uint8]) -> Text:
 
 
 def next_steps(address: str, images: Path, width: int) -> Text:
-    """Three commands that work as they stand, from where the demonstration was started, in lines of `width`."""
+    """Return three commands that work in the current folder, in lines of `width`."""
     at = "" if address in ("localhost:50051", "127.0.0.1:50051") else f" --address\N{NO-BREAK SPACE}{address}"
     program = _program()
     text = Text("Try next, in another terminal:\n")

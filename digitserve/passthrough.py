@@ -30,7 +30,7 @@ class _Program(TyperCommand):
 
 
 def _completions(module: str, words: list[str], incomplete: str) -> list[str]:
-    """What may follow the words that are there."""
+    """Return the completions of the words."""
     app = getattr(import_module(f"{module}.__main__"), "app", None)
     if app is None:
         return [flag for flag in import_module(f"{module}.config").flags() if flag.startswith(incomplete)]

@@ -22,7 +22,7 @@ PROGRAMS = {
     "export": Program("export", "Write the trained network as model.onnx; train, measure and draw it."),
     "play": Program("playground", "Serve the page that draws digits and shows every layer."),
     "ray": Program("ray_serve", "Serve a model.onnx on a Ray cluster."),
-    "bench": Program("bench", "Measure this server beside others; in a clone."),
+    "bench": Program("bench", "Compare this server with others; in a clone."),
 }
 
 
@@ -30,7 +30,7 @@ def run(name: str, arguments: list[str]) -> int:
     """Run a program with its own arguments and return its exit status."""
     program = PROGRAMS[name]
     if program.module == "bench" and not (CLONE / "bench" / "__main__.py").exists():
-        print("bench: is not installed; expected a clone of the project, where `make bench` runs it", file=sys.stderr)
+        print("bench: is not installed; expected a clone of the project, which has `make bench`", file=sys.stderr)
         return 1
     sys.argv = [f"{_own_name()} {name}", *arguments]  # which its `--help` shows
     return int(import_module(f"{program.module}.__main__").main())

@@ -1,4 +1,4 @@
-"""What `predict` makes of its files: each shown on the terminal, or all collected for one JSON document."""
+"""The results of `predict`: each shown on the terminal, or all collected for one JSON document."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 IN_ONE_CALL = 256
-"""Images: an IDX file of 60,000 goes in many calls, each well within what a server takes."""
+"""Images: an IDX file of 60,000 needs many calls, each well within the server's limit."""
 
 STANDARD_INPUT = "-"
 
 
 class Reading:
-    """One run of `predict`. Without a console nothing is shown, and `results` is what `--json` prints."""
+    """One run of `predict`. Without a console it shows no output, and `results` is the output of `--json`."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class Reading:
         self.unreadable = False
 
     def read(self, files: Sequence[Path]) -> None:
-        """Have each file read, and go on after one that is no image.
+        """Read each file, and continue after one that is no image.
 
-        Raises DigitsError where the server fails; the file it failed on and those after it are errors in `results`.
+        Raises DigitsError if the server fails; this file and those after it are errors in `results`.
         """
         for number, path in enumerate(files):
             try:
@@ -107,7 +107,7 @@ class Reading:
             console.print(render.layers(answer, 0))
 
     def _ask_why(self, image: npt.NDArray[np.uint8]) -> None:
-        """Ask why the image was read so; show it, and keep it as a picture."""
+        """Explain the answer for the image; show it, and keep it as a picture."""
         why = self._client.explain(image).explanations[0][0]
         if self._console:
             self._console.print(render.explained(image, why, self._console))
@@ -138,7 +138,7 @@ def _name(path: Path) -> str:
 
 
 def _save(pixels: npt.NDArray[np.uint8], folder: Path, path: Path) -> None:
-    """Each image as it is sent, 28x28; ImageError, naming the file, where it cannot be written."""
+    """Write each image as it is sent, 28x28; ImageError, with the file's name, if that fails."""
     stem = "standard-input" if str(path) == STANDARD_INPUT else path.stem
     for row, image in enumerate(pixels):
         name = folder / (f"{stem}.png" if len(pixels) == 1 else f"{stem}-{row}.png")

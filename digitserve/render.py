@@ -1,4 +1,4 @@
-"""A digit and its ten activations in the terminal, as people would rather look at them."""
+"""Draw a digit and its 10 activations in the terminal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SIDE = 28
 SHORTEST, LONGEST = 8, 30
 """Characters of a bar."""
 FOR, AGAINST = (88, 166, 255), (255, 96, 82)
-"""Red, green and blue of what speaks for a neuron, and against it: the film's colours of weights."""
+"""Red, green and blue of contributions for and against a neuron: the film's colours of weights."""
 
 _GAP = 2  # between two cards
 _BARE = 2
 _WITH_NUMBER = 6
-"""Characters of a row of the bars beside the bar itself: "7 ", and " .98" where there is room for that."""
+"""Characters of a row without its bar: "7 ", and " .98" if there is room."""
 NARROW = SIDE + 1 + _BARE + SHORTEST
 WIDE = SIDE + 1 + _WITH_NUMBER + SHORTEST
 """Characters of the narrowest card, without numbers and with them."""
@@ -46,10 +46,10 @@ def card(
     width: int | None = None,
     label: int | None = None,
 ) -> RenderableType:
-    """One image (784,) and its answer within `width` characters, the console's unless told.
+    """Draw one image (784,) and its answer within `width` characters, by default the console's.
 
-    The picture left, the ten brightnesses as bars right, or below it where there is no room beside. With `label`, what
-    the digit really is, the answer is marked right or wrong. A card that shares its row may go without the numbers.
+    The 10 bars are to the right of the picture, or below it. `label` is the true digit, and marks the answer
+    right or wrong. A card that shares its row may omit the numbers.
     """
     width = console.width if width is None else width
     numbers = width == console.width or width >= WIDE
@@ -70,7 +70,7 @@ def card(
 def side_by_side(cards: list[Callable[[int], RenderableType]], console: Console) -> RenderableType:
     """Cards, each made for a width, as many in a row as the terminal has room for.
 
-    Two without the numbers rather than one with them; three where each has all.
+    Two without the numbers rather than one with them; three if each has all.
     """
     columns = max(1, (console.width + _GAP) // (WIDE + _GAP))
     if columns == 1 and console.width >= 2 * NARROW + _GAP:
@@ -81,7 +81,7 @@ def side_by_side(cards: list[Callable[[int], RenderableType]], console: Console)
 
 
 def _in_a_row(*parts: RenderableType, gap: int) -> Table:
-    """One beside the other; nothing to the right of the last, for which there is no room."""
+    """Place the parts in a row, without padding after the last."""
     table = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
     table.add_row(*parts)
     return table
@@ -105,7 +105,7 @@ def picture(pixels: npt.NDArray[np.uint8], *, colour: bool) -> Text:
 def bars(
     activations: npt.NDArray[np.float32], digit: int, width: int, *, numbers: bool = True, ascii_only: bool = False
 ) -> Text:
-    """The ten outputs, 0..1, as bars within `width` characters."""
+    """Draw the 10 outputs, 0..1, as bars within `width` characters."""
     text = Text(no_wrap=True)
     bar = min(width - (_WITH_NUMBER if numbers else _BARE), LONGEST)
     for i, brightness in enumerate(activations.tolist()):
@@ -144,19 +144,19 @@ def _number(brightness: float) -> str:
 
 
 def layers(answers: Predictions, row: int) -> Text:
-    """The two hidden layers as sixteen brightnesses each."""
+    """Draw the two hidden layers as 16 activations each."""
     text = Text()
     for name, layer in (("layer1", answers.layer1), ("layer2", answers.layer2)):
         if layer is not None:
             text.append(f"{name} ", "dim")
-            # 0.98 as .98 and the ReLU network's 12.34 as 12.3, so that sixteen fit into a line.
+            # 0.98 as .98 and the ReLU network's 12.34 as 12.3, so that 16 fit into a line.
             text.append(" ".join(map(_number, layer[row].tolist())) + "\n")
     text.right_crop(1)
     return text
 
 
 def explained(pixels: npt.NDArray[np.uint8], why: Explanation, console: Console) -> RenderableType:
-    """The digit beside what each of its pixels did to the neuron: blue spoke for it, red against it."""
+    """Draw the digit next to the effect of each pixel on the neuron: blue for it, red against it."""
     if console.color_system is None or console.no_color or console.options.ascii_only:
         signs = _strengths(pixels, why).reshape(SIDE, SIDE)
         rows = ("".join("+" if v > 0.2 else "-" if v < -0.2 else " " for v in row) for row in signs[::2].tolist())
@@ -181,13 +181,13 @@ def explained_png(pixels: npt.NDArray[np.uint8], why: Explanation) -> Image.Imag
 
 
 def signed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Values -1 to 1, (784,), as colours (28, 28, 3): black is nothing, blue for, red against."""
+    """Values -1 to 1, (784,), as colours (28, 28, 3): black is 0, blue for, red against."""
     towards = np.where(values[:, None] > 0, FOR, AGAINST) * np.abs(values)[:, None]
     return towards.round().astype(np.uint8).reshape(SIDE, SIDE, 3)
 
 
 def _strengths(pixels: npt.NDArray[np.uint8], why: Explanation) -> npt.NDArray[np.float64]:
-    """Slope times ink, the strongest 1 or -1: what each pixel's ink did to the neuron, to first order."""
+    """Return gradient times ink, the strongest 1 or -1: the first-order effect of each pixel on the neuron."""
     each = why.gradient.astype(np.float64) * pixels / 255
     return np.asarray(each / max(float(np.abs(each).max()), 1e-30), dtype=np.float64)
 

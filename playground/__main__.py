@@ -15,7 +15,7 @@ import sys
 from functools import partial
 from typing import Annotated
 
-# gRPC's C core writes to standard error in a format of its own; what matters of it reaches the page. Read at
+# gRPC's C core writes to standard error in its own format; the page has the relevant part. Read at
 # its import.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -34,7 +34,7 @@ with startup.require_extra("play"):
 TIMEOUT = 2.0
 """Seconds that the service may take for one answer: a person is waiting."""
 
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser asks for an address, not for all of them)
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser needs one address, not all of them)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 PAGE = "Page"
@@ -87,7 +87,7 @@ def play(
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
 
-    def connect(to: str) -> InspectedClient:  # on the event loop that will ask by it
+    def connect(to: str) -> InspectedClient:  # on the event loop that will use it
         return InspectedClient(to, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
 
     services = [partial(connect, to) for to in (address, compare) if to]
@@ -119,7 +119,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _bind_error(host: str, port: int, error: OSError) -> str:
-    """What helps, by either way of starting the page: make passes on the environment and no flags."""
+    """Return the remedy for both ways of starting the page: make passes variables, not flags."""
     field, expected = "host", "an address of this machine"
     if error.errno in (errno.EADDRINUSE, errno.EACCES):
         field, expected = "port", "a free port"
@@ -130,13 +130,13 @@ def _bind_error(host: str, port: int, error: OSError) -> str:
 
 
 def _url(host: str, port: int) -> str:
-    """What a browser on this machine opens."""
+    """Return the URL for a browser on this machine."""
     name = LOOPBACK.get(host, host)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def main() -> int:
-    """Run the command; the exit status as `--help` tells it."""
+    """Run the command; return the exit status that `--help` documents."""
     return streams.run(lambda: app(prog_name=startup.program_name("playground")))
 
 

@@ -1,4 +1,4 @@
-"""Opens the page in the browser of the person who started it, where there is one."""
+"""Opens the page in the user's browser, if there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANSWERS_WITHIN = 60.0
 
 
 def is_wanted(environment: Mapping[str, str], platform: str, *, is_terminal: bool) -> bool:
-    """Whether someone sits at a desktop of this machine: not where the output is piped, nor at the end of an SSH."""
+    """Whether a user is at a desktop of this machine: not in a pipe, nor over SSH."""
     if not is_terminal or "SSH_CONNECTION" in environment:
         return False
     return platform in ("darwin", "win32") or any(environment.get(name) for name in _DESKTOPS)
@@ -34,7 +34,7 @@ def _open(url: str, environment: Mapping[str, str]) -> None:
     try:
         directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         directly.open(url, timeout=ANSWERS_WITHIN).close()
-        # In a session of its own: a browser that is started here survives Ctrl-C and writes nothing into the terminal.
+        # In a session of its own: a browser that is started here survives Ctrl-C and does not write to the terminal.
         subprocess.run(  # noqa: S603 (the one argument from outside is the address that was just listened on)
             _command(url, environment),
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The page and what it asks of the service, over gRPC. The page computes by itself too, so all of this may fail."""
+"""The page and its calls to the service over gRPC. The page also computes without it, so all calls may fail."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def gateway(request: Request) -> Response:
 
 
 async def describe(request: Request) -> Response:
-    """What each service serves, what runs it, and its batches so far."""
+    """Return the model, provider and batches of each service."""
     return JSONResponse(await asyncio.gather(*(client.describe() for client in request.state.clients)))
 
 
@@ -100,7 +100,7 @@ async def network(request: Request) -> Response:
 
 
 async def to_pixels(request: Request) -> Response:
-    """A picture in any form -> `pixels` in MNIST's form; `nothing` says why where it shows no digit."""
+    """Convert a picture to `pixels` in MNIST's form; `nothing` has the reason if it shows no digit."""
     body = await _body(request)
     try:
         pixels = await asyncio.to_thread(_read, body)

@@ -1,4 +1,4 @@
-"""A client that shows its calls: the messages as text, and what the server says of itself."""
+"""A client that shows its calls: the messages as text, and the server's metadata."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Call:
     milliseconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """What the page shows; the activations are the reply's float32."""
+        """Return the page's data; the activations are the reply's float32."""
         return {
             "digit": self.reply.digits[0],
             "activations": list(self.reply.activations),
@@ -53,7 +53,7 @@ class Call:
 
 
 class InspectedClient(AsyncDigitsClient):
-    """As AsyncDigitsClient, with the messages themselves and what the Open Inference Protocol tells."""
+    """As AsyncDigitsClient, with the messages and the data of the Open Inference Protocol."""
 
     async def call(self, pixels: bytes) -> Call:
         """Predict one image, with its hidden layers."""
@@ -73,7 +73,7 @@ class InspectedClient(AsyncDigitsClient):
         return took, {n: runs - before.get(n, 0) for n, runs in after.items() if runs > before.get(n, 0)}
 
     async def describe(self) -> dict[str, Any]:
-        """The network that serves, and what runs it."""
+        """Return the served network, and its provider."""
         network = await self.network()
         about = await self._metadata(network)
         batches = await self.batches(network)
@@ -106,7 +106,7 @@ class InspectedClient(AsyncDigitsClient):
 
 
 def as_text(message: Message) -> str:
-    """In protobuf's text format, shortened in the middle of what is long."""
+    """Return protobuf's text format, with long values shortened in the middle."""
     text = text_format.MessageToString(message).rstrip()
     if len(text) <= LONGEST_TEXT:
         return text

@@ -1,4 +1,4 @@
-"""Checks that Ray listens before its own connection attempt: if nothing listens, its core ends the process."""
+"""Checks that Ray listens before its own connection attempt, since its core ends the process otherwise."""
 
 from __future__ import annotations
 

@@ -53,5 +53,5 @@ def deploy(settings: ClusterSettings) -> ModelInfo:
     try:
         serve.run(replica.application(settings, content), name=NAME, route_prefix="/")
     except RuntimeError as e:
-        raise StartError(f"Ray Serve could not start the application: `serve status` says more: {e}") from e
+        raise StartError(f"Ray Serve could not start the application: see `serve status`: {e}") from e
     return model.info

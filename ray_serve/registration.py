@@ -58,8 +58,8 @@ def health(servicer: Any, server: Any) -> None:
 class _ByteRegistrar:
     """The server to generated code; registers with Ray's server without deserializers.
 
-    The proxy does not parse messages: our handlers take bytes and reject a malformed message as INVALID_ARGUMENT, for
-    which the parser of the proxy would end the call with INTERNAL.
+    The proxy does not parse messages: our handlers receive bytes and reject a malformed message as INVALID_ARGUMENT.
+    The parser of the proxy would end the call with INTERNAL.
     """
 
     def __init__(self, server: Any) -> None:
@@ -75,7 +75,7 @@ class _ByteRegistrar:
         self._server.add_registered_method_handlers(service, raw)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Do nothing: generated code registers the same RPCs by the method above too."""
+        """Ignore them: generated code registers the same RPCs by the method above too."""
 
 
 class ErrorTranslator:
@@ -159,7 +159,7 @@ def _text(details: Any) -> str:
 
 
 def _number(code: Any) -> int:
-    """Return a status code as a number, in whichever form the context has it."""
+    """Return a status code as a number, in any form that the context has."""
     if isinstance(code, grpc.StatusCode):
         return int(code.value[0])
     return int(code or 0)

@@ -223,7 +223,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("service", "--prot", "1"), "did you mean --port?"),
     (("service", "--log-level", "loud"), "--log-level"),
     (("ray_serve", "--port", "x"), "--port (or DIGITS_PORT) is 'x'"),
-    (("ray_serve", "--model", ""), "--model (or DIGITS_MODEL) is ''"),
+    (("ray_serve", "--model", ""), "--model (or DIGITS_MODEL) is empty"),
     (("digitserve", "nonsense"), "No such command 'nonsense'"),
     (("export", "nonsens"), "No such command 'nonsens'"),
     (("digitserve", "predict", str(IMAGES), "--limit"), "--limit"),

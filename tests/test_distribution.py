@@ -171,7 +171,7 @@ def test_the_main_job_is_done_from_an_empty_folder(
     run(command, "export", cwd=tmp_path)
     with started(command, tmp_path) as one:
         assert run(command, "health", "--address", one.address, cwd=tmp_path) == "SERVING\n"
-        assert "Ten handwritten digits" in run(command, "demo", "--address", one.address, cwd=tmp_path)
+        assert "10 handwritten digits" in run(command, "demo", "--address", one.address, cwd=tmp_path)
         picture = SAMPLES / "digits-100-images-idx3-ubyte"
         told = run(command, "predict", picture, "--json", "--limit", "3", "--address", one.address, cwd=tmp_path)
         assert [answer["image"] for answer in json.loads(told)] == [0, 1, 2]

@@ -110,7 +110,7 @@ def test_run_is_quiet_and_fits_eighty_columns_when_it_is_piped(environment: dict
         more, said = process.communicate(timeout=20)
     assert process.returncode == 0
     assert more == ""
-    assert said in {"", f"waiting for 127.0.0.1:{environment['DIGITS_PORT']} to say SERVING ...\n"}
+    assert said in {"", f"waiting for 127.0.0.1:{environment['DIGITS_PORT']} to be SERVING ...\n"}
 
 
 def test_run_shows_the_whole_log_where_a_level_is_given(environment: dict[str, str]) -> None:
@@ -131,7 +131,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(
     with socket.create_server(("127.0.0.1", int(environment[variable]))):
         status, shown, said = refused(script, environment)
     assert (status, shown) == (1, "")
-    assert f"port {environment[variable]} on 127.0.0.1 is taken" in said
+    assert f"port {environment[variable]} on 127.0.0.1 is in use" in said
     assert variable in said
 
 

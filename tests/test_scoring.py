@@ -162,7 +162,7 @@ def test_a_row_that_cannot_be_read_is_reported_and_the_others_are_scored(
     write_parquet(tmp_path / "x.parquet", column)
     result = score(tmp_path / "x.parquet", tmp_path / "out", model_path)
     assert result.exit_code == 1
-    assert f"{len(reasons)} rows could not be read" in result.stderr
+    assert f"{len(reasons)} unreadable rows" in result.stderr
     last = len(column) - 1
     assert table(tmp_path / "out")["id"].to_pylist() == ["x.parquet#0", f"x.parquet#{last}"]
     found = errors(tmp_path / "out")
@@ -292,7 +292,7 @@ def test_a_run_that_is_complete_is_left_as_it_is(tmp_path: Path, model_path: Pat
     before = content(tmp_path / "out")
     again = score(IMAGES, tmp_path / "out", model_path)
     assert again.exit_code == 0
-    assert "all was done before, and --overwrite would do it anew" in again.stderr
+    assert "complete since an earlier run; --overwrite repeats it" in again.stderr
     assert content(tmp_path / "out") == before
 
 
@@ -409,7 +409,7 @@ def test_killed_again_and_again_and_run_again_gives_the_bytes_of_an_undisturbed_
     killed_after(done + 30, list(map(str, command)), output)
     done = len(list(output.glob("part-*")))
     result = score(many, output, model_path, *options, workers=workers)
-    assert f"going on: {done} of 102 files are done" in result.stderr
+    assert f"resuming: {done} of 102 files are done" in result.stderr
     assert result.exit_code == 1, "one picture in fifty is broken"
     assert content(output) == content(tmp_path / "whole")
     assert len(errors(output)) == 60
@@ -449,7 +449,7 @@ def interrupted(source: Path, output: Path, model: Path, when: Callable[[int], b
         assert run.stderr is not None
         said = run.stderr.read()
     assert run.returncode == 130, said
-    assert f"stopped: the same command goes on with it; {output} keeps what is done" in said
+    assert f"stopped; the same command resumes it from {output}" in said
     return said
 
 

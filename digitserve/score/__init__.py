@@ -1,1 +1,1 @@
-"""Scores files of digits with a model.onnx, millions at a time: `digitserve score`."""
+"""Scores files of millions of digits with a model.onnx: `digitserve score`."""

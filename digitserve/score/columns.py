@@ -1,4 +1,4 @@
-"""A column of pixels, in whichever form a Parquet file has it -> uint8 images, and why a row holds none."""
+"""Convert a Parquet column of pixels, in any form, to uint8 images, with the reason for each row without one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Images(NamedTuple):
-    """The images of a batch of rows, (n, 784), which rows they are, (n,), and the sentence for each other row."""
+    """The images of a batch of rows, (n, 784), their rows, (n,), and the message for each other row."""
 
     pixels: Pixels
     rows: npt.NDArray[np.int64]

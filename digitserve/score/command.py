@@ -1,4 +1,4 @@
-"""The command line of scoring, a command of digitserve; it imports what is slow only when it runs."""
+"""The command line of scoring, a command of digitserve; it imports slow modules only when it runs."""
 
 from __future__ import annotations
 
@@ -80,15 +80,14 @@ def score(
 ) -> None:
     """Read millions of digits from files into Parquet: id, digit, activations, model version. No server is needed.
 
-    A run that was stopped, even by kill -9, goes on where it was when the same command is given again. What cannot be
-    read is in _errors.jsonl beside the output, with its reason.
+    After an interruption, even by kill -9, the same command resumes the run. _errors.jsonl in the output has the
+    unreadable rows with their reasons.
 
-    Parquet pixels are binary of 784 bytes, lists of 784 numbers (integers 0 to 255 or floats 0 to 1), or binary that is
-    a picture. Pictures are brought into MNIST's form first. Read the output as one table:
+    Parquet pixels are binary of 784 bytes, lists of 784 numbers (integers 0 to 255 or floats 0 to 1), or pictures as
+    binary. Pictures are converted to MNIST's form first. Read the output as one table:
     `pyarrow.dataset.dataset(DIR)`, `pandas.read_parquet(DIR)`.
 
-    Exit status: 0 all was read; 1 some rows could not be; 2 wrong usage; 5 the run could not start or go on;
-    130 Ctrl-C stopped it.
+    Exit status: 0 success; 1 some rows are unreadable; 2 invalid usage; 5 the run failed; 130 Ctrl-C.
     """
     if find_spec("pyarrow") is None:
         _end(startup.missing_extra("score", "pyarrow"))
@@ -106,20 +105,20 @@ def score(
     report = _Report(output)
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's job in the background has it
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # what is under way is cleared up
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # unfinished files are removed
         with report.bar:
             totals = run(options, report.on_start, report.on_progress)
     except ScoreError as e:
         _end(str(e))
     except KeyboardInterrupt:
-        _end(f"stopped: the same command goes on with it; {output} keeps what is done", EXIT_INTERRUPTED)
+        _end(f"stopped; the same command resumes it from {output}", EXIT_INTERRUPTED)
     report.end(totals.rows, totals.rejected)
     if totals.rejected:
         raise typer.Exit(EXIT_REJECTED)
 
 
 class _Report:
-    """What the terminal is told; it goes to standard error, as all that is not an answer."""
+    """The progress on the terminal, on standard error, as all output except answers."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
@@ -131,9 +130,9 @@ class _Report:
         self._began = time.monotonic()
 
     def on_start(self, plan: Plan) -> None:
-        """Say what there is to do, and what an earlier run did of it."""
+        """Report the work, and the part that an earlier run completed."""
         if plan.shards_done:
-            self._print(f"going on: {plan.shards_done:,} of {plan.shards:,} files are done")
+            self._print(f"resuming: {plan.shards_done:,} of {plan.shards:,} files are done")
         self._began = time.monotonic()
         self.bar.update(self._task, total=plan.images, completed=plan.images_done, visible=plan.images > 0)
 
@@ -144,15 +143,15 @@ class _Report:
         self.bar.update(self._task, advance=scored.rows + scored.rejected, rate=f"{rate:,.0f}/s")
 
     def end(self, rows: int, rejected: int) -> None:
-        """Say what is there now."""
+        """Report the result."""
         seconds = max(time.monotonic() - self._began, 1e-3)
         if self._scored:
             now = f", {self._scored:,} now in {seconds:.1f} s: {self._scored / seconds:,.0f} a second"
         else:
-            now = "; all was done before, and --overwrite would do it anew"
+            now = "; complete since an earlier run; --overwrite repeats it"
         self._print(f"{rows:,} images scored into {self._output}{now}")
         if rejected:
-            self._print(f"{rejected:,} rows could not be read: {self._output / '_errors.jsonl'} says why")
+            self._print(f"{rejected:,} unreadable rows: see {self._output / '_errors.jsonl'}")
 
     def _print(self, message: str) -> None:
         self.console.print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)

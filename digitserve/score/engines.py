@@ -28,7 +28,7 @@ OBJECT_STORE = 100_000_000
 
 _job: Job | None = None
 _scorer: Scorer | None = None
-"""What each process of the pool holds, the model loaded at its first shard so that a refusal is told like any other."""
+"""The scorer of each process of the pool; its first shard loads the model, so that errors are reported as usual."""
 
 
 def has_ray() -> bool:
@@ -59,7 +59,7 @@ def local(job: Job, shards: list[Shard], workers: int) -> Iterator[Scored]:
                 yield from (future.result() for future in finished)
         except BrokenProcessPool:
             raise ScoreError(
-                "a worker was killed, perhaps for want of memory: run the same command again, what is done is kept"
+                "a worker was killed, perhaps by a lack of memory; run the same command again to resume"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -68,7 +68,7 @@ def local(job: Job, shards: list[Shard], workers: int) -> Iterator[Scored]:
 def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterator[Scored]:
     """Each shard as it is done, by so many actors of Ray Data; without `address` on a Ray of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of what it will do one day
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a future change
     if address and (reason := connection_error(address)):
         raise ScoreError(f"--ray-address is {address!r}: {reason}")
     import ray  # noqa: PLC0415 (an extra)
@@ -77,7 +77,7 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
     data: Any = ray.data
     alone = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
-        # Without "local" Ray would take whichever cluster this machine was last part of.
+        # Without "local" Ray would use the last cluster of this machine.
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else alone))
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as e:
         raise ScoreError(f"--ray-address is {address or 'local'!r}: {NO_ANSWER}") from e
@@ -99,7 +99,7 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
         if isinstance(cause, ScoreError):
             raise cause from None
         last = str(e).strip().rsplit("\n", 1)[-1]
-        raise ScoreError(f"Ray could not go on: {last}: run the same command again, what is done is kept") from None
+        raise ScoreError(f"Ray failed: {last}; run the same command again to resume") from None
     finally:
         ray.shutdown()
 
@@ -108,7 +108,7 @@ def by_ray(job: Job, shards: list[Shard], workers: int, address: str) -> Iterato
 def _ctrl_c_held() -> Iterator[None]:
     """Ctrl-C comes after this: a process that is begun here never has one of its own, and is begun to its end.
 
-    The mask is what the new process inherits; the handler is for other threads of this one, which get the signal then.
+    The new process inherits the mask; the handler is for this one's other threads, which then receive the signal.
     """
     pressed = list[int]()
     handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
@@ -123,7 +123,7 @@ def _ctrl_c_held() -> Iterator[None]:
 
 
 class _RayScorer:
-    """What Ray Data calls for each batch of one shard."""
+    """The callable of Ray Data for each batch of one shard."""
 
     def __init__(self, job: Job) -> None:
         self._scorer = Scorer(job)
@@ -134,9 +134,9 @@ class _RayScorer:
 
 
 def _begin(job: Job) -> None:
-    """In each process, once. One whose parent was killed must not go on beside the next run; Ctrl-C is the parent's."""
+    """Initialise each process. It must end with its parent, before the next run; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    global _job  # noqa: PLW0603 (a pool's processes have no other place for what each holds)
+    global _job  # noqa: PLW0603 (a pool's processes have no other place for their state)
     _job = job
     parent = multiprocessing.parent_process()
     assert parent is not None

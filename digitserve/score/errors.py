@@ -1,7 +1,7 @@
-"""What ends a run of scoring; a row that cannot be read does not, it is reported beside the output."""
+"""Errors that end a run of scoring; unreadable rows do not, and are reported in the output."""
 
 from __future__ import annotations
 
 
 class ScoreError(Exception):
-    """The run cannot start or go on; the text names file, folder or flag and says what was expected."""
+    """The run cannot start or continue; the text has the file, folder or flag, and the expectation."""

@@ -1,4 +1,4 @@
-"""What there is to score: every file of the input, what it is, and how it is cut into shards."""
+"""The input: its files, their kinds, and their division into shards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PARQUET = b"PAR1"
 
 @dataclass(frozen=True)
 class Source:
-    """One file: its name in ids, where it lies, what it is; an IDX file may be packed by gzip."""
+    """One file: its name in ids, path and kind; an IDX file may be gzipped."""
 
     name: str
     path: Path
@@ -54,8 +54,8 @@ class Columns:
 class Shard:
     """So much of the input as becomes one file of the output; `files` are names and paths.
 
-    Of an IDX file it is `rows` images from image `first` on, of a Parquet file the row groups `groups`, the first of
-    whose rows is row `first` of the file.
+    In an IDX file it is `rows` images from image `first` on. In a Parquet file it is the row groups `groups`, which
+    begin at row `first` of the file.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Shard:
 def find(place: Path) -> list[Source]:
     """The files at `place`, itself or everything below it, in the order of their names. Raises ScoreError for none.
 
-    Below a folder, what begins with `.` or `_` is left out, as every reader of such folders does: a `_SUCCESS` file,
+    Files below a folder that begin with `.` or `_` are skipped, as all readers of such folders do: a `_SUCCESS` file,
     a `.DS_Store`.
     """
     if not place.exists():
@@ -86,7 +86,7 @@ def find(place: Path) -> list[Source]:
 
 
 def fingerprint(sources: list[Source]) -> str:
-    """A digest that changes when a file is added, taken away or written anew."""
+    """A digest that changes when a file is added, removed or rewritten."""
     digest = hashlib.sha256()
     for source in sources:
         stat = source.path.stat()
@@ -145,7 +145,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _kind(path: Path) -> tuple[Kind, bool]:
-    """What a file is by how it begins, whatever its name says; what is unknown is tried as a picture."""
+    """Return the kind of a file by its first bytes, not its name; unknown kinds are tried as pictures."""
     try:
         with path.open("rb") as file:
             head = file.read(4)
@@ -207,7 +207,7 @@ def _row_groups(source: Source, rows: int) -> Iterator[tuple[int, int, tuple[int
 
 def _parquet(source: Source) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(pa.OSFile(os.fsencode(source.path)))  # Arrow takes a path only where it is UTF-8
+        return pq.ParquetFile(pa.OSFile(os.fsencode(source.path)))  # Arrow accepts only UTF-8 paths
     except (pa.ArrowException, OSError) as e:
         reason = str(e).strip().split("\n", 1)[0]
         raise ScoreError(f"{source.path}: is a damaged Parquet file: {reason}") from None

@@ -1,11 +1,11 @@
 """The output folder: whose it is, which shards are done, and how a run ends.
 
-part-000000.parquet ...   the answers, one file a shard, there whole or not at all
-_errors.jsonl             rows that could not be read: id and reason; written at the end, empty where all were read
-_manifest.json            what the run was asked; another run that differs in any of it is refused
-_work/                    what is unfinished; gone at the end
+| part-000000.parquet ...   the answers, one complete file per shard
+| _errors.jsonl             unreadable rows: id and reason; written at the end, empty without errors
+| _manifest.json            the run's parameters; a run with others is rejected
+| _work/                    unfinished files; removed at the end
 
-Names that begin with _ are left out by what reads folders of Parquet, so the folder can be read as one table.
+Readers of Parquet folders skip names that begin with _, so the folder can be read as one table.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ FORMAT = 1
 
 
 class Totals(NamedTuple):
-    """What a whole run came to."""
+    """The totals of a complete run."""
 
     rows: int
     rejected: int
 
 
 class Output:
-    """The folder of one run, held from `opened` on: nobody else may write into it."""
+    """The folder of one run, locked while it is open: no other run may write to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,9 +48,9 @@ class Output:
 
     @contextlib.contextmanager
     def locked(self, run_spec: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
-        """Make the folder or take up a run that was asked the same; `run_spec` goes into the manifest.
+        """Create the folder, or resume a run with the same `run_spec`, which is written to the manifest.
 
-        Raises ScoreError where the folder holds anything else, unless `overwrite` and it is a run's.
+        Raises ScoreError if the folder has other content, unless `overwrite` and it is a run's.
         """
         self._run_spec = {"format": FORMAT, **run_spec}
         self._check_ours()
@@ -74,7 +74,7 @@ class Output:
             shutil.rmtree(self.work)
 
     def totals(self) -> Totals | None:
-        """What the run came to, or None where it has not ended."""
+        """Return the run's totals, or None before its end."""
         finished = self._manifest().get("finished")
         return Totals(**finished) if finished else None
 
@@ -111,7 +111,7 @@ class Output:
             )
 
     def _begin(self) -> None:
-        for path in self.work.glob("*.*.*"):  # what a killed worker left
+        for path in self.work.glob("*.*.*"):  # files of a killed worker
             path.unlink()
         if not (self.folder / MANIFEST).exists():
             self._write(self._run_spec)

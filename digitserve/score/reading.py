@@ -1,4 +1,4 @@
-"""A shard -> its images, a few thousand at a time, so that memory does not grow with the input."""
+"""Read a shard's images in batches of a few thousand, so that memory does not grow with the input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from digitserve.score.inputs import Columns, Shard
 
 BATCH = 4096
-"""Images at a time: 3 MB of pixels, which a core's cache and the model like."""
+"""Images of a batch: 3 MB of pixels, which fit a core's cache."""
 
 
 class Batch(NamedTuple):
@@ -89,5 +89,5 @@ def _parquet(shard: Shard, columns: Columns) -> Iterator[Batch]:
 
 
 def _places(name: str, first: int, count: int) -> pa.Array:
-    """What rows are called that have no id of their own: the file's name, # and the number of the row from 0."""
+    """Return ids for rows without one: the file's name, # and the number of the row from 0."""
     return pc.binary_join_element_wise(name, pa.array(np.arange(first, first + count)).cast(pa.string()), "#")

@@ -1,4 +1,4 @@
-"""One run: what is there, what is done already, who does the rest, and what came of it."""
+"""One run: plan the shards, skip completed ones, score the rest, and total the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     source: Path
     output: Path
@@ -43,7 +43,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run begins with: shards and images in all, and of them those that an earlier run did."""
+    """The state at the start of a run: all shards and images, and those of an earlier run."""
 
     shards: int
     shards_done: int
@@ -52,7 +52,7 @@ class Plan:
 
 
 def run(options: Options, on_start: Callable[[Plan], None], on_progress: Callable[[Scored], None]) -> Totals:
-    """Score what is not scored yet; `on_start` is called once, `on_progress` for each shard. Raises ScoreError."""
+    """Score the remaining shards; `on_start` is called once, `on_progress` for each shard. Raises ScoreError."""
     try:
         model = Model(options.model)
     except ModelFileError as e:

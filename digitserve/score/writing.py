@@ -33,14 +33,14 @@ SCHEMA = pa.schema(
 """Of the output. An activation is the network's belief in that digit, 0 to 1; they need not add up to 1."""
 
 WORK = "_work"
-"""Folder, in the output's, of what is not finished."""
+"""Folder of unfinished files, in the output folder."""
 
 ROW_GROUP = 65_536
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know besides its shard."""
+    """The parameters of a worker, besides its shard."""
 
     model: Path
     content_sha256: str
@@ -49,7 +49,7 @@ class Job:
 
 
 class Scored(NamedTuple):
-    """What became of a shard."""
+    """The result of a shard."""
 
     number: int
     rows: int
@@ -66,10 +66,10 @@ class Scorer:
             raise ScoreError(f"{job.model}: is another model than when the run began")
 
     def score(self, shard: Shard) -> Scored:
-        """Write the shard's file, and what could not be read of it before it: then the shard is done."""
+        """Write the shard's errors, then its file, which completes the shard."""
         try:
             return self._score(shard)
-        except OSError as e:  # of reading is told by the reader
+        except OSError as e:  # the reader reports its own
             raise ScoreError(f"{self._job.output}: cannot be written: {e.strerror or e}") from None
 
     def _score(self, shard: Shard) -> Scored:
@@ -79,7 +79,7 @@ class Scorer:
         rows = 0
         dictionaries = ["digit", "model_version"]
         with (
-            pa.OSFile(os.fsencode(unfinished), "wb") as file,  # Arrow takes a path only where it is UTF-8
+            pa.OSFile(os.fsencode(unfinished), "wb") as file,  # Arrow accepts only UTF-8 paths
             pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=dictionaries) as out,
         ):
             waiting: list[pa.RecordBatch] = []

@@ -122,7 +122,7 @@ def test_a_proxy_that_docker_gives_every_container_stands_in_no_way(stack: Stack
         (service,) = stack.containers("service")
         assert f"HTTP_PROXY={proxy}" in service["Config"]["Env"]
         said = stack.compose("run", "--rm", "client", "demo", "--address", "service:50051")
-        assert "Ten handwritten digits" in said
+        assert "10 handwritten digits" in said
         until("Prometheus has the service", lambda: query(UP))
     finally:
         stack.settings = {}
