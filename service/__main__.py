@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # The C core of gRPC writes to standard error in its own format; its errors reach us as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# The thread that passes calls to Python reads the connections too. The event engine, grpcio's default, passes each read
-# from thread to thread, which costs 90 us per call and a third of the CPU of a large one. Read when grpc is imported.
+# The thread that passes calls to Python reads the connections too. grpcio's default, the event engine, passes each read
+# between threads. That costs 90 us per call, and a third of the CPU of a large one. Read when grpc is imported.
 GRPC_EXPERIMENTS = "-event_engine_listener"
 os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
 
@@ -54,7 +54,7 @@ def main() -> int:
     log = make_logger(settings.log_format, settings.log_level)
     capture_libraries(log)
     if settings.list_providers:
-        print(provider_table(settings, log), end="")  # noqa: T201 (what the option is for)
+        print(provider_table(settings, log), end="")  # noqa: T201 (the option's purpose)
         return 0
     # As SIGINT: no client waits before it serves. Without a log line: the signal may interrupt the log itself.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

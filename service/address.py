@@ -89,5 +89,5 @@ def _numeric(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:
 def _bind_error(host: str, port: int, error: OSError) -> AddressInUse:
     """Describe the error for the operator."""
     if error.errno == errno.EADDRINUSE:
-        return AddressInUse(f"port {port} on {host} is taken: stop what listens there, or choose another port")
+        return AddressInUse(f"port {port} on {host} is in use: stop the other process, or choose another port")
     return AddressInUse(f"cannot listen on {host} port {port}: {error.strerror}")

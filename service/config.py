@@ -28,12 +28,12 @@ _RECEIVER = re.compile(r"https?://([^\s/@?#:\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5
 
 
 class Settings(BaseSettings):
-    """Serve model.onnx over gRPC, with Prometheus metrics beside it.
+    """Serve model.onnx over gRPC, with Prometheus metrics over HTTP.
 
     Each option can also be set by an environment variable: --metrics-port is DIGITS_METRICS_PORT. A flag wins over
     the environment.
 
-    Exit status: 0 after a clean stop; 1 the server cannot start; 2 wrong usage.
+    Exit status: 0 after a clean stop; 1 if the server cannot start; 2 for an invalid option.
     """
 
     model_config = SettingsConfigDict(
@@ -78,12 +78,14 @@ class Settings(BaseSettings):
     host: str = Field(
         "127.0.0.1", min_length=1, description="address of the gRPC port; 0.0.0.0 or :: for all addresses"
     )
-    port: Port = Field(50051, description="gRPC port; 0 takes a free port")
-    http_port: Port | None = Field(None, description="port of HTTP, off by default; 0 takes a free port")
+    port: Port = Field(50051, description="gRPC port; 0 selects a free port")
+    http_port: Port | None = Field(None, description="HTTP port, off by default; 0 selects a free port")
     transport: Literal["auto", "native", "grpcio"] = Field(
-        "auto", description="gRPC transport; auto takes native, which is faster, if its wheel is installed"
+        "auto", description="gRPC transport; auto selects native, which is faster, if its wheel is installed"
     )
-    reflection: bool = Field(True, description="gRPC reflection, with which grpcurl and similar tools need no .proto")
+    reflection: bool = Field(
+        True, description="gRPC reflection, which replaces the .proto files for grpcurl and similar tools"
+    )
 
     tls_cert: Path | None = Field(
         None, description="certificate chain of the gRPC port in PEM; reloaded when the file changes"
@@ -102,14 +104,14 @@ class Settings(BaseSettings):
     provider: str = Field(
         "auto",
         pattern="^[a-z0-9-]{1,32}$",
-        description="execution provider of the model: cpu, cuda, webgpu, openvino, tensorrt-rtx or another name; auto "
-        "takes cuda if it works completely, else the GPU of a plugin, else cpu",
+        description="execution provider of the model: cpu, cuda, webgpu, openvino, tensorrt-rtx or another; auto "
+        "selects cuda if it works completely, else a plugin's GPU, else cpu",
     )
     provider_library: Path | None = Field(
         None, description="library of a plugin execution provider that no installed package has"
     )
     list_providers: bool = Field(
-        False, description="print the execution providers and their devices, usable or why not, and exit"
+        False, description="print the execution providers and devices with the reasons why some are unusable, and exit"
     )
     provider_options: str = Field(
         "",
@@ -132,15 +134,15 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65536,
-        description="maximum number of images in a run on the transport's own thread; larger runs have a thread of "
-        "their own; by default 1024 on grpcio, 128 on native, 0 if a device runs the model",
+        description="maximum number of images in a run on the transport's own thread; by default 1024 on "
+        "grpcio, 128 on native, 0 on a device",
     )
     io_threads: int | None = Field(
         None, ge=1, le=256, description="threads of the native transport; by default half of the CPUs, 1 to 16"
     )
 
     max_connections: int = Field(
-        4096, ge=1, le=1_000_000, description="maximum number of connections; one more is closed at once"
+        4096, ge=1, le=1_000_000, description="maximum number of connections; further ones are closed at once"
     )
     max_concurrent_streams: int = Field(
         1024,
@@ -193,14 +195,15 @@ class Settings(BaseSettings):
     def _go_together(self) -> Self:
         for flag, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
             if getattr(self, flag) is not None and getattr(self, needed) is None:
-                raise ValueError(f"{_flag(flag)} is given without {_flag(needed)}: give both")
+                raise ValueError(f"{_flag(flag)} without {_flag(needed)}; expected both")
         return self
 
     @model_validator(mode="after")
     def _control_is_for_those_known(self) -> Self:
         if self.model_control and self.tokens_file is None and self.tls_client_ca is None:
             raise ValueError(
-                f"{_flag('model_control')} is on for everybody: give {_flag('tokens_file')} or {_flag('tls_client_ca')}"
+                f"{_flag('model_control')} without authentication; "
+                f"expected {_flag('tokens_file')} or {_flag('tls_client_ca')}"
             )
         return self
 
@@ -214,13 +217,13 @@ class Settings(BaseSettings):
     def _belong_to_a_device(self) -> Self:
         option = f"{_flag('provider')} is {self.provider!r}"
         if self.provider_options and self.provider in ("auto", "cpu"):
-            raise ValueError(f"{_flag('provider_options')} is given, but {option}: name the provider they are for")
+            raise ValueError(f"{_flag('provider_options')} without a provider: {option}; expected its name")
         if self.provider_library is not None and self.provider in ("auto", "cpu"):
-            raise ValueError(f"{_flag('provider_library')} is given, but {option}: name the provider that it has")
+            raise ValueError(f"{_flag('provider_library')} without a provider: {option}; expected its name")
         if self.gpu_memory_limit and self.provider not in ("auto", "cuda"):
-            raise ValueError(f"{_flag('gpu_memory_limit')} is given, but {option}: it is for cuda")
+            raise ValueError(f"{_flag('gpu_memory_limit')} without CUDA: {option}; expected auto or cuda")
         if self.device_id and self.provider == "cpu":
-            raise ValueError(f"{_flag('device_id')} is given, but {option}")
+            raise ValueError(f"{_flag('device_id')} without a device: {option}; expected another provider")
         return self
 
     @property
@@ -240,18 +243,18 @@ def parsed_options(text: str) -> dict[str, str]:
         try:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
-            raise ValueError("should be key=value,key=value or a JSON object") from None
+            raise ValueError("expected key=value,key=value or a JSON object") from None
         if not all(isinstance(value, str | int | float) for value in parsed.values()):
-            raise ValueError("should have texts, numbers and booleans alone as values")
+            raise ValueError("expected strings, numbers and booleans as values")
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in parsed.items()}
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
     if any(not (key.strip() and equals) for key, equals, _ in pairs):
-        raise ValueError("should be key=value,key=value or a JSON object")
+        raise ValueError("expected key=value,key=value or a JSON object")
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 class SettingsError(Exception):
-    """Invalid options; one line for each, with the flag, the variable, the value and what was expected."""
+    """Invalid options; one line for each, with the flag, the variable, the value and the expectation."""
 
 
 def load(arguments: list[str]) -> Settings:
@@ -273,7 +276,7 @@ def parsed(kind: type[Kind], arguments: list[str], *, module: str) -> Kind:
         # An empty variable counts as unset; an empty flag is a mistake, such as "$TOKENS" without a value.
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and (value if equals else following) == "":
-            raise SettingsError(f"{_flag(flag[2:].replace('-', '_'))} is '': give a value, or leave it out")
+            raise SettingsError(f"{_flag(flag[2:].replace('-', '_'))} is empty; expected a value")
     headings: dict[str, str] = getattr(kind, "headings", {})
     parser = Parser(kind.model_fields, headings, about=kind.__doc__ or "", module=module)
     source: CliSettingsSource[Any] = CliSettingsSource(kind, root_parser=parser)
@@ -284,14 +287,13 @@ def parsed(kind: type[Kind], arguments: list[str], *, module: str) -> Kind:
 
 
 def explain(error: ErrorDetails) -> str:
-    """Describe an invalid option: flag, variable, value and what was expected."""
+    """Describe an invalid option: flag, variable, value and expectation."""
     if not error["loc"]:  # a combination of options
         return error["msg"].removeprefix("Value error, ")
     name = str(error["loc"][0])
-    expected = (
-        error["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("String should", "should")
-    )
-    return f"{_flag(name)} is {error['input']!r}: {expected}"
+    message = error["msg"].removeprefix("Value error, ").replace("match pattern", "a match of")
+    expected = re.sub("^(Input|String) should (be |have )?", "expected ", message)
+    return f"{_flag(name)} is {error['input']!r}; {expected}"
 
 
 def _flag(name: str) -> str:

@@ -4,7 +4,7 @@ Exception
 |- ServiceError          one call fails; its text is written for the client
 |  |- InvalidInput       the message is invalid; names the field
 |  |- ModelNotFound      no such model or version
-|  |- Overloaded         the queue is full; says when to retry
+|  |- Overloaded         the queue is full; has the delay of a retry
 |  |- DeadlineExceeded   the deadline leaves no time for an answer
 |  |- ModelUnavailable   the server is loading or draining, or its device has failed
 |  |- ServerStopping     the server stops and ends the streams that wait for their client
@@ -28,11 +28,11 @@ MIN_RETRY_AFTER = 0.01
 
 
 class ServiceError(Exception):
-    """One call fails; `str()` is a sentence for the client without internal details."""
+    """One call fails; `str()` is a message for the client without internal details."""
 
 
 class InvalidInput(ServiceError):
-    """The value of `field`, a path such as `pixels`, is invalid; `message` says why."""
+    """The value of `field`, a path such as `pixels`, is invalid; `message` is the reason."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -95,7 +95,7 @@ class Unimplemented(ServiceError):
 
 
 class StartError(Exception):
-    """The server cannot start; `str()` is one line that says what to do."""
+    """The server cannot start; `str()` is one line with the remedy."""
 
 
 class ModelFileError(StartError):
@@ -103,7 +103,7 @@ class ModelFileError(StartError):
 
 
 class ProviderError(StartError):
-    """The execution provider `name` cannot run the model; `reason` says what is missing and how to install it."""
+    """The execution provider `name` cannot run the model; `reason` names the missing part and its package."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"--provider (or DIGITS_PROVIDER) is {name!r}, but {reason}")

@@ -6,7 +6,7 @@ A server publishes the address of /healthz as the name of an anonymous file, whi
 probe knows the true address, whether a flag, a variable or a free port chose it, and the server writes no file. TLS,
 tokens and proxies do not apply to it.
 
-The probe costs 10 ms of CPU, and imports only what keeps it so: `socket` alone would double that.
+The probe costs 10 ms of CPU, and imports only a few modules: `socket` alone would double that.
 """
 
 import _socket

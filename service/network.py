@@ -1,4 +1,4 @@
-"""The network that all of this serves, 784-16-16-10: its shape, what goes in and what comes out."""
+"""The network, 784-16-16-10: its shape, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Predictions(NamedTuple):
-    """What the network holds for n images: digit (n,), activations (n, 10), layer1 and layer2 (n, 16)."""
+    """The network's outputs for n images: digit (n,), activations (n, 10), layer1 and layer2 (n, 16)."""
 
     digit: npt.NDArray[np.int64]
     activations: Floats
@@ -54,7 +54,7 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself: the `metadata_props` of its graph."""
+    """The metadata of a model file: the `metadata_props` of its graph."""
 
     name: str
     version: str

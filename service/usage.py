@@ -120,7 +120,7 @@ class _PrintAction(argparse.Action):
         self._text = text
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser._print_message(self._text, sys.stdout)  # noqa: SLF001 (what argparse's own actions call)
+        parser._print_message(self._text, sys.stdout)  # noqa: SLF001 (as argparse's own actions do)
         parser.exit()
 
 

@@ -101,7 +101,7 @@ def test_a_name_of_two_addresses_has_one_port_on_both(resolve_to: Callable[..., 
     port = listeners[0].getsockname()[1]
     try:
         assert [listener.getsockname()[:2] for listener in listeners] == [(each, port) for each in LOOPBACK]
-        with pytest.raises(AddressInUse, match=rf"^port {port} on here\.example is taken"):
+        with pytest.raises(AddressInUse, match=rf"^port {port} on here\.example is in use"):
             ensure_bindable("here.example", port)
     finally:
         for listener in listeners:

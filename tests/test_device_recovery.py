@@ -228,7 +228,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
         assert "CUDA failure 700" in cause["exc_value"]
         service.wait_for("model unhealthy", reason=f"{DEVICE} failed 3 runs in a row and is being tried again")
         assert service.wait_for("session recreation failed")["reason"].startswith(
-            "CUDA says 700: an illegal memory access"
+            "CUDA reports 700: an illegal memory access"
         )
         with pytest.raises(OSError, match="503"):
             service.get("/healthz")

@@ -168,7 +168,7 @@ IMAGE = bytes(784)
             ExplainRequest(pixels=IMAGE * 50, neurons=[Neuron(layer=1 + i % 2, index=i // 2) for i in range(21)]),
             InvalidInput,
             (
-                "neurons: asks for 1600 explanations, 50 images x 21 neurons with those of layer 1 counted twice; "
+                "neurons: 1600 explanations, 50 images x 21 neurons with those of layer 1 counted twice; "
                 "expected at most 1024, which keeps the reply below 4 MiB"
             ),
         ),
@@ -176,7 +176,7 @@ IMAGE = bytes(784)
             ExplainRequest(pixels=IMAGE * 1025),
             InvalidInput,
             (
-                "neurons: asks for 1025 explanations, 1025 images x 1 neurons with those of layer 1 counted twice; "
+                "neurons: 1025 explanations, 1025 images x 1 neurons with those of layer 1 counted twice; "
                 "expected at most 1024, which keeps the reply below 4 MiB"
             ),
         ),

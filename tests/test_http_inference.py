@@ -210,11 +210,11 @@ AS_GRPC = {
     ),
     "classification": (
         {**infer_document(PIXELS), "outputs": [{"name": "digit", "parameters": {"classification": 3}}]},
-        "digit: asks for classification (classification), which this server does not offer",
+        "digit: classification (classification) is not supported by this server",
     ),
     "shared memory": (
         with_tensor(parameters={"shared_memory_region": "r"}),
-        "pixels: asks for shared memory (shared_memory_region), which this server does not offer",
+        "pixels: shared memory (shared_memory_region) is not supported by this server",
     ),
     "timeout": (
         {**infer_document(PIXELS), "parameters": {"timeout": "soon"}},

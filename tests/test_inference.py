@@ -202,7 +202,7 @@ REFUSED = [
     ),
     (with_raw(floats(-0.5), datatype="FP32"), INVALID, "pixels: has the value -0.5; expected FP32 pixels from 0 to 1"),
     (with_raw(floats(np.nan), datatype="FP32"), INVALID, "pixels: has the value nan; expected FP32 pixels from 0 to 1"),
-    (edited(shared_memory), INVALID, "pixels: asks for shared memory (shared_memory_region), which this server does"),
+    (edited(shared_memory), INVALID, "pixels: shared memory (shared_memory_region) is not supported"),
     (
         request(np.zeros((1, 784), np.uint8), ("softmax",)),
         INVALID,

@@ -67,7 +67,7 @@ def test_a_variable_that_is_no_option_is_told_with_the_one_that_may_be_meant(mod
 @pytest.mark.parametrize("arguments", [["--tokens-file", ""], ["--tls-cert="], ["--port", "1", "--model-sha256="]])
 def test_an_empty_flag_is_refused_by_name(arguments: list[str]) -> None:
     with pytest.raises(
-        SettingsError, match=r"--(tokens-file|tls-cert|model-sha256) \(or DIGITS_\w+\) is '': give a value"
+        SettingsError, match=r"--(tokens-file|tls-cert|model-sha256) \(or DIGITS_\w+\) is empty; expected a value"
     ):
         load(arguments)
 
@@ -205,14 +205,14 @@ def test_a_taken_port_is_one_sentence(model_path: Path, option: str) -> None:
         ports = {"--port": "0", "--metrics-port": "0", option: port}
         status, reason = refusal("--model", model_path, *(word for pair in ports.items() for word in pair))
     assert status == 1
-    assert reason == f"port {port} on 127.0.0.1 is taken: stop what listens there, or choose another port"
+    assert reason == f"port {port} on 127.0.0.1 is in use: stop the other process, or choose another port"
 
 
 def test_a_second_server_on_the_same_port_is_refused(model_path: Path) -> None:
     with serving(model_path) as service:
         port = service.address.rsplit(":", 1)[1]
         status, reason = refusal("--model", model_path, "--port", port, "--metrics-port", "0")
-        assert (status, "is taken" in reason) == (1, True)
+        assert (status, "is in use" in reason) == (1, True)
 
 
 def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
@@ -237,19 +237,19 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
 @pytest.mark.parametrize(
     ("arguments", "env", "sentence"),
     [
-        (["--port", "abc"], {}, "--port (or DIGITS_PORT) is 'abc': should be a valid integer"),
-        (["--port", "65536"], {}, "--port (or DIGITS_PORT) is '65536': should be less than or equal to 65535"),
+        (["--port", "abc"], {}, "--port (or DIGITS_PORT) is 'abc'; expected a valid integer"),
+        (["--port", "65536"], {}, "--port (or DIGITS_PORT) is '65536'; expected less than or equal to 65535"),
         (
             [],
             {"DIGITS_MAX_BATCH_SIZE": "0"},
-            "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0': should be greater than or equal",
+            "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0'; expected greater than or equal",
         ),
         (
             ["--shutdown-grace", "nan"],
             {},
-            "--shutdown-grace (or DIGITS_SHUTDOWN_GRACE) is 'nan': should be a finite number",
+            "--shutdown-grace (or DIGITS_SHUTDOWN_GRACE) is 'nan'; expected a finite number",
         ),
-        (["--model-sha256", "abc"], {}, "--model-sha256 (or DIGITS_MODEL_SHA256) is 'abc': should match pattern"),
+        (["--model-sha256", "abc"], {}, "--model-sha256 (or DIGITS_MODEL_SHA256) is 'abc'; expected a match of"),
         (["--log-level", "loud"], {}, "--log-level"),
         (["--io-threads", "0"], {}, "--io-threads (or DIGITS_IO_THREADS) is '0': should be greater than or equal to 1"),
         (["--prot", "1"], {}, "unrecognized arguments: --prot 1"),

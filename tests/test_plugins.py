@@ -85,8 +85,11 @@ def test_without_a_vulkan_driver_webgpu_is_refused_with_what_to_install(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--provider-library", "x.so"], "--provider-library (or DIGITS_PROVIDER_LIBRARY) is given, but --provider"),
-        (["--provider", "web_gpu"], "--provider (or DIGITS_PROVIDER) is 'web_gpu': should match pattern"),
+        (
+            ["--provider-library", "x.so"],
+            "--provider-library (or DIGITS_PROVIDER_LIBRARY) without a provider: --provider",
+        ),
+        (["--provider", "web_gpu"], "--provider (or DIGITS_PROVIDER) is 'web_gpu'; expected a match of"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], sentence: str) -> None:

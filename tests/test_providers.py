@@ -214,8 +214,8 @@ def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_pa
     [
         (fake_onnxruntime.CALL.format("CUDA failure 35: CUDA driver version is insufficient"), "driver is too old"),
         (fake_onnxruntime.CALL.format("CUDA failure 101: invalid device ordinal"), "there is no device of that number"),
-        (fake_onnxruntime.NO_MEMORY, "CUDA says 2: out of memory"),
-        (fake_onnxruntime.ILLEGAL, "CUDA says 700: an illegal memory access was encountered"),
+        (fake_onnxruntime.NO_MEMORY, "CUDA reports 2: out of memory"),
+        (fake_onnxruntime.ILLEGAL, "CUDA reports 700: an illegal memory access was encountered"),
         (fake_onnxruntime.NOT_LOADED.format("libnvinfer.so.10"), "libnvinfer.so.10 is missing: install TensorRT"),
         (fake_onnxruntime.NOT_LOADED.format("libhsa.so.1"), "the library libhsa.so.1 is missing"),
         (fake_onnxruntime.UNKNOWN_OPTION, "it has no option nonsense: see --provider-options"),
@@ -223,9 +223,9 @@ def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_pa
         ('Failed to parse provider option "use_tf32": parse_string.h:116', "it does not take the value of its option"),
         (
             fake_onnxruntime.OPENVINO_THREADS,
-            "ONNX Runtime says: [ERROR] [OpenVINO-EP] Number of threads should be a number.",
+            "ONNX Runtime: [ERROR] [OpenVINO-EP] Number of threads should be a number.",
         ),
-        ("", "ONNX Runtime says: nothing"),
+        ("", "ONNX Runtime: nothing"),
     ],
 )
 def test_what_onnx_runtime_says_is_told_in_one_sentence_without_its_places(said: str, told: str) -> None:
@@ -277,20 +277,23 @@ def test_provider_options_are_pairs_or_a_json_object(text: str, options: dict[st
 @pytest.mark.parametrize(
     ("arguments", "refused"),
     [
-        (["--provider", "CUDA"], "--provider (or DIGITS_PROVIDER) is 'CUDA': should match pattern"),
+        (["--provider", "CUDA"], "--provider (or DIGITS_PROVIDER) is 'CUDA'; expected a match of"),
         (
             ["--provider", "openvino", "--provider-options", "device_type"],
-            "--provider-options (or DIGITS_PROVIDER_OPTIONS) is 'device_type': should be key=value,key=value or a JSON",
+            "--provider-options (or DIGITS_PROVIDER_OPTIONS) is 'device_type'; expected key=value,key=value or a JSON",
         ),
         (
             ["--provider", "openvino", "--provider-options", '{"a": []}'],
-            "should have texts, numbers and booleans alone",
+            "expected strings, numbers and booleans",
         ),
-        (["--provider", "openvino", "--provider-options", "{"], "should be key=value,key=value or a JSON object"),
-        (["--provider-options", "a=b"], "--provider (or DIGITS_PROVIDER) is 'auto': name the provider they are for"),
-        (["--provider", "cpu", "--device-id", "1"], "--device-id (or DIGITS_DEVICE_ID) is given, but --provider"),
-        (["--provider", "openvino", "--gpu-memory-limit", "1GiB"], "is 'openvino': it is for cuda"),
-        (["--gpu-memory-limit", "1GB"], "--gpu-memory-limit (or DIGITS_GPU_MEMORY_LIMIT) is '1GB': should match"),
+        (["--provider", "openvino", "--provider-options", "{"], "expected key=value,key=value or a JSON object"),
+        (["--provider-options", "a=b"], "--provider (or DIGITS_PROVIDER) is 'auto'; expected its name"),
+        (["--provider", "cpu", "--device-id", "1"], "--device-id (or DIGITS_DEVICE_ID) without a device: --provider"),
+        (["--provider", "openvino", "--gpu-memory-limit", "1GiB"], "is 'openvino'; expected auto or cuda"),
+        (
+            ["--gpu-memory-limit", "1GB"],
+            "--gpu-memory-limit (or DIGITS_GPU_MEMORY_LIMIT) is '1GB'; expected a match of",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], refused: str) -> None:

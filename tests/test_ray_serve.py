@@ -64,10 +64,10 @@ def test_an_option_of_the_service_is_the_same_here() -> None:
         (["--min-replicas", "3", "--max-replicas", "2"], "--min-replicas is 3, more than --max-replicas, 2"),
         (
             ["--max-batch-size", "0"],
-            "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0': should be greater than or equal to 1",
+            "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0'; expected greater than or equal to 1",
         ),
-        (["--port", "0"], "--port (or DIGITS_PORT) is '0': should be greater than or equal to 1"),
-        (["--target-ongoing", "none"], "--target-ongoing (or DIGITS_TARGET_ONGOING) is 'none': should be a valid"),
+        (["--port", "0"], "--port (or DIGITS_PORT) is '0'; expected greater than or equal to 1"),
+        (["--target-ongoing", "none"], "--target-ongoing (or DIGITS_TARGET_ONGOING) is 'none'; expected a valid"),
     ],
 )
 def test_a_bad_option_is_a_sentence(arguments: list[str], sentence: str) -> None:

@@ -164,7 +164,7 @@ BAD = {
     "one bit": (lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:], "damaged: its content"),
     "wrong shape": (wrong_shape, "783"),
     "foreign": (lambda data: graph._sealed(renamed(data, name="letters")), "is the model 'letters'; expected 'digits'"),
-    "misplaced": (lambda data: graph._sealed(renamed(data, version="7")), "its metadata says version 7; expected 2"),
+    "misplaced": (lambda data: graph._sealed(renamed(data, version="7")), "its metadata has version 7; expected 2"),
 }
 
 
@@ -215,7 +215,7 @@ def test_control_is_off_unless_enabled_and_is_for_those_with_a_token(folder: Pat
         assert load_model(service, request=other)[0] is grpc.StatusCode.NOT_FOUND
         with_file = b"\x12\x06digits\x1a\x0a\x0a\x04file\x12\x02\x0a\x00"  # Triton's parameters, field 3
         assert load_model(service, request=with_file)[0] is grpc.StatusCode.INVALID_ARGUMENT
-    with pytest.raises(SettingsError, match=r"--model-control \(or DIGITS_MODEL_CONTROL\) is on for everybody"):
+    with pytest.raises(SettingsError, match=r"--model-control \(or DIGITS_MODEL_CONTROL\) without authentication"):
         load(["--model-control"])
 
 

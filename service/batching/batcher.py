@@ -117,7 +117,7 @@ class Batcher:
     def swap(self, model: InferenceModel, statistics: Statistics) -> None:
         """Make `model` active for all later requests; the model before it answers the requests in the queue.
 
-        Call it on the event loop, where no request can run between two models.
+        Call it on the event loop, so that no request runs between two models.
         """
         self._active = _ActiveModel(model, statistics)
 
@@ -147,7 +147,7 @@ class Batcher:
     def run_batch(self, pixels: Pixels, requests: int) -> Predictions | None:
         """Predict the images of several requests in one run, at once; None if the model is busy or they are too many.
 
-        The requests do not enter the queue, where one could take the last place of another.
+        The requests bypass the queue, in which one could take the last place of another.
         """
         if self._worker is not None or len(pixels) > min(self._inline, self._max_batch_size):
             return None

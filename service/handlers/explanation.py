@@ -120,7 +120,7 @@ def compute_cost(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -
     if (explanations := images * each) > MAX_EXPLANATIONS:
         raise InvalidInput(
             "neurons",
-            f"asks for {explanations} explanations, {images} images x {len(neurons) or 1} neurons with those of "
+            f"{explanations} explanations, {images} images x {len(neurons) or 1} neurons with those of "
             f"layer 1 counted twice; expected at most {MAX_EXPLANATIONS}, which keeps the reply below 4 MiB",
         )
     return explanations

@@ -1,4 +1,4 @@
-"""The steps that every request for predictions shares, whichever protocol it came by."""
+"""The steps of every request for predictions, in either protocol."""
 
 from __future__ import annotations
 

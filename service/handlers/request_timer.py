@@ -15,7 +15,7 @@ class RequestTimer:
     """Counts requests in `statistics` at the end of its `with` block, with the time that each step took.
 
     The handler marks the end of a step with `decoded` and `predicted`; encoding lasts until the end of the block. An
-    exception counts as a failure. A block that ends before `predicted` counts nothing.
+    exception counts as a failure. A block that ends before `predicted` is not counted.
     """
 
     __slots__ = ("_decoded", "_predicted", "_requests", "_started", "_statistics")

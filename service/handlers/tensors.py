@@ -139,4 +139,4 @@ def _quantize(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> byte
 def _reject_unsupported(name: str, parameters: object) -> None:
     for key, feature in _UNSUPPORTED.items():
         if key in parameters:  # type: ignore[operator] # a protobuf map
-            raise InvalidInput(name, f"asks for {feature} ({key}), which this server does not offer")
+            raise InvalidInput(name, f"{feature} ({key}) is not supported by this server")

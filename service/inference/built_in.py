@@ -31,7 +31,7 @@ _DISTRIBUTIONS = {
     "migraphx": "onnxruntime-migraphx",
     "qnn": "onnxruntime-qnn",
 }
-"""What to install for a provider; every one of them is the same import package, so that one alone may be there."""
+"""The package of each provider; all have the same import package, so only one can be installed."""
 
 
 class BuiltInProvider:
@@ -49,7 +49,7 @@ class BuiltInProvider:
         """Create a session of the model `content`. Raises ProviderError unless the provider runs every node."""
         if self.is_on_nvidia:
             _preload_cuda()
-        ort.set_default_logger_severity(4)  # what it writes, in a format of its own, is in the exceptions too
+        ort.set_default_logger_severity(4)  # its output, in another format, is in the exceptions too
         try:
             session = ort.InferenceSession(
                 content, device_session_options(), providers=[(self.id, dict(options))], enable_fallback=0
@@ -69,8 +69,8 @@ class BuiltInProvider:
     def _explain(self, content: bytes, options: Mapping[str, str], message: str) -> str:
         if "assigned to the default CPU EP" not in message:
             return provider_diagnostics.explain(message)
-        # The provider left it to the CPU: because its library did not load, which ONNX Runtime writes to standard error
-        # alone, or because it has no kernel for a node.
+        # The provider left the model to the CPU. It has no kernel for a node, or its library did not load, which ONNX
+        # Runtime only writes to standard error.
         output, operators = provider_diagnostics.probe(self.id, content, dict(options))
         return provider_diagnostics.explain(output) if output else missing_kernels(operators)
 
@@ -96,7 +96,7 @@ def full_name(name: str) -> str:
 
 
 def not_built_in(name: str) -> str:
-    """Why a provider that this build lacks cannot be used, and what to install."""
+    """Return why a provider that this build lacks is unusable, and its package."""
     if name in plugins.PACKAGES:
         return f"no plugin that has it is installed: pip install {plugins.PACKAGES[name]}, or give --provider-library"
     lacks = f"the {ort.package_name} {ort.__version__} that is installed has only {', '.join(available())}"
@@ -107,7 +107,7 @@ def not_built_in(name: str) -> str:
 
 
 def check_one_build() -> None:
-    """StartError where two builds of ONNX Runtime are installed."""
+    """Raise StartError if two builds of ONNX Runtime are installed."""
     builds = [name for name in ("onnxruntime", *sorted(set(_DISTRIBUTIONS.values()))) if _is_installed(name)]
     if len(builds) > 1:
         raise StartError(
@@ -125,7 +125,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _preload_cuda() -> None:
-    """Load NVIDIA's libraries from the wheels beside ONNX Runtime; count devices as nvidia-smi does."""
+    """Load NVIDIA's libraries from their wheels; number devices as nvidia-smi does."""
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, which the session will tell
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries, which the session reports
         ort.preload_dlls()

@@ -1,4 +1,4 @@
-"""Why each neuron is as bright as it is: sums, contributions and slopes, from the weights and what a run answered."""
+"""Explain each neuron's activation: sums, contributions and gradients, from the weights and the answers of a run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Explainer:
         return Explanations(self._biases[layer - 1][indices], contributions, slope)
 
     def _layer_inputs(self, layer: int, pixels: Pixels, predictions: Predictions) -> Floats:
-        """What goes into a layer."""
+        """Return the inputs of a layer."""
         return pixels.astype(np.float32) if layer == 1 else (predictions.layer1, predictions.layer2)[layer - 2]
 
     def _activation_slope(self, layer: int, predictions: Predictions) -> Floats:

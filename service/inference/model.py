@@ -44,9 +44,9 @@ _DIGEST_MARK = b"\x0a\x0econtent_sha256\x12\x40"
 class Model:
     """One loaded model file; safe to call from several threads.
 
-    Raises ModelFileError, with a sentence that names the file, unless it is a whole, unaltered model.onnx of the
-    784-16-16-10 network with uint8 pixels; with `sha256`, unless the file has that digest. It is judged on the CPU;
-    then a session of `sessions` runs it; ProviderError if its provider cannot.
+    Raises ModelFileError, with the file's name, unless it is an unaltered model.onnx of the 784-16-16-10
+    network, with the digest `sha256` if given. It is verified on the CPU; then a session of `sessions` runs it. Raises
+    ProviderError if the provider cannot run it.
     """
 
     def __init__(self, path: Path, *, sha256: str = "", sessions: SessionFactory | None = None) -> None:
@@ -84,12 +84,12 @@ class Model:
         return Predictions(*self._session.run(OUTPUTS, {"pixels": pixels}))
 
     def _parameters(self) -> Parameters:
-        """What this session computes with, asked of itself."""
+        """Return the session's parameters, by a run."""
         outputs = self._cpu_session.run([*_PARAMETERS], {"pixels": np.zeros((1, PIXELS), dtype=np.uint8)})
         return Parameters(weights=tuple(outputs[:3]), biases=tuple(outputs[3:]))
 
     def _warm_up(self) -> None:
-        """Run the sizes that traffic has, so that the first caller pays for no allocation, and look at the answer."""
+        """Run the sizes of the traffic, so that the first call needs no allocation, and verify the answers."""
         for n in (1, 64):
             try:
                 out = self.predict(np.zeros((n, PIXELS), dtype=np.uint8))
@@ -102,7 +102,7 @@ class Model:
 def _read(path: Path, sha256: str) -> bytes:
     """The file's bytes, verified before any parser sees them."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for its writer
             raise ModelFileError("is no regular file")
         content = path.read_bytes()
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def _read(path: Path, sha256: str) -> bytes:
         raise ModelFileError(f"cannot be read: {e.strerror}") from e
     actual = hashlib.sha256(content).hexdigest()
     if sha256 and actual != sha256:
-        raise ModelFileError(f"its sha256 is {actual}, but {sha256} was asked for")
+        raise ModelFileError(f"sha256 {actual}; expected {sha256}")
     start = content.find(_DIGEST_MARK) + len(_DIGEST_MARK)
     if start < len(_DIGEST_MARK):
         raise ModelFileError(
@@ -136,7 +136,7 @@ def _info(metadata: dict[str, str]) -> ModelInfo:
         raise ModelFileError(f"its metadata lacks {', '.join(missing)}")
     if metadata["layer_sizes"] != "784-16-16-10" or metadata["parameter_count"] != "13002":
         raise ModelFileError(
-            f"its metadata says layers {metadata['layer_sizes']} with {metadata['parameter_count']} parameters; "
+            f"its metadata has layers {metadata['layer_sizes']} with {metadata['parameter_count']} parameters; "
             "expected 784-16-16-10 with 13002"
         )
     known = {name: metadata[name] for name in ModelInfo.__dataclass_fields__ if name != "parameter_count"}

@@ -30,7 +30,7 @@ def _value_name(value: bytes) -> str:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Each field's number, all its bytes, and its content where that has a length."""
+    """Yield each field's number, all its bytes, and its content if it has a length."""
     at = 0
     while at < len(message):
         start = at
@@ -50,7 +50,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that begins there, and where it ends."""
+    """Return the number at that offset, and its end."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,4 +1,4 @@
-"""Plugin execution providers: libraries beside ONNX Runtime's CPU build, from packages or by path.
+"""Plugin execution providers: libraries for ONNX Runtime's CPU build, from packages or by path.
 
 A package `onnxruntime-ep-NAME` has the library and the names of its providers. Registered with ONNX Runtime, it lists
 the devices that it can use.
@@ -36,7 +36,7 @@ PACKAGES = {
     "openvino": "onnxruntime-ep-openvino",
     "tensorrt-rtx": "onnxruntime-ep-nv-tensorrt-rtx",
 }
-"""What to install for a provider that is often asked for; other packages of this kind are found by their name."""
+"""The packages of common providers; others are found by their name."""
 
 SOFTWARE_ADAPTER = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
 """Environment variable that lets WebGPU run on a software driver: for tests, not for speed."""
@@ -46,12 +46,13 @@ NVIDIA_VENDOR_ID = 0x10DE
 _PREFIX = "onnxruntime_ep_"
 _WEBGPU = "webgpu"
 _webgpu_lock = threading.RLock()
-"""Held while a session of WebGPU is created, run or freed: all of a process share one device, and onnxruntime-ep-webgpu
-0.4.0 ends the process with SIGSEGV when two threads use it. Reentrant: the garbage collector may free one in a run."""
+"""Held while a WebGPU session is created, run or freed. All sessions of a process share one device, and
+onnxruntime-ep-webgpu 0.4.0 crashes with SIGSEGV if two threads use it. Reentrant: the garbage collector may free one in
+a run."""
 
 
 class Plugin(NamedTuple):
-    """A library and the execution providers in it, as `--provider` spells them; none where only the library knows."""
+    """A library and the execution providers in it, as `--provider` spells them; none if only the library knows them."""
 
     providers: tuple[str, ...]
     library: str
@@ -63,7 +64,7 @@ def short_name(provider: str) -> str:
     return {"nvtensorrtrtx": "tensorrt-rtx"}.get(name, name)
 
 
-@functools.cache  # the search reads every folder of the path: 8 ms, and each session asks for it
+@functools.cache  # the search reads every folder of the path: 8 ms, and each session needs it
 def installed() -> list[Plugin]:
     """The plugins of the packages that are installed."""
     plugins = []
@@ -93,7 +94,7 @@ def find(name: str, library: str = "") -> Plugin | None:
 class PluginProvider:
     """The execution provider `name` of a plugin, on its device number `device_id`.
 
-    Without `device_id` it is the first GPU, or the first device where there is no GPU. Raises ProviderError if the
+    Without `device_id` it is the first GPU, or the first device without a GPU. Raises ProviderError if the
     library cannot be loaded or has no such provider or device.
     """
 
@@ -171,7 +172,7 @@ def _register(library: str) -> None:
     """OSError if the library cannot be loaded as a plugin."""
     if not Path(library).is_file():
         raise OSError(f"its library {library} is missing")
-    ort.set_default_logger_severity(4)  # what it writes, in a format of its own, is in the exceptions too
+    ort.set_default_logger_severity(4)  # its output, in another format, is in the exceptions too
     try:
         ort.register_execution_provider_library(library, library)
     except Exception as e:
@@ -192,10 +193,7 @@ def _no_device(name: str) -> str:
     if all(device.is_software for device in devices):
         return _software_alone(devices)
     names = ", ".join(f"{device.name} ({device.kind})" for device in devices)
-    return (
-        f"ONNX Runtime finds no GPU in /sys/class/drm; Vulkan lists {names}, which {SOFTWARE_ADAPTER}=1 lets it use "
-        "all the same"
-    )
+    return f"ONNX Runtime finds no GPU in /sys/class/drm; Vulkan lists {names}, which {SOFTWARE_ADAPTER}=1 lets it use"
 
 
 def _software_alone(devices: list[vulkan.VulkanDevice]) -> str:
@@ -206,7 +204,7 @@ def _software_alone(devices: list[vulkan.VulkanDevice]) -> str:
 
 
 def _check_adapter() -> None:
-    """ProviderError where WebGPU would find no adapter, or one in software that nobody allowed."""
+    """Raise ProviderError if WebGPU would find no adapter, or one in software without permission."""
     if not _uses_vulkan():
         return
     try:

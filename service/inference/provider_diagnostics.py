@@ -32,16 +32,16 @@ _EXPLANATIONS = {
         CUDA_VISIBLE_DEVICES must not hide it""",
     r"CUDA failure (101): |Invalid (device_id|device ordinal)": """there is no device of that number ({0}): see
         --device-id, and `nvidia-smi` for those that there are""",
-    r"CUDA failure (\d+: [^;\n]*\w)": "CUDA says {0}",
+    r"CUDA failure (\d+: [^;\n]*\w)": "CUDA reports {0}",
     r'(?:Unknown provider option: "|Invalid \w+ EP option: )(\w+)': "it has no option {0}: see --provider-options",
     r'Failed to parse provider option "(\w+)"': "it does not take the value of its option {0}: see --provider-options",
-    r"(Device \S+ is not available)": "ONNX Runtime says: {0}",
+    r"(Device \S+ is not available)": "ONNX Runtime: {0}",
     r"Failed to load library \S+ with error: ([^\n]+)": "its library does not load: {0}",
     r"Failed to get a WebGPU (adapter): ": "WebGPU finds no {0}: look at `vulkaninfo --summary`",
     r"\[Device\] is (lost)": "the device is {0}",
     r"is invalid (due to a previous error)": "a buffer is invalid {0}, such as too little memory on the device",
 }
-"""Patterns in what ONNX Runtime says, and what each means to an operator; the first that is found counts."""
+"""Patterns in ONNX Runtime's messages, and the operator's explanation of each; the first match counts."""
 
 _NOISE = (
     r"\x1b\[[0-9;]*m",
@@ -49,11 +49,11 @@ _NOISE = (
     r"/onnxruntime\S* .*?\)(?:::<.*?\)>)? ",
     r"\[ONNXRuntimeError\] : \d+ : \w+ : ",
 )
-"""What stands around its words: colours, the time, and where in its source it says them."""
+"""Text around its messages: colours, the time, and the place in its source."""
 
 
 def explain(message: str) -> str:
-    """ONNX Runtime's message as one sentence for the operator: what is missing and how to get it."""
+    """Return ONNX Runtime's message as one line for the operator: the missing part and its remedy."""
     for pattern, meaning in _EXPLANATIONS.items():
         if match := re.search(pattern, message):
             return " ".join(meaning.split()).format(next(group for group in match.groups() if group))
@@ -61,11 +61,11 @@ def explain(message: str) -> str:
     words = next((line for line in lines if "[E:onnxruntime" in line), lines[0])
     for place in _NOISE:
         words = re.sub(place, "", words)
-    return f"ONNX Runtime says: {words.strip()[:300]}"
+    return f"ONNX Runtime: {words.strip()[:300]}"
 
 
 def session_fault(message: str) -> str:
-    """What happened to a session that no run can use again, as ONNX Runtime's message tells; else nothing."""
+    """Return the fault of a session that no run can use again, from ONNX Runtime's message; else an empty string."""
     if "[Device] is lost" in message:
         return "lost its device"
     if "is invalid due to a previous error" in message:
@@ -74,7 +74,7 @@ def session_fault(message: str) -> str:
 
 
 def probe(provider: str, content: bytes, options: dict[str, str]) -> tuple[str, list[str]]:
-    """What `provider` says while a session of the model is made, and the operators that it leaves to the CPU."""
+    """Return the output of `provider` while it creates a session, and the operators that it leaves to the CPU."""
     completed = subprocess.run(  # noqa: S603 (this module, by the interpreter that runs it)
         [sys.executable, "-m", "service.inference.provider_diagnostics", provider, json.dumps(options)],
         input=content,

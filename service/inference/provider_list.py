@@ -96,7 +96,7 @@ def _plugin(name: str, plugin: plugins.Plugin, model: Path, log: FilteringBoundL
 
 
 def _with_adapter(row: Row) -> Row:
-    """The row with what Vulkan knows of the device that WebGPU takes, where that is sure: there is one."""
+    """Return the row with Vulkan's data on WebGPU's device, if there is only one."""
     try:
         [adapter] = vulkan.devices()
     except (vulkan.VulkanError, ValueError):

@@ -1,8 +1,7 @@
 """Choose the execution provider of ONNX Runtime that runs the model, and verify every session on it.
 
-Left to itself ONNX Runtime ends on the CPU in five ways without an error: the provider is not installed; its library
-does not load; it fails while a session is created; it fails in a run; it has no kernel for a node. Here each is
-an error.
+ONNX Runtime falls back to the CPU in five cases without an error. The provider is not installed, or its library does
+not load. It fails to create a session or in a run, or it has no kernel for a node. Here each is an error.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ AUTO, CPU = "auto", "cpu"
 class SessionFactory:
     """Creates the sessions of a process, all on the provider `name`, as `--provider` spells it.
 
-    With `auto` the first session decides: CUDA if all of it works, else the GPU of a plugin, else the CPU; later ones
-    must be on the same, so that nothing moves to the CPU while it serves. `library` is that of a plugin; `device_id`
-    counts the provider's devices; `memory_limit` is in bytes, 0 for none; `max_batch_size` is the most images of a run.
-    Raises StartError for an unknown provider, and where two builds of ONNX Runtime are installed.
+    With `auto` the first session selects CUDA if it works completely, else the GPU of a plugin, else the CPU. Later
+    sessions use the same, so that no model moves to the CPU while it serves. `library` is that of a plugin; `device_id`
+    is the number of the provider's device. `memory_limit` is in bytes, 0 for none; `max_batch_size` is the maximum of
+    images in a run. Raises StartError for an unknown provider, and if two builds of ONNX Runtime are installed.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class SessionFactory:
 
     @property
     def is_on_gpu(self) -> bool:
-        """Whether the provider computes on a GPU, as far as its name, device and options tell."""
+        """Whether the provider computes on a GPU, according to its name, device and options."""
         on_gpu = self._provider is not None and self._provider.is_on_gpu
         return on_gpu or self._user_options.get("device_type", "").startswith("GPU")
 

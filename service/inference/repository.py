@@ -1,4 +1,4 @@
-"""Where the model lies on disk, and which version of it serves: a file, or a folder of versions FOLDER/3/model.onnx."""
+"""The model on disk: a file, or a folder of versions FOLDER/3/model.onnx, of which one serves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION = re.compile("[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that may serve, and what its metadata must call it; no version is any."""
+    """A file that may serve, and the version that its metadata must have; None is any."""
 
     path: Path
     version: str
@@ -69,7 +69,7 @@ class ModelRepository:
         return [Candidate(self.path / version / FILE, version) for version in sorted(versions, key=int, reverse=True)]
 
     def skipped_folders(self) -> dict[str, str]:
-        """Folders beside the versions that look like some and are none, each with the reason."""
+        """Folders that resemble versions but are none, each with the reason."""
         if self._pinned or not self.path.is_dir():
             return {}
         skipped = {}
@@ -82,7 +82,7 @@ class ModelRepository:
         return skipped
 
     def _folders(self) -> list[Path]:
-        """What lies in the folder, but for hidden names, under which volumes of Kubernetes keep their files."""
+        """Return the folder's entries without hidden ones, which Kubernetes volumes use for their files."""
         try:
             return [child for child in self.path.iterdir() if not child.name.startswith(".")]
         except OSError as e:
@@ -91,12 +91,12 @@ class ModelRepository:
     def load(self, candidate: Candidate) -> Model:
         """The model in a file, verified and warmed up.
 
-        Raises ModelFileError where it is another than it should be, ProviderError where it cannot run where it should.
+        Raises ModelFileError if it is not the expected model, ProviderError if the provider cannot run it.
         """
         model = Model(candidate.path, sha256=self._sha256, sessions=self._sessions)
         if candidate.version and model.info.version != candidate.version:
             raise ModelFileError(
-                f"{candidate.path}: its metadata says version {model.info.version}; expected {candidate.version}: "
+                f"{candidate.path}: its metadata has version {model.info.version}; expected {candidate.version}: "
                 f"export it with --version {candidate.version}"
             )
         return model

@@ -23,9 +23,9 @@ OUTPUTS = ("digit", "activations", "layer1", "layer2")
 
 
 class DeviceSession:
-    """A session on a device, which `close` frees at once, whatever still refers to it.
+    """A session on a device, which `close` frees at once, in spite of remaining references.
 
-    `lock` is for a device that all sessions of the process share: one thread at a time may use any of them.
+    `lock` is for a device that all sessions of the process share: only one thread may use them.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DeviceSession:
             self._session = create()
 
     def run(self, output_names: Sequence[str], input_feed: dict[str, Any]) -> list[Any]:
-        """Compute the outputs named. What it raises holds no reference to ONNX Runtime's session."""
+        """Compute the outputs. Its exceptions have no reference to ONNX Runtime's session."""
         with self._lock:
             if self._session is None:
                 raise RuntimeError("the session is closed")
@@ -82,7 +82,7 @@ def session_options() -> ort.SessionOptions:
 def device_session_options(*, cpu_fallback: bool = False) -> ort.SessionOptions:
     """As `session_options`; creation fails if a node would run on the CPU, unless `cpu_fallback`."""
     options = session_options()
-    options.log_severity_level = 4  # what it writes, in a format of its own, is in the exceptions too
+    options.log_severity_level = 4  # its output, in another format, is in the exceptions too
     if not cpu_fallback:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -1,4 +1,4 @@
-"""The devices that the system's Vulkan loader lists, read with ctypes: what WebGPU can run on under Linux."""
+"""The devices that the system's Vulkan loader lists, read with ctypes: those of WebGPU on Linux."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MEMORY_SIZE, _HEAPS_OFFSET, _HEAP_SIZE = 520, 260, 16  # VkPhysicalDeviceMemory
 
 
 class VulkanError(Exception):
-    """Vulkan lists no device; `str()` says what is missing and how to install it."""
+    """Vulkan lists no device; `str()` names the missing part and its package."""
 
 
 class VulkanDevice(NamedTuple):

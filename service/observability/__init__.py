@@ -1,1 +1,1 @@
-"""What operators see: metrics, logs, traces, statistics."""
+"""Metrics, logs, traces and statistics for operators."""

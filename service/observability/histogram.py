@@ -1,7 +1,7 @@
-"""A histogram with cheap writes: one writer at a time, so no lock, and a batch of values in one call.
+"""A histogram with cheap writes: a single writer, so no lock, and a batch of values in one call.
 
-The instruments of prometheus_client have a lock each and take one value per call. With them, counting an RPC of one
-image takes a quarter of the time of its run, and counting a batch of 1,000 images longer than its run.
+The instruments of prometheus_client have a lock each and accept one value per call. With them, counting one image
+takes a quarter of the time of its run, and counting a batch of 1,000 images longer than its run.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class LibraryHandler(logging.Handler):
         suppressed = self._limiters.setdefault(record.name, RateLimiter()).suppressed()
         if suppressed is None:
             return
-        with contextlib.suppress(Exception):  # a log call never fails its caller
+        with contextlib.suppress(Exception):  # a log call never raises
             self._log.log(
                 record.levelno,
                 "library log",

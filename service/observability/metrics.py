@@ -1,7 +1,7 @@
 """The Prometheus instruments of a process, on a registry that is passed in.
 
-Values that every request changes are plain numbers with one writer, the event loop or the one run of the model at a
-time. A scrape makes series of them; `service.observability.histogram` says why.
+Values that every request changes are plain numbers with one writer, the event loop or the current run of the model. A
+scrape converts them to series; `service.observability.histogram` has the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CONFIDENCE_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 NATIVE_SERIES = frozenset(
     {"digits_connections_ended_total", "digits_connections_rejected_total", "digits_io_thread_connections"}
 )
-"""The series that only the native transport has: grpcio does not report what they count."""
+"""The series that only the native transport has: grpcio does not report these events."""
 
 GRPCIO_SERIES = frozenset({"digits_calls_ended_total", "digits_trace_spans_total", "digits_transport_restarts_total"})
 """The series that only the grpcio transport changes."""

@@ -31,7 +31,7 @@ _LIMITS: dict[str, Any] = {
     "threads": 4,
     "connection_limit": 128,
     "backlog": 128,
-    # Bytes of the headers and the body of a request. No path here reads a body, and nothing is spooled to a file.
+    # Bytes of the headers and the body of a request. No path here reads a body, and no file is used.
     "max_request_header_size": 16 * 1024,
     "max_request_body_size": 1024,
     "inbuf_overflow": 2**30,

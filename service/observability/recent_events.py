@@ -53,7 +53,7 @@ class RecentEvents:
         return [*self._changes][::-1]
 
     def record(self, log: FilteringBoundLogger) -> FilteringBoundLogger:
-        """Return a log that keeps its events and writes them to `log`, whose level does not limit what is kept."""
+        """Return a log that keeps all its events, and writes them to `log`, by its level."""
         recorder = structlog.wrap_logger(
             log, processors=[self._keep], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
         )

@@ -23,7 +23,7 @@ class Duration:
 class Statistics:
     """The statistics of one model. `success` to `compute_output` count requests, `batches` runs by number of images.
 
-    As in Triton, each request of a shared run has the duration of the whole run. There is one run at a time and all
+    As in Triton, each request of a shared run has the duration of the whole run. Runs are sequential, and all
     else is on the event loop, so no lock is needed.
     """
 

@@ -38,7 +38,7 @@ _Labels = dict[str, str]
 
 
 class StatusPage:
-    """What serves, its traffic and its last events; `start` begins the history of the traffic."""
+    """The model, its traffic and its last events; `start` begins the history of the traffic."""
 
     def __init__(
         self,

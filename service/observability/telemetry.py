@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """Where a part counts, logs and traces."""
+    """The metrics, log and traces of a component."""
 
     metrics: Metrics
     log: FilteringBoundLogger

@@ -1,10 +1,10 @@
 """A circuit breaker around a model on a device, and the task that recreates the session of one that fails.
 
-Nothing moves to the CPU. A failed run fails its own clients with UNAVAILABLE, so that they may send the request again.
-After FAILURE_THRESHOLD consecutive failures, or one of a session that no run can use again, the model is unhealthy:
-health reports NOT_SERVING, calls fail at once, and a background task recreates the session until one passes the checks
-of a start. The process does not end itself: only its supervisor, which sees NOT_SERVING, can judge whether a restart
-would help.
+No run moves to the CPU. A failed run fails its own clients with UNAVAILABLE, so that they may send the request again.
+After FAILURE_THRESHOLD consecutive failures, or one of a session that no run can use again, the model is unhealthy.
+Health then reports NOT_SERVING, calls fail at once, and a background task recreates the session until one passes the
+checks of a start. The process does not end itself: only its supervisor, which sees NOT_SERVING, can judge whether a
+restart would help.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class DeviceRecovery:
             return
         try:
             await asyncio.to_thread(breaker.recreate_session)
-        except Exception as e:  # noqa: BLE001 (whatever failed, a later attempt may succeed)
+        except Exception as e:  # noqa: BLE001 (a later attempt may succeed after any failure)
             self._metrics.device_failures.labels("session").inc()
             reason = e.reason if isinstance(e, ProviderError) else repr(e)
             self._log.error("session recreation failed", provider=breaker.provider, reason=reason)

@@ -62,7 +62,7 @@ class Server:
     _stop_by: float = field(init=False, default=0.0)
 
     async def start(self) -> None:
-        """Open the ports, then set health to SERVING; if it fails, close what is open. Raises StartError."""
+        """Open the ports, then set health to SERVING; after a failure close them. Raises StartError."""
         settings = self.settings
         async with AsyncExitStack() as opened:
             self.metrics_server.start(settings.metrics_host, settings.metrics_port)
@@ -120,7 +120,7 @@ class Server:
         return max(0.0, self._stop_by - time.monotonic())
 
     def log_serving(self, process_start: float) -> None:
-        """Log where and what the server serves; `process_start` is on the clock of `time.monotonic`."""
+        """Log the addresses and the model; `process_start` is on the clock of `time.monotonic`."""
         settings, model = self.settings, self.models.model
         self.telemetry.log.info(
             "serving",

@@ -60,7 +60,7 @@ class ModelSwapper:
         self._publish(model)
 
     def _monitor(self, model: Model) -> InferenceModel:
-        """Add the watchdog, and a circuit breaker unless the CPU runs the model, where a failure is a bug."""
+        """Add the watchdog, and a circuit breaker unless the CPU runs the model, whose failure is a bug."""
         is_on_cpu = short_name(model.provider) == CPU
         return self._watchdog.monitor(model if is_on_cpu else self._device_recovery.guard(model))
 

@@ -29,8 +29,8 @@ T = TypeVar("T")
 class Reloader:
     """Holds `model`, the one that serves; the constructor loads the first.
 
-    If the newest version in a folder cannot serve, the first is the newest that can, so that a bad file does not
-    prevent a restart. Raises ModelFileError if none can, ProviderError if the device cannot run it.
+    If the newest version in a folder cannot serve, the newest that can is the first. A bad file does not prevent a
+    restart. Raises ModelFileError if none can, ProviderError if the device cannot run it.
     """
 
     def __init__(self, repository: ModelRepository, metrics: Metrics, log: FilteringBoundLogger) -> None:
@@ -78,12 +78,12 @@ class Reloader:
             await self.reload_in_background(swap, force=False)
 
     async def reload_in_background(self, swap: Callable[[Model], None], *, force: bool) -> None:
-        """Do the same as `reload`, for a caller that does not wait: a rejection is logged and counted, not raised."""
+        """Do the same as `reload` without waiting: a rejection is logged and counted, not raised."""
         try:
             await self.reload(swap, force=force)
         except ReloadRejected:
             pass
-        except Exception as e:  # noqa: BLE001 (whatever failed, the old model still serves and a later reload may succeed)
+        except Exception as e:  # noqa: BLE001 (the old model still serves after any failure, and a later reload may succeed)
             self._metrics.record_reload("model", "rejected")
             self._log.error("model reload failed", exc_info=e)
 

@@ -58,12 +58,12 @@ class Certificate(NamedTuple):
 
 
 def check_certificates(pem: bytes) -> None:
-    """Raise ValueError, which says what the file is instead, unless it has a certificate in PEM."""
+    """Raise ValueError, with the file's actual kind, unless it has a certificate in PEM."""
     _check(pem, "certificate", _CERTIFICATE)
 
 
 def check_key(pem: bytes) -> None:
-    """Raise ValueError, which says what the file is instead, unless it has an unencrypted private key in PEM."""
+    """Raise ValueError, with the file's actual kind, unless it has an unencrypted private key in PEM."""
     label, content = _check(pem, "private key", _PRIVATE_KEY).groups()
     if b"ENCRYPTED" in label or b"Proc-Type: 4,ENCRYPTED" in content:
         raise ValueError("is encrypted; expected a key without passphrase")

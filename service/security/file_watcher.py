@@ -43,7 +43,7 @@ async def watch(files: PolledFiles, log: FilteringBoundLogger) -> None:
         await asyncio.sleep(POLL_INTERVAL)
         try:
             await asyncio.to_thread(files.poll)
-        except Exception:  # the previous credentials stay in force, and a later poll may succeed
+        except Exception:  # the previous credentials stay active, and a later poll may succeed
             log.exception("credentials poll failed")
 
 

@@ -1,7 +1,7 @@
-"""TLS handshakes that verify a certificate before it is put in force, so that clients never receive an unusable one.
+"""TLS handshakes that verify a certificate before it is used, so that clients never receive an unusable one.
 
-The first is in memory with OpenSSL, which gives reasons. The second is by the library that will serve, with a client
-on gRPC's C core: BoringSSL or rustls may reject a certificate that OpenSSL accepts.
+The first is in memory with OpenSSL, which reports reasons. The second is between the serving library and a client of
+gRPC's C core, since BoringSSL or rustls may reject a certificate that OpenSSL accepts.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def verify_in_memory(
     _check_pem(certificate, key, client_ca, pem)
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        # OpenSSL asks for the password of an encrypted key on the terminal; an empty password makes that an error.
+        # OpenSSL prompts for the password of an encrypted key; an empty password makes that an error.
         server.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as e:
         raise CredentialsError(f"--tls-cert {certificate} and --tls-key {key}: {_explain(e, pem.chain)}") from None

@@ -39,7 +39,7 @@ class Tokens:
     """The bearer tokens of a file, one per line; `#` begins a comment, `sha256:` and 64 digits stand for a token.
 
     Only digests are kept. Raises CredentialsError, naming the file, if it contains no token or an invalid one. If the
-    file becomes invalid later, the previous tokens stay in force.
+    file becomes invalid later, the previous tokens stay active.
     """
 
     def __init__(self, path: Path, metrics: Metrics, log: FilteringBoundLogger) -> None:
@@ -63,7 +63,7 @@ class Tokens:
             raise missing_token()
         scheme, _, token = authorization.partition(" ")
         digest = hashlib.sha256(token.encode()).digest()
-        # Compares every digest, each in constant time: the time reveals nothing about a guess.
+        # Compares every digest, each in constant time: the time does not depend on a guess.
         matches = sum(hmac.compare_digest(digest, known) for known in self.digests)
         if scheme.lower() != "bearer" or not matches:
             raise invalid_token()

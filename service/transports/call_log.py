@@ -21,7 +21,7 @@ _BURST, _RATE = 100, 10
 """Lines in a burst, and lines per second after it, for errors of single calls, each of which its author should find."""
 
 _ONE_LINE_PER_SECOND = (Overloaded, DeadlineExceeded, ModelUnavailable, ServerStopping, Unauthenticated)
-"""Errors that describe the state of the server, or a guess at tokens: one line says as much as 100."""
+"""Errors that describe the state of the server, or a guess at tokens: one line has the information of 100."""
 
 
 class CallLogger:

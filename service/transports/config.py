@@ -1,4 +1,4 @@
-"""The configuration that both transports receive, beside the security of the port."""
+"""The configuration that both transports receive, except the security of the port."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from service.network import PIXELS
 
 _IMAGE_BYTES = PIXELS * 4
-"""Largest size of an image in a message, as floats. As bytes it takes a quarter, so the handler rejects a batch that is
-a little too large, with a message of its own, and the library rejects only far larger ones."""
+"""Largest size of an image in a message, as floats; as bytes it is a quarter. The handler therefore rejects a batch
+that is slightly too large with its own message, and the library rejects only far larger ones."""
 _OVERHEAD_BYTES = 16384
 """Size of a message without its images."""
 HEALTH_MESSAGE = 4096

@@ -74,7 +74,7 @@ def _any(message: Message) -> Any:
 
 
 def _go_name(name: str) -> str:
-    # Go has Canceled where the rest of gRPC has CANCELLED, and OK in capitals.
+    # Go spells Canceled, unlike the CANCELLED of the rest of gRPC, and OK in capitals.
     special = {"OK": "OK", "CANCELLED": "Canceled"}
     return special.get(name) or name.title().replace("_", "")
 

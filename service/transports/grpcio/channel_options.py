@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 _NEVER_MS = 2**31 - 1
 
 _PENDING = 4096
-"""Calls that the library holds until the event loop takes them. It resets a growing share of further calls, and all of
-them beyond three times as many: to reject a small call costs as much as to answer it."""
+"""Calls that the library queues for the event loop. It resets a growing share of further calls, and all calls beyond 3
+times as many. Rejecting a small call costs as much as answering it."""
 
 
 def channel_options(limits: Limits) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ CANCELLATION_DELAY = 0.002
 
 
 async def read_only_message(context: Any) -> bytes:
-    """Return the message of a call with one request; Unimplemented, as gRPC says, if it has none."""
+    """Return the message of a call with one request; Unimplemented, as gRPC specifies, if it has none."""
     message: Any = await context.read()
     if message is aio.EOF:
         await asyncio.sleep(CANCELLATION_DELAY)

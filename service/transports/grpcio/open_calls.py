@@ -1,4 +1,4 @@
-"""The calls in progress, by what they wait for, so that limits and a drain can end them."""
+"""The calls in progress by state, so that limits and a drain can end them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.transports.limits import Limits
 
 _UNFINISHED_BYTES, _MIN_UNFINISHED = 256 * 2**20, 4
-"""Memory for messages of unary calls that take more than a second; at least so many calls, whatever their size.
+"""Memory for messages of unary calls that take more than a second; at least so many calls of any size.
 
 grpcio does not report the received part of a message, so each call counts as the largest message.
 """

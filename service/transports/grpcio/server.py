@@ -127,7 +127,7 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc] # without types
             self._on_crash(error)
 
     async def close(self, grace: float) -> None:
-        """Close the port at once, and cancel what is in flight after `grace` seconds."""
+        """Close the port at once, and cancel calls in flight after `grace` seconds."""
         with suppress(Exception):  # after a crash it closes the port and raises the error of the loop
             await self.shutdown(grace)
         await self.shutdown(grace)
@@ -218,7 +218,7 @@ class RestartingServer:
             await asyncio.sleep(backoff)  # the port is still closing, and repeated crashes must not use all the CPU
             try:
                 await self._start()
-            except Exception:  # noqa: BLE001 (whatever it is, a later attempt may succeed; health is NOT_SERVING)
+            except Exception:  # noqa: BLE001 (a later attempt may succeed after any failure; health is NOT_SERVING)
                 backoff = min(2 * backoff, _MAX_BACKOFF)
             else:
                 break
@@ -226,6 +226,6 @@ class RestartingServer:
         self._on_health_change()
 
     async def stop(self, grace: float) -> None:
-        """Close the port at once, and cancel what is in flight after `grace` seconds."""
+        """Close the port at once, and cancel calls in flight after `grace` seconds."""
         self._replacement.cancel()
         await asyncio.gather(*(server.close(grace) for server in {self._server, *self._closing.values()}))

@@ -99,7 +99,7 @@ class GrpcioTransport:
         self._server.add_handler(_LoadSheddingHandler(self._queue, handler, rejecting), methods)
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Do nothing: generated code registers the same RPCs by the method above too."""
+        """Ignore them: generated code registers the same RPCs by the method above too."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen, with health NOT_SERVING; return the port."""

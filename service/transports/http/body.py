@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 2 * 2**20
 """Parsing takes about 15 ms of the event loop per MiB, and holds up every other request."""
 
 BUDGET = 256 * 2**20
-"""Bytes that all request bodies may hold at a time."""
+"""Maximum bytes of all request bodies together."""
 
 _RETRY_AFTER = 1.0  # seconds
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.network import Floats
 
 MAX_PICTURE_PIXELS = 25_000_000
-"""Decoded at 4 bytes a pixel, one picture at a time."""
+"""Decoded at 4 bytes a pixel, pictures one after another."""
 
 
 def prepare(content: bytes) -> tuple[bytes, tuple[Inspection, ...]]:

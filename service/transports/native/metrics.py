@@ -31,7 +31,7 @@ class NativeMetricsBridge:
         metrics.connections_rejected = server.rejected_connections()
         metrics.connections_ended = server.closed_connections()
         metrics.io_thread_connections = server.connections()
-        self._lock = Lock()  # two scrapes can run at a time
+        self._lock = Lock()  # two scrapes can run concurrently
 
     def update(self) -> None:
         """Update the instruments."""

@@ -38,7 +38,7 @@ class Endpoint(NamedTuple):
 
 
 class Route(NamedTuple):
-    """What Rust needs to know of an RPC; the field names are those of its `RouteSpec`."""
+    """The properties of an RPC for Rust; the field names are those of its `RouteSpec`."""
 
     path: str
     kind: str

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from service.transports.config import TransportConfig
 
 INLINE_IMAGES = 128
-"""Default of `--inline-images`: a run of 128 images takes 30 us, a few times what the I/O thread needs for a call."""
+"""Default of `--inline-images`: a run of 128 images takes 30 us, a few times the I/O thread's time for a call."""
 MAX_DEFAULT_IO_THREADS = 16
 _BUCKETS = {
     "latency": LATENCY_BUCKETS,
@@ -96,7 +96,7 @@ class NativeBatcher:
         return self._statistics
 
     def swap(self, model: InferenceModel, statistics: Statistics) -> None:
-        """As `Batcher.swap`: on the event loop, where the models of Python and of the queue change in one step."""
+        """As `Batcher.swap`, on the event loop, so that the models of Python and of the queue change in one step."""
         self.server.set_model(model, model.info.name, model.info.version)
         self.model, self._statistics = model, statistics
 
@@ -111,15 +111,15 @@ class NativeBatcher:
         """Return None: the native queue gathers the batches."""
 
     async def close(self) -> None:
-        """Do nothing: the stop of the transport has answered all requests."""
+        """Return at once: the stop of the transport has answered all requests."""
 
 
 class NativeTransport:
     """Serves on threads of its own: `start` listens, `set_serving` sets health, `stop` drains.
 
-    Each of `io_threads` threads serves the connections that it gets, and as many threads run large batches. The
-    handlers run on the event loop that called `start`. Raises CredentialsError for what rustls cannot use, and
-    AddressInUse from `start`.
+    Each of `io_threads` threads serves its connections, and as many threads run large batches. The handlers run on the
+    event loop that called `start`. Raises CredentialsError for files that rustls cannot use, and AddressInUse from
+    `start`.
     """
 
     unhealthy_reason = ""
