@@ -1,8 +1,9 @@
-"""Check pages for plain technical English: the habits of HABITS, and sentences of more than MAX_WORDS words.
+"""Check prose for plain technical English: the habits of HABITS, and sentences of more than MAX_WORDS words.
 
-    python scripts/prose.py [PAGE ...]     without PAGE, the pages of PAGES
+    python scripts/prose.py [PATH ...]     without PATH, PAGES and SOURCES
 
-Code, in blocks and in lines, is not checked; nor is the length of sentences in tables. Status 1 with findings.
+A path is a page (.md), a program (.py, .rs: docstrings, comments, messages), a YAML file (comments), or a folder of
+them. Code is not checked, nor is the length of sentences in tables. Status 1 with findings.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from prose_blocks import blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +31,18 @@ PAGES = (
     *(f"docs/{name}.md" for name in ("alerts", "notebook", "runbook", "upgrading")),
 )
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
+
+SOURCES: tuple[str, ...] = (
+    *("service", "commandline", "digitserve", "playground", "ray_serve", "deploy/prometheus"),
+    *(f"client/digitserve_client/{name}.py" for name in ("__init__", "address", "base", "client", "connection")),
+    *(f"client/digitserve_client/{name}.py" for name in ("connection_diagnostics", "credentials", "messages")),
+    *(f"client/digitserve_client/{name}.py" for name in ("pixels", "uncertainty", "waiting")),
+    "client/README.md",
+)
+"""The folders and files of programs that `make prose` checks, likewise."""
+
+SUFFIXES = {".md", ".py", ".rs", ".yml", ".yaml"}
+GENERATED = {"pb", "target", "node_modules", "_minpb.py"}
 
 MAX_WORDS = 25
 
@@ -72,35 +89,6 @@ class Finding(NamedTuple):
         return f"{self.page}:{self.line}: {self.problem}; expected {self.expected}"
 
 
-class Block(NamedTuple):
-    """A paragraph, list item, heading or table row."""
-
-    line: int
-    text: str
-    is_table: bool
-
-
-def blocks(markdown: str) -> Iterator[Block]:
-    """Split a page into blocks, without its code."""
-    blank = re.sub(r"^```.*?^```$", lambda code: "\n" * code[0].count("\n"), markdown, flags=re.DOTALL | re.MULTILINE)
-    start, lines = 0, list[str]()
-    for number, line in enumerate([*blank.splitlines(), ""], 1):
-        begins_block = re.match(r"\s*([-*+] |\d+\. |#|\||<!--|$)", line)
-        if begins_block and lines:
-            yield _block(start, lines)
-            lines = []
-        if line.strip() and not line.startswith("<!--"):
-            start = start if lines else number
-            lines.append(line)
-
-
-def _block(start: int, lines: list[str]) -> Block:
-    text = "\n".join(lines)
-    text = re.sub(r"`[^`]*`", "CODE", text)
-    text = re.sub(r"\]\([^)]*\)", "]", text)
-    return Block(start, text, is_table=lines[0].lstrip().startswith("|"))
-
-
 def sentences(text: str) -> Iterator[tuple[int, str]]:
     """Each sentence of a block, with the offset where it begins."""
     offset = 0
@@ -115,9 +103,9 @@ def words(text: str) -> int:
     return sum(bool(re.search(r"\w", word)) for word in text.split())
 
 
-def findings(page: str, markdown: str) -> Iterator[Finding]:
-    """Yield the findings of a page, by line."""
-    for block in blocks(markdown):
+def findings(page: str, text: str) -> Iterator[Finding]:
+    """Yield the findings of a file."""
+    for block in blocks_of(Path(page).suffix, text):
         for habit, expected in HABITS.items():
             for match in re.finditer(habit, block.text, re.IGNORECASE):
                 line = block.line + block.text.count("\n", 0, match.start())
@@ -128,14 +116,28 @@ def findings(page: str, markdown: str) -> Iterator[Finding]:
                 yield Finding(page, line, f"sentence of {count} words", f"at most {MAX_WORDS}")
 
 
+def files(path: Path) -> Iterator[Path]:
+    """The files with prose below a path, without generated ones."""
+    below = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return (file for file in below if file.suffix in SUFFIXES and not GENERATED & set(file.parts))
+
+
 def main() -> int:
     """Print the findings; return the exit status."""
-    parser = argparse.ArgumentParser(description="Check pages for plain technical English.")
-    parser.add_argument("pages", nargs="*", default=PAGES, metavar="PAGE", help="path below the root of the clone")
-    results = [result for page in parser.parse_args().pages for result in findings(page, (ROOT / page).read_text())]
+    parser = argparse.ArgumentParser(description="Check prose for plain technical English.")
+    parser.add_argument(
+        "paths", nargs="*", default=(*PAGES, *SOURCES), metavar="PATH", help="path below the clone's root"
+    )
+    paths = [file for path in parser.parse_args().paths for file in files(ROOT / path)]
+    results = [result for path in paths for result in findings(shown(path), path.read_text())]
     for result in results:
         print(result)
     return bool(results)
+
+
+def shown(path: Path) -> str:
+    """The path below the root of the clone, if it is there."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pages are plain technical English: scripts/prose.py has no findings on them, and finds the habits that it lists."""
+"""Prose is plain technical English: scripts/prose.py has no findings in it, and finds the habits that it lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import ROOT
 
-from scripts.prose import HABITS, MAX_WORDS, PAGES, findings
+from scripts.prose import HABITS, MAX_WORDS, PAGES, SOURCES, files, findings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,29 @@ PLAIN = (
 @pytest.mark.parametrize("page", PAGES)
 def test_a_listed_page_has_no_finding(page: str) -> None:
     assert [str(finding) for finding in findings(page, (ROOT / page).read_text())] == []
+
+
+@pytest.mark.parametrize(
+    "path", [file for source in SOURCES for file in files(ROOT / source)], ids=lambda path: path.name
+)
+def test_a_listed_program_has_no_finding(path: Path) -> None:
+    assert [str(finding) for finding in findings(path.name, path.read_text())] == []
+
+
+PROGRAMS = {
+    "docstrings": ("x.py", '"""Nobody reads it.\n\nA server.\n\n    nobody\n"""\n', [1]),
+    "those of attributes": ("x.py", 'x = 1\n"""Seconds\nthat nobody waits."""\n', [3]),
+    "comments": ("x.py", "# A server\n# that nobody runs.\nx = 1  # nobody\n", [2, 3]),
+    "messages": ("x.py", 'raise ValueError(f"{x}: nobody asked")\n', [1, 1]),
+    "not names": ("x.py", 'x = "nobody"  # noqa: E501\n', []),
+    "comments of Rust": ("x.rs", "//! A server\n//! that nobody runs.\nlet nobody = 1;\n/// Nobody.\n", [2, 4]),
+    "comments of YAML": ("x.yml", "nobody: 1\n# nobody\n", [2]),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "lines"), PROGRAMS.values(), ids=PROGRAMS)
+def test_the_prose_of_a_program_is_checked(name: str, text: str, lines: list[int]) -> None:
+    assert [finding.line for finding in findings(name, text)] == lines
 
 
 def test_every_habit_has_an_example() -> None:
