@@ -28,7 +28,7 @@ PAGES = (
     *(f"docs/{name}.md" for name in ("inside", "kubernetes", "licences", "native", "open-inference-protocol")),
     *(f"docs/{name}.md" for name in ("operating", "performance", "ray", "scaling", "scoring", "training")),
     *(f"docs/{name}.md" for name in ("index", "getting-started", "concepts", "glossary", "configuration", "metrics")),
-    *(f"docs/{name}.md" for name in ("alerts", "notebook", "runbook", "upgrading")),
+    *(f"docs/{name}.md" for name in ("alerts", "command-line", "notebook", "runbook", "upgrading")),
 )
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
