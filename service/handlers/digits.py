@@ -154,7 +154,7 @@ def _encode_response(predictions: Predictions, version: str, *, hidden: bool) ->
 
 
 def _encode_reliability(pixels: Pixels, predictions: Predictions) -> bytes:
-    """Encode the fields of a PredictResponse that say how reliable each answer is."""
+    """Encode the fields of a PredictResponse with the reliability of each answer."""
     reliability = Reliability.of(pixels, predictions.activations)
     return b"".join(
         (

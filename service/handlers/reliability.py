@@ -13,7 +13,7 @@ _SIDE = 28
 _LONGER_SIDE = (18, 21)
 _FARTHEST_FROM_MIDDLE = 1.1
 _LEAST_PEAK = 200
-"""What all of MNIST's test digits keep to: pixels of the longer side, pixels of the centre of mass, brightest level.
+"""The limits of all test digits of MNIST: pixels of the longer side, pixels of the centre of mass, brightest level.
 
 The client sends a picture as it is by the same rule.
 """
@@ -45,7 +45,7 @@ def _exactly_one_on(activations: Floats) -> npt.NDArray[np.float64]:
 
 
 def are_in_mnist_form(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Tell for each picture (n, 784) whether its ink has the size, place and contrast of MNIST's digits."""
+    """Return for each picture (n, 784) whether its ink has the size, place and contrast of MNIST's digits."""
     images = pixels.reshape(-1, _SIDE, _SIDE)
     inked = images > 0
     height, width = (_extents(np.asarray(inked.any(axis=axis))) for axis in (2, 1))

@@ -1,4 +1,4 @@
-"""The choice of the transport by the options and by what is installed; light, for `make run` makes it too."""
+"""The choice of the transport by the options and the installed packages. Its imports are light: `make run` uses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GRPCIO_OPTIONS = ("otlp_endpoint",)
 
 
 class TransportChoice(NamedTuple):
-    """The name of a transport; if `auto` could not take native, why not and what would help."""
+    """The name of a transport. If `auto` could not select native: the reason, and the remedy."""
 
     name: str
     reason: str = ""
@@ -23,7 +23,7 @@ class TransportChoice(NamedTuple):
 
 
 def choose_transport(settings: Settings) -> TransportChoice:
-    """Choose native if it is asked for or possible; StartError if it is asked for and impossible."""
+    """Choose native if it is required or possible. Raises StartError if it is required and impossible."""
     if settings.transport == "grpcio":
         return TransportChoice("grpcio")
     if problem := wheel.problem():

@@ -161,7 +161,7 @@ class NativeTransport:
         self._subscribe(security)
         bridge = NativeMetricsBridge(self._server, metrics, [endpoint.rpc for endpoint in rpcs])
         metrics.before_collect = bridge.update
-        # A device runs one batch at a time: with one thread, the requests that arrive meanwhile become the next batch.
+        # A device runs batches in turn: with one thread, the requests that arrive meanwhile form the next batch.
         model_threads = io_threads if batcher.inline > 0 else 1
         self._io_threads = _threads("native", self._server.run, io_threads)
         self._model_threads = _threads("native-model", self._server.run_large_batches, model_threads)
