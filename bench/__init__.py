@@ -1,4 +1,4 @@
-"""Benchmarks: this server, what it is built on, and its peers, side by side in one run."""
+"""Benchmarks: this server, its foundations, and its peers, side by side in one run."""
 
 from commandline import proxies
 

@@ -50,7 +50,7 @@ def _some_rows(value: str) -> str:
     return value
 
 
-Starts = Annotated[int, typer.Option(min=1, help="how often every server is started anew: one start can be slow")]
+Starts = Annotated[int, typer.Option(min=1, help="number of starts of every server, since one start can be slow")]
 Rounds = Annotated[int, typer.Option(min=1, help="rounds a start; in each round every server takes its turn")]
 Names = Annotated[str, typer.Option(help="the servers, separated by commas", show_default="all", callback=_known_names)]
 Only = Annotated[str, typer.Option(help="only rows whose name contains this", callback=_some_rows)]
@@ -66,7 +66,7 @@ Curves = Annotated[bool, typer.Option(help="throughput against latency, and cost
 
 
 @app.command(
-    help="Measure this server beside one that does nothing, bare ONNX Runtime, and its peers.\n\n"
+    help="Compare this server with a no-op server, bare ONNX Runtime, and its peers.\n\n"
     f"The servers that --names takes:\n\n{_ABOUT}\n\n"
     "Exit status: 0 measured; 1 something that it needs is missing; 2 wrong usage."
 )
@@ -79,7 +79,7 @@ def measure(
     with_curves: Curves = True,
     version: Version = False,  # noqa: ARG001 (its callback answers)
 ) -> None:
-    """Measure every row of every server, start by start and round by round, and write what there is."""
+    """Measure every row of every server, start by start and round by round, and write the results."""
     if not load.have_h2load():
         sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
     if not MODEL.exists():
@@ -103,7 +103,7 @@ def measure(
                 results.add_memory(running, "megabytes_after_load")
                 if with_curves and number == starts - 1:
                     progress.update(bar, description="curves")
-                    report.write(results, rows, out)  # what there is so far, should anything happen
+                    report.write(results, rows, out)  # the results so far, in case of a failure
                     results.curves = curves.measure(running)
             finally:
                 for one in running:
@@ -142,7 +142,7 @@ def _measure(
 
 
 def main() -> int:
-    """Run the command; the exit status as `--help` tells it."""
+    """Run the command; return the exit status that `--help` documents."""
     return streams.run(lambda: app(prog_name=startup.program_name("bench")))
 
 

@@ -1,8 +1,8 @@
-"""Balancing over replicas, simulated call by call: who chooses the replica, how often, and what becomes of the waiting.
+"""Simulate balancing over replicas call by call: the choice of the replica, its frequency, and the waiting time.
 
-A discrete-event simulation: replicas are lines with one server each, as ours are, and a client is whatever chooses: a
-program with a channel of its own, or an Envoy that all go through. Times are in seconds; the same seed gives the same
-run. tests/test_balancing.py holds it to queueing theory, docs/scaling.md says what it shows.
+A discrete-event simulation. Replicas are queues with one server each. A client chooses the replica: a program with its
+own channel, or an Envoy for all. Times are in seconds; the same seed gives the same run. tests/test_balancing.py
+compares it with queueing theory, and docs/scaling.md has the results.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Policy = Literal["pick_first", "round_robin", "least_request"]
-"""What a client does with a call: sends it where its one connection goes (which is also what a ClusterIP makes of any
-client), to the next replica in turn, or to the less busy, by its own calls, of two drawn at random as Envoy does."""
+"""The replica of a call. pick_first uses the client's only connection, as a ClusterIP does, and round_robin the next
+replica. least_request, as in Envoy, uses the less busy of two drawn at random, by the client's own calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Outage:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig:
-    """What is simulated. Either `rate` calls/s arrive by chance, or each of `concurrency` calls follows another."""
+    """The simulated load. Either `rate` calls/s arrive at random, or each of `concurrency` calls follows another."""
 
     replicas: int
     service: float
@@ -50,8 +50,7 @@ class SimulationConfig:
     warm_up: float = 0.0
     """Seconds at the start whose calls are not counted."""
     age: float = float("inf")
-    """After which, give or take a tenth, a connection ends: its client looks names up anew, and one of pick_first is
-    given any replica."""
+    """Maximum age of a connection, +-10%. Its client then resolves the name again; pick_first gets any replica."""
     resolves: float = float("inf")
     """Seconds between looks of a client by itself, as Envoy's DNS refresh."""
     outages: tuple[Outage, ...] = ()
@@ -60,7 +59,7 @@ class SimulationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was answered after the warm-up: for each call when it came, what it took in all (seconds) and by whom."""
+    """The answered calls after the warm-up: the arrival of each, its time in seconds, and its replica."""
 
     arrivals: npt.NDArray[np.float64]
     took: npt.NDArray[np.float64]
@@ -129,7 +128,7 @@ class Simulation:
         self._area = 0.0
 
     def run(self) -> Outcome:
-        """What becomes of the calls. Raises ValueError where the outages leave no replica up."""
+        """Return the outcome of the calls. Raises ValueError if the outages leave no replica up."""
         self._set_up()
         while self._events and self._events[0][0] <= self._config.seconds:
             time, _, happens = heapq.heappop(self._events)
@@ -215,7 +214,7 @@ class Simulation:
     # Connections.
 
     def _poll(self, client: _Client) -> None:
-        """Connects the client to what is up and is not known to it."""
+        """Connect the client to live replicas that it does not know."""
         up = [number for number, replica in enumerate(self._replicas) if replica.up]
         if not up:
             raise ValueError(f"no replica is up at {self._now:g} s: let the outages leave one")

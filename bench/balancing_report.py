@@ -1,8 +1,8 @@
-"""What docs/scaling.md shows of balancing: the simulation beside what was measured, three policies, and a picture.
+"""The tables of balancing in docs/scaling.md: the simulation and the measurement, three policies, and a picture.
 
     python bench/balancing_report.py [--plot docs/images/balancing.png] [--check]
 
-With --check it prints nothing, and ends with status 1 where docs/scaling.md does not hold the tables.
+With --check it has no output, and ends with status 1 if docs/scaling.md lacks a table.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bench.balancing import Outage, Outcome, Policy, Simulation, SimulationConfi
 
 DOC = Path(__file__).parent.parent / "docs" / "scaling.md"
 MEASURED = {1: 470, 2: 1009, 3: 1462}
-"""Calls/s by replicas of three tenths of a core behind Envoy, 48 callers; printed by tests/e2e/stack.py."""
+"""Calls/s by replicas of three tenths of a core behind Envoy, 48 clients; printed by tests/e2e/stack.py."""
 MEASURED_SHARES = (32.1, 33.9, 34.0)
-"""Percent of the calls of 24 callers over one connection to Envoy, by replica; from the same run."""
+"""Percent of the calls of 24 clients over one connection to Envoy, by replica; from the same run."""
 WAYS: dict[str, tuple[Policy, int]] = {
     "each keeps one connection": ("pick_first", 48),
     "each takes turns": ("round_robin", 48),
     "each takes the less busy of two": ("least_request", 48),
     "one Envoy takes the less busy of two": ("least_request", 1),
 }
-"""Of 48 programs that call: what each does, and how many clients of their own they make."""
+"""For 48 programs: the policy of each, and the number of their clients."""
 
 
 def run(**values: Any) -> Outcome:
@@ -65,7 +65,7 @@ def beside_measured() -> list[str]:
 
 
 def policies() -> list[str]:
-    """Twelve replicas, 48 programs, seven tenths of what they can do: times in those of a call."""
+    """12 replicas, 48 programs, at 70% of capacity: times in units of a call."""
     lines = [
         "| 48 programs, 12 replicas at 70% | busiest replica's load | mean time | 99% within |",
         "|---|---|---|---|",
@@ -99,13 +99,13 @@ LATER: dict[str, dict[str, Any]] = {
 
 
 def joined(**values: Any) -> Outcome:
-    """Three replicas that a fourth joins, asked by 60 programs."""
+    """Three replicas and a fourth that joins, with 60 programs."""
     config = {"replicas": 4, "clients": 60, "rate": 200.0, "service": 0.01, "seconds": 900.0}
     return run(**{**config, "outages": (Outage(replica=3, begin=0.0, end=JOIN),), **values})
 
 
 def scale_up() -> list[str]:
-    """How long a new replica waits for half of its share, and what it has after five minutes."""
+    """How long a new replica waits for half of its share, and its share after 5 minutes."""
     lines = [
         "| a fourth replica joins three | half of its share after | share after 5 minutes |",
         "|---|---|---|",
@@ -156,10 +156,10 @@ def draw(path: Path) -> None:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where --check finds a table that is not in the docs."""
-    parser = argparse.ArgumentParser(description="What docs/scaling.md shows of balancing.")
+    """Return the exit status: 0, or 1 if --check finds a table that the docs lack."""
+    parser = argparse.ArgumentParser(description="Print the tables of balancing in docs/scaling.md.")
     parser.add_argument("--plot", type=Path, help="write the picture here")
-    parser.add_argument("--check", action="store_true", help="print nothing; are the tables in docs/scaling.md?")
+    parser.add_argument("--check", action="store_true", help="check that docs/scaling.md has the tables")
     arguments = parser.parse_args()
     lines = [*beside_measured(), "", *policies(), "", *scale_up()]
     if arguments.plot:
@@ -168,7 +168,7 @@ def main() -> int:
         print("\n".join(lines))
         return 0
     if missing := [line for line in lines if line not in DOC.read_text()]:
-        print(f"docs/scaling.md does not say: {missing[0]}: put in what {Path(__file__).name} prints", file=sys.stderr)
+        print(f"docs/scaling.md: lacks {missing[0]}; expected the output of {Path(__file__).name}", file=sys.stderr)
     return bool(missing)
 
 

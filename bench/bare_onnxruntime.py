@@ -1,4 +1,4 @@
-"""Bare ONNX Runtime on one core: what there is to be had at most."""
+"""Bare ONNX Runtime on one core: the upper limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens as load and connections grow: of our own transports, and of what does nothing."""
+"""Curves over load and connections, of this server's transports and the no-op servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m bench.flames: where the native transport spends its CPU, as two flame graphs (SVG).
+"""python -m bench.flames: the CPU profile of the native transport, as two flame graphs (SVG).
 
 One is of single images with 64 in flight, one of calls of 1,024 images. Needed are perf, inferno (`cargo install
 inferno`), h2load, and a wheel that has kept its symbols and frame pointers:
@@ -42,14 +42,14 @@ SHARES = {
     "ONNX Runtime": r"onnxruntime",
     "Python and numpy": r"python|numpy|libstdc|lib-dynload",
 }
-"""What the table counts together, by the file that a sample's innermost function is in."""
+"""The groups of the table, by the file of a sample's innermost function."""
 _HERTZ = 999
 _NARROWEST = 0.15
-"""Per cent of all samples; what is narrower is left out, which keeps a graph below 300 kB."""
+"""Per cent of all samples; narrower frames are omitted, which keeps a graph below 300 kB."""
 
 
 class Missing(Exception):
-    """What is needed and not here; the text says what to do."""
+    """A missing requirement; the text has the remedy."""
 
 
 def check_tools() -> None:
@@ -74,7 +74,7 @@ def record(row: Scenario, seconds: int) -> str:
                 perf.send_signal(2)
                 perf.wait()
             if not Path(data).exists():
-                raise Missing("perf recorded nothing: it wants root, or kernel.perf_event_paranoid at 1 or lower")
+                raise Missing("perf recorded no sample; expected root, or kernel.perf_event_paranoid at 1 or lower")
             read = ["perf", "script", "--input", data, "--fields", "comm,pid,tid,time,event,ip,sym,dso"]
             return subprocess.run(read, capture_output=True, text=True, check=True).stdout
     finally:
@@ -107,7 +107,7 @@ def _through(command: list[str], text: str) -> str:
 
 
 def main(out: Path, seconds: int, say: Callable[[str], None]) -> None:
-    """Draw both graphs into the folder, and say what share each part has."""
+    """Draw both graphs into the folder, and report the share of each part."""
     check_tools()
     columns = {}
     for name, wanted in GRAPHS.items():

@@ -24,19 +24,19 @@ _HEADERS = ("--header", "content-type: application/grpc", "--header", "te: trail
 
 
 class LoadError(Exception):
-    """A measurement did not come to be, or its answers were not the expected ones; the text says how."""
+    """A measurement failed, or its answers were wrong; the text has the difference."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one measurement found: calls a second, CPU microseconds of the server for each, latency in microseconds."""
+    """The result of one measurement: calls/s, the server's CPU per call and the latency, in microseconds."""
 
     rate: float
     cpu_us: float
     p50: float
     p99: float
     answered: float = 1.0
-    """The share that was: below 1 only in open loop, where a server that cannot keep up has to refuse some."""
+    """The share of answered calls: below 1 only in open loop, if a slow server rejects some."""
 
 
 def have_h2load() -> bool:
@@ -57,8 +57,8 @@ def calls(
     """`count` calls of `path`, each sending these messages, `in_flight` on each of the connections at any time.
 
     With `rate` they are sent at that many a second in all, whether or not earlier ones are answered (open loop).
-    Raises LoadError where an answer is no success or, but for an open loop, is not as long as the first one of the same
-    messages.
+    Raises LoadError if an answer is no success. Except in an open loop, it must also be as long as the first one of the
+    same messages.
     """
     length = _reply_length(running, path, messages)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def calls(
         seconds, cpu = time.perf_counter() - began, running.cpu_seconds() - cpu
         answered = _received(done.stdout, count) / (count * length)
         starts, _, took = np.loadtxt(log, dtype=np.int64, unpack=True, ndmin=2)
-    # From the first call sent to the last one answered: connecting is not what is measured.
+    # From the first call sent to the last one answered, without connecting.
     span = (starts + took).max() - starts.min()
     p50, p99 = np.percentile(took, (50, 99))
     if answered != 1 and not rate:
@@ -106,7 +106,7 @@ def one_after_the_other(running: Running, path: str, messages: list[bytes], coun
 
 
 def _reply_length(running: Running, path: str, messages: list[bytes]) -> int:
-    """Bytes of data that answer a call, asked of the server itself with a client that knows gRPC's statuses."""
+    """Return the bytes of a reply, from a call of a client that knows gRPC's statuses."""
     with grpc.insecure_channel(running.address, [("grpc.max_receive_message_length", -1)]) as channel:
         try:
             if path.endswith("Stream"):
@@ -116,7 +116,7 @@ def _reply_length(running: Running, path: str, messages: list[bytes]) -> int:
                 unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
                 replies = [unary(messages[0], timeout=60)]
         except grpc.RpcError as e:
-            raise LoadError(f"{running.server.name} refuses {path}: {e.details()}") from e
+            raise LoadError(f"{running.server.name} rejects {path}: {e.details()}") from e
     if len(replies) != len(messages):
         raise LoadError(f"{running.server.name} answered {len(replies)} of {len(messages)} messages")
     return sum(len(reply) + _GRPC_FRAME for reply in replies)

@@ -20,7 +20,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def sample_images(count: int) -> npt.NDArray[np.uint8]:
-    """So many real digits (count, 784), the hundred samples over and over."""
+    """So many real digits (count, 784), the 100 samples repeated."""
     pixels = np.frombuffer((SAMPLES / "digits-100-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
     return np.resize(pixels.reshape(-1, 784), (count, 784))
 
@@ -31,7 +31,7 @@ def predict_request(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def infer_request(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """The same images as tritonclient would send them, asking for what Predict answers."""
+    """The same images as tritonclient would send them, with the outputs of Predict."""
     request = ModelInferRequest(model_name="digits", raw_input_contents=[pixels.tobytes()])
     request.inputs.add(name="pixels", datatype="UINT8", shape=pixels.shape)
     for name in ("digit", "activations"):

@@ -1,4 +1,4 @@
-"""A grpc.aio server that does nothing: it answers every message with the same bytes. The floor of this transport.
+"""A no-op grpc.aio server: it answers every message with the same bytes. The floor of this transport.
 
 python -m bench.noop_grpcio PORT
 """

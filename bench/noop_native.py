@@ -1,4 +1,4 @@
-"""The native transport with a model that does nothing: everything but ONNX Runtime. The floor of that transport.
+"""The native transport with a no-op model: everything except ONNX Runtime. The floor of that transport.
 
 python -m bench.noop_native PORT
 """
@@ -34,7 +34,7 @@ class NoopModel(Model):
         return Predictions(np.zeros(n, np.int64), *zeros)
 
     def _warm_up(self) -> None:
-        """Nothing to warm."""
+        """Return at once: a no-op model needs no warm-up."""
 
 
 async def main() -> None:

@@ -1,7 +1,7 @@
-"""python -m bench.providers: the CPU against a GPU, from one image to 65,536 a run and from one caller to 512.
+"""python -m bench.providers: the CPU against a GPU, from 1 to 65,536 images a run and from 1 to 512 clients.
 
-It tells from how many images a run on the GPU is faster, which is what `--inline-images` and the choice of `--provider`
-go by, and writes table, JSON and plot. What cannot run here is left out, with the reason.
+It reports the number of images from which a run on the GPU is faster, for the choice of `--inline-images` and
+`--provider`. It writes a table, JSON and a plot, and omits unusable providers with the reason.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Rates = dict[str, dict[int, list[float]]]
 
 Names = Annotated[str, typer.Option(help="providers, as --provider spells them, separated by commas; the first is CPU")]
 Largest = Annotated[int, typer.Option(min=1, max=65536, help="most images in a run")]
-MostClients = Annotated[int, typer.Option(min=1, max=512, help="most clients at a time")]
+MostClients = Annotated[int, typer.Option(min=1, max=512, help="maximum number of concurrent clients")]
 Rounds = Annotated[int, typer.Option(min=1, help="rounds; in each every provider takes its turn")]
 Seconds = Annotated[float, typer.Option(min=0.01, help="how long one measurement takes")]
 Transport = Annotated[Literal["auto", "native", "grpcio"], typer.Option(help="of the servers")]
@@ -95,7 +95,7 @@ def _models(names: list[str], largest: int) -> tuple[dict[str, Model], dict[str,
 
 
 def runs(models: dict[str, Model], sizes: list[int], rounds: int, seconds: float) -> Rates:
-    """Bare runs of the model: what is copied to the GPU and back counts, as it does when serving."""
+    """Bare runs of the model, including copies to the GPU and back, as when serving."""
     rates: Rates = defaultdict(lambda: defaultdict(list))
     for _ in range(rounds):
         for size in sizes:
@@ -111,7 +111,7 @@ def runs(models: dict[str, Model], sizes: list[int], rounds: int, seconds: float
 
 
 def served(names: list[str], clients: list[int], transport: str, rounds: int, seconds: float) -> Rates:
-    """One-image calls of so many clients at a time, to servers on each provider with and without batching."""
+    """One-image calls of so many concurrent clients, to servers on each provider with and without batching."""
     rates: Rates = defaultdict(lambda: defaultdict(list))
     for server in _servers(names, transport):
         running = servers.start(server, sample_images(1)[0], 0)
@@ -150,7 +150,7 @@ def _calls_a_second(running: servers.Running, clients: int, seconds: float) -> f
 
 
 def crossover(first: dict[int, list[float]], second: dict[int, list[float]]) -> int | None:
-    """From which key on the second is faster at every larger one too, by medians; None where it never is."""
+    """From which key on the second is faster at every larger one too, by medians; None if it never is."""
     faster = None
     for key in sorted(first, reverse=True):
         if statistics.median(second[key]) <= statistics.median(first[key]):
@@ -160,11 +160,11 @@ def crossover(first: dict[int, list[float]], second: dict[int, list[float]]) -> 
 
 
 def report(results: dict[str, Any], names: list[str]) -> str:
-    """The tables, and what they say."""
+    """Return the tables, and their conclusions."""
     lines = [results["taken_on"], ""]
     lines += [f"Left out: {name}: {reason}" for name, reason in results["missing"].items()]
     lines += _table("images a run", "images/s, bare runs", results["runs"])
-    lines += _table("clients at a time", "calls/s, one image each", results["clients"])
+    lines += _table("concurrent clients", "calls/s, one image each", results["clients"])
     for name in names[1:]:
         at = crossover(results["runs"][names[0]], results["runs"][name])
         lines.append(
@@ -218,7 +218,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axes, rates, label in (
         (left, results["runs"], "images a run"),
-        (right, results["clients"], "clients at a time, one image each"),
+        (right, results["clients"], "concurrent clients, one image each"),
     ):
         for name, by_key in rates.items():
             keys = sorted(by_key)

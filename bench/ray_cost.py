@@ -1,6 +1,6 @@
-"""python -m bench.ray_cost: what it costs to serve through Ray Serve, beside `python -m service` with grpcio.
+"""python -m bench.ray_cost: the cost of Ray Serve, compared with `python -m service` with grpcio.
 
-Both are up all along, on this machine, and are measured in turns, so that what else the machine does falls on both.
+Both are up all along, on this machine, and are measured in turns, so that other load affects both.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 PREDICT = "/digits.v1.DigitService/Predict"
 SHAPES = ((1, 1), (32, 1), (4, 256))
-"""Callers at a time, and images in each call."""
+"""Concurrent clients, and images in each call."""
 
 ENVIRONMENT = {
     **os.environ,
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on 127.0.0.1; its name is from what it is for
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on 127.0.0.1; the name is Ray's
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -94,7 +94,7 @@ def on_ray() -> Iterator[str]:
 
 
 def free_port() -> int:
-    """One that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as results:
         results.bind(("127.0.0.1", 0))
         return int(results.getsockname()[1])
@@ -119,7 +119,7 @@ async def measure(
 
 
 async def load(channel: aio.Channel, shape: tuple[int, int], seconds: float) -> Figures:
-    """So many callers, each with one call after the other."""
+    """So many clients, each with sequential calls."""
     clients, images = shape
     pixels = np.random.default_rng(0).integers(0, 256, images * 784, np.uint8).tobytes()
     request = PredictRequest(pixels=pixels).SerializeToString()

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("grpcio", "numpy", "onnxruntime", "protobuf", "prometheus-client")
 FLOORS = {"digitserve native": "no-op native"}
-"""What each server is held against: the one of its own kind that does nothing, which is grpcio's unless it is here."""
+"""The no-op server for each server's comparison: grpcio's by default."""
 TRITONS = ("triton", "triton-onnxruntime", "triton-onnxruntime-batching")
-"""The ways in which Triton is set up; a server is held against the better one of each round."""
+"""The ways in which Triton is set up; a server is compared with the better one of each round."""
 FOLDER = Path("build") / "bench"
 COLOURS = {
     "digitserve native": "#0a7d4f",
@@ -61,7 +61,7 @@ class Results:
         self.single[server.name][name].append(value)
 
     def add_memory(self, running: list[Running], name: str) -> None:
-        """What each holds now."""
+        """Record the memory of each."""
         for one in running:
             self.add(one.server, name, one.megabytes())
 
@@ -90,7 +90,7 @@ class Results:
 
 
 def write(results: Results, rows: list[Scenario], out: Path | None) -> None:
-    """Print the tables, and write results.json, results.md and the plots into `out` (build/bench unless told)."""
+    """Print the tables, and write results.json, results.md and the plots into `out` (by default build/bench)."""
     folder = out or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     document = {
@@ -111,7 +111,7 @@ def write(results: Results, rows: list[Scenario], out: Path | None) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Return the description of the machine."""
     model = "unknown"
     if (info := Path("/proc/cpuinfo")).exists():
         model = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), "")
@@ -178,7 +178,7 @@ def _under_load(server: str, curve: dict[str, Any]) -> str:
 
 
 def _against(results: Results, row: Scenario, server: str, bases: tuple[str, ...]) -> str:
-    """The ratio of rates, median and range; of latencies (p50) where the Python client asks one call at a time."""
+    """The ratio of rates, median and range; of latencies (p50) for the sequential Python client."""
     measured = [base for base in bases if base in results.loads[row.name]]
     if measured in ([], [server]):
         return ""
@@ -229,7 +229,7 @@ def _plot_curves(results: Results, path: Path) -> None:
         left.plot(rates, [point["p99"] for point in curve["latency"]], color=colour, linestyle="--")
         connections = [point["connections"] for point in curve["connections"]]
         right.plot(connections, [point["cpu_us"] for point in curve["connections"]], color=colour)
-    left.set(xscale="log", yscale="log", xlabel="calls a second, sent on time whatever happens")
+    left.set(xscale="log", yscale="log", xlabel="calls/s, sent on time (open loop)")
     left.set_ylabel("microseconds: p50, and p99 dashed")
     right.set(xscale="log", yscale="log", xlabel="connections, one call in flight on each", ylabel="CPU us a call")
     figure.legend(loc="outside upper center", ncols=len(results.curves), fontsize=8)

@@ -1,9 +1,9 @@
-"""From what a digit costs to pods, machines and money: the tables of docs/scaling.md.
+"""Derive pods, machines and money from the cost of a digit: the tables of docs/scaling.md.
 
     python bench/scaling.py [--price 0.68 ...] [--check]
 
-What a digit costs in CPU is read from the tables of docs/performance.md, so that there is one place for it. What is not
-measured is a flag. With --check it prints nothing, and ends with status 1 where docs/scaling.md has other tables.
+The CPU of a digit is read from the tables of docs/performance.md. Assumptions are flags. With --check it has no
+output, and ends with status 1 if docs/scaling.md has other tables.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ WAYS = {
     "native, 256 digits a call": ("256 images a call, 4 in flight", "digitserve native"),
     "grpcio, one digit a call": ("1 image, 64 in flight, 8 connections", "digitserve grpcio"),
 }
-"""How digits are sent: the row and the server of docs/performance.md that say what it costs."""
+"""How digits are sent: the row and the server of docs/performance.md with their cost."""
 WIRE = {1: (892, 160), 256: (200_840, 10_600)}
-"""Images a call: bytes on the connection from and to the caller, HTTP/2 and all; measured by tests/test_scaling.py."""
+"""Images a call: bytes on the connection from and to the client, with HTTP/2; measured by tests/test_scaling.py."""
 SERIES = 416
-"""Series of one replica's /metrics once a client has asked for digits; counted by tests/test_scaling.py."""
+"""Series of one replica's /metrics once a client has called it; counted by tests/test_scaling.py."""
 SEGMENT, HEADERS = 1448, 66
 """Bytes of TCP's payload in an Ethernet frame, and of the headers around it."""
 BYTES_A_SAMPLE = 2
-"""That Prometheus keeps on disk; its documentation says one to two."""
+"""That Prometheus keeps on disk; its documentation states one to two."""
 HOURS = 730
 """Of a month."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """What is not measured here: of the machines, of the cloud and of how it is run."""
+    """The assumptions on the machines, the cloud and the operation."""
 
     full: float = 0.6
-    """Share of a core, and of a network card, that is used on average: where the autoscaler holds it."""
+    """Share of a core, and of a network card, that is used on average: the autoscaler's target."""
     cores: int = 15
-    """Of a machine, for pods: 16 but for one that the kubelet and its like have."""
+    """Of a machine, for pods: 16 less one for the kubelet and the system."""
     gigabits: float = 12.5
     """Of a machine's network card, each mode."""
     price: float = 0.68
     """Dollars an hour for a machine of 16 virtual cores."""
     zone_price: float = 0.01
-    """Dollars a gigabyte that leaves a zone for the next, and again where it comes in."""
+    """Dollars a gigabyte that leaves a zone for the next, and again when it enters."""
     zones: int = 3
     scrape: float = 5.0
     """Seconds between scrapes of a replica."""
@@ -55,7 +55,7 @@ class Assumed:
 
 @dataclass(frozen=True, kw_only=True)
 class SendMode:
-    """What a digit costs when it is sent in this mode."""
+    """The cost of a digit in this mode."""
 
     name: str
     images: int
@@ -94,7 +94,7 @@ def send_modes(performance: str) -> list[SendMode]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """What so many digits a second take."""
+    """The size for so many digits/s."""
 
     mode: SendMode
     rate: float
@@ -123,7 +123,7 @@ class Fleet:
 
     @property
     def dollars(self) -> tuple[float, float]:
-        """A month: for the machines, and for bytes between zones where no call is kept in its own."""
+        """A month: for the machines, and for bytes between zones, if no call prefers its own."""
         crosses = self.rate * (self.mode.bytes_in + self.mode.bytes_out) * (1 - 1 / self.assumed.zones)
         return (
             max(self.machines) * self.assumed.price * HOURS,
@@ -137,7 +137,7 @@ def short(number: float) -> str:
 
 
 def costs(of: list[SendMode], assumed: Assumed) -> list[str]:
-    """The table of what a digit costs."""
+    """Return the table of the cost of a digit."""
     lines = [
         "| digits are sent | CPU us a digit | digits/s a pod | bytes in | bytes out |",
         "|---|---|---|---|---|",
@@ -169,7 +169,7 @@ def sizes(of: list[SendMode], assumed: Assumed) -> list[str]:
 
 
 def beside(of: list[SendMode], assumed: Assumed) -> list[str]:
-    """The table of what grows with the pods: of the first and the last mode."""
+    """Return the table of metrics by pods, for the first and the last mode."""
     lines = ["| digits/s | sent | series | samples/s | disk a day, GB |", "|---|---|---|---|---|"]
     for load, rate in LOADS.items():
         for mode in (of[0], of[-1]):
@@ -187,12 +187,12 @@ def tables(assumed: Assumed, performance: str) -> list[list[str]]:
 
 
 def main() -> int:
-    """Exit status: 0, or 1 where --check finds a table that is not in the docs."""
+    """Return the exit status: 0, or 1 if --check finds a table that the docs lack."""
     assumed = Assumed()
-    parser = argparse.ArgumentParser(description="From what a digit costs to pods, machines and money.")
+    parser = argparse.ArgumentParser(description="Derive pods, machines and money from the cost of a digit.")
     for name, value in vars(assumed).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
-    parser.add_argument("--check", action="store_true", help="print nothing; are the tables in docs/scaling.md?")
+    parser.add_argument("--check", action="store_true", help="check that docs/scaling.md has the tables")
     arguments = vars(parser.parse_args())
     check = arguments.pop("check")
     made = tables(Assumed(**arguments), (DOCS / "performance.md").read_text())
@@ -201,7 +201,7 @@ def main() -> int:
         return 0
     text = (DOCS / "scaling.md").read_text()
     if missing := [line for table in made for line in table if line not in text]:
-        print(f"docs/scaling.md does not say: {missing[0]}: put in what bench/scaling.py prints", file=sys.stderr)
+        print(f"docs/scaling.md: lacks {missing[0]}; expected the output of bench/scaling.py", file=sys.stderr)
     return bool(missing)
 
 

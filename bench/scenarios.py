@@ -1,4 +1,4 @@
-"""What is measured: each row is one kind of call, made of every server that speaks its protocol."""
+"""The scenarios: each row is one kind of call, to every server that supports its protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Scenario:
-    """Calls of `images` images, `in_flight` at a time on each of `connections`; in a stream, `messages` a call."""
+    """Calls of `images` images, `in_flight` concurrently on each of `connections`; in a stream, `messages` a call."""
 
     name: str
     images: int = 1
@@ -36,7 +36,7 @@ class Scenario:
         return self.images * self.messages
 
     def path(self, running: Running) -> str:
-        """The RPC that is called; empty where this server does not offer what the row needs."""
+        """Return the RPC; empty if this server does not support the row."""
         offered = running.server.protocols
         if self.only == PREDICT_STREAM:
             return PREDICT_STREAM if PREDICT in offered else ""

@@ -1,6 +1,6 @@
-"""python -m bench.scoring: how many images a second `digitserve score` reads, and what memory it takes.
+"""python -m bench.scoring: the images/s and the memory of `digitserve score`.
 
-Makes the images by distorting the samples, scores them with 1, 2 and 4 workers, and prints two tables. Ten million
+Makes the images by distorting the samples, scores them with 1, 2 and 4 workers, and prints two tables. 10 million
 images are 7.84 GB on the disk of --folder, and are deleted at the end.
 """
 
@@ -33,7 +33,7 @@ TENTHS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took: seconds, and the memory of all its processes over its course, as (progress, bytes)."""
+    """The cost of one run: seconds, and the memory of all its processes over its course, as (progress, bytes)."""
 
     seconds: float
     memory: list[tuple[float, int]]
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make(folder: Path, images: int) -> None:
-    """IDX files of a million images: the samples, each distorted anew each time."""
+    """IDX files of a million images: the samples, with a new distortion each time."""
     digits = mnist.read_idx(SAMPLES).reshape(-1, 784)
     batch = jnp.asarray(np.tile(digits, (AT_ONCE // len(digits), 1)).astype(np.float32))
     draw = jax.jit(lambda key: distort(key, batch, Distortion()).round().astype(np.uint8))
@@ -100,7 +100,7 @@ def score(images: Path, output: Path, workers: int, engine: str, total: int) -> 
 
 
 def _memory(root: int) -> int:
-    """Bytes of a process and its descendants; what they share is counted once (PSS)."""
+    """Bytes of a process and its descendants; shared memory is counted once (PSS)."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

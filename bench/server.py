@@ -1,4 +1,4 @@
-"""What a server under test is: its name, its command, the protocols that it speaks."""
+"""A server under test: its name, its command, its protocols."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ ABOUT = {
     "triton-onnxruntime": "the same binary with its C++ ONNX Runtime backend, in the folder TRITON_BACKENDS",
     "triton-onnxruntime-batching": "the same with Triton's dynamic batching",
 }
-"""What can be asked for by name, and what it is."""
+"""The servers by name, with their descriptions."""
 
 
 class ServerUnavailable(Exception):
-    """A server cannot be had on this machine; the text says why."""
+    """A server is unavailable on this machine; the text has the reason."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server under test: `command` takes two free ports (gRPC, HTTP) and gives what starts it."""
+    """A server under test: `command` takes two free ports (gRPC, HTTP) and returns the command line."""
 
     name: str
     about: str

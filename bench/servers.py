@@ -114,7 +114,7 @@ def _check_answers(running: Running, image: npt.NDArray[np.uint8], digit: int) -
 
 
 def _answers_of(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
-    """What it answers by each protocol that it speaks; waits for the first answer."""
+    """Yield its answer by each of its protocols; wait for the first."""
     give_up = time.monotonic() + UP_WITHIN
     with grpc.insecure_channel(
         running.address, [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 20)]

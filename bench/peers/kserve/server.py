@@ -16,7 +16,7 @@ OUTPUTS = {"digit": "INT64", "activations": "FP32"}
 
 
 class Digits(Model):
-    """What KServe's server asks for."""
+    """The model of KServe's server."""
 
     def __init__(self) -> None:
         super().__init__("digits")

@@ -13,7 +13,7 @@ OUTPUTS = ("digit", "activations")
 
 
 class Digits(MLModel):
-    """What MLServer loads, by the name in model-settings.json."""
+    """The model of MLServer, by the name in model-settings.json."""
 
     async def load(self) -> bool:
         """Load the model, with the options that digitserve uses."""

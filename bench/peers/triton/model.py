@@ -1,4 +1,4 @@
-"""The same model.onnx behind Triton's Python backend: what the server batched is one run of ONNX Runtime."""
+"""The same model.onnx behind Triton's Python backend: each batch of the server is one run of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUTPUTS = ("digit", "activations")
 
 
 class TritonPythonModel:
-    """What Triton asks for, by this name."""
+    """The class that Triton loads, by this name."""
 
     def initialize(self, _: Any) -> None:
         """Load the model, with the options that digitserve uses."""
