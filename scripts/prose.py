@@ -37,7 +37,7 @@ SOURCES: tuple[str, ...] = (
     *(f"client/digitserve_client/{name}.py" for name in ("__init__", "address", "base", "client", "connection")),
     *(f"client/digitserve_client/{name}.py" for name in ("connection_diagnostics", "credentials", "messages")),
     *(f"client/digitserve_client/{name}.py" for name in ("pixels", "uncertainty", "waiting")),
-    "client/README.md",
+    *("client/README.md", "native/src"),
 )
 """The folders and files of programs that `make prose` checks, likewise."""
 

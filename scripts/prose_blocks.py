@@ -58,7 +58,7 @@ def python_blocks(source: str) -> Iterator[Block]:
         if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and node not in docstrings | inner):
             message = _message(node)
             if len(message.split()) >= MIN_MESSAGE_WORDS and not re.search(r"[<{]", message):
-                yield Block(node.lineno, _plain(message))
+                yield Block(node.lineno, _plain(message.replace("; expected", ". expected")))
     yield from _joined((line, text) for line, text in _python_comments(source))
 
 

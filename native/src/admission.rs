@@ -12,7 +12,7 @@ use crate::response::send_trailers_only;
 
 /// Waits until the connection has capacity for the reply, and counts the message meanwhile; `None` if the call ended.
 ///
-/// Box the future where it is awaited rarely: a task is as large as the largest future in it.
+/// Box the future if it is rarely awaited: a task is as large as the largest future in it.
 pub async fn admit(
     call: Call,
     mut respond: SendResponse<ReplyBuf>,

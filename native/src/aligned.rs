@@ -2,8 +2,8 @@
 
 use std::ops::Deref;
 
-/// A value with a cache line of its own, and the one that processors prefetch with it: a thread that writes to it does not
-/// slow down the threads that read what is next to it.
+/// A value with its own cache line, and the line that processors prefetch with it. A thread that writes to it does not slow
+/// down the threads that read adjacent values.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Aligned<T>(pub T);

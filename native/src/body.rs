@@ -131,7 +131,7 @@ impl Drop for RequestBody {
     }
 }
 
-/// Decompresses on another thread, one message of a connection at a time.
+/// Decompresses on another thread, the messages of a connection in sequence.
 async fn decompress(decompressor: Decompressor, usage: Arc<Usage>) -> Result<Message, Status> {
     let permits = usage.wait_to_decompress().await.map_err(|_| Status::internal())?;
     // The other thread holds the permits to its end, because a cancelled call does not stop it.

@@ -1,7 +1,7 @@
-//! Memory limits for what peers make the server hold: incomplete messages, and replies that they do not read.
+//! Memory limits for each peer's incomplete messages and unread replies.
 //!
-//! A connection at its limit is not read until its peer reads. When all connections together are at the process's limit,
-//! the one that holds most is closed: a peer that reads its replies holds almost nothing.
+//! A connection at its limit is not read until its peer reads. At the limit of the process, the
+//! connection that holds most is closed: a peer that reads its replies holds almost no memory.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -160,7 +160,7 @@ pub struct Usage {
     capacity: Notify,
     /// Notified when the connection must be closed.
     pub shed: Notify,
-    /// Decompresses one message of a connection at a time, so that many of one delay only each other.
+    /// Decompresses the messages of a connection in sequence, so that they delay only each other.
     decompression: Arc<Semaphore>,
 }
 

@@ -1,4 +1,4 @@
-//! One open call: what it belongs to, and the one end that it has.
+//! One open call: its RPC, and its single end.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -58,7 +58,7 @@ async fn send_after(event: impl Future<Output = ()>, reason: CloseReason, reason
     drop(reasons.send(reason).await);
 }
 
-/// Sends `Idle` after each interval in which nothing has happened.
+/// Sends `Idle` after each interval without an event.
 async fn send_when_idle(limits: &Limits, activity: &ConnectionActivity, reasons: &mpsc::Sender<CloseReason>) {
     let mut previous = 0;
     loop {

@@ -80,7 +80,7 @@ fn decode_input(reader: &mut Reader<'_>) -> Option<u64> {
     shape.filter(|_| name && datatype)
 }
 
-/// Decodes a requested output that has a name and nothing else.
+/// Decodes a requested output that has only a name.
 fn decode_output(reader: &mut Reader<'_>) -> Option<OutputTensor> {
     if reader.read_byte()? != tag(1, LENGTH_DELIMITED) {
         return None;

@@ -9,8 +9,8 @@ use flate2::bufread::{GzDecoder, ZlibDecoder};
 use crate::message::Message;
 use crate::status::{Status, INTERNAL, RESOURCE_EXHAUSTED};
 
-/// A message this small that expands to `INLINE_OUTPUT` at most is decompressed on the thread that received it: that
-/// costs less than a hand-over to another thread.
+/// A message this small that expands to `INLINE_OUTPUT` at most is decompressed on the receiving thread, which costs less
+/// than a hand-over to another thread.
 const INLINE_INPUT: usize = 4 << 10;
 const INLINE_OUTPUT: usize = 16 << 10;
 

@@ -37,7 +37,7 @@ pub async fn wait_for_drain_write_timeout(phase: &mut watch::Receiver<Phase>) {
 
 /// Counts the I/O threads whose connections have ended in a drain.
 ///
-/// A thread serves its lane of the queue until all have: a call on one thread can wait for a request in the lane of another.
+/// A thread serves its lane of the queue until all are complete: a call on one thread can wait for another's lane.
 pub struct Drained {
     threads: usize,
     complete: watch::Sender<usize>,

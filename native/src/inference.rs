@@ -1,4 +1,4 @@
-//! The types of inference: what a request asks for, how its reply is written, and what a run of the model returns.
+//! The types of inference: a request, the format of its reply, and the result of a run of the model.
 
 use crate::message::Span;
 
@@ -30,7 +30,7 @@ impl ModelSpec {
     }
 }
 
-/// A valid request: where its images are in the message, `images` times `PIXELS` bytes, and how to encode the reply.
+/// A valid request: the range of its images in the message, `images` times `PIXELS` bytes, and the reply's format.
 #[derive(Debug)]
 pub struct InferRequest {
     pub pixels: Span,

@@ -7,7 +7,7 @@ use tokio::task::yield_now;
 use crate::runner::Runner;
 use crate::server_state::ServerState;
 
-/// Runs what the queue has gathered for this thread, after every ready task has had its turn.
+/// Runs this thread's queued requests, after every ready task has had its turn.
 pub async fn run_inline_batches(state: Arc<ServerState>, mut runner: Runner) {
     let (queue, lane) = (&state.queue, state.io_thread);
     loop {

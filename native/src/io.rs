@@ -1,7 +1,7 @@
 //! The byte stream of a connection, plain or TLS, and a scan of its frames.
 //!
 //! h2 answers pings without reporting them, so they are counted here, in the same way as in gRPC's C core. The scan reads
-//! the first five bytes of each frame and changes nothing.
+//! the first five bytes of each frame without a change.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -41,7 +41,7 @@ impl MaybeTlsStream {
     }
 }
 
-/// What the scan has seen, for the monitor of the connection.
+/// The findings of the scan, for the monitor of the connection.
 #[derive(Debug, Default)]
 pub struct ConnectionActivity {
     /// HEADERS frames of both directions: calls that started, and replies that started or ended.

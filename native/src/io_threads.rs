@@ -1,4 +1,4 @@
-//! The state of every I/O thread, from what Python passes, and the changes that all of them get.
+//! The state of every I/O thread, from Python's parameters, and the changes to all of them.
 
 use std::num::NonZeroUsize;
 use std::ops::Deref;
@@ -63,7 +63,7 @@ impl Buckets {
     }
 }
 
-/// What the I/O threads are made of.
+/// The parameters of the I/O threads.
 pub struct ServerParts {
     pub callbacks: Py<PyAny>,
     pub routes: Vec<RouteSpec>,
@@ -74,7 +74,7 @@ pub struct ServerParts {
     pub health_services: Vec<String>,
 }
 
-/// By index. It derefs to the state of the first, for what all have.
+/// By index. It derefs to the state of the first, for common fields.
 pub struct IoThreads(Vec<Arc<ServerState>>);
 
 impl IoThreads {
@@ -116,8 +116,8 @@ impl IoThreads {
         self.0.iter().map(Arc::as_ref)
     }
 
-    /// The caller holds the interpreter, without which no thread runs a model, until every thread has the new one: no
-    /// client gets a reply of the new model and then, to a later request, one of the old.
+    /// Call it with the interpreter, so that no thread runs a model until every thread has the new one. No client receives a
+    /// reply of the new model and then, to a later request, one of the old.
     pub fn set_model(&self, py: Python<'_>, model: &Py<PyAny>, spec: &ModelSpec) {
         let replace = |state: &ServerState| state.model.replace(ModelVersion::new(model.clone_ref(py), spec.clone()));
         drop(self.iter().map(replace).collect::<Vec<_>>());

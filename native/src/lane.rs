@@ -93,7 +93,7 @@ pub struct Dequeued {
 impl Dequeued {
     /// Records all requests, fails the expired ones and returns those to run.
     ///
-    /// Call it with the lane unlocked. Failing and dropping an entry can call Python: one thread that waits for the
+    /// Call it with the lane unlocked, since failing and dropping an entry can call Python. A thread that waits for the
     /// interpreter with the lane locked, and a Python thread that waits for the lane, would deadlock.
     pub fn into_batch(self, metrics: &ModelMetrics) -> Vec<Entry> {
         let now = now();

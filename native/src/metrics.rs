@@ -8,7 +8,7 @@ use crate::histogram::{Counter, Histogram};
 use crate::inference::{Predictions, CLASSES};
 use crate::status::CODES;
 
-/// As in `service.network`, which says why.
+/// As in `service.network`, which has the reason.
 const LOWEST_TOP: f32 = 0.6;
 const HIGHEST_SECOND: f32 = 0.2;
 

@@ -63,7 +63,7 @@ pub fn export_rejected<'py>(py: Python<'py>, metrics: &ConnectionMetrics) -> PyR
     Ok(dict)
 }
 
-/// Connections closed because of what they made the server hold, by reason.
+/// Connections closed because of their memory in the server, by reason.
 pub fn export_closed<'py>(
     py: Python<'py>,
     metrics: &ConnectionMetrics,
@@ -75,7 +75,7 @@ pub fn export_closed<'py>(
     Ok(dict)
 }
 
-/// Moves what was counted since the last call: durations as (count, ns), and batches by size.
+/// Moves the counts since the last call: durations as (count, ns), and batches by size.
 pub fn take_statistics<'py>(py: Python<'py>, statistics: &Statistics) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     for (name, total) in [

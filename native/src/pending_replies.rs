@@ -54,7 +54,7 @@ impl PendingReplies {
         }
     }
 
-    /// Waits for the oldest; for ever if there is none.
+    /// Waits for the oldest; never returns if there is none.
     pub async fn next(&mut self) -> Reply {
         let Some(first) = self.queue.front_mut() else { return pending().await };
         let result = (&mut first.result).await.unwrap_or(Err(CallError::ServerStopping));

@@ -187,7 +187,7 @@ pub const fn field_len(content: usize) -> usize {
     1 + varint_len(content) + content
 }
 
-/// Writes a length-delimited field's tag and length; the caller writes the content.
+/// Writes a length-delimited field's tag and length, before its content.
 pub fn put_field_header(out: &mut BytesMut, field: u8, content: usize) {
     out.put_u8(tag(field, LENGTH_DELIMITED));
     put_varint(out, content);

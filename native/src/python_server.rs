@@ -34,7 +34,7 @@ pub struct Server {
     slots: Arc<ConnectionSlots>,
     /// By I/O thread.
     senders: Vec<mpsc::UnboundedSender<Accepted>>,
-    /// What `run` takes: the accepted connections of each I/O thread, and the sockets that accept them.
+    /// The parameters of `run`: the accepted connections of each I/O thread, and the sockets that accept them.
     receivers: Mutex<Vec<Option<mpsc::UnboundedReceiver<Accepted>>>>,
     listeners: Mutex<Vec<TcpListener>>,
 }
@@ -183,7 +183,7 @@ impl Server {
         export_rejected(py, &self.threads.connection_metrics)
     }
 
-    /// Connections closed because of what they made the server hold, by reason.
+    /// Connections closed because of their memory in the server, by reason.
     fn closed_connections<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         export_closed(py, &self.threads.connection_metrics, self.threads.budget.shed_connections())
     }

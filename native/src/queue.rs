@@ -1,6 +1,6 @@
-//! The queue in front of the model: bounded, with lanes. A batch is what its lane gathered during the last run.
+//! The queue in front of the model: bounded, with lanes. A batch is the requests that its lane gathered during the last run.
 //!
-//! Each I/O thread has a lane for the small requests of its connections and runs them itself, because a hand-over to
+//! Each I/O thread has a lane for the small requests of its connections. It runs them itself, because a hand-over to
 //! another thread costs more than their run. Large requests of all connections share a lane with threads of its own, so
 //! that neither kind waits behind the other. While an I/O thread gets no small requests, it runs large ones too, as many
 //! as it expects to finish within a short budget. There is no timer: an idle model runs a batch of one.
@@ -103,7 +103,7 @@ impl BatchQueue {
 
     fn push_small(&self, lane: &SmallLane, entry: Entry, metrics: &ModelMetrics) {
         let requests = lane.requests.lock();
-        // One that would be first in its lane runs at once, whatever the limit.
+        // One that would be first in its lane runs at once, in spite of the limit.
         let is_next = requests.is_empty();
         if let Err(queued_images) = self.reserve(entry.images, is_next) {
             drop(requests);

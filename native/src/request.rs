@@ -14,7 +14,7 @@ use crate::status::{Status, GRPC_ENCODING, GRPC_TIMEOUT, INTERNAL, REQUEST_ID, R
 
 const MAX_REQUEST_ID: usize = 128;
 const MAX_TIMEOUT_DIGITS: usize = 8;
-/// What HTTP/2 adds to a header field's size (RFC 9113, 10.5.1).
+/// HTTP/2's addition to a header field's size (RFC 9113, 10.5.1).
 const FIELD_OVERHEAD: usize = 32;
 
 /// Checks that the request is a gRPC call; the error is the response to any other.

@@ -1,4 +1,4 @@
-//! Where the result of a queued request goes: to a unary call, a stream, or a Python handler's prediction.
+//! The destination of a queued request's result: a unary call, a stream, or a Python handler's prediction.
 
 use std::task::{Context, Waker};
 use std::time::Instant;
@@ -34,7 +34,7 @@ pub enum Responder {
     Python(Py<PyAny>),
 }
 
-/// What a run returned: its arrays as read, and as the Python object if a Python handler needs it.
+/// The result of a run: its arrays, and the Python object if a Python handler needs it.
 pub struct BatchOutput {
     pub predictions: Predictions,
     pub object: Option<Py<PyAny>>,
@@ -122,7 +122,7 @@ fn fail(pending: &Py<PyAny>, py: Python<'_>, error: CallError) {
     );
 }
 
-/// An exception in a callback has no caller to raise it to.
+/// An exception in a callback cannot be raised.
 fn print_error(py: Python<'_>, result: PyResult<Py<PyAny>>) {
     if let Err(error) = result {
         error.print(py);

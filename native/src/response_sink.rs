@@ -20,7 +20,7 @@ use crate::response::{response_headers, send_trailers_only};
 pub enum WriteError {
     /// The client has reset the stream, or the connection has ended.
     Cancelled,
-    /// The client did not read in time; `is_unsent` if nothing was sent, so that a status can follow.
+    /// The client did not read in time; `is_unsent` if no byte was sent, so that a status can follow.
     TimedOut { reason: WriteTimeout, is_unsent: bool },
 }
 

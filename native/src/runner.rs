@@ -79,8 +79,8 @@ impl Runner {
         let array = self.pixels.as_slice_ptr();
         let mut array = array.ok_or_else(|| PyValueError::new_err("batch array: expected C-contiguous uint8"))?;
         // SAFETY: the array is writable (checked in `new`), and it does not move while `self.pixels` exports it. It was
-        // made for this runner, which is borrowed mutably here. Python reads it within `predict` alone, which is not
-        // running now, and this thread is attached to the interpreter, so no other thread reads or writes it meanwhile.
+        // made for this runner, which is borrowed mutably here. Python reads it only within `predict`, which is not
+        // running now. This thread is attached to the interpreter, so no other thread reads or writes it meanwhile.
         #[allow(unsafe_code)]
         let mut free = unsafe { array.as_mut() };
         for entry in batch {

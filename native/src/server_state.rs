@@ -1,4 +1,4 @@
-//! What the connections of one I/O thread share, and what it shares with the other threads.
+//! The state that the connections of one I/O thread share, and the part that all threads share.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::queue::BatchQueue;
 use crate::route::Route;
 use crate::swap::Swap;
 
-/// What every call touches is the thread's own, without an atomic that another thread writes to.
+/// Every call uses only the thread's own fields, without an atomic that another thread writes to.
 #[repr(align(128))]
 pub struct ServerState {
     /// The thread's index, and that of its lane of the queue.

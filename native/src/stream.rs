@@ -23,7 +23,7 @@ use crate::route::RpcKind;
 use crate::server_state::ServerState;
 use crate::status::{Status, DEADLINE_EXCEEDED, UNAVAILABLE};
 
-/// The images of one stream that may be queued at a time, in batches of the largest size.
+/// The maximum of queued images of one stream, in batches of the largest size.
 const BATCHES_AHEAD: usize = 2;
 /// Replies that are ready together are sent together, up to about this many bytes.
 const MAX_WRITE: usize = 16 * 1024;
@@ -84,7 +84,7 @@ impl Stream {
             let may_read = !is_half_closed && has_capacity && self.may_read_ahead();
             tokio::select! {
                 biased;
-                // Reads first, so that what has arrived becomes one batch.
+                // Reads first, so that all arrived messages become one batch.
                 message = body.next(), if may_read => match message {
                     Ok(Some(message)) => if let Err(status) = self.handle(message) {
                         return StreamEnd::Invalid(status);

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, ServerConnection};
 
-/// Builds the configuration from PEM files; the error says what is wrong with them.
+/// Builds the configuration from PEM files; the error has the problem.
 pub fn server_config(chain: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<ServerConfig, String> {
     let chain = parse_certificates(chain)?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(message)?;
