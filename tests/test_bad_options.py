@@ -39,7 +39,7 @@ def test_any_value_of_an_option_is_taken_or_refused_by_name(
         try:
             found = load([f"{flag}={value}"] if by_flag else [])
         except SettingsError as e:
-            assert str(e).startswith(f"{flag} (or DIGITS_{name.upper()}) is ")
+            assert str(e).startswith(f"{flag} (or DIGITS_{name.upper()}) ")
             assert len(str(e).splitlines()) == 1 or any(c in repr(value) for c in "\x85\u2028\u2029")
         except SystemExit as e:  # argparse, for a switch that is neither on nor off
             assert e.code == 2

@@ -251,7 +251,7 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
         ),
         (["--model-sha256", "abc"], {}, "--model-sha256 (or DIGITS_MODEL_SHA256) is 'abc'; expected a match of"),
         (["--log-level", "loud"], {}, "--log-level"),
-        (["--io-threads", "0"], {}, "--io-threads (or DIGITS_IO_THREADS) is '0': should be greater than or equal to 1"),
+        (["--io-threads", "0"], {}, "--io-threads (or DIGITS_IO_THREADS) is '0'; expected greater than or equal to 1"),
         (["--prot", "1"], {}, "unrecognized arguments: --prot 1"),
     ],
 )
