@@ -109,7 +109,7 @@ def _triton(name: str, python: Path, backend: tuple[str, Callable[[Path], None]]
             (folder / made).mkdir(parents=True)
         kind, install = backend
         install(folder / "backends" / kind)
-        # The wheel's copies have names of their own; a backend that was built elsewhere asks for these.
+        # The wheel's copies have other names; a backend that was built elsewhere needs these.
         for plain, shipped in (
             ("libtritonserver.so", "libtritonserver-*.so"),
             ("libcudart.so.12", "libcudart-*.so.12*"),
@@ -121,7 +121,7 @@ def _triton(name: str, python: Path, backend: tuple[str, Callable[[Path], None]]
             *(str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"), "--allow-metrics=false"),
             *(f"--model-repository={folder / 'models'}", f"--backend-directory={folder / 'backends'}"),
             *(f"--grpc-port={port}", f"--http-port={http}"),
-            "--disable-auto-complete-config",  # which would add dynamic batching where the configuration has none
+            "--disable-auto-complete-config",  # which would add dynamic batching to a configuration without it
             "--grpc-infer-allocation-pool-size=128",  # no allocation for as many calls as a row has in flight
         ]
 

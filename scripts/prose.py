@@ -33,7 +33,7 @@ PAGES = (
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
 SOURCES: tuple[str, ...] = (
-    *("service", "commandline", "digitserve", "playground", "ray_serve", "deploy/prometheus"),
+    *("service", "commandline", "digitserve", "playground", "ray_serve", "bench", "deploy/prometheus"),
     *(f"client/digitserve_client/{name}.py" for name in ("__init__", "address", "base", "client", "connection")),
     *(f"client/digitserve_client/{name}.py" for name in ("connection_diagnostics", "credentials", "messages")),
     *(f"client/digitserve_client/{name}.py" for name in ("pixels", "uncertainty", "waiting")),
