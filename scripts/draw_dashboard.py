@@ -85,10 +85,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
-def draw_lines(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
+def draw_lines(axes: Any, panel: dict[str, Any], results: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
     """Lines over a faint fill, broken where there is no sample, and their names below."""
     highest = 0.0
-    for (name, series), color in zip(found, SERIES * len(found), strict=False):
+    for (name, series), color in zip(results, SERIES * len(results), strict=False):
         values = {round(float(at)): float(value) for at, value in series["values"] if math.isfinite(float(value))}
         if values:
             y = [values.get(round(at), math.nan) for at in times]
@@ -120,40 +120,40 @@ def show_times(axes: Any, times: list[float]) -> None:
         spine.set_visible(False)
 
 
-def draw_heatmap(axes: Any, found: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
+def draw_heatmap(axes: Any, results: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
     """Calls a second in each bucket; Prometheus's buckets hold all below them."""
-    found = sorted(((name, series) for name, series in found if name != "+Inf"), key=lambda one: float(one[0]))
-    if not found:
+    results = sorted(((name, series) for name, series in results if name != "+Inf"), key=lambda one: float(one[0]))
+    if not results:
         return
-    samples = [{round(float(at)): float(value) for at, value in series["values"]} for _, series in found]
+    samples = [{round(float(at)): float(value) for at, value in series["values"]} for _, series in results]
     cumulative = np.array([[one.get(round(at), 0) for at in times] for one in samples])
     counts = np.diff(cumulative, axis=0, prepend=0)
-    axes.pcolormesh(times, range(len(found)), counts, cmap="inferno", shading="nearest")
-    shown = range(0, len(found), max(1, len(found) // 6))
-    axes.set_yticks(shown, [duration(float(found[i][0])) for i in shown])
+    axes.pcolormesh(times, range(len(results)), counts, cmap="inferno", shading="nearest")
+    shown = range(0, len(results), max(1, len(results) // 6))
+    axes.set_yticks(shown, [duration(float(results[i][0])) for i in shown])
     show_times(axes, times)
     axes.grid(visible=False)
 
 
-def draw_stat(axes: Any, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]]) -> None:
+def draw_stat(axes: Any, panel: dict[str, Any], results: list[tuple[str, dict[str, Any]]]) -> None:
     """The last values, each on the colour of its threshold."""
     defaults = panel["fieldConfig"]["defaults"]
-    for i, (name, series) in enumerate(found):
+    for i, (name, series) in enumerate(results):
         value = float(series["values"][-1][1])
         steps = [step["color"] for step in defaults["thresholds"]["steps"] if (step["value"] or 0) <= value]
-        left, width = i / len(found), 1 / len(found)
+        left, width = i / len(results), 1 / len(results)
         axes.add_patch(Rectangle((left + 0.004, 0), width - 0.008, 1, color=LEVELS.get(steps[-1], FAINT)))
         text = formatter(defaults["unit"])(value, None) if defaults["unit"] != "short" else f"{value:g}"
         axes.text(left + width / 2, 0.5, text, ha="center", va="center", fontsize=20, color="white", weight="bold")
-        if len(found) > 1:
+        if len(results) > 1:
             axes.text(left + width / 2, 0.12, name, ha="center", fontsize=6.5, color="white")
     axes.axis("off")
 
 
-def draw_table(axes: Any, found: list[tuple[str, dict[str, Any]]]) -> None:
+def draw_table(axes: Any, results: list[tuple[str, dict[str, Any]]]) -> None:
     """A row for each series, of the labels that differ or say most."""
     lines = []
-    for _, series in found:
+    for _, series in results:
         labels = [
             f"{name} {value[: WIDE.get(name, 12)]}"
             for name, value in sorted(series["metric"].items())
@@ -178,7 +178,7 @@ def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], tim
     background.set(facecolor=PANEL, edgecolor=GRID)
     figure.add_artist(background)
     figure.text(left + 0.006, bottom + tall - 0.75 / height, panel["title"], color=TEXT, fontsize=8.5)
-    found = [
+    results = [
         (legend(target["legendFormat"], series["metric"]), series)
         for target in panel["targets"]
         for series in query(prometheus, panel, target["expr"], times)
@@ -186,15 +186,15 @@ def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], tim
     is_plot = panel["type"] in ("timeseries", "heatmap")
     room = (0.036, 2.3 / height, 0.044, 3.4 / height) if is_plot else (0.006, 0.3 / height, 0.012, 1.3 / height)
     axes = figure.add_axes((left + room[0], bottom + room[1], width - room[2], tall - room[3]), facecolor=PANEL)
-    if not found:
+    if not results:
         axes.text(0.5, 0.5, "No data", ha="center", color=FAINT, fontsize=9)
         axes.axis("off")
     elif panel["type"] == "timeseries":
-        draw_lines(axes, panel, found, times)
+        draw_lines(axes, panel, results, times)
     elif panel["type"] == "heatmap":
-        draw_heatmap(axes, found, times)
+        draw_heatmap(axes, results, times)
     else:
-        (draw_stat(axes, panel, found) if panel["type"] == "stat" else draw_table(axes, found))
+        (draw_stat(axes, panel, results) if panel["type"] == "stat" else draw_table(axes, results))
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ VERSIONS = {
 
 def versions(root: Path = ROOT) -> dict[str, str]:
     """Return the version of each part; several, joined, if its places differ."""
-    found = {path: re.findall(pattern, (root / path).read_text(), re.MULTILINE) for path, pattern in VERSIONS.items()}
-    return {path: " and ".join(dict.fromkeys(each)) for path, each in found.items()}
+    matches = {path: re.findall(pattern, (root / path).read_text(), re.MULTILINE) for path, pattern in VERSIONS.items()}
+    return {path: " and ".join(dict.fromkeys(each)) for path, each in matches.items()}
 
 
 def notes(changelog: str, version: str) -> str:
