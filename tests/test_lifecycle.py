@@ -317,6 +317,19 @@ def test_a_wheel_of_another_version_or_platform_is_not_taken(
     assert wheel.problem() == problem
 
 
+def test_a_wheel_of_another_commit_is_one_sentence(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "digitserve_native.py").write_text(f"__version__ = {__version__!r}\nclass Server: pass\n")
+    environment = {"PYTHONPATH": str(tmp_path), "DIGITS_TRANSPORT": "auto"}
+    service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env=environment)
+    try:
+        reason = service.wait_for("cannot start")["reason"]
+        assert reason.startswith("the wheel digitserve-native does not match the server: Server() takes no arguments")
+        assert reason.endswith("run `make native`, or choose grpcio")
+        assert service.ended() == 1
+    finally:
+        service.close()
+
+
 def refuses_connections(port: int) -> bool:
     with socket.socket() as peer:
         return peer.connect_ex(("127.0.0.1", port)) != 0

@@ -145,7 +145,7 @@ class NativeTransport:
             for name, alternative in service.alternatives.items()
         }
         self._callbacks = PythonCallbacks(handlers, alternatives, telemetry.log)
-        self._server = batcher.server = wheel.load().Server(
+        self._server = batcher.server = wheel.create_server(
             self._callbacks,
             [route(endpoint, config, security) for endpoint in rpcs],
             model=batcher.model,

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from service import __version__
+from service.errors import StartError
 
 NAME = "digitserve_native"
 
@@ -27,3 +28,13 @@ def problem() -> str:
     if version != __version__:
         return f"the wheel digitserve-native has version {version}; expected {__version__}"
     return ""
+
+
+def create_server(*positional: Any, **options: Any) -> Any:
+    """Construct the wheel's `Server`; StartError if the wheel is from another commit of the same version."""
+    try:
+        return load().Server(*positional, **options)
+    except TypeError as e:
+        raise StartError(
+            f"the wheel digitserve-native does not match the server: {e}; run `make native`, or choose grpcio"
+        ) from e
