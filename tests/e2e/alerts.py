@@ -1,6 +1,6 @@
 """Each alert that can be caused within minutes: caused for real, it fires, and clears when its cause is gone.
 
-Run by `make e2e-alerts`, in this order, for some 45 minutes: a replica is missed only if it was there for longer than
+Run by `make e2e-alerts`, in this order, for some 25 minutes: a replica is missed only if it was there for longer than
 it is gone, so the tests before that one are its history.
 """
 
@@ -14,7 +14,21 @@ import pytest
 
 sys.path.insert(0, __file__.rpartition("/")[0])
 
-from engine import SCALE, TLS, Load, Stack, certificate, docker, firing, kill_held, predict_once, query, say, until
+from engine import (
+    SCALE,
+    TLS,
+    Cause,
+    Load,
+    Stack,
+    certificate,
+    docker,
+    firing,
+    kill_held,
+    predict_once,
+    query,
+    say,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,18 +42,6 @@ MINUTE = 60
 REPLICAS = 3
 UP = 'sum(up{job="digitserve"})'
 MODEL = "/model/sigmoid-1.onnx"
-
-
-def fires(alert: str, cause: str, within: float) -> None:
-    began = time.monotonic()
-    until(f"{alert} fires", lambda: alert in firing(), within=within)
-    say(f"{alert}: {cause}; fired after {time.monotonic() - began:.0f} s")
-
-
-def clears(alert: str, mended: str, within: float) -> None:
-    began = time.monotonic()
-    until(f"{alert} clears", lambda: alert not in firing(), within=within)
-    say(f"{alert}: {mended}; cleared after {time.monotonic() - began:.0f} s")
 
 
 def in_model_volume(stack: Stack, script: str) -> None:
@@ -60,28 +62,33 @@ def scaled(stack: Stack) -> Stack:
 def test_a_rejected_model_is_reported_until_a_good_one_is_there(scaled: Stack) -> None:
     # Put in place by renaming, as a deployment does it.
     in_model_volume(scaled, f"cp {MODEL} /model/good && head -c 5000 {MODEL} > /model/bad && mv /model/bad {MODEL}")
-    fires("DigitserveReloadRejected", "the model's file cut short", 2 * MINUTE)
+    cause = Cause("the model's file cut short")
+    cause.fires("DigitserveReloadRejected", 2 * MINUTE)
     in_model_volume(scaled, f"mv /model/good {MODEL}")
-    clears("DigitserveReloadRejected", "the file put back", 2 * MINUTE)
+    cause.ends("the file put back")
+    cause.clears("DigitserveReloadRejected", 2 * MINUTE)
 
 
 def test_a_stopped_envoy_is_reported(scaled: Stack) -> None:
     scaled.compose("stop", "envoy")
-    fires("DigitserveEnvoyDown", "docker compose stop envoy", 3 * MINUTE)
+    cause = Cause("docker compose stop envoy")
+    cause.fires("DigitserveEnvoyDown", 3 * MINUTE)
     scaled.compose("start", "envoy")
-    clears("DigitserveEnvoyDown", "started again", 2 * MINUTE)
+    cause.ends("docker compose start envoy")
+    cause.clears("DigitserveEnvoyDown", 2 * MINUTE)
 
 
 def test_no_replica_behind_envoy_is_reported_by_envoy_and_by_the_service(scaled: Stack, images: list[bytes]) -> None:
     scaled.compose("stop", "service")
+    cause = Cause("docker compose stop service, and a call")
     assert predict_once(images[0]) is None
-    fires("DigitserveNotServing", "docker compose stop service", 3 * MINUTE)
-    predict_once(images[0])
-    fires("DigitserveEnvoyUnavailable", "a call without a replica", 3 * MINUTE)
+    cause.fires("DigitserveNotServing", 3 * MINUTE)
+    cause.fires("DigitserveEnvoyUnavailable", 3 * MINUTE)
     scaled.compose("start", "service")
-    clears("DigitserveNotServing", "started again", 2 * MINUTE)
+    cause.ends("docker compose start service")
+    cause.clears("DigitserveNotServing", 2 * MINUTE)
     until("Envoy finds a replica", lambda: predict_once(images[0]))
-    clears("DigitserveEnvoyUnavailable", "no such call for five minutes", 8 * MINUTE)
+    cause.clears("DigitserveEnvoyUnavailable", 8 * MINUTE)
 
 
 def test_a_container_that_restarts_again_and_again_is_reported(scaled: Stack) -> None:
@@ -89,13 +96,14 @@ def test_a_container_that_restarts_again_and_again_is_reported(scaled: Stack) ->
     start = 'process_start_time_seconds{job="digitserve"}'
     victim = scaled.containers("service")[0]["Id"]
     until("every replica is scraped", lambda: query(UP).get("") == REPLICAS)
+    cause = Cause("one replica killed three times")
     for _ in range(3):
         before = set(query(start).values())
         (container,) = [one for one in scaled.containers("service") if one["Id"] == victim]
         kill_held(container)
         until("it is scraped again", lambda seen=before: set(query(start).values()) - seen, within=2 * MINUTE)
         time.sleep(15)  # a recorded sample of this start before the next
-    fires("DigitserveRestarting", "one replica killed three times", 2 * MINUTE)
+    cause.fires("DigitserveRestarting", 2 * MINUTE)
 
 
 def test_a_replica_that_is_gone_and_a_certificate_that_expires_are_reported(
@@ -105,16 +113,20 @@ def test_a_replica_that_is_gone_and_a_certificate_that_expires_are_reported(
     expires.mkdir(mode=0o755)
     scaled.files, scaled.settings = TLS, {**scaled.settings, "TLS_DIRECTORY": str(expires)}
     certificate(expires, days=3)
+    expiring = Cause("a certificate of three days at Envoy")
     scaled.up("--no-deps", "envoy")
     until("every replica was there for most of the time", lambda: surplus() > 7 * MINUTE, within=20 * MINUTE)
     gone = scaled.containers("service")[0]["Id"]
     docker("rm", "--force", gone)
-    fires("DigitserveReplicasMissing", "docker rm --force of one of three", 9 * MINUTE)
-    fires("DigitserveEnvoyCertificateExpires", "a certificate of three days", 12 * MINUTE)
+    missing = Cause("docker rm --force of one of three")
+    missing.fires("DigitserveReplicasMissing", 9 * MINUTE)
+    expiring.fires("DigitserveEnvoyCertificateExpires", 12 * MINUTE)
+    missing.ends("docker compose up")
     scaled.up("--no-recreate")
+    missing.clears("DigitserveReplicasMissing", 3 * MINUTE)
     certificate(expires, days=30)
-    clears("DigitserveReplicasMissing", "docker compose up", 3 * MINUTE)
-    clears("DigitserveEnvoyCertificateExpires", "a certificate of 30 days put in place", 3 * MINUTE)
+    expiring.ends("a certificate of 30 days put in place")
+    expiring.clears("DigitserveEnvoyCertificateExpires", 3 * MINUTE)
     assert predict_once(images[0]) is None, "it is TLS"
 
 
@@ -132,10 +144,12 @@ def test_a_queue_that_stays_full_is_reported(scaled: Stack, digits: npt.NDArray[
     }
     scaled.up()
     batch = digits.repeat(3, axis=0)[:256].tobytes()
+    cause = Cause("32 clients with batches of 256, a queue of 1,024")
     with Load([batch], callers=32).running() as load:
-        fires("DigitserveSaturated", "32 clients with batches of 256 and a queue of 1,024", 6 * MINUTE)
+        cause.fires("DigitserveSaturated", 6 * MINUTE)
     say(f"{load}")
-    clears("DigitserveSaturated", "the clients are gone", 6 * MINUTE)
+    cause.ends("the clients are gone")
+    cause.clears("DigitserveSaturated", 6 * MINUTE)
 
 
 def surplus() -> float:
