@@ -173,9 +173,13 @@ class Cause:
 
     def __init__(self, cause: str) -> None:
         self._cause, self._end = cause, ""
+        self._before = set[str]()
+        with contextlib.suppress(OSError):  # Prometheus is not up yet
+            self._before = firing()
         self._began = time.monotonic()
 
     def fires(self, alert: str, within: float) -> None:
+        assert alert not in self._before, "by another cause"
         until(f"{alert} fires", lambda: alert in firing(), within=within)
         say(f"{alert}: {self._cause}; fired after {time.monotonic() - self._began:.0f} s")
 
