@@ -552,6 +552,12 @@ def test_the_image_stops_by_the_signal_that_drains_and_has_the_probe() -> None:
     assert "COPY --from=code /app/service service\n" in stages()["service"]
 
 
+def test_a_start_on_a_busy_machine_is_given_minutes_before_it_counts_as_failed() -> None:
+    (start,) = re.findall(r"--start-period=(\d+)s", stages()["service"])
+    (roll,) = re.findall(r"ROLL_TIMEOUT:-(\d+)", (ROOT / "scripts/rolling-update").read_text())
+    assert 100 < int(start) < int(roll)
+
+
 def test_the_images_packages_are_wheels_that_the_constraints_pin() -> None:
     script = (ROOT / "scripts/install-wheels").read_text()
     assert "--only-binary :all:" in script

@@ -401,7 +401,7 @@ def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, ima
 def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack: Stack, images: list[bytes]) -> None:
     old = {container["Id"] for container in stack.containers("service")}
     kept = dict(stack.settings)
-    stack.settings = {**kept, "DIGITS_MAX_BATCH_SIZE": "0", "ROLL_TIMEOUT": "20"}  # no replica starts with that
+    stack.settings = {**kept, "DIGITS_MAX_BATCH_SIZE": "0", "ROLL_TIMEOUT": "60"}  # no replica starts with that
     command, log = [ROOT / "scripts/rolling-update"], subprocess.DEVNULL
     with Load(images, callers=8).running() as load:
         failed = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
