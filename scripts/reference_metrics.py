@@ -76,6 +76,7 @@ def _families() -> list[Metric]:
     """Collect every family of the project from a registry that holds all of them."""
     registry = create_registry()
     metrics = Metrics(registry)
+    metrics.io_thread_connections = [0]
     metrics.connections_rejected = dict.fromkeys(("full", "handshake"), 0)
     metrics.connections_ended = dict.fromkeys(("unread", "memory"), 0)
     RpcMetrics(metrics, Rpc("unary", "digits.v1.DigitService", "Predict"))

@@ -192,7 +192,14 @@ async def test_a_thread_that_fails_ends_the_server(model_path: Path, monkeypatch
     allocate = PythonCallbacks.allocate_batch
     monkeypatch.setattr(PythonCallbacks, "allocate_batch", allocate_batch)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    options = ["--transport=native", "--io-threads=4", f"--model={model_path}", "--port=0", "--metrics-port=0"]
+    options = [
+        "--transport=native",
+        "--provider=cpu",
+        "--io-threads=4",
+        f"--model={model_path}",
+        "--port=0",
+        "--metrics-port=0",
+    ]
     server = compose(load(options), CapturingLogger())  # type: ignore[arg-type]
     await server.start()
     await until(lambda: not any(thread.is_alive() for thread in server.transport.threads[:THREADS]))
