@@ -53,6 +53,7 @@ def calls(
     in_flight: int,
     count: int,
     rate: float = 0.0,
+    threads: int = 1,
 ) -> Load:
     """`count` calls of `path`, each sending these messages, `in_flight` on each of the connections at any time.
 
@@ -68,7 +69,7 @@ def calls(
             "requests": str(count),  # never a duration: at its end h2load cancels calls, which can crash Triton 2.51
             "clients": str(connections),
             "max-concurrent-streams": str(in_flight),
-            "threads": "1",
+            "threads": str(threads),
             "data": str(body),
             "log-file": str(log),
             **({"rps": f"{rate / connections:.3f}"} if rate else {}),
