@@ -424,7 +424,7 @@ class TestPredict:
         reply = client.post("/v1/predict", [digits[70].tolist(), inverted.tolist()])
         assert reply.json["sure"] == [True, False]
         assert reply.json["warnings"][0] == []
-        assert reply.json["warnings"][1][0].startswith("pixels: not in the form of MNIST's digits; expected")
+        assert reply.json["warnings"][1][0].startswith("pixels: not in MNIST's form; expected")
         assert reply.json["in_distribution"][0] > 0.9
         assert reply.json["in_distribution"][1] == 0
         ordered = np.argsort(-np.array(reply.json["activations"]), axis=1, kind="stable")

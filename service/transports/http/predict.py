@@ -31,7 +31,7 @@ MAX_PICTURES = 64
 _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?')
 _EXPECTED = "expected application/json, multipart/form-data or a picture such as image/png"
 _NOT_IN_FORM = (
-    "pixels: not in the form of MNIST's digits; expected light ink on 0, 18 to 21 pixels long, centred by mass"
+    "pixels: not in MNIST's form; expected light ink on 0, its longer side 18 to 21 of the 28 pixels, its mass centred"
 )
 
 
@@ -58,7 +58,7 @@ class PictureReader:
 
 @dataclass(frozen=True)
 class DecodedPredict:
-    """A request, and the findings of its pictures' preparation; None for rows of pixels."""
+    """A request, and the inspections of its pictures; None for rows of pixels."""
 
     message: PredictRequest
     inspections: Sequence[Inspection] | None = None
