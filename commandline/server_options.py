@@ -24,7 +24,9 @@ GRPC, SECURITY = "gRPC", "TLS and tokens"
 
 Address = Annotated[
     str,
-    typer.Option(envvar="DIGITS_ADDRESS", help="host:port of the server", callback=_address, rich_help_panel=GRPC),
+    typer.Option(
+        envvar="DIGITS_ADDRESS", help="host:port or unix:PATH of the server", callback=_address, rich_help_panel=GRPC
+    ),
 ]
 TlsCa = Annotated[
     Path | None,

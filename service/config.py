@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
+from service.provider_options import parsed_options
+from service.unix_socket import parse_address
 from service.usage import Parser
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="address of the gRPC port; 0.0.0.0 or :: for all addresses"
     )
     port: Port = Field(50051, description="gRPC port; 0 selects a free port")
+    listen: str = Field(
+        "",
+        description="Unix domain socket of gRPC in addition to host and port, unix:PATH; its mode is 0660, without TLS",
+    )
     http_port: Port | None = Field(None, description="HTTP port, off by default; 0 selects a free port")
     transport: Literal["auto", "native", "grpcio"] = Field(
         "auto", description="gRPC transport; auto selects native, which is faster, if its wheel is installed"
@@ -182,6 +187,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level of log lines")
 
+    @field_validator("listen")
+    @classmethod
+    def _is_a_socket(cls, value: str) -> str:
+        return f"unix:{parse_address(value)}" if value else value
+
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_a_receiver(cls, value: str) -> str:
@@ -235,22 +245,6 @@ class Settings(BaseSettings):
     def described(self) -> dict[str, str | int | float | bool | None]:
         """Every option and its value, for the line that the server logs when it starts."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in self}
-
-
-def parsed_options(text: str) -> dict[str, str]:
-    """Provider options of a command line, key=value,key=value or a JSON object; ValueError for anything else."""
-    if text.startswith("{"):
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ValueError("expected key=value,key=value or a JSON object") from None
-        if not all(isinstance(value, str | int | float) for value in parsed.values()):
-            raise ValueError("expected strings, numbers and booleans as values")
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in parsed.items()}
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    if any(not (key.strip() and equals) for key, equals, _ in pairs):
-        raise ValueError("expected key=value,key=value or a JSON object")
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 class SettingsError(Exception):

@@ -62,6 +62,12 @@ def test_a_token_does_not_go_to_a_proxy_in_plain_text(
         assert len(client.predict(BLANK)) == 1
 
 
+@pytest.mark.parametrize("address", ["unix:", "unix:/", "unix:///"])
+def test_a_socket_without_a_path_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=f"^address is {address!r}; expected unix:PATH, as unix:/run/digits.sock$"):
+        DigitsClient(address)
+
+
 @pytest.mark.parametrize(
     "address",
     [

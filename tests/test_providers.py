@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from structlog.testing import CapturingLogger
 from test_model import sealed
 
-from service.config import SettingsError, load, parsed_options
+from service.config import SettingsError, load
 from service.errors import ProviderError, StartError
 from service.inference import plugins
 from service.inference.model import Model
@@ -30,6 +30,7 @@ from service.inference.onnx_outputs import keep_outputs
 from service.inference.provider_diagnostics import explain
 from service.inference.providers import SessionFactory
 from service.inference.sessions import OUTPUTS
+from service.provider_options import parsed_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable

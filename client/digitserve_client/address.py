@@ -22,6 +22,8 @@ def validate(address: str) -> str:
     scheme, _, hosts = _parts(address)
     if scheme in _HOSTS and not all(map(_is_host_port, hosts)):
         raise ValueError(f"address is {address!r}; expected host:port, as localhost:50051, the port from 1 to 65535")
+    if scheme == "unix" and not hosts[0].strip("/"):
+        raise ValueError(f"address is {address!r}; expected unix:PATH, as unix:/run/digits.sock")
     return address
 
 

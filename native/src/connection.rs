@@ -7,7 +7,6 @@ use std::time::Duration;
 use h2::server::{Builder, Connection};
 use h2::Reason;
 use tokio::io::BufReader;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -19,6 +18,7 @@ use crate::drain::wait_for_drain;
 use crate::io::{ConnectionActivity, MaybeTlsStream, ObservedIo};
 use crate::limits::Limits;
 use crate::server_state::ServerState;
+use crate::socket::Socket;
 
 /// The flow-control windows: capacity for a large message, and for many small ones.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -39,7 +39,7 @@ const GOAWAY_FLUSH: Duration = Duration::from_secs(1);
 type ServerConnection = Connection<ObservedIo, ReplyBuf>;
 
 /// Serves the calls of one connection until it ends.
-pub async fn serve_connection(state: Arc<ServerState>, socket: TcpStream) {
+pub async fn serve_connection(state: Arc<ServerState>, socket: Socket) {
     let activity = Arc::new(ConnectionActivity::default());
     let registration = state.budget.register(!state.needs_tokens());
     let usage = &registration.0;
@@ -92,7 +92,7 @@ async fn serve_calls(
 /// Accepts TLS if it is configured, then HTTP/2. `None` if the client fails or leaves.
 async fn accept_http2(
     state: &ServerState,
-    socket: TcpStream,
+    socket: Socket,
     usage: &Arc<Usage>,
     activity: &Arc<ConnectionActivity>,
 ) -> Option<ServerConnection> {
@@ -104,7 +104,12 @@ async fn accept_http2(
     http2_builder(&state.limits).handshake(io).await.ok()
 }
 
-async fn accept_tls(state: &ServerState, socket: TcpStream) -> Option<MaybeTlsStream> {
+/// A Unix domain socket has no TLS: its messages never leave the machine.
+async fn accept_tls(state: &ServerState, socket: Socket) -> Option<MaybeTlsStream> {
+    let socket = match socket {
+        Socket::Tcp(socket) => socket,
+        Socket::Unix(socket) => return Some(MaybeTlsStream::Unix(BufReader::with_capacity(READ_BUFFER, socket))),
+    };
     drop(socket.set_nodelay(true));
     let socket = BufReader::with_capacity(READ_BUFFER, socket);
     let tls = state.tls.load();

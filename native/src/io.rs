@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use tokio::io::BufReader;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
+use crate::authority::AuthorityFilter;
 use crate::budget::Usage;
 use crate::limits::Timeout;
 
@@ -31,6 +32,7 @@ const ACK: u8 = 1;
 
 pub enum MaybeTlsStream {
     Plain(BufReader<TcpStream>),
+    Unix(BufReader<UnixStream>),
     Tls(Box<TlsStream<BufReader<TcpStream>>>),
 }
 
@@ -53,6 +55,8 @@ pub struct ObservedIo {
     stream: MaybeTlsStream,
     received: FrameScanner,
     sent: FrameScanner,
+    /// Of a Unix domain socket.
+    authority: Option<AuthorityFilter>,
     pings: PingPolicy,
     activity: Arc<ConnectionActivity>,
     usage: Arc<Usage>,
@@ -66,10 +70,12 @@ impl ObservedIo {
         usage: Arc<Usage>,
     ) -> Self {
         let received = FrameScanner { skip: PREFACE, ..FrameScanner::default() };
+        let authority = matches!(stream, MaybeTlsStream::Unix(_)).then(AuthorityFilter::default);
         Self {
             stream,
             received,
             sent: FrameScanner::default(),
+            authority,
             pings: PingPolicy::new(ping_interval.duration().unwrap_or_default()),
             activity,
             usage,
@@ -165,8 +171,12 @@ impl AsyncRead for ObservedIo {
         let before = buf.filled().len();
         ready!(match &mut self.stream {
             MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            MaybeTlsStream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         })?;
+        if let Some(filter) = &mut self.authority {
+            filter.rewrite(&mut buf.filled_mut()[before..]);
+        }
         self.scan_received(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }
@@ -176,6 +186,7 @@ impl AsyncWrite for ObservedIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(match &mut self.stream {
             MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            MaybeTlsStream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         })?;
         self.scan_sent(&buf[..written]);
@@ -189,6 +200,7 @@ impl AsyncWrite for ObservedIo {
     ) -> Poll<io::Result<usize>> {
         let written = ready!(match &mut self.stream {
             MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            MaybeTlsStream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         })?;
         let mut rest = written;
@@ -203,6 +215,7 @@ impl AsyncWrite for ObservedIo {
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
             MaybeTlsStream::Plain(stream) => stream.is_write_vectored(),
+            MaybeTlsStream::Unix(stream) => stream.is_write_vectored(),
             MaybeTlsStream::Tls(stream) => stream.is_write_vectored(),
         }
     }
@@ -210,6 +223,7 @@ impl AsyncWrite for ObservedIo {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
             MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            MaybeTlsStream::Unix(stream) => Pin::new(stream).poll_flush(cx),
             MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -217,6 +231,7 @@ impl AsyncWrite for ObservedIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
             MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            MaybeTlsStream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -8,12 +8,14 @@
 // Primitives.
 mod aligned;
 mod auth;
+mod authority;
 mod drain;
 mod histogram;
 mod limits;
 mod message;
 mod prefix;
 mod protobuf;
+mod socket;
 mod status;
 mod swap;
 mod sync;

@@ -1,6 +1,5 @@
 //! The class `Server` that Python starts and stops, and `Handshake`.
 
-use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +21,8 @@ use crate::metrics_export::{export_closed, export_model, export_rejected, export
 use crate::queue::BatchQueue;
 use crate::responder::Responder;
 use crate::runner::Runner;
-use crate::server::{listen, run, Accepted, Acceptor};
+use crate::server::{listen, run, Accepted, Acceptor, BACKLOG};
+use crate::socket::{listen_unix, StdListener};
 use crate::tls;
 
 /// A server that is not listening yet.
@@ -36,7 +36,7 @@ pub struct Server {
     senders: Vec<mpsc::UnboundedSender<Accepted>>,
     /// The parameters of `run`: the accepted connections of each I/O thread, and the sockets that accept them.
     receivers: Mutex<Vec<Option<mpsc::UnboundedReceiver<Accepted>>>>,
-    listeners: Mutex<Vec<TcpListener>>,
+    listeners: Mutex<Vec<StdListener>>,
 }
 
 #[pymethods]
@@ -75,6 +75,13 @@ impl Server {
         let (listeners, port) = listen(host, port).map_err(|error| PyOSError::new_err(error.to_string()))?;
         *lock(&self.listeners) = listeners;
         Ok(port)
+    }
+
+    /// Listens on a Unix domain socket too; `OSError` if it cannot.
+    fn listen_unix(&self, path: &str) -> PyResult<()> {
+        let listener = listen_unix(path, BACKLOG).map_err(|error| PyOSError::new_err(error.to_string()))?;
+        lock(&self.listeners).push(listener);
+        Ok(())
     }
 
     /// Serves on this thread, the I/O thread of that index, until a drain has ended. The first one also accepts.

@@ -1,11 +1,11 @@
 //! The listening sockets, the I/O threads that serve the connections, and the end of both.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,8 +16,9 @@ use crate::drain::{wait_for_drain, Phase};
 use crate::inline::run_inline_batches;
 use crate::runner::Runner;
 use crate::server_state::ServerState;
+use crate::socket::{Listener, Socket, StdListener, StdSocket};
 
-const BACKLOG: u32 = 1024;
+pub const BACKLOG: u32 = 1024;
 /// The pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -32,7 +33,7 @@ pub fn listen(host: &str, port: u16) -> io::Result<(Vec<StdListener>, u16)> {
         match bind(address) {
             Ok(listener) => {
                 bound_port = listener.local_addr()?.port();
-                listeners.push(listener.into_std()?);
+                listeners.push(StdListener::Tcp(listener.into_std()?));
             }
             // A name such as localhost can have an address that this machine does not have.
             Err(_) if !listeners.is_empty() => {}
@@ -60,7 +61,7 @@ pub struct Acceptor {
 
 /// An accepted connection on its way to its I/O thread. The limit on connections limits these too.
 pub struct Accepted {
-    socket: StdStream,
+    socket: StdSocket,
     slot: ConnectionSlot,
 }
 
@@ -77,7 +78,7 @@ pub fn run(
         let mut accepting = JoinSet::new();
         if let Some(Acceptor { listeners, slots, senders }) = acceptor {
             for listener in listeners {
-                let listener = TcpListener::from_std(listener)?;
+                let listener = Listener::from_std(listener)?;
                 accepting.spawn(accept(state.clone(), listener, slots.clone(), senders.clone()));
             }
         }
@@ -97,7 +98,7 @@ async fn serve(state: Arc<ServerState>, mut accepted: mpsc::UnboundedReceiver<Ac
         tokio::select! {
             Some(Accepted { socket, slot }) = accepted.recv() => {
                 while connections.try_join_next().is_some() {}
-                if let Ok(socket) = TcpStream::from_std(socket) {
+                if let Ok(socket) = Socket::from_std(socket) {
                     let state = state.clone();
                     connections.spawn(async move {
                         serve_connection(state, socket).await;
@@ -122,13 +123,13 @@ async fn serve(state: Arc<ServerState>, mut accepted: mpsc::UnboundedReceiver<Ac
 
 async fn accept(
     state: Arc<ServerState>,
-    listener: TcpListener,
+    listener: Listener,
     slots: Arc<ConnectionSlots>,
     senders: Vec<mpsc::UnboundedSender<Accepted>>,
 ) {
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => match slots.acquire() {
+            Ok(socket) => match slots.acquire() {
                 Some(slot) => {
                     // Without a receiver, that thread drains already and the socket is closed.
                     if let Ok(socket) = socket.into_std() {

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from service import __version__
 from service.batching.batcher import Batcher
-from service.config import parsed_options
 from service.errors import StartError
 from service.inference.providers import CPU, SessionFactory
 from service.inference.repository import ModelRepository
 from service.observability import gpu_metrics
+from service.provider_options import parsed_options
 from service.runtime.pipeline import PipelineConfig, ServerInfo
 from service.runtime.traced_components import TracedBatcher
 from service.security.config import SecurityConfig
@@ -21,6 +21,7 @@ from service.transports.config import TransportConfig
 from service.transports.grpcio.transport import GrpcioTransport
 from service.transports.limits import Limits
 from service.transports.native.transport import NativeBatcher, NativeTransport, default_io_threads
+from service.unix_socket import UnixSocketFile, parse_address
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -122,6 +123,11 @@ def security_config(settings: Settings, metrics: Metrics, log: FilteringBoundLog
     if settings.tokens_file is not None:
         tokens = Tokens(settings.tokens_file, metrics, log)
     return SecurityConfig(tls=tls, tokens=tokens)
+
+
+def socket_file(settings: Settings) -> UnixSocketFile | None:
+    """Return the file of the Unix domain socket, if configured."""
+    return UnixSocketFile(parse_address(settings.listen)) if settings.listen else None
 
 
 def transport(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from service.transports.grpcio.transport import GrpcioTransport
     from service.transports.http.server import HttpServer
     from service.transports.native.transport import NativeBatcher, NativeTransport
+    from service.unix_socket import UnixSocketFile
 
 _EXIT_DELAY = 5.0
 """Seconds beyond the grace until the process is forced to exit; only a hung thread takes so long."""
@@ -56,6 +57,7 @@ class Server:
     batcher: Batcher | NativeBatcher
     transport: GrpcioTransport | NativeTransport
     http_server: HttpServer | None
+    socket_file: UnixSocketFile | None
     port: int = field(init=False, default=0)
     _tasks: BackgroundTasks = field(init=False, default_factory=BackgroundTasks)
     _opened: AsyncExitStack = field(init=False, default_factory=AsyncExitStack)
@@ -69,12 +71,13 @@ class Server:
             opened.callback(self.metrics_server.stop)
             opened.push_async_callback(self._close_tracing)
             opened.push_async_callback(self.batcher.close)
-            self.port = await self.transport.start(settings.host, settings.port)
+            self.port = await self.transport.start(settings.host, settings.port, self.socket_file)
             opened.push_async_callback(self._stop_transport)
             if self.http_server is not None and settings.http_port is not None:
                 await self.http_server.start(settings.host, settings.http_port)
                 opened.push_async_callback(self._stop_http_server)
-            self.telemetry.metrics.connections.set_function(partial(count_established, self.port))
+            bound_path = self.socket_file.bound_path if self.socket_file else ""
+            self.telemetry.metrics.connections.set_function(partial(count_established, self.port, bound_path))
             self.watchdog.start(self.transport.threads)
             opened.callback(self.watchdog.stop)
             self._start_tasks()
@@ -125,6 +128,7 @@ class Server:
         self.telemetry.log.info(
             "serving",
             address=join_host_port(settings.host, self.port),
+            **({} if self.socket_file is None else {"listen": settings.listen}),
             **({} if self.http_server is None else {"http": join_host_port(settings.host, self.http_server.port)}),
             metrics=f"http://{join_host_port(settings.metrics_host, self.metrics_server.port)}/metrics",
             model=model.info.name,

@@ -66,6 +66,7 @@ def compose(settings: Settings, log: FilteringBoundLogger) -> Server:
         models=models,
         batcher=pipeline.batcher,
         transport=transport,
+        socket_file=components.socket_file(settings),
         http_server=components.http_server(settings, pipeline, telemetry, registry, config, security),
     )
 

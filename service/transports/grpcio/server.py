@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.observability.metrics import Metrics
     from service.transports.call_log import CallLogger
     from service.transports.grpcio.unsent_replies import UnsentReplies
+    from service.unix_socket import UnixSocketFile
 
 _CRASH_GRACE = 10.0
 """Seconds for the calls in flight of a server whose accept loop has ended."""
@@ -165,9 +166,11 @@ class RestartingServer:
         self._handlers.append(handler)
         self._methods += methods
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, socket_file: UnixSocketFile | None = None) -> int:
         """Listen, and return the port; AddressInUse if that fails."""
-        self._host, self._port = host, port
+        self._host, self._port, self._socket_file = host, port, socket_file
+        if socket_file is not None:
+            socket_file.ensure_bindable()
         self._replacement = asyncio.get_running_loop().create_future()
         self._replacement.set_result(None)
         await self._start()
@@ -179,6 +182,7 @@ class RestartingServer:
         try:
             for address in addresses:
                 self._port = self._listen(server, address, self._port)
+            self._listen_on_socket(server)
         except AddressInUse:
             await server.start()  # a server that was never started cannot be closed, and keeps its ports
             await server.close(0)
@@ -201,6 +205,15 @@ class RestartingServer:
         if not bound:
             raise AddressInUse(f"cannot listen on {address} port {port}")
         return int(bound)
+
+    def _listen_on_socket(self, server: _AioServer) -> None:
+        if self._socket_file is None:
+            return
+        with self._socket_file.binding() as bound_path:
+            try:
+                server.add_insecure_port(f"unix:{bound_path}".encode())
+            except RuntimeError:
+                raise AddressInUse(f"--listen: cannot listen on {self._socket_file.path}") from None
 
     def _on_crash(self, error: BaseException) -> None:
         self._metrics.transport_restarts.inc()
@@ -228,4 +241,6 @@ class RestartingServer:
     async def stop(self, grace: float) -> None:
         """Close the port at once, and cancel calls in flight after `grace` seconds."""
         self._replacement.cancel()
+        if self._socket_file is not None:
+            self._socket_file.remove()
         await asyncio.gather(*(server.close(grace) for server in {self._server, *self._closing.values()}))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.security.config import SecurityConfig
     from service.transports.admission import AdmissionQueue
     from service.transports.config import TransportConfig
+    from service.unix_socket import UnixSocketFile
 
 _PREDICTIONS = {"Predict", "ModelInfer"}
 """The unary RPCs whose messages are large and enter the queue."""
@@ -101,10 +102,10 @@ class GrpcioTransport:
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Ignore them: generated code registers the same RPCs by the method above too."""
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, socket_file: UnixSocketFile | None = None) -> int:
         """Listen, with health NOT_SERVING; return the port."""
         await self.set_serving(False)
-        return await self._server.start(host, port)
+        return await self._server.start(host, port, socket_file)
 
     @property
     def unhealthy_reason(self) -> str:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from service.security.certificates import Pem
     from service.security.config import SecurityConfig
     from service.transports.config import TransportConfig
+    from service.unix_socket import UnixSocketFile
 
 INLINE_IMAGES = 128
 """Default of `--inline-images`: a run of 128 images takes 30 us, a few times the I/O thread's time for a call."""
@@ -173,7 +174,7 @@ class NativeTransport:
         if security.tokens is not None:
             security.tokens.subscribe(self._server.set_tokens)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, socket_file: UnixSocketFile | None = None) -> int:
         """Listen, with health NOT_SERVING; return the port."""
         self._callbacks.loop = asyncio.get_running_loop()
         ensure_bindable(host, port)
@@ -181,9 +182,21 @@ class NativeTransport:
             bound = int(self._server.listen(host, port))
         except OSError as e:
             raise AddressInUse(f"cannot listen on {host} port {port}: {e}") from e
+        self._listen_on_socket(socket_file)
         for thread in self.threads:
             thread.start()
         return bound
+
+    def _listen_on_socket(self, socket_file: UnixSocketFile | None) -> None:
+        self._socket_file = socket_file
+        if socket_file is None:
+            return
+        socket_file.ensure_bindable()
+        with socket_file.binding() as bound_path:
+            try:
+                self._server.listen_unix(bound_path)
+            except OSError as e:
+                raise AddressInUse(f"--listen: cannot listen on {socket_file.path}: {e}") from e
 
     async def set_serving(self, serving: bool) -> None:
         """Set SERVING or NOT_SERVING, for the empty name and for each service."""
@@ -196,6 +209,8 @@ class NativeTransport:
         """
         self._server.set_serving(False)
         self._server.drain(grace)
+        if self._socket_file is not None:
+            self._socket_file.remove()
         await asyncio.to_thread(_join, self._io_threads)
         self._server.close()
         await asyncio.to_thread(_join, self._model_threads)
