@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         "",
         description="Unix domain socket of gRPC in addition to host and port, unix:PATH; its mode is 0660, without TLS",
     )
+    shared_memory: bool = Field(
+        False, description="Triton's system shared memory, for clients on this machine over gRPC"
+    )
     http_port: Port | None = Field(None, description="HTTP port, off by default; 0 selects a free port")
     transport: Literal["auto", "native", "grpcio"] = Field(
         "auto", description="gRPC transport; auto selects native, which is faster, if its wheel is installed"

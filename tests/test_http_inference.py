@@ -16,6 +16,7 @@ from drawings import draw_digits
 from http_requests import INFER, Client, Reply, binary_infer, infer_document, serving_http
 from PIL import Image
 
+from service.handlers.shared_memory import UNAVAILABLE
 from service.pb.inference import open_inference_pb2 as pb
 from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
@@ -214,7 +215,7 @@ AS_GRPC = {
     ),
     "shared memory": (
         with_tensor(parameters={"shared_memory_region": "r"}),
-        "pixels: shared memory (shared_memory_region) is not supported by this server",
+        f"pixels: shared memory (shared_memory_region) {UNAVAILABLE}",
     ),
     "timeout": (
         {**infer_document(PIXELS), "parameters": {"timeout": "soon"}},

@@ -202,7 +202,7 @@ REFUSED = [
     ),
     (with_raw(floats(-0.5), datatype="FP32"), INVALID, "pixels: has the value -0.5; expected FP32 pixels from 0 to 1"),
     (with_raw(floats(np.nan), datatype="FP32"), INVALID, "pixels: has the value nan; expected FP32 pixels from 0 to 1"),
-    (edited(shared_memory), INVALID, "pixels: shared memory (shared_memory_region) is not supported"),
+    (edited(shared_memory), INVALID, "pixels: shared memory (shared_memory_region) is off; expected"),
     (
         request(np.zeros((1, 784), np.uint8), ("softmax",)),
         INVALID,
@@ -369,8 +369,8 @@ async def test_the_repository_holds_the_one_model(stub: Any) -> None:
     [
         ("RepositoryModelLoad", "models are not controlled through this server"),
         ("RepositoryModelUnload", "this server serves the one model that it was started with"),
-        ("SystemSharedMemoryStatus", "shared memory is not offered"),
-        ("CudaSharedMemoryRegister", "shared memory is not offered"),
+        ("SystemSharedMemoryStatus", "shared memory is off; expected a server with --shared-memory"),
+        ("CudaSharedMemoryRegister", "CUDA shared memory is not offered"),
         ("TraceSetting", "traces are not offered"),
         ("LogSettings", "log settings are options of the server"),
     ],

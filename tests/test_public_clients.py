@@ -104,6 +104,23 @@ def test_tritonclient_infers_in_every_way_it_has(triton: dict[str, Any], answers
     assert triton["all_outputs"] == ["activations", "digit", "layer1", "layer2"]
 
 
+@pytest.mark.parametrize("by", ["port", "socket"])
+def test_tritonclients_example_of_shared_memory_works(
+    model_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    pixels: Path,
+    answers: list[int],
+    by: str,
+) -> None:
+    python = python_with("triton", "tritonclient[grpc]==2.73.0")
+    socket = f"unix:{tmp_path_factory.mktemp('s') / 'digits.sock'}"
+    with serving(model_path, "--shared-memory", "--listen", socket) as service:
+        address = service.address if by == "port" else socket
+        found = json.loads(run(python, PROGRAMS / "triton_shared_memory.py", address, pixels))
+    assert found["digits"] == found["argmax"] == answers
+    assert (found["regions"], found["left"], found["mapped"]) == (["input_data", "output_data"], {}, 0)
+
+
 def test_tritonclient_streams_and_meets_a_refusal_in_between(triton: dict[str, Any], answers: list[int]) -> None:
     refused = "inputs: are 1 ('picture'); expected one, 'pixels'"
     assert triton["stream"] == [*([str(i), answers[i]] for i in range(5)), refused, ["5", answers[5]]]

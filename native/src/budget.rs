@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
@@ -71,6 +71,7 @@ impl Budget {
         let usage = Arc::new(Usage {
             id: self.next_id.fetch_add(1, Relaxed),
             budget: self.clone(),
+            peer: OnceLock::new(),
             is_authenticated: AtomicBool::new(is_authenticated),
             reply_bytes: AtomicUsize::new(0),
             reserved: AtomicUsize::new(0),
@@ -146,6 +147,8 @@ impl Drop for Registration {
 pub struct Usage {
     id: u64,
     budget: Arc<Budget>,
+    /// The client, as gRPC writes its address, or `unix:uid=1000`.
+    peer: OnceLock<String>,
     is_authenticated: AtomicBool,
     /// Bytes of unsent replies, and those reserved for replies to come.
     reply_bytes: AtomicUsize,
@@ -172,6 +175,15 @@ impl Usage {
 
     pub fn is_authenticated(&self) -> bool {
         self.is_authenticated.load(Relaxed)
+    }
+
+    /// Sets the client of the connection, once.
+    pub fn set_peer(&self, peer: String) {
+        drop(self.peer.set(peer));
+    }
+
+    pub fn peer(&self) -> &str {
+        self.peer.get().map_or("", String::as_str)
     }
 
     /// Bytes of replies that the peer has not read.

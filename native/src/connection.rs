@@ -43,6 +43,7 @@ pub async fn serve_connection(state: Arc<ServerState>, socket: Socket) {
     let activity = Arc::new(ConnectionActivity::default());
     let registration = state.budget.register(!state.needs_tokens());
     let usage = &registration.0;
+    usage.set_peer(socket.peer());
     let handshake = accept_http2(&state, socket, usage, &activity);
     let Ok(Some(mut connection)) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
     let (sender, reasons) = mpsc::channel(1);

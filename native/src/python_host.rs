@@ -53,12 +53,13 @@ impl PythonHost {
         message: &Bytes,
         deadline: Option<Instant>,
         use_alternative: bool,
+        peer: &str,
     ) -> oneshot::Receiver<CallResult> {
         let (sender, receiver) = oneshot::channel();
         let remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs_f64());
         Python::attach(|py| {
             let reply = ReplyHandle(Some(sender));
-            let arguments = (path, PyBytes::new(py, message), remaining, use_alternative, reply);
+            let arguments = (path, PyBytes::new(py, message), remaining, use_alternative, peer, reply);
             if let Err(error) = self.0.call_method1(py, intern!(py, "call_handler"), arguments) {
                 error.print(py); // the dropped handle ends the call with INTERNAL
             }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyDict;
 use tokio::sync::mpsc;
 
@@ -134,15 +135,17 @@ impl Server {
     }
 
     /// Queues n x 784 bytes for a Python handler, with its deadline in seconds. `pending` is a `PendingPrediction`.
-    fn submit(&self, pixels: &[u8], remaining: Option<f64>, pending: Py<PyAny>) {
+    ///
+    /// The queue holds the bytes object itself: its only copy is into the array of the batch.
+    fn submit(&self, pixels: PyBackedBytes, remaining: Option<f64>, pending: Py<PyAny>) {
         let now = Instant::now();
         let remaining = remaining.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let lane = self.threads.queue.least_loaded_lane();
         let state = self.threads.get(lane);
         let entry = Entry {
-            message: Message::from(Bytes::copy_from_slice(pixels)),
             pixels: Span { start: 0, len: pixels.len() },
             images: pixels.len() / PIXELS,
+            message: Message::from(Bytes::from_owner(pixels)),
             enqueued_at: now,
             deadline: remaining.and_then(|remaining| now.checked_add(remaining)),
             model: state.model.load(),

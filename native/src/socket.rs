@@ -1,7 +1,7 @@
 //! The sockets that the server listens on and accepts: TCP, and Unix domain sockets.
 
 use std::io;
-use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
@@ -65,6 +65,21 @@ impl Socket {
             StdSocket::Tcp(socket) => Self::Tcp(TcpStream::from_std(socket)?),
             StdSocket::Unix(socket) => Self::Unix(UnixStream::from_std(socket)?),
         })
+    }
+
+    /// The client as gRPC writes it; of a Unix domain socket `unix:uid=` and the user, by the kernel's word.
+    pub fn peer(&self) -> String {
+        match self {
+            Self::Tcp(socket) => match socket.peer_addr() {
+                Ok(SocketAddr::V4(address)) => format!("ipv4:{address}"),
+                Ok(SocketAddr::V6(address)) => format!("ipv6:[{}]:{}", address.ip(), address.port()),
+                Err(_) => String::new(),
+            },
+            Self::Unix(socket) => socket.peer_cred().map_or_else(
+                |_| String::new(), // no client whose user is unknown is taken for the server's
+                |credentials| format!("unix:uid={}", credentials.uid()),
+            ),
+        }
     }
 }
 

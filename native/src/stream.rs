@@ -125,7 +125,7 @@ impl Stream {
             request.enqueue(state, message, call.deadline, responder);
         } else {
             let (path, bytes) = (&call.route.path, message.to_bytes());
-            let reply = state.host.call_handler(path, &bytes, call.deadline, self.ends_on_error);
+            let reply = state.host.call_handler(path, &bytes, call.deadline, self.ends_on_error, call.usage.peer());
             self.pending.push(reply, 0, call.max_reply_bytes(bytes.len()), String::new());
             self.awaiting_python = true;
         }

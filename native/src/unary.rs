@@ -84,7 +84,7 @@ async fn serve_by_python(state: &ServerState, call: Call, respond: SendResponse<
     let reply_bytes = call.max_reply_bytes(message.len());
     let Some((call, mut respond)) = admit(call, respond, message.len(), reply_bytes).await else { return };
     let _reservation = Reservation::new(call.usage.clone(), reply_bytes);
-    let reply = state.host.call_handler(&call.route.path, &message.to_bytes(), call.deadline, false);
+    let reply = state.host.call_handler(&call.route.path, &message.to_bytes(), call.deadline, false, call.usage.peer());
     let result = tokio::select! {
         biased;
         result = reply => result,

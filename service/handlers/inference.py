@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.handlers import BatchHandler, MessageHandler
     from service.handlers.metadata import MetadataHandler
     from service.handlers.predictor import Predictor
+    from service.handlers.shared_memory import Placement, SharedMemoryRegions
     from service.network import ModelInfo, Pixels, Predictions
 
 ERROR_STATUS = ("triton_grpc_error", "true")
@@ -30,8 +31,11 @@ ERROR_STATUS = ("triton_grpc_error", "true")
 class InferenceHandler:
     """A `service.handlers.Service` over one predictor; `metadata` answers the RPCs that run no model."""
 
-    def __init__(self, predictor: Predictor, metadata: MetadataHandler) -> None:
+    def __init__(
+        self, predictor: Predictor, metadata: MetadataHandler, regions: SharedMemoryRegions | None = None
+    ) -> None:
         self._predictor = predictor
+        self._regions = regions
         self.name: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
         self.unary: Mapping[str, MessageHandler] = {"ModelInfer": self.infer, **metadata.unary}
         self.streams: Mapping[str, MessageHandler] = {"ModelStreamInfer": self.infer_in_stream}
@@ -56,13 +60,15 @@ class InferenceHandler:
         return await self._infer(request, deadline, _serialize_in_stream)
 
     def infer_batch(self, requests: Sequence[bytes], deadline: float = float("inf")) -> list[bytes] | None:
-        """Answer several messages of a stream; None unless all are valid and the model is idle."""
+        """Answer several messages of a stream; None unless all are valid, the model is idle and no output is placed."""
         predictor = self._predictor
         with predictor.time_batch(len(requests)) as timer:
             info = predictor.info
             try:
                 decoded = [self._decode(request) for request in requests]
             except ServiceError:
+                return None
+            if any(request.placements for request in decoded):
                 return None
             sizes = [len(request.pixels) for request in decoded]
             pixels = np.concatenate([request.pixels for request in decoded])
@@ -86,15 +92,19 @@ class InferenceHandler:
             timer.decoded(len(decoded.pixels))
             predictions = await predictor.predict(decoded.pixels, min(deadline, decoded.deadline))
             timer.predicted()
+            if decoded.placements and self._regions is not None:
+                tensors.write_outputs(self._regions, decoded.placements, predictions)
             return serialize(decoded.encode(predictions, info))
 
     def _decode(self, request: bytes) -> _InferRequest:
         message = parse(pb.ModelInferRequest, request)
         self._predictor.check_model(message.model_name, message.model_version)
         _check_empty_final(message)
-        outputs = tensors.requested_outputs(message)
-        pixels = tensors.to_pixels(message, self._predictor)
-        return _InferRequest(message.id, pixels, outputs, tensors.is_typed(message), _parse_timeout(message))
+        outputs = tensors.requested_outputs(message, self._regions)
+        pixels = tensors.to_pixels(message, self._predictor, self._regions)
+        placements = tensors.output_placements(message, len(pixels), self._regions)
+        typed, deadline = tensors.is_typed(message), _parse_timeout(message)
+        return _InferRequest(message.id, pixels, outputs, placements, typed, deadline)
 
 
 class _InferRequest(NamedTuple):
@@ -103,13 +113,15 @@ class _InferRequest(NamedTuple):
     id: str
     pixels: Pixels
     outputs: list[str]
+    placements: Mapping[str, Placement]
+    """Of the outputs that go into shared memory."""
     typed: bool
     deadline: float
 
     def encode(self, predictions: Predictions, info: ModelInfo) -> pb.ModelInferResponse:
         """Make the response, given the predictions and the model that made them."""
         response = pb.ModelInferResponse(model_name=info.name, model_version=info.version, id=self.id)
-        tensors.add_outputs(response, predictions, self.outputs, typed=self.typed)
+        tensors.add_outputs(response, predictions, self.outputs, typed=self.typed, placed=self.placements)
         return response
 
 

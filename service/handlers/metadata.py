@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from service.errors import InvalidInput, ModelNotFound, Unimplemented
-from service.handlers import tensors
-from service.handlers.messages import parse
+from service.errors import InvalidInput, ModelNotFound
+from service.handlers import shared_memory_rpcs, tensors
+from service.handlers.messages import parse, unary, unimplemented
 from service.network import PIXELS
 from service.pb.inference import open_inference_pb2 as pb
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from service.handlers import MessageHandler
     from service.handlers.predictor import Predictor
+    from service.handlers.shared_memory import SharedMemoryRegions
     from service.network import ModelInfo
     from service.observability.statistics import Duration
 
@@ -27,14 +28,12 @@ PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 EXTENSIONS = ("model_configuration", "statistics")
 _ONE_MODEL = "this server serves the one model that it was started with; start it again with another --model"
 _NO_CONTROL = "models are not controlled through this server unless it is started with --model-control"
-_NO_SHARED_MEMORY = "shared memory is not offered: a digit is 784 bytes, send them in the request"
+_NO_CUDA_SHARED_MEMORY = (
+    "CUDA shared memory is not offered; expected system shared memory, or the values in the request"
+)
 _UNIMPLEMENTED = {
     "RepositoryModelUnload": _ONE_MODEL,
-    **{
-        f"{kind}SharedMemory{verb}": _NO_SHARED_MEMORY
-        for kind in ("System", "Cuda")
-        for verb in ("Status", "Register", "Unregister")
-    },
+    **{f"CudaSharedMemory{verb}": _NO_CUDA_SHARED_MEMORY for verb in ("Status", "Register", "Unregister")},
     "TraceSetting": "traces are not offered through this protocol",
     "LogSettings": "log settings are options of the server: --log-level and --log-format",
 }
@@ -45,7 +44,8 @@ class MetadataHandler:
     """Describes the server and its model.
 
     `is_serving` gives readiness. `server_version`, the execution `provider` and whether it runs `on_gpu` are part of
-    the answers. `reload`, given if model control is on, reloads the model and raises ReloadRejected.
+    the answers. `reload`, given if model control is on, reloads the model and raises ReloadRejected. `regions` is given
+    if shared memory is on.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class MetadataHandler:
         provider: str = "CPUExecutionProvider",
         on_gpu: bool = False,
         reload: Callable[[], Awaitable[None]] | None = None,
+        regions: SharedMemoryRegions | None = None,
     ) -> None:
         self._predictor = predictor
         self._reload = reload
@@ -65,17 +66,19 @@ class MetadataHandler:
         self._provider = provider
         self._kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
         self.unary: Mapping[str, MessageHandler] = {
-            "ServerLive": _unary(pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)),
-            "ServerReady": _unary(pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=is_serving())),
-            "ServerMetadata": _unary(pb.ServerMetadataRequest, self._server_metadata),
-            "ModelReady": _unary(pb.ModelReadyRequest, self._model_ready),
-            "ModelMetadata": _unary(pb.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": _unary(pb.ModelConfigRequest, self._model_config),
-            "ModelStatistics": _unary(pb.ModelStatisticsRequest, self._model_statistics),
-            "RepositoryIndex": _unary(pb.RepositoryIndexRequest, self._repository_index),
-            "RepositoryModelLoad": self._load if reload else _unimplemented(_NO_CONTROL),
-            **{rpc: _unimplemented(message) for rpc, message in _UNIMPLEMENTED.items()},
+            "ServerLive": unary(pb.ServerLiveRequest, lambda _: pb.ServerLiveResponse(live=True)),
+            "ServerReady": unary(pb.ServerReadyRequest, lambda _: pb.ServerReadyResponse(ready=is_serving())),
+            "ServerMetadata": unary(pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": unary(pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": unary(pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": unary(pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": unary(pb.ModelStatisticsRequest, self._model_statistics),
+            "RepositoryIndex": unary(pb.RepositoryIndexRequest, self._repository_index),
+            "RepositoryModelLoad": self._load if reload else unimplemented(_NO_CONTROL),
+            **{rpc: unimplemented(message) for rpc, message in _UNIMPLEMENTED.items()},
+            **shared_memory_rpcs.handlers(regions),
         }
+        self._extensions = (*EXTENSIONS, *(("system_shared_memory",) if regions is not None else ()))
 
     @property
     def _info(self) -> ModelInfo:
@@ -92,7 +95,7 @@ class MetadataHandler:
         return pb.RepositoryModelLoadResponse().SerializeToString()
 
     def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="digitserve", version=self._server_version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name="digitserve", version=self._server_version, extensions=self._extensions)
 
     def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Answer false for an unknown model, as Triton does."""
@@ -170,22 +173,6 @@ class MetadataHandler:
                 reason="" if ready else "the server is loading or stopping",
             )
         return reply
-
-
-def _unary(request_type: type[M], answer: Callable[[M], Message]) -> MessageHandler:
-    """Make the handler of an RPC from a function of messages."""
-
-    async def handle(request: bytes, _: float) -> bytes:
-        return answer(parse(request_type, request)).SerializeToString()
-
-    return handle
-
-
-def _unimplemented(message: str) -> MessageHandler:
-    async def handle(_: bytes, __: float) -> bytes:
-        raise Unimplemented(message)
-
-    return handle
 
 
 def _to_proto_duration(duration: Duration) -> Any:

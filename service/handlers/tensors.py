@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from service.errors import InvalidInput
 from service.handlers.predictor import echo
+from service.handlers.shared_memory import UNAVAILABLE, Placement
 from service.network import PIXELS
 from service.pb.inference.open_inference_pb2 import InferTensorContents, ModelInferResponse
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from service.handlers.predictor import Predictor
+    from service.handlers.shared_memory import SharedMemoryRegions
     from service.network import Pixels, Predictions
     from service.pb.inference.open_inference_pb2 import ModelInferRequest
 
@@ -25,6 +30,10 @@ class Output(NamedTuple):
     datatype: str
     wire: str
     dims: tuple[int, ...]
+
+    def byte_size(self, images: int) -> int:
+        """Bytes of the output of so many images."""
+        return images * math.prod(self.dims) * np.dtype(self.wire).itemsize
 
 
 OUTPUTS = {
@@ -45,16 +54,16 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_UNSUPPORTED = {"shared_memory_region": "shared memory", "classification": "classification"}
+_REGION, _REGION_OFFSET, _REGION_SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
 
-def to_pixels(request: ModelInferRequest, predictor: Predictor) -> Pixels:
+def to_pixels(request: ModelInferRequest, predictor: Predictor, regions: SharedMemoryRegions | None) -> Pixels:
     """Read the only input as (n, 784) uint8; raises InvalidInput."""
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
         names = ", ".join(echo(tensor.name) for tensor in request.inputs[:4]) or "none"
         raise InvalidInput("inputs", f"are {len(request.inputs)} ({names}); expected one, {INPUT!r}")
     tensor = request.inputs[0]
-    _reject_unsupported(INPUT, tensor.parameters)
+    _reject_unsupported(INPUT, tensor.parameters, regions)
     if tensor.datatype not in _INPUT_BYTES:
         raise InvalidInput(INPUT, f"has datatype {echo(tensor.datatype)}; expected 'UINT8' or 'FP32'")
     shape = list(tensor.shape)
@@ -62,33 +71,67 @@ def to_pixels(request: ModelInferRequest, predictor: Predictor) -> Pixels:
         raise InvalidInput(
             INPUT, f"has shape {shape[:8]}; expected [n, {PIXELS}], n from 1 to {predictor.max_batch_size}"
         )
-    values = _read_raw(request, shape[0]) if request.raw_input_contents else _read_typed(tensor, shape[0])
+    if _REGION in tensor.parameters:
+        values = _read_region(request, shape[0], regions)
+    elif request.raw_input_contents:
+        values = _read_raw(request, shape[0])
+    else:
+        values = _read_typed(tensor, shape[0])
     return predictor.view_images(values, INPUT)
 
 
 def is_typed(request: ModelInferRequest) -> bool:
     """Check whether the values are in `contents`; the response then has its values there too."""
-    return not request.raw_input_contents
+    return not request.raw_input_contents and _REGION not in request.inputs[0].parameters
 
 
-def requested_outputs(request: ModelInferRequest) -> list[str]:
+def requested_outputs(request: ModelInferRequest, regions: SharedMemoryRegions | None) -> list[str]:
     """Return the names of the requested outputs in order; all outputs if the request names none."""
     for output in request.outputs:
         if output.name not in OUTPUTS:
             raise InvalidInput("outputs", f"has {echo(output.name)}; expected some of {', '.join(OUTPUTS)}")
-        _reject_unsupported(output.name, output.parameters)
+        _reject_unsupported(output.name, output.parameters, regions)
     names = [output.name for output in request.outputs]
     if len(set(names)) != len(names):
         raise InvalidInput("outputs", "names an output twice; expected each at most once")
     return names or list(OUTPUTS)
 
 
-def add_outputs(response: ModelInferResponse, predictions: Predictions, names: list[str], *, typed: bool) -> None:
-    """Add outputs to the response, as typed contents or as raw bytes."""
+def output_placements(
+    request: ModelInferRequest, images: int, regions: SharedMemoryRegions | None
+) -> dict[str, Placement]:
+    """Return where the outputs go that the client wants in shared memory; InvalidInput if they do not fit there."""
+    placements = {}
+    for output in request.outputs:
+        if _REGION in output.parameters:
+            placement = _placement(output.name, output.parameters)
+            _require(output.name, regions).check(output.name, placement, OUTPUTS[output.name].byte_size(images))
+            placements[output.name] = placement
+    return placements
+
+
+def write_outputs(regions: SharedMemoryRegions, placements: Mapping[str, Placement], predictions: Predictions) -> None:
+    """Write outputs into shared memory."""
+    for name, placement in placements.items():
+        regions.write(name, placement, getattr(predictions, name).astype(OUTPUTS[name].wire, copy=False).tobytes())
+
+
+def add_outputs(
+    response: ModelInferResponse,
+    predictions: Predictions,
+    names: list[str],
+    *,
+    typed: bool,
+    placed: Collection[str] = (),
+) -> None:
+    """Add outputs to the response, as typed contents or as raw bytes; the values of those in `placed` are elsewhere."""
     for name in names:
         output, values = OUTPUTS[name], getattr(predictions, name)
         tensor = response.outputs.add(name=name, datatype=output.datatype, shape=values.shape)
-        if typed:
+        if name in placed:
+            if not typed:
+                response.raw_output_contents.append(b"")
+        elif typed:
             getattr(tensor.contents, _CONTENTS[output.datatype]).extend(values.ravel().tolist())
         else:
             response.raw_output_contents.append(values.astype(output.wire, copy=False).tobytes())
@@ -100,11 +143,27 @@ def _read_raw(request: ModelInferRequest, images: int) -> bytes:
             "raw_input_contents",
             f"has {len(request.raw_input_contents)} entries; expected one for each input, and then no `contents`",
         )
-    width = _INPUT_BYTES[request.inputs[0].datatype]
-    data, expected = request.raw_input_contents[0], images * PIXELS * width
-    if len(data) != expected:
-        raise InvalidInput(INPUT, f"has {len(data)} raw bytes; expected {expected} for shape [{images}, {PIXELS}]")
-    return data if width == 1 else _quantize(np.frombuffer(data, dtype="<f4"))
+    return _convert_raw(request.raw_input_contents[0], images, request.inputs[0].datatype)
+
+
+def _read_region(request: ModelInferRequest, images: int, regions: SharedMemoryRegions | None) -> bytes:
+    tensor = request.inputs[0]
+    if request.raw_input_contents or tensor.HasField("contents"):
+        raise InvalidInput(INPUT, f"has values in the request too; expected none with {_REGION}")
+    placement = _placement(INPUT, tensor.parameters)
+    _check_size(placement.byte_size, images, tensor.datatype)  # before the bytes are read
+    return _convert_raw(_require(INPUT, regions).read(INPUT, placement), images, tensor.datatype)
+
+
+def _convert_raw(data: bytes, images: int, datatype: str) -> bytes:
+    _check_size(len(data), images, datatype)
+    return data if datatype == "UINT8" else _quantize(np.frombuffer(data, dtype="<f4"))
+
+
+def _check_size(size: int, images: int, datatype: str) -> None:
+    expected = images * PIXELS * _INPUT_BYTES[datatype]
+    if size != expected:
+        raise InvalidInput(INPUT, f"has {size} raw bytes; expected {expected} for shape [{images}, {PIXELS}]")
 
 
 def _read_typed(tensor: ModelInferRequest.InferInputTensor, images: int) -> bytes:
@@ -136,7 +195,32 @@ def _quantize(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> byte
     return nearest.tobytes()
 
 
-def _reject_unsupported(name: str, parameters: object) -> None:
-    for key, feature in _UNSUPPORTED.items():
-        if key in parameters:  # type: ignore[operator] # a protobuf map
-            raise InvalidInput(name, f"{feature} ({key}) is not supported by this server")
+def _placement(name: str, parameters: Any) -> Placement:
+    """Read the parameters of a tensor in shared memory."""
+    region = parameters[_REGION]
+    if region.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidInput(name, f"has no text as {_REGION}; expected the name of a region")
+    size, offset = _natural(name, _REGION_SIZE, parameters), 0
+    if _REGION_OFFSET in parameters:
+        offset = _natural(name, _REGION_OFFSET, parameters)
+    return Placement(region.string_param, offset, size)
+
+
+def _natural(name: str, key: str, parameters: Any) -> int:
+    kind = parameters[key].WhichOneof("parameter_choice") if key in parameters else None
+    if kind not in ("int64_param", "uint64_param") or getattr(parameters[key], kind) < 0:
+        raise InvalidInput(name, f"has no valid {key}; expected an int64 of at least 0")
+    return int(getattr(parameters[key], kind))
+
+
+def _require(name: str, regions: SharedMemoryRegions | None) -> SharedMemoryRegions:
+    if regions is None:
+        raise InvalidInput(name, f"shared memory ({_REGION}) {UNAVAILABLE}")
+    return regions
+
+
+def _reject_unsupported(name: str, parameters: object, regions: SharedMemoryRegions | None) -> None:
+    if _REGION in parameters:  # type: ignore[operator] # a protobuf map
+        _require(name, regions)
+    if "classification" in parameters:  # type: ignore[operator] # as above
+        raise InvalidInput(name, "classification (classification) is not supported by this server")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from service import __version__
 from service.batching.batcher import Batcher
 from service.errors import StartError
+from service.handlers.shared_memory import SharedMemoryRegions
 from service.inference.providers import CPU, SessionFactory
 from service.inference.repository import ModelRepository
 from service.observability import gpu_metrics
@@ -90,6 +91,7 @@ def server_info(settings: Settings, sessions: SessionFactory, models: ModelSwapp
         on_gpu=sessions.is_on_gpu,
         is_serving=health.is_serving,
         reload=models.reload if settings.model_control else None,
+        regions=SharedMemoryRegions() if settings.shared_memory else None,
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from service.batching.batcher import InferenceModel
     from service.handlers import Service
     from service.handlers.predictor import BatcherProtocol
+    from service.handlers.shared_memory import SharedMemoryRegions
     from service.observability.metrics import Metrics
     from service.observability.telemetry import Telemetry
 
@@ -46,6 +47,8 @@ class ServerInfo:
     on_gpu: bool = False
     is_serving: Callable[[], bool] = lambda: True
     reload: Callable[[], Awaitable[None]] | None = None
+    regions: SharedMemoryRegions | None = None
+    """Those of shared memory, if it is on."""
 
 
 class BatcherFactory(Protocol[BatcherT_co]):
@@ -99,6 +102,7 @@ def compose_pipeline(
         provider=info.provider,
         on_gpu=info.on_gpu,
         reload=info.reload,
+        regions=info.regions,
     )
     digits = DigitsHandler(predictor, telemetry.metrics.requests_dropped.labels("overloaded").inc)
-    return Pipeline(batcher, [digits, InferenceHandler(predictor, metadata)])
+    return Pipeline(batcher, [digits, InferenceHandler(predictor, metadata, info.regions)])

@@ -96,18 +96,18 @@ class GRPCInferenceServiceStub(object):
                 _registered_method=True)
         self.SystemSharedMemoryStatus = channel.unary_unary(
                 '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
-                request_serializer=inference_dot_open__inference__pb2.NotOffered.SerializeToString,
-                response_deserializer=inference_dot_open__inference__pb2.NotOffered.FromString,
+                request_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.FromString,
                 _registered_method=True)
         self.SystemSharedMemoryRegister = channel.unary_unary(
                 '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
-                request_serializer=inference_dot_open__inference__pb2.NotOffered.SerializeToString,
-                response_deserializer=inference_dot_open__inference__pb2.NotOffered.FromString,
+                request_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
                 _registered_method=True)
         self.SystemSharedMemoryUnregister = channel.unary_unary(
                 '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
-                request_serializer=inference_dot_open__inference__pb2.NotOffered.SerializeToString,
-                response_deserializer=inference_dot_open__inference__pb2.NotOffered.FromString,
+                request_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
                 _registered_method=True)
         self.CudaSharedMemoryStatus = channel.unary_unary(
                 '/inference.GRPCInferenceService/CudaSharedMemoryStatus',
@@ -219,7 +219,8 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SystemSharedMemoryStatus(self, request, context):
-        """Not offered: a digit is 784 bytes, and there is nothing to be gained by sharing memory.
+        """Regions of POSIX shared memory, from which ModelInfer reads its input and into which it writes its outputs. Offered
+        with --shared-memory alone, to clients on the server's machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,7 +239,8 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CudaSharedMemoryStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Not offered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -333,18 +335,18 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
             ),
             'SystemSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.SystemSharedMemoryStatus,
-                    request_deserializer=inference_dot_open__inference__pb2.NotOffered.FromString,
-                    response_serializer=inference_dot_open__inference__pb2.NotOffered.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.SerializeToString,
             ),
             'SystemSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
                     servicer.SystemSharedMemoryRegister,
-                    request_deserializer=inference_dot_open__inference__pb2.NotOffered.FromString,
-                    response_serializer=inference_dot_open__inference__pb2.NotOffered.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.SerializeToString,
             ),
             'SystemSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
                     servicer.SystemSharedMemoryUnregister,
-                    request_deserializer=inference_dot_open__inference__pb2.NotOffered.FromString,
-                    response_serializer=inference_dot_open__inference__pb2.NotOffered.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.SerializeToString,
             ),
             'CudaSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.CudaSharedMemoryStatus,
@@ -721,8 +723,8 @@ class GRPCInferenceService(object):
             request,
             target,
             '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
-            inference_dot_open__inference__pb2.NotOffered.SerializeToString,
-            inference_dot_open__inference__pb2.NotOffered.FromString,
+            inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
+            inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -748,8 +750,8 @@ class GRPCInferenceService(object):
             request,
             target,
             '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
-            inference_dot_open__inference__pb2.NotOffered.SerializeToString,
-            inference_dot_open__inference__pb2.NotOffered.FromString,
+            inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
+            inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -775,8 +777,8 @@ class GRPCInferenceService(object):
             request,
             target,
             '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
-            inference_dot_open__inference__pb2.NotOffered.SerializeToString,
-            inference_dot_open__inference__pb2.NotOffered.FromString,
+            inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
+            inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
             options,
             channel_credentials,
             insecure,

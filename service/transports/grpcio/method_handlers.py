@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from service.handlers.local_client import PEER
 from service.transports.grpcio.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def method_handlers(service: Service) -> dict[str, Any]:
 
 def _unary(handler: MessageHandler) -> Any:
     async def call(request: bytes, context: Any) -> bytes:
+        PEER.set(context.peer)
         return await handler(request, _deadline(context))
 
     return call
@@ -37,6 +39,7 @@ def _bidi_stream(default: MessageHandler, batch_handler: BatchHandler, alternati
     """Make a behaviour that sends one reply per message, in order."""
 
     async def call(_: Any, stream: Any) -> None:
+        PEER.set(stream.context.peer)
         deadline = _deadline(stream)
         handler = default
         if alternative and alternative.matches(stream.invocation_metadata()):

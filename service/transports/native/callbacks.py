@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from service.errors import ServerStopping, ServiceError, deadline_exceeded, malformed_message, overloaded
+from service.handlers.local_client import PEER
 from service.network import PIXELS
 from service.security.tokens import invalid_token, missing_token
 from service.transports.call_log import CallLogger
@@ -49,14 +50,18 @@ class PythonCallbacks:
         return model.predict(pixels[:images])
 
     def call_handler(
-        self, path: str, message: bytes, remaining: float | None, use_alternative: bool, reply: Any
+        self, path: str, message: bytes, remaining: float | None, use_alternative: bool, peer: str, reply: Any
     ) -> None:
-        """Call the handler, or its alternative, and complete the Rust `ReplyHandle`; `remaining` is in seconds."""
+        """Call the handler, or its alternative, and complete the Rust `ReplyHandle`; `remaining` is in seconds.
+
+        `peer` is the client, as in `service.handlers.local_client`.
+        """
         deadline = float("inf") if remaining is None else time.monotonic() + remaining
         answer = (self._alternatives if use_alternative else self._answers)[path]
-        self.loop.call_soon_threadsafe(self._begin, answer, message, deadline, reply)
+        self.loop.call_soon_threadsafe(self._begin, answer, message, deadline, peer, reply)
 
-    def _begin(self, answer: MessageHandler, message: bytes, deadline: float, reply: Any) -> None:
+    def _begin(self, answer: MessageHandler, message: bytes, deadline: float, peer: str, reply: Any) -> None:
+        PEER.set(lambda: peer)  # in the context of this callback, which the task copies
         task = self.loop.create_task(self._answer(answer, message, deadline, reply))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

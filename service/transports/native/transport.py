@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from grpc_health.v1 import health
 
 from service.address import ensure_bindable
@@ -105,7 +106,7 @@ class NativeBatcher:
         """As `Batcher.predict`: the request's own rows, DeadlineExceeded or Overloaded."""
         remaining = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
         pending = PendingPrediction()
-        self.server.submit(pixels.tobytes(), remaining, pending)
+        self.server.submit(_bytes_of(pixels), remaining, pending)
         return await pending.future
 
     def run_batch(self, _: Pixels, __: int) -> None:
@@ -113,6 +114,14 @@ class NativeBatcher:
 
     async def close(self) -> None:
         """Return at once: the stop of the transport has answered all requests."""
+
+
+def _bytes_of(pixels: Pixels) -> bytes:
+    """Return the bytes that an array is a view of, or a copy of its own."""
+    owner = pixels.base
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner if isinstance(owner, bytes) and len(owner) == pixels.nbytes else pixels.tobytes()
 
 
 class NativeTransport:
