@@ -75,7 +75,10 @@ def calls(
             **({"rps": f"{rate / connections:.3f}"} if rate else {}),
         }
         command = ["h2load", *(f"--{name}={value}" for name, value in options.items()), *_HEADERS]
-        command.append(f"http://{running.address}{path}")
+        if running.address.startswith("unix:"):
+            command += [f"--base-uri={running.address}", f"http://localhost{path}"]
+        else:
+            command.append(f"http://{running.address}{path}")
         cpu, began = running.cpu_seconds(), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         seconds, cpu = time.perf_counter() - began, running.cpu_seconds() - cpu
