@@ -55,17 +55,20 @@ def measure(rounds: Rounds = 5, connections: Connections = 4, transport: Transpo
     if not MODEL.exists():
         sys.exit(f"bench.near: {MODEL.name} is missing: `make model.onnx` writes it")
     rates: dict[tuple[int, str], list[float]] = {(size, way): [] for size in SIZES for way in (*WAYS, _BARE)}
+    cpu: dict[tuple[int, str], list[float]] = {(size, way): [] for size in SIZES for way in WAYS}
     try:
         with _running(transport) as near, _regions(near["Unix socket"]) as names:
             for _ in range(rounds):
                 for size in SIZES:
                     for way in WAYS:
                         message = _request(size, names if way == "shared memory" else None)
-                        rates[size, way].append(size * _calls_a_second(near[way], message, connections))
+                        calls = _measure(near[way], message, connections)
+                        rates[size, way].append(size * calls.rate)
+                        cpu[size, way].append(calls.cpu_us)
                     rates[size, _BARE].append(_bare(size))
     except ServerUnavailable as e:
         sys.exit(f"bench.near: {e}")
-    print(table(rates))
+    print(table(rates, cpu))
 
 
 @contextlib.contextmanager
@@ -128,11 +131,11 @@ def _place(tensor: Any, region: str, offset: int, size: int) -> None:
         tensor.parameters["shared_memory_offset"].int64_param = offset
 
 
-def _calls_a_second(running: Running, message: bytes, connections: int) -> float:
-    def rate(count: int) -> float:
-        return load.calls(running, INFER, [message], connections=connections, in_flight=1, count=count).rate
+def _measure(running: Running, message: bytes, connections: int) -> load.Load:
+    def calls(count: int) -> load.Load:
+        return load.calls(running, INFER, [message], connections=connections, in_flight=1, count=count)
 
-    return rate(max(4 * connections, int(rate(8 * connections) * _SECONDS)))
+    return calls(max(4 * connections, int(calls(8 * connections).rate * _SECONDS)))
 
 
 def _bare(size: int) -> float:
@@ -155,16 +158,18 @@ def _bare(size: int) -> float:
     return sum(images) / _SECONDS
 
 
-def table(rates: dict[tuple[int, str], list[float]]) -> str:
-    """The medians of the rounds in images a second, and the medians of their ratios."""
+def table(rates: dict[tuple[int, str], list[float]], cpu: dict[tuple[int, str], list[float]]) -> str:
+    """The medians of the rounds in images a second and of their ratios, and the server's CPU time a call."""
     head = ["images a call", *(f"{way}, images/s" for way in (*WAYS, _BARE))]
     head += ["Unix socket / TCP", "shared memory / TCP", f"shared memory / {_BARE}"]
+    head += [f"{way}, CPU us a call" for way in WAYS]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for size in SIZES:
         medians = [f"{statistics.median(rates[size, way]):,.0f}" for way in (*WAYS, _BARE)]
         pairs = (("Unix socket", "TCP"), ("shared memory", "TCP"), ("shared memory", _BARE))
         ratios = [_ratio(rates[size, one], rates[size, other]) for one, other in pairs]
-        lines.append(f"| {' | '.join([f'{size:,}', *medians, *ratios])} |")
+        costs = [f"{statistics.median(cpu[size, way]):,.0f}" for way in WAYS]
+        lines.append(f"| {' | '.join([f'{size:,}', *medians, *ratios, *costs])} |")
     return "\n".join(lines)
 
 
