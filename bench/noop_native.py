@@ -27,6 +27,8 @@ from service.transports.native.transport import NativeBatcher, NativeTransport
 class NoopModel(Model):
     """The committed model's name and version; its answers are zeros."""
 
+    float_graph = None
+
     def predict(self, pixels: Pixels) -> Predictions:
         """Answer without looking."""
         n = len(pixels)

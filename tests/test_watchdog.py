@@ -28,6 +28,7 @@ from service.runtime.watchdog import Watchdog
 from service.transports.native.callbacks import PythonCallbacks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 BLANK = np.zeros((1, 784), np.uint8)
@@ -36,13 +37,15 @@ BLANK = np.zeros((1, 784), np.uint8)
 class Dog:
     """A watchdog that is quick and whose barks are written down; `log` and `told` grow on other threads."""
 
-    def __init__(self, patience: float, *threads: threading.Thread) -> None:
+    def __init__(
+        self, patience: float, *threads: threading.Thread, active_runs: Callable[[], Sequence[int]] = tuple
+    ) -> None:
         self.registry = CollectorRegistry()
         self.log = CapturingLogger()
         self.told: list[str] = []
         log: Any = self.log
         self.dog = Watchdog(patience, Metrics(self.registry), log, self.changed)
-        self.dog.start(threads)
+        self.dog.start(threads, active_runs)
 
     def changed(self) -> None:
         self.told.append(self.dog.unhealthy_reason)
@@ -72,6 +75,20 @@ async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_it
     assert watched.told[1] == watched.dog.unhealthy_reason == ""
     watched.dog.stop()
     assert [call.args for call in watched.log.calls] == [("watchdog stall",), ("watchdog recovered",)]
+
+
+async def test_a_run_that_python_does_not_see_is_told_and_one_after_another_is_no_stall() -> None:
+    numbers: list[int] = [0]
+
+    def runs_in_turn() -> list[int]:
+        numbers[0] += 1
+        return [numbers[0]]
+
+    watched = Dog(0.1, active_runs=lambda: runs_in_turn() if numbers[0] < 5 else [7])
+    await until(lambda: len(watched.told) == 1)
+    assert numbers == [5]
+    assert watched.told[0].startswith("a run of the model has been under way for ")
+    watched.dog.stop()
 
 
 async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::active_runs::ActiveRuns;
 use crate::auth::TokenDigests;
 use crate::budget::Budget;
 use crate::drain::{Drained, Phase};
@@ -20,6 +21,7 @@ use crate::python_host::PythonHost;
 use crate::queue::BatchQueue;
 use crate::route::{Route, RpcKind};
 use crate::server_state::ServerState;
+use crate::session::Session;
 use crate::swap::Swap;
 
 /// The fields of a `Route` of the native transport's Python side.
@@ -83,6 +85,7 @@ impl IoThreads {
         let threads = threads.get();
         let (queue, budget) = (Arc::new(queue), Budget::new(parts.limits.max_message_bytes));
         let (connection_metrics, drained) = (Arc::<ConnectionMetrics>::default(), Arc::new(Drained::new(threads)));
+        let active_runs = Arc::<ActiveRuns>::default();
         let state = |io_thread| {
             let ordered_routes = parts.routes.iter().map(|route| route.route(&parts.buckets.latency));
             let ordered_routes = ordered_routes.collect::<PyResult<Vec<_>>>()?;
@@ -100,6 +103,7 @@ impl IoThreads {
                 is_healthy: watch::channel(false).0,
                 health_services: parts.health_services.clone(),
                 queue: queue.clone(),
+                active_runs: active_runs.clone(),
                 budget: budget.clone(),
                 connection_metrics: connection_metrics.clone(),
                 drained: drained.clone(),
@@ -116,11 +120,20 @@ impl IoThreads {
         self.0.iter().map(Arc::as_ref)
     }
 
-    /// Call it with the interpreter, so that no thread runs a model until every thread has the new one. No client receives a
-    /// reply of the new model and then, to a later request, one of the old.
+    /// Call it with the interpreter, which the first run of a new model needs, so that no thread runs the model until every
+    /// thread has it. No client receives a reply of the new model and then, to a later request, one of the old.
     pub fn set_model(&self, py: Python<'_>, model: &Py<PyAny>, spec: &ModelSpec) {
         let replace = |state: &ServerState| state.model.replace(ModelVersion::new(model.clone_ref(py), spec.clone()));
         drop(self.iter().map(replace).collect::<Vec<_>>());
+    }
+
+    /// Lets `session` run `model` on the threads where that serves.
+    pub fn set_session(&self, model: &Py<PyAny>, session: &Arc<Session>) {
+        for version in self.iter().map(|state| state.model.load()) {
+            if version.model().is_some_and(|serving| serving.is(model)) {
+                version.set_session(session.clone());
+            }
+        }
     }
 
     pub fn set_tokens(&self, digests: &TokenDigests) {

@@ -13,6 +13,7 @@ mod drain;
 mod histogram;
 mod limits;
 mod message;
+mod onnxruntime;
 mod prefix;
 mod protobuf;
 mod socket;
@@ -27,6 +28,7 @@ mod decompression;
 mod encode;
 mod framing;
 mod inference;
+mod session;
 
 // Accounting.
 mod budget;
@@ -48,6 +50,8 @@ mod response_sink;
 mod route;
 
 // The server's shared state, and runs of the model.
+mod active_runs;
+mod float_batch;
 mod inline;
 mod io_threads;
 mod runner;
@@ -66,12 +70,14 @@ mod unary;
 // Connections.
 mod connection;
 mod connection_monitor;
+mod frame_scanner;
 mod io;
 mod server;
 
 // The Python module.
 mod metrics_export;
 mod python_server;
+mod python_session;
 
 use pyo3::prelude::*;
 
@@ -79,5 +85,6 @@ use pyo3::prelude::*;
 fn digitserve_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<python_server::Handshake>()?;
+    module.add_class::<python_session::Session>()?;
     module.add_class::<python_server::Server>()
 }

@@ -30,22 +30,24 @@ impl Message {
         &self.chunks
     }
 
+    /// The bytes at `span`, which lies within the message, chunk by chunk.
+    pub fn slices(&self, span: Span) -> impl Iterator<Item = &[u8]> {
+        let (mut skip, mut left) = (span.start, span.len);
+        self.chunks.iter().filter_map(move |chunk| {
+            let start = skip.min(chunk.len());
+            skip -= start;
+            let n = left.min(chunk.len() - start);
+            left -= n;
+            (n > 0).then(|| &chunk[start..start + n])
+        })
+    }
+
     /// Copies the bytes at `span` to `out`, which has the same length; `span` lies within the message.
     pub fn copy_to(&self, span: Span, mut out: &mut [u8]) {
-        let mut skip = span.start;
-        for chunk in &self.chunks {
-            if skip >= chunk.len() {
-                skip -= chunk.len();
-                continue;
-            }
-            let n = out.len().min(chunk.len() - skip);
-            let (head, tail) = out.split_at_mut(n);
-            head.copy_from_slice(&chunk[skip..skip + n]);
+        for slice in self.slices(span) {
+            let (head, tail) = out.split_at_mut(slice.len());
+            head.copy_from_slice(slice);
             out = tail;
-            skip = 0;
-            if out.is_empty() {
-                return;
-            }
         }
     }
 

@@ -1,9 +1,12 @@
 //! One loaded version of the model.
 
+use std::sync::{Arc, OnceLock};
+
 use pyo3::prelude::*;
 
 use crate::inference::ModelSpec;
 use crate::metrics::Statistics;
+use crate::session::Session;
 
 /// A model and its statistics on one I/O thread. Every request holds the version that it arrived under, and the last one
 /// of all threads frees the model.
@@ -12,11 +15,21 @@ pub struct ModelVersion {
     pub spec: ModelSpec,
     pub statistics: Statistics,
     model: Option<Py<PyAny>>,
+    session: OnceLock<Arc<Session>>,
 }
 
 impl ModelVersion {
     pub fn new(model: Py<PyAny>, spec: ModelSpec) -> Self {
-        Self { spec, statistics: Statistics::default(), model: Some(model) }
+        Self { spec, statistics: Statistics::default(), model: Some(model), session: OnceLock::new() }
+    }
+
+    /// Runs the model without Python, if there is one.
+    pub fn session(&self) -> Option<&Session> {
+        self.session.get().map(Arc::as_ref)
+    }
+
+    pub fn set_session(&self, session: Arc<Session>) {
+        drop(self.session.set(session)); // the first one stays
     }
 
     /// Whether both have the same Python object: each I/O thread has a `ModelVersion` of its own for it.

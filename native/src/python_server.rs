@@ -19,6 +19,7 @@ use crate::lane::Entry;
 use crate::limits::Limits;
 use crate::message::{Message, Span};
 use crate::metrics_export::{export_closed, export_model, export_rejected, export_rpc, take_statistics};
+use crate::python_session::Session;
 use crate::queue::BatchQueue;
 use crate::responder::Responder;
 use crate::runner::Runner;
@@ -121,6 +122,18 @@ impl Server {
         self.threads.set_model(py, &model, &ModelSpec { name, version, max_batch_size });
     }
 
+    /// Lets `session` run `model`, unless another model serves by now; a batch in progress is not affected.
+    #[allow(clippy::needless_pass_by_value)] // as Python passes it
+    fn set_session(&self, model: Py<PyAny>, session: PyRef<'_, Session>) {
+        self.threads.set_session(&model, &session.0);
+    }
+
+    /// Whether the model that serves runs without Python.
+    #[getter]
+    fn has_session(&self) -> bool {
+        self.threads.iter().all(|state| state.model.load().session().is_some())
+    }
+
     /// Replaces the valid tokens, as SHA-256 digests.
     #[allow(clippy::needless_pass_by_value)] // converted from Python
     fn set_tokens(&self, digests: TokenDigests) {
@@ -186,6 +199,11 @@ impl Server {
     /// The open connections of each I/O thread.
     fn connections(&self) -> Vec<usize> {
         self.slots.open()
+    }
+
+    /// The numbers of the runs in progress without Python; each run has another.
+    fn active_runs(&self) -> Vec<u64> {
+        self.threads.active_runs.numbers()
     }
 
     /// Connections that ended before a call, by reason.

@@ -1,20 +1,24 @@
 //! One run of the model: gathers a batch in an array, calls Python to predict, reads its arrays, sends the replies.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use pyo3::buffer::{Element, PyBuffer};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::call_error::CallError;
+use crate::float_batch::FloatBatch;
 use crate::inference::{Predictions, Rows, CLASSES, HIDDEN};
 use crate::lane::Entry;
 use crate::metrics::nanos;
+use crate::model_version::ModelVersion;
 use crate::responder::{BatchOutput, Responder};
 use crate::server_state::ServerState;
+use crate::session::Session;
 
 /// Bytes of a reply for one image, to size the buffer of a batch.
 const REPLY_BYTES: usize = 64;
@@ -26,6 +30,9 @@ pub struct Runner {
     state: Arc<ServerState>,
     array: Py<PyAny>,
     pixels: PyBuffer<u8>,
+    floats: FloatBatch,
+    /// For the watchdog: its number in `ActiveRuns`.
+    active_run: Arc<AtomicU64>,
 }
 
 impl Runner {
@@ -36,7 +43,8 @@ impl Runner {
             if pixels.readonly() {
                 return Err(PyValueError::new_err("batch array: read-only; expected a writable array"));
             }
-            Ok(Self { state, array: array.unbind(), pixels })
+            let active_run = state.active_runs.register();
+            Ok(Self { state, array: array.unbind(), pixels, floats: FloatBatch::new(), active_run })
         })
     }
 
@@ -57,20 +65,50 @@ impl Runner {
     }
 
     fn predict(&mut self, batch: &[Entry]) -> PyResult<BatchOutput> {
-        let (state, model) = (self.state.clone(), batch[0].model.clone());
+        let model = batch[0].model.clone();
         let images: usize = batch.iter().map(|entry| entry.images).sum();
         let needs_hidden_layers = batch.iter().any(|entry| entry.responder.needs_hidden_layers());
         let needs_object = batch.iter().any(|entry| matches!(entry.responder, Responder::Python(_)));
+        let (output, duration) = match model.session() {
+            Some(session) if !needs_object => self.predict_natively(session, batch, images, needs_hidden_layers)?,
+            _ => self.predict_by_python(&model, batch, images, needs_hidden_layers, needs_object)?,
+        };
+        self.state.model_metrics.record_run(&output.predictions, duration);
+        model.statistics.record_run(images, batch.len(), duration);
+        self.state.queue.record_run(nanos(duration), images);
+        Ok(output)
+    }
+
+    fn predict_natively(
+        &mut self,
+        session: &Session,
+        batch: &[Entry],
+        images: usize,
+        needs_hidden_layers: bool,
+    ) -> PyResult<(BatchOutput, Duration)> {
+        let started_at = Instant::now();
+        let Self { state, floats, active_run, .. } = self;
+        let run = || floats.predict(session, batch, images, needs_hidden_layers);
+        let predictions = state.active_runs.observe(active_run, run);
+        let predictions = predictions.map_err(PyRuntimeError::new_err)?;
+        Ok((BatchOutput { predictions, object: None }, started_at.elapsed()))
+    }
+
+    fn predict_by_python(
+        &mut self,
+        model: &ModelVersion,
+        batch: &[Entry],
+        images: usize,
+        needs_hidden_layers: bool,
+        needs_object: bool,
+    ) -> PyResult<(BatchOutput, Duration)> {
         Python::attach(|py| {
             self.gather(py, batch)?;
             let started_at = Instant::now();
-            let object = state.host.predict(model.model(), self.array.bind(py), images)?;
+            let object = self.state.host.predict(model.model(), self.array.bind(py), images)?;
             let duration = started_at.elapsed();
             let predictions = read_predictions(object.cast::<PyTuple>()?, images, needs_hidden_layers)?;
-            state.model_metrics.record_run(&predictions, duration);
-            model.statistics.record_run(images, batch.len(), duration);
-            state.queue.record_run(nanos(duration), images);
-            Ok(BatchOutput { predictions, object: needs_object.then(|| object.unbind()) })
+            Ok((BatchOutput { predictions, object: needs_object.then(|| object.unbind()) }, duration))
         })
     }
 

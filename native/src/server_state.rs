@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::active_runs::ActiveRuns;
 use crate::auth::TokenDigests;
 use crate::budget::Budget;
 use crate::drain::{Drained, Phase};
@@ -38,6 +39,7 @@ pub struct ServerState {
     pub health_services: Vec<String>,
     // The server's, for all threads.
     pub queue: Arc<BatchQueue>,
+    pub active_runs: Arc<ActiveRuns>,
     pub budget: Arc<Budget>,
     pub connection_metrics: Arc<ConnectionMetrics>,
     pub drained: Arc<Drained>,

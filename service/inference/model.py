@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.errors import ModelFileError
+from service.inference.onnx_outputs import with_float_input
 from service.inference.sessions import OUTPUTS, DeviceSession, create_cpu_session
 from service.network import DIGITS, HIDDEN, PIXELS, ModelInfo, Parameters, Pixels, Predictions
 
@@ -78,6 +79,11 @@ class Model:
             if isinstance(self._session, DeviceSession):
                 self._session.close()
             self._session = self._sessions.create(self._content, self._cpu_session)
+
+    @property
+    def float_graph(self) -> bytes | None:
+        """The graph for another session on the CPU, with float pixels 0 to 255; None if a device runs the model."""
+        return with_float_input(self._content) if self._session is self._cpu_session else None
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run uint8 pixels (n, 784), 0 background and 255 ink; n is at least 1."""

@@ -1,4 +1,7 @@
-"""A serialised ONNX model with fewer outputs, by its protobuf fields alone: serving has no package that knows ONNX."""
+"""A serialised ONNX model with fewer outputs, or with float pixels, by its protobuf fields alone.
+
+Serving has no package that knows ONNX.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 _GRAPH, _OUTPUT, _NAME = 7, 12, 1  # ModelProto.graph, GraphProto.output, ValueInfoProto.name in onnx.proto
+_INPUT_TYPE = (_GRAPH, 11, 2, 1)  # ModelProto.graph, GraphProto.input, ValueInfoProto.type, TypeProto.tensor_type
+_UINT8, _FLOAT = b"\x08\x02", b"\x08\x01"  # TypeProto.Tensor.elem_type
 _VARINT, _LENGTH, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; those of fixed size with their bytes
 
 
@@ -16,6 +21,20 @@ def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
     return b"".join(
         _field(_GRAPH, _graph(content, names)) if number == _GRAPH else raw_field
         for number, raw_field, content in _fields(model)
+    )
+
+
+def with_float_input(model: bytes) -> bytes:
+    """The model with float inputs in place of uint8: its Cast has nothing to do, and ONNX Runtime removes it."""
+    return _with_float(model, _INPUT_TYPE)
+
+
+def _with_float(message: bytes, path: tuple[int, ...]) -> bytes:
+    if not path:
+        return b"".join(_FLOAT if raw_field == _UINT8 else raw_field for _, raw_field, _ in _fields(message))
+    return b"".join(
+        _field(number, _with_float(content, path[1:])) if number == path[0] else raw_field
+        for number, raw_field, content in _fields(message)
     )
 
 

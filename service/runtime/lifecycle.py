@@ -78,7 +78,7 @@ class Server:
                 opened.push_async_callback(self._stop_http_server)
             bound_path = self.socket_file.bound_path if self.socket_file else ""
             self.telemetry.metrics.connections.set_function(partial(count_established, self.port, bound_path))
-            self.watchdog.start(self.transport.threads)
+            self.watchdog.start(self.transport.threads, self.transport.active_runs)
             opened.callback(self.watchdog.stop)
             self._start_tasks()
             opened.callback(self._tasks.cancel)

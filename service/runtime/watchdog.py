@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 TICK = 1.0
 """Seconds between two checks."""
 
+_NO_THREAD = 0
+"""In place of the thread of a run that Python does not see: its stack is unknown."""
+
 _STACK_DEPTH = 3
 """Innermost calls of a stalled thread in the log."""
 
@@ -46,6 +49,8 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop
         self._tick = self._loop_tick = 0
         self._runs: dict[int, int] = {}
+        self._native_runs: dict[int, int] = {}
+        self._active_runs: Callable[[], Sequence[int]] = tuple
         self._threads: Sequence[threading.Thread] = ()
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
@@ -61,8 +66,12 @@ class Watchdog:
         stall = self._find_stall()
         return stall.reason if stall else ""
 
-    def start(self, threads: Sequence[threading.Thread]) -> None:
-        """Start the checks, on the event loop; `threads` must live until `stop`."""
+    def start(self, threads: Sequence[threading.Thread], active_runs: Callable[[], Sequence[int]] = tuple) -> None:
+        """Start the checks, on the event loop; `threads` must live until `stop`.
+
+        `active_runs` returns the numbers of the runs in progress that Python does not see.
+        """
+        self._active_runs = active_runs
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._threads = threads
@@ -85,7 +94,8 @@ class Watchdog:
             if not thread.is_alive():
                 return _Stall(f"the thread {thread.name} has ended", 0)
         tick, runs = self._tick, self._runs.copy()
-        run_thread, run_start = min(runs.items(), key=lambda run: run[1], default=(0, tick))
+        runs[_NO_THREAD] = min(self._native_runs.values(), default=tick)
+        run_thread, run_start = min(runs.items(), key=lambda run: run[1])
         # A run on the event loop blocks that too, and is the cause to report.
         for description, ticks, thread_id in (
             ("a run of the model has been under way", tick - run_start, run_thread),
@@ -99,6 +109,7 @@ class Watchdog:
         was_stalled = False
         while not self._stopped.wait(TICK):
             self._tick += 1
+            self._native_runs = {run: self._native_runs.get(run, self._tick) for run in self._active_runs()}
             self._loop.call_soon_threadsafe(self._on_loop_turn)
             stall = self._find_stall()
             if bool(stall) != was_stalled:
@@ -125,12 +136,13 @@ class _Stall(NamedTuple):
 class MonitoredModel:
     """A model that reports the start and the end of each run."""
 
-    __slots__ = ("_model", "_on_run_end", "_on_run_start", "info", "parameters")
+    __slots__ = ("_model", "_on_run_end", "_on_run_start", "float_graph", "info", "parameters")
 
     def __init__(self, model: InferenceModel, on_run_start: Callable[[], None], on_run_end: Callable[[], None]) -> None:
         self._model = model
         self.info = model.info
         self.parameters = model.parameters
+        self.float_graph: bytes | None = getattr(model, "float_graph", None)
         self._on_run_start = on_run_start
         self._on_run_end = on_run_end
 

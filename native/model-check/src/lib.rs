@@ -34,6 +34,7 @@ pub mod swap;
 pub mod auth;
 pub mod prelude;
 pub mod server;
+pub mod session;
 pub mod sync;
 
 // `h2::server` and `pyo3::prelude` are the stand-ins.

@@ -45,6 +45,9 @@ class GrpcioTransport:
     threads: tuple[Thread, ...] = ()
     """None of its own: the library has them."""
 
+    active_runs: Callable[[], tuple[int, ...]] = staticmethod(tuple)
+    """None that Python does not see."""
+
     def __init__(
         self,
         services: Sequence[Service],

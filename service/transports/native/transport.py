@@ -31,6 +31,7 @@ from service.transports.native import wheel
 from service.transports.native.callbacks import PendingPrediction, PythonCallbacks
 from service.transports.native.metrics import NativeMetricsBridge, move_statistics
 from service.transports.native.routes import endpoints, route
+from service.transports.native.session import load_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,8 @@ class NativeBatcher:
         self._statistics = statistics
         self.server: Any = None
         """The `digitserve_native.Server`; the transport sets it."""
+        self.load_session: Callable[[InferenceModel], None]
+        """Lets Rust run a model that serves; the transport sets it."""
 
     @property
     def info(self) -> ModelInfo:
@@ -100,6 +103,7 @@ class NativeBatcher:
     def swap(self, model: InferenceModel, statistics: Statistics) -> None:
         """As `Batcher.swap`, on the event loop, so that the models of Python and of the queue change in one step."""
         self.server.set_model(model, model.info.name, model.info.version)
+        Thread(target=self.load_session, args=(model,), name="native-session", daemon=True).start()
         self.model, self._statistics = model, statistics
 
     async def predict(self, pixels: Pixels, deadline: float = float("inf")) -> Predictions:
@@ -168,6 +172,9 @@ class NativeTransport:
             buckets=_BUCKETS,
             health_services=["", *names],
         )
+        self._log = telemetry.log
+        batcher.load_session = self._load_session
+        self._load_session(batcher.model)
         self._subscribe(security)
         bridge = NativeMetricsBridge(self._server, metrics, [endpoint.rpc for endpoint in rpcs])
         metrics.before_collect = bridge.update
@@ -176,6 +183,12 @@ class NativeTransport:
         self._io_threads = _threads("native", self._server.run, io_threads)
         self._model_threads = _threads("native-model", self._server.run_large_batches, model_threads)
         self.threads = [*self._io_threads, *self._model_threads]
+
+    def _load_session(self, model: InferenceModel) -> None:
+        """Let Rust run the model, if the CPU does and if both have the same results. Until then Python runs it."""
+        session = load_session(model, self._log)
+        if session is not None:
+            self._server.set_session(model, session)
 
     def _subscribe(self, security: SecurityConfig) -> None:
         if security.tls is not None:
@@ -223,6 +236,10 @@ class NativeTransport:
         await asyncio.to_thread(_join, self._io_threads)
         self._server.close()
         await asyncio.to_thread(_join, self._model_threads)
+
+    def active_runs(self) -> list[int]:
+        """Return the numbers of the runs in progress without Python."""
+        return list(self._server.active_runs())
 
     def _set_tls(self, pem: Pem) -> None:
         verify_by_handshake(pem, _handshake_server)
