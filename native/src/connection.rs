@@ -1,11 +1,14 @@
 //! One HTTP/2 connection, from its handshake to its end.
 
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use h2::server::{Builder, Connection};
-use h2::Reason;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
 use tokio::io::BufReader;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -15,7 +18,7 @@ use crate::charges::ReplyBuf;
 use crate::connection_monitor::{monitor, CloseReason};
 use crate::dispatch::serve_call;
 use crate::drain::wait_for_drain;
-use crate::io::{ConnectionActivity, MaybeTlsStream, ObservedIo};
+use crate::io::{ConnectionActivity, MaybeTlsStream, ObservedIo, WriteFlusher};
 use crate::limits::Limits;
 use crate::server_state::ServerState;
 use crate::socket::Socket;
@@ -37,6 +40,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 const GOAWAY_FLUSH: Duration = Duration::from_secs(1);
 
 type ServerConnection = Connection<ObservedIo, ReplyBuf>;
+type AcceptedCall = Result<(Request<RecvStream>, SendResponse<ReplyBuf>), h2::Error>;
 
 /// Serves the calls of one connection until it ends.
 pub async fn serve_connection(state: Arc<ServerState>, socket: Socket) {
@@ -45,13 +49,13 @@ pub async fn serve_connection(state: Arc<ServerState>, socket: Socket) {
     let usage = &registration.0;
     usage.set_peer(socket.peer());
     let handshake = accept_http2(&state, socket, usage, &activity);
-    let Ok(Some(mut connection)) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
+    let Ok(Some((mut connection, flusher))) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
     let (sender, reasons) = mpsc::channel(1);
     let monitoring = connection.ping_pong().map(|ping_pong| {
         let (state, usage) = (state.clone(), usage.clone());
         tokio::spawn(async move { monitor(&state, ping_pong, &activity, &usage, &sender).await })
     });
-    serve_calls(&state, connection, usage, reasons).await;
+    serve_calls(&state, connection, &flusher, usage, reasons).await;
     if let Some(monitoring) = monitoring {
         monitoring.abort();
     }
@@ -61,6 +65,7 @@ pub async fn serve_connection(state: Arc<ServerState>, socket: Socket) {
 async fn serve_calls(
     state: &Arc<ServerState>,
     mut connection: ServerConnection,
+    flusher: &WriteFlusher,
     usage: &Arc<Usage>,
     mut reasons: mpsc::Receiver<CloseReason>,
 ) {
@@ -73,7 +78,7 @@ async fn serve_calls(
                 connection.graceful_shutdown();
                 is_draining = true;
             }
-            accepted = connection.accept() => match accepted {
+            accepted = accept_or_flush(&mut connection, flusher) => match accepted {
                 Some(Ok((request, respond))) => {
                     drop(tokio::spawn(serve_call(state.clone(), usage.clone(), request, respond)));
                 }
@@ -90,19 +95,32 @@ async fn serve_calls(
     }
 }
 
+/// The next call. When h2 has no more to do, sends what it has written meanwhile; `None` if the connection has ended.
+async fn accept_or_flush(connection: &mut ServerConnection, flusher: &WriteFlusher) -> Option<AcceptedCall> {
+    poll_fn(|cx| {
+        let accepted = connection.poll_accept(cx);
+        if accepted.is_pending() && matches!(flusher.poll(cx), Poll::Ready(Err(_))) {
+            return Poll::Ready(None);
+        }
+        accepted
+    })
+    .await
+}
+
 /// Accepts TLS if it is configured, then HTTP/2. `None` if the client fails or leaves.
 async fn accept_http2(
     state: &ServerState,
     socket: Socket,
     usage: &Arc<Usage>,
     activity: &Arc<ConnectionActivity>,
-) -> Option<ServerConnection> {
+) -> Option<(ServerConnection, WriteFlusher)> {
     let stream = accept_tls(state, socket).await?;
     if stream.has_client_certificate() {
         usage.set_authenticated();
     }
     let io = ObservedIo::new(stream, activity.clone(), state.limits.ping_interval, usage.clone());
-    http2_builder(&state.limits).handshake(io).await.ok()
+    let flusher = io.flusher();
+    Some((http2_builder(&state.limits).handshake(io).await.ok()?, flusher))
 }
 
 /// A Unix domain socket has no TLS: its messages never leave the machine.
@@ -147,4 +165,5 @@ fn http2_builder(limits: &Limits) -> Builder {
 async fn enhance_your_calm(mut connection: ServerConnection) {
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     drop(timeout(GOAWAY_FLUSH, async { while connection.accept().await.is_some() {} }).await);
+    // its end sends the rest
 }

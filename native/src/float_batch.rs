@@ -1,8 +1,8 @@
 //! A run of the model without the interpreter: gathers a batch as floats, in parts that stay in a core's cache.
 
 use crate::inference::{Predictions, CLASSES, HIDDEN, PIXELS};
-use crate::message::Span;
 use crate::lane::Entry;
+use crate::message::Span;
 use crate::session::{OutputRows, Session, MAX_RUN};
 
 /// The images of one run at most, reused by all runs of a thread.

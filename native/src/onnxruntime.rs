@@ -39,13 +39,8 @@ pub struct Api {
     _4: [Unused; 2],
     disable_telemetry: unsafe extern "C" fn(*const Env) -> Checked, // 6
     _7: Unused,
-    pub create_session_from_array: unsafe extern "C" fn(
-        *const Env,
-        *const c_void,
-        usize,
-        *const SessionOptions,
-        *mut *mut RawSession,
-    ) -> Checked, // 8
+    pub create_session_from_array:
+        unsafe extern "C" fn(*const Env, *const c_void, usize, *const SessionOptions, *mut *mut RawSession) -> Checked, // 8
     pub run: unsafe extern "C" fn(
         *mut RawSession,
         *const RunOptions,
@@ -111,7 +106,8 @@ impl Runtime {
         let base = base.ok_or("OrtGetApiBase: is null")?;
         // SAFETY: both are constant for the life of the library, which is never unloaded. The table is null if the
         // version is not supported.
-        let (api, version) = unsafe { ((base.get_api)(API_VERSION).as_ref(), CStr::from_ptr((base.get_version_string)())) };
+        let (api, version) =
+            unsafe { ((base.get_api)(API_VERSION).as_ref(), CStr::from_ptr((base.get_version_string)())) };
         let version = version.to_string_lossy().into_owned();
         let api = api.ok_or_else(|| format!("ONNX Runtime {version}: has no API {API_VERSION}"))?;
         let (mut env, mut cpu_memory) = (null_mut(), null_mut());

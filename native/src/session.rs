@@ -102,12 +102,28 @@ impl Session {
         #[allow(unsafe_code)]
         self.runtime.api.check(unsafe {
             let (names, values) = (output_names.as_ptr(), raw_values.as_mut_ptr());
-            (self.runtime.api.run)(self.raw, DEFAULT_RUN, input_names.as_ptr(), inputs.as_ptr(), 1, names, count, values)
+            (self.runtime.api.run)(
+                self.raw,
+                DEFAULT_RUN,
+                input_names.as_ptr(),
+                inputs.as_ptr(),
+                1,
+                names,
+                count,
+                values,
+            )
         })
     }
 
     /// A tensor of `len` elements at `data`, (images, width) or (images).
-    fn tensor(&self, data: *mut c_void, kind: c_int, len: usize, images: usize, width: Option<usize>) -> Result<Tensor, String> {
+    fn tensor(
+        &self,
+        data: *mut c_void,
+        kind: c_int,
+        len: usize,
+        images: usize,
+        width: Option<usize>,
+    ) -> Result<Tensor, String> {
         if len != images * width.unwrap_or(1) {
             return Err(format!("tensor: {len} elements; expected {images} rows of {}", width.unwrap_or(1)));
         }
