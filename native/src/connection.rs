@@ -164,6 +164,6 @@ fn http2_builder(limits: &Limits) -> Builder {
 /// Closes the connection of a client that pings too often.
 async fn enhance_your_calm(mut connection: ServerConnection) {
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    // The end of the connection sends what its polls have written.
     drop(timeout(GOAWAY_FLUSH, async { while connection.accept().await.is_some() {} }).await);
-    // its end sends the rest
 }

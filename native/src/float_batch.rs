@@ -93,6 +93,7 @@ unsafe fn convert_avx2(bytes: &[u8], out: &mut [f32]) {
 }
 
 #[inline(always)]
+#[allow(clippy::inline_always)] // so that it is compiled with the features of its caller
 fn convert_scalar(bytes: &[u8], out: &mut [f32]) {
     for (out, byte) in out.iter_mut().zip(bytes) {
         *out = f32::from(*byte);

@@ -236,3 +236,65 @@ impl AsyncWrite for ObservedIo {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+    use std::future::poll_fn;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A stream as h2 has it, and its peer.
+    async fn connect() -> (ObservedIo, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = MaybeTlsStream::Plain(BufReader::new(listener.accept().await.unwrap().0));
+        let usage = Budget::new(0).register(true).0.clone();
+        (ObservedIo::new(stream, Arc::default(), Timeout::default(), usage), peer)
+    }
+
+    async fn read(peer: &mut TcpStream, len: usize) -> Vec<u8> {
+        let mut received = vec![0; len];
+        peer.read_exact(&mut received).await.unwrap();
+        received
+    }
+
+    #[tokio::test]
+    async fn writes_are_sent_together_once_there_is_a_flusher() {
+        let (mut io, mut peer) = connect().await;
+        io.write_all(b"at once").await.unwrap();
+        io.flush().await.unwrap();
+        assert_eq!(read(&mut peer, 7).await, b"at once");
+        let flusher = io.flusher();
+        poll_fn(|cx| flusher.poll(cx)).await.unwrap();
+        for part in [b"one", b"two"] {
+            io.write_all(part).await.unwrap();
+            io.flush().await.unwrap();
+        }
+        assert_eq!(io.lock().unsent, &b"onetwo"[..]);
+        poll_fn(|cx| flusher.poll(cx)).await.unwrap();
+        assert_eq!(read(&mut peer, 6).await, b"onetwo");
+        assert_eq!(io.lock().unsent.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_kept_than_allowed_and_the_end_sends_all() {
+        let (mut io, mut peer) = connect().await;
+        let flusher = io.flusher();
+        poll_fn(|cx| flusher.poll(cx)).await.unwrap();
+        let reader = tokio::spawn(async move {
+            let mut received = Vec::new();
+            peer.read_to_end(&mut received).await.unwrap();
+            received
+        });
+        let sent: Vec<u8> = (0..=250).cycle().take(5_000_000).collect();
+        for part in sent.chunks(MAX_WRITE) {
+            io.write_all(part).await.unwrap();
+            assert!(io.lock().unsent.len() <= MAX_UNSENT + MAX_WRITE);
+        }
+        io.shutdown().await.unwrap();
+        drop((io, flusher));
+        assert_eq!(reader.await.unwrap(), sent);
+    }
+}

@@ -1,7 +1,7 @@
 //! The native transport of digitserve: HTTP/2, decoding, admission, batching and encoding outside the interpreter.
 //!
-//! Python is called once for each batch to predict, and for each message that is not a plain request for predictions. It
-//! maps errors to statuses and exports the metrics.
+//! Python is called for each message that is not a plain request for predictions, and for each batch unless the CPU runs
+//! the model. It maps errors to statuses and exports the metrics.
 //!
 //! The modules below are in layers: a module uses those of its own layer and of the layers above it in this list.
 

@@ -22,7 +22,7 @@ pub struct Limits {
 }
 
 /// A timeout in seconds; 0 disables it.
-#[derive(Clone, Copy, Debug, FromPyObject)]
+#[derive(Clone, Copy, Debug, Default, FromPyObject)]
 #[pyo3(transparent)]
 pub struct Timeout(f64);
 

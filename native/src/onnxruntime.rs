@@ -113,9 +113,10 @@ impl Runtime {
         let (mut env, mut cpu_memory) = (null_mut(), null_mut());
         // SAFETY: the strings are constant, and each pointer receives an object that is never released.
         unsafe {
-            api.check((api.create_env)(LOG_ERRORS, c"digitserve".as_ptr(), &mut env))?;
+            api.check((api.create_env)(LOG_ERRORS, c"digitserve".as_ptr(), &raw mut env))?;
             api.check((api.disable_telemetry)(env))?;
-            api.check((api.create_cpu_memory_info)(0, 0, &mut cpu_memory))?; // the device's allocator, default memory
+            api.check((api.create_cpu_memory_info)(0, 0, &raw mut cpu_memory))?;
+            // the device's allocator, default memory
         }
         Ok(Self { api, env, cpu_memory, version })
     }
@@ -124,7 +125,7 @@ impl Runtime {
 impl Api {
     /// Turns a status, which it releases, into a result with the error's message.
     pub fn check(&self, status: Checked) -> Result<(), String> {
-        if status == null_mut() {
+        if status.is_null() {
             return Ok(());
         }
         // SAFETY: a status that is not null belongs to the caller of the function that returned it, until its release.

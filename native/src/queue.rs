@@ -71,6 +71,11 @@ impl BatchQueue {
         self.queued_images.load(Relaxed)
     }
 
+    /// Whether there are requests that the I/O thread of `lane` runs, or may run.
+    pub fn has_inline_requests(&self, lane: usize) -> bool {
+        self.small[lane].requests.len() > 0 || self.large.len() > 0
+    }
+
     /// Whether a stream may queue another request before its last is answered, and leave capacity for other clients.
     pub fn can_read_ahead(&self) -> bool {
         self.queued_images() * 2 + self.max_batch_size <= self.max_queued_images

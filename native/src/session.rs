@@ -70,7 +70,7 @@ impl Session {
         #[allow(unsafe_code)]
         runtime.api.check(unsafe {
             let (data, len) = (graph.as_ptr().cast::<c_void>(), graph.len());
-            (runtime.api.create_session_from_array)(runtime.env, data, len, options.raw, &mut raw)
+            (runtime.api.create_session_from_array)(runtime.env, data, len, options.raw, &raw mut raw)
         })?;
         Ok(Self { runtime, raw })
     }
@@ -135,7 +135,7 @@ impl Session {
         #[allow(unsafe_code)]
         self.runtime.api.check(unsafe {
             let api = self.runtime.api;
-            (api.create_tensor)(self.runtime.cpu_memory, data, bytes, shape.as_ptr(), dimensions, kind, &mut raw)
+            (api.create_tensor)(self.runtime.cpu_memory, data, bytes, shape.as_ptr(), dimensions, kind, &raw mut raw)
         })?;
         Ok(Tensor { runtime: self.runtime, raw })
     }
@@ -180,7 +180,7 @@ impl Options {
         // SAFETY: the first call makes the options, which are this function's own; the strings are constant.
         #[allow(unsafe_code)]
         unsafe {
-            api.check((api.create_session_options)(&mut raw))?;
+            api.check((api.create_session_options)(&raw mut raw))?;
             let options = Self { runtime, raw };
             api.check((api.set_log_severity)(raw, LOG_ERRORS))?;
             api.check((api.set_intra_op_threads)(raw, 1))?;

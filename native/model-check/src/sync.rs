@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 pub use loom::sync::{Condvar, Mutex, MutexGuard, RwLock};
 
+/// None: the clock stands still.
+pub const BUSY_POLL: Duration = Duration::ZERO;
+
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
 thread_local! {
