@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import needs_native, until
 from grpc import aio
@@ -96,7 +97,11 @@ async def test_no_batch_runs_in_python_and_any_size_is_answered_as_python_would(
             assert model.threads == []
             expected = Model(model_path).predict(pixels)
             assert list(reply.digits) == expected.digit.tolist()
-            for values, layer in ((reply.activations, "activations"), (reply.layer1, "layer1"), (reply.layer2, "layer2")):
+            for values, layer in (
+                (reply.activations, "activations"),
+                (reply.layer1, "layer1"),
+                (reply.layer2, "layer2"),
+            ):
                 np.testing.assert_allclose(np.ravel(values), getattr(expected, layer).ravel(), TOLERANCE, TOLERANCE)
 
 
@@ -134,7 +139,7 @@ async def test_a_session_is_not_given_to_a_later_model(model_path: Path) -> None
 @needs_native
 @pytest.mark.parametrize("failure", ["no library", "no model", "another model"])
 async def test_without_a_session_python_runs_the_model_and_the_log_says_why(
-    model_path: Path, tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
+    model_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, log = CountedModel(model_path), CapturingLogger()
     graph = model.float_graph
@@ -157,20 +162,18 @@ async def test_without_a_session_python_runs_the_model_and_the_log_says_why(
         assert not server.server.has_session
         model.threads.clear()
         assert len((await predict(server.channel, noise(2))).digits) == 2
-        assert model.threads == ["native"]
+        assert model.threads == ["native-0"]
 
 
 @needs_native
 def test_the_library_is_that_of_the_installed_package() -> None:
-    import onnxruntime
-
     assert find_library().is_relative_to(Path(onnxruntime.__file__).parent)
 
 
 def test_a_model_on_a_device_has_no_graph_for_a_session_on_the_cpu(model_path: Path) -> None:
     class Sessions:
         def create(self, content: bytes, _: Any) -> Any:
-            return Model(model_path)._session if content else None  # noqa: SLF001 (another session than the model's)
+            return Model(model_path)._session if content else None
 
     assert Model(model_path).float_graph is not None
     assert Model(model_path, sessions=Sessions()).float_graph is None  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ def keep_outputs(model: bytes, names: Collection[str]) -> bytes:
 
 
 def with_float_input(model: bytes) -> bytes:
-    """The model with float inputs in place of uint8: its Cast has nothing to do, and ONNX Runtime removes it."""
+    """Return the model with float inputs in place of uint8. ONNX Runtime then removes its Cast, which has no effect."""
     return _with_float(model, _INPUT_TYPE)
 
 
