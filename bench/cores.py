@@ -2,7 +2,7 @@
 
 Three placements, each with interleaved rounds of all numbers of threads:
 
-- one core: the server on one core, the clients on the others. More threads than cores should cost nothing.
+- one core: the server on one core, the clients on the others. More threads than cores should be free of cost.
 - apart: the server on as many cores as it has I/O threads, the clients on as many others.
 - shared: server and clients on all cores, with clients that cost little.
 """
@@ -33,7 +33,7 @@ SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Calls:
-    """Calls of `images` images, `in_flight` at a time on each connection; in a stream, `messages` a call."""
+    """Calls of `images` images, `in_flight` on each connection; in a stream, `messages` per call."""
 
     name: str
     images: int = 1

@@ -37,7 +37,7 @@ _BARE = "bare ONNX Runtime"
 _SECONDS = 0.5
 """How long one measurement should take, roughly."""
 _OUTPUTS = {"digit": 8, "activations": 40}
-"""The outputs that are asked for, and their bytes an image."""
+"""The requested outputs, and their bytes per image."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 Rounds = Annotated[int, typer.Option(min=1, help="rounds; in each of them every way takes its turn at every size")]
@@ -46,7 +46,7 @@ Transport = Annotated[str, typer.Option(help="native or grpcio")]
 
 
 @app.command(
-    help="Measure ModelInfer by TCP loopback, a Unix domain socket and shared memory, beside ONNX Runtime alone."
+    help="Measure ModelInfer by TCP loopback, a Unix domain socket and shared memory, and ONNX Runtime alone."
 )
 def measure(rounds: Rounds = 5, connections: Connections = 4, transport: Transport = "native") -> None:
     """Measure every way, round by round, and print the table of medians."""

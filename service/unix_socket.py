@@ -43,8 +43,8 @@ def parse_address(text: str) -> str:
 class UnixSocketFile:
     """The file of a listening Unix domain socket.
 
-    The socket is bound under another name and then renamed, so `path` always leads to a socket that listens, and the
-    file of a server that has died is replaced in one step. The kernel shows the socket as `bound_path`.
+    The socket is bound under another name and then renamed, so `path` always leads to a socket that listens. One step
+    replaces the file of a server that has died. The kernel shows the socket as `bound_path`.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,7 +112,7 @@ class UnixSocketFile:
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
-    """Return what a rename leaves as it is; an inode alone is soon another file's."""
+    """Return the identity that a rename keeps; an inode alone is soon reused."""
     status = path.lstat()
     return status.st_dev, status.st_ino, status.st_mtime_ns
 

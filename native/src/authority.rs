@@ -1,4 +1,4 @@
-//! Makes `:authority` readable for h2 where gRPC's C core has sent the percent-encoded path of a Unix domain socket.
+//! Makes `:authority` readable for h2 if gRPC's C core has sent the percent-encoded path of a Unix domain socket.
 //!
 //! The `http` crate reads `%2Frun%2Fdigits.sock` as no authority, and h2 resets the stream. The filter replaces each `%` of
 //! that value by `-` in the bytes that h2 then reads. The server uses no authority. A Huffman-coded value stays as it is:

@@ -95,7 +95,7 @@ async fn serve_calls(
     }
 }
 
-/// The next call. When h2 has no more to do, sends what it has written meanwhile; `None` if the connection has ended.
+/// The next call; `None` if the connection has ended. Sends h2's output when h2 has no more to do.
 async fn accept_or_flush(connection: &mut ServerConnection, flusher: &WriteFlusher) -> Option<AcceptedCall> {
     poll_fn(|cx| {
         let accepted = connection.poll_accept(cx);
@@ -164,6 +164,6 @@ fn http2_builder(limits: &Limits) -> Builder {
 /// Closes the connection of a client that pings too often.
 async fn enhance_your_calm(mut connection: ServerConnection) {
     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-    // The end of the connection sends what its polls have written.
+    // The end of the connection sends the output of its polls.
     drop(timeout(GOAWAY_FLUSH, async { while connection.accept().await.is_some() {} }).await);
 }

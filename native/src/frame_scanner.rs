@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 const MAX_PING_STRIKES: u32 = 2;
-/// What a client sends before its first frame.
+/// Length of the client's preface, before its first frame.
 const PREFACE: usize = 24;
 const FRAME_HEADER: usize = 9;
 

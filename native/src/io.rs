@@ -22,7 +22,7 @@ use crate::budget::Usage;
 use crate::frame_scanner::{FrameScanner, PingPolicy};
 use crate::limits::Timeout;
 
-/// Unsent bytes beyond which nothing more is accepted; one write may exceed it by `MAX_WRITE`.
+/// Unsent bytes above which writes wait; one write may exceed it by `MAX_WRITE`.
 const MAX_UNSENT: usize = 48 << 10;
 const MAX_WRITE: usize = 32 << 10;
 const DATA: u8 = 0;
@@ -68,8 +68,8 @@ pub struct ConnectionActivity {
     pub too_many_pings: Notify,
 }
 
-/// The stream as h2 sees it. Once there is a `WriteFlusher`, h2's writes are kept until that is polled: h2 alone makes
-/// a system call for each reply of more than 256 bytes, and for each frame of a long one.
+/// The stream of h2. If there is a `WriteFlusher`, its poll sends h2's writes. h2 alone makes a system call for each reply
+/// of more than 256 bytes, and for each frame of a long one.
 pub struct ObservedIo(Arc<Mutex<ObservedStream>>);
 
 impl ObservedIo {
@@ -93,7 +93,7 @@ impl ObservedIo {
         })))
     }
 
-    /// From its first poll on, nothing is sent but by its polls, unless more than `MAX_UNSENT` is written.
+    /// From its first poll on, only its polls send, unless more than `MAX_UNSENT` is written.
     pub fn flusher(&self) -> WriteFlusher {
         WriteFlusher(self.0.clone())
     }
@@ -103,7 +103,7 @@ impl ObservedIo {
     }
 }
 
-/// Sends what h2 has written.
+/// Sends the output of h2.
 pub struct WriteFlusher(Arc<Mutex<ObservedStream>>);
 
 impl WriteFlusher {

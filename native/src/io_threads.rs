@@ -120,14 +120,14 @@ impl IoThreads {
         self.0.iter().map(Arc::as_ref)
     }
 
-    /// Call it with the interpreter, which the first run of a new model needs, so that no thread runs the model until every
-    /// thread has it. No client receives a reply of the new model and then, to a later request, one of the old.
+    /// Call it with the interpreter, which the first run of a new model needs: no thread runs the model until every thread
+    /// has it. No client receives a reply of the new model and then, to a later request, one of the old.
     pub fn set_model(&self, py: Python<'_>, model: &Py<PyAny>, spec: &ModelSpec) {
         let replace = |state: &ServerState| state.model.replace(ModelVersion::new(model.clone_ref(py), spec.clone()));
         drop(self.iter().map(replace).collect::<Vec<_>>());
     }
 
-    /// Lets `session` run `model` on the threads where that serves.
+    /// Lets `session` run `model` on each thread that serves it.
     pub fn set_session(&self, model: &Py<PyAny>, session: &Arc<Session>) {
         for version in self.iter().map(|state| state.model.load()) {
             if version.model().is_some_and(|serving| serving.is(model)) {

@@ -94,7 +94,7 @@ unsafe impl Send for Runtime {}
 unsafe impl Sync for Runtime {}
 
 impl Runtime {
-    /// Loads the library at `path`; the error says what failed.
+    /// Loads the library at `path`; the error contains the reason.
     pub fn load(path: &Path) -> Result<Self, String> {
         // SAFETY: the initialisers of ONNX Runtime's library have no requirements, and the symbol has this type in every
         // version of it.
@@ -128,7 +128,7 @@ impl Api {
         if status.is_null() {
             return Ok(());
         }
-        // SAFETY: a status that is not null belongs to the caller of the function that returned it, until its release.
+        // SAFETY: a status that is not null belongs to this function until its release.
         unsafe {
             let message = CStr::from_ptr((self.get_error_message)(status)).to_string_lossy().into_owned();
             (self.release_status)(status);

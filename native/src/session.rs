@@ -1,7 +1,7 @@
 //! A session of ONNX Runtime on the CPU that runs without the interpreter.
 //!
-//! It has the options of the Python session of `service.inference.sessions`, and takes pixels as floats: they are
-//! converted as they are copied out of their message, so that the graph's own conversion has nothing to do.
+//! It has the options of the Python session of `service.inference.sessions`. Its input is floats: the copy out of the
+//! message converts the pixels, in place of the graph's own conversion.
 
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::fmt;
@@ -66,7 +66,7 @@ impl Session {
         let runtime = runtime(library)?;
         let options = Options::new(runtime)?;
         let mut raw = null_mut();
-        // SAFETY: the graph and the options live until the call returns, which copies what it needs.
+        // SAFETY: the graph and the options live until the call returns; it keeps copies.
         #[allow(unsafe_code)]
         runtime.api.check(unsafe {
             let (data, len) = (graph.as_ptr().cast::<c_void>(), graph.len());
@@ -97,8 +97,8 @@ impl Session {
         }
         let (input_names, output_names) = (INPUTS.map(CStr::as_ptr), OUTPUTS.map(CStr::as_ptr));
         let (inputs, count) = ([input.raw.cast_const()], values.len());
-        // SAFETY: the names are constant strings, `count` of them and of the values are valid, and the tensors are views
-        // of slices that are borrowed until the end of this function: the input shared, the outputs exclusively.
+        // SAFETY: the names are constant strings, and `count` of them and of the values are valid. The tensors are views of
+        // slices borrowed until the end of this function: the input shared, the outputs exclusively.
         #[allow(unsafe_code)]
         self.runtime.api.check(unsafe {
             let (names, values) = (output_names.as_ptr(), raw_values.as_mut_ptr());

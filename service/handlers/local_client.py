@@ -23,7 +23,7 @@ class LocalClient(NamedTuple):
     """A client on this machine."""
 
     uid: int | None = None
-    """The user, if the kernel has told the transport; by the credentials of a Unix domain socket."""
+    """The user by the credentials of a Unix domain socket, if the transport knows it."""
     port: int | None = None
     """The client's port, over TCP."""
 

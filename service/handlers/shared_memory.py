@@ -1,7 +1,7 @@
 """The system shared memory extension of Triton: regions from which requests are read and into which outputs go.
 
-No memory is mapped. A client can truncate its file at any time, and a mapping would then end the process with SIGBUS;
-reads and writes of a file return an error instead.
+The server maps no memory. A client can truncate its file at any moment, and SIGBUS would then end a
+process with a mapping. Reads and writes of a file return an error instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_REGIONS, MAX_BYTES = 64, 2**30
 """Regions of all clients, and their bytes together; each region costs a file handle."""
 
-_FOLDER = Path("/dev/shm")  # noqa: S108 (where shm_open makes its files on Linux)
+_FOLDER = Path("/dev/shm")  # noqa: S108 (the folder of shm_open on Linux)
 _KEY = re.compile(r"/?([^/\0]{1,255})")
 _MAX_NAME = 255
 
@@ -30,7 +30,7 @@ UNAVAILABLE = "is off; expected a server with --shared-memory, or the values in 
 
 
 class Placement(NamedTuple):
-    """Where a tensor lies: the bytes of a region from `offset` on."""
+    """The place of a tensor: the bytes of a region from `offset` on."""
 
     name: str
     offset: int

@@ -100,7 +100,7 @@ def requested_outputs(request: ModelInferRequest, regions: SharedMemoryRegions |
 def output_placements(
     request: ModelInferRequest, images: int, regions: SharedMemoryRegions | None
 ) -> dict[str, Placement]:
-    """Return where the outputs go that the client wants in shared memory; InvalidInput if they do not fit there."""
+    """Return the places of the outputs that the client requests in shared memory; InvalidInput if they do not fit."""
     placements = {}
     for output in request.outputs:
         if _REGION in output.parameters:
