@@ -7,9 +7,10 @@ import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
-from conftest import needs_native, serving, until
+from conftest import needs_native, serving, until, wait_until
 from grpc import StatusCode, aio
 from structlog.testing import CapturingLogger
 from test_native import PREDICT, STREAM, Fake, Running, images, request, running
@@ -18,6 +19,7 @@ from service.config import load
 from service.cpus import cgroup_quota
 from service.observability.statistics import Statistics
 from service.pb.digits.v1.digits_pb2 import PredictResponse
+from service.pb.inference import open_inference_pb2 as pb
 from service.runtime.server import compose
 from service.transports.native import transport as native
 from service.transports.native.callbacks import PythonCallbacks
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 THREADS = 4
 NO_SHARING = (("grpc.use_local_subchannel_pool", 1),)
 """Else channels of one process to one address share a connection."""
@@ -146,6 +149,29 @@ async def test_a_drain_answers_the_calls_in_flight_on_all_threads() -> None:
         assert [found.digit.tolist() for found in await asyncio.gather(*own)] == [[9]] * THREADS
         await stopping
         assert not any(thread.is_alive() for thread in server.transport.threads)
+
+
+@needs_native
+async def test_a_drained_thread_still_runs_the_requests_in_its_lane() -> None:
+    """The calls are of one thread; their handlers queue in the lanes of the others, which have no connection."""
+    async with running(io_threads=THREADS) as server:
+        message = pb.ModelInferRequest(model_name="digits")
+        message.inputs.add(name="pixels", datatype="FP32", shape=[1, 784])
+        message.raw_input_contents.append(np.full(784, 7 / 255, np.float32).tobytes())
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            call = channel.unary_unary(INFER)
+            calls = [call.future(message.SerializeToString(), timeout=60) for _ in range(2 * THREADS)]
+            labels = {
+                "grpc_type": "unary",
+                "grpc_service": "inference.GRPCInferenceService",
+                "grpc_method": "ModelInfer",
+            }
+            # Without a turn of the event loop, on which the handlers run.
+            wait_until(lambda: server.value("grpc_server_msg_received_total", **labels) == 2 * THREADS)
+            server.batcher.server.drain(60)
+            threading.Event().wait(0.5)  # for the threads without a call to end, if they did
+            for reply in calls:
+                await asyncio.to_thread(reply.result)
 
 
 @needs_native
