@@ -117,7 +117,7 @@ def compare(group: list[Placement], calls: tuple[Calls, ...], rounds: int) -> It
                 running.append(servers.start(native_server(placement.io_threads), image, digit=0))
             stack.callback(running[-1].stop)
         for kind in calls:
-            found: list[list[Load]] = [[] for _ in group]
+            results: list[list[Load]] = [[] for _ in group]
             counts = [0] * len(group)
             for at in range(-1, rounds):  # the first one warms up, and finds how many calls take a second
                 for i, placement in enumerate(group):
@@ -125,14 +125,14 @@ def compare(group: list[Placement], calls: tuple[Calls, ...], rounds: int) -> It
                     with pinned(placement.clients):
                         one = kind.measure(running[i], counts[i] or kind.connections * kind.in_flight * 4, threads)
                     counts[i] = counts[i] or max(int(one.rate * SECONDS), kind.connections * kind.in_flight * threads)
-                    found[i] += [one] if at >= 0 else []
-            yield from (_row(placement, kind, found[0], of) for placement, of in zip(group, found, strict=True))
+                    results[i] += [one] if at >= 0 else []
+            yield from (_row(placement, kind, results[0], of) for placement, of in zip(group, results, strict=True))
 
 
-def _row(placement: Placement, kind: Calls, base: list[Load], found: list[Load]) -> str:
-    rate, cpu = (statistics.median(value) for value in ([one.rate for one in found], [one.cpu_us for one in found]))
-    ratios = [one.rate / first.rate for one, first in zip(found, base, strict=True)]
-    spread = "" if found is base else f" ({min(ratios):.2f} to {max(ratios):.2f})"
+def _row(placement: Placement, kind: Calls, base: list[Load], results: list[Load]) -> str:
+    rate, cpu = (statistics.median(value) for value in ([one.rate for one in results], [one.cpu_us for one in results]))
+    ratios = [one.rate / first.rate for one, first in zip(results, base, strict=True)]
+    spread = "" if results is base else f" ({min(ratios):.2f} to {max(ratios):.2f})"
     cells = (placement.name, kind.name, placement.io_threads, f"{rate:,.0f}", f"{cpu:.1f}")
     return f"| {' | '.join(map(str, cells))} | {statistics.median(ratios):.2f}{spread} |"
 

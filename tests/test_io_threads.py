@@ -204,8 +204,8 @@ class Numbered(Fake):
         self._number = number
 
     def predict(self, pixels: np.ndarray) -> Any:
-        found = super().predict(pixels)
-        return found._replace(digit=np.full(len(pixels), self._number, np.int64))
+        result = super().predict(pixels)
+        return result._replace(digit=np.full(len(pixels), self._number, np.int64))
 
 
 @needs_native
