@@ -209,9 +209,7 @@ def test_without_the_option_nothing_is_offered(server: ServiceProcess) -> None:
         stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.RpcError, match="shared memory is off; expected a server with --shared-memory"):
             register(stub, "source", SHM / "none", 1)
-        with pytest.raises(
-            grpc.RpcError, match=r"pixels: shared memory \(shared_memory_region\) is off; expected"
-        ):
+        with pytest.raises(grpc.RpcError, match=r"pixels: shared memory \(shared_memory_region\) is off; expected"):
             stub.ModelInfer(request_from("source", 1), timeout=ANSWERS_WITHIN)
         metadata = stub.ServerMetadata(pb.ServerMetadataRequest(), timeout=ANSWERS_WITHIN)
         assert "system_shared_memory" not in metadata.extensions

@@ -148,7 +148,7 @@ pub struct Usage {
     id: u64,
     budget: Arc<Budget>,
     /// The client, as gRPC writes its address, or `unix:uid=1000`.
-    peer: OnceLock<String>,
+    pub peer: OnceLock<String>,
     is_authenticated: AtomicBool,
     /// Bytes of unsent replies, and those reserved for replies to come.
     reply_bytes: AtomicUsize,
@@ -175,11 +175,6 @@ impl Usage {
 
     pub fn is_authenticated(&self) -> bool {
         self.is_authenticated.load(Relaxed)
-    }
-
-    /// Sets the client of the connection, once.
-    pub fn set_peer(&self, peer: String) {
-        drop(self.peer.set(peer));
     }
 
     pub fn peer(&self) -> &str {

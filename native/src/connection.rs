@@ -47,7 +47,7 @@ pub async fn serve_connection(state: Arc<ServerState>, socket: Socket) {
     let activity = Arc::new(ConnectionActivity::default());
     let registration = state.budget.register(!state.needs_tokens());
     let usage = &registration.0;
-    usage.set_peer(socket.peer());
+    drop(usage.peer.set(socket.peer()));
     let handshake = accept_http2(&state, socket, usage, &activity);
     let Ok(Some((mut connection, flusher))) = timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
     let (sender, reasons) = mpsc::channel(1);
