@@ -215,6 +215,9 @@ def test_every_alert_is_caused_on_a_docker_engine() -> None:
     texts = [(E2E / name).read_text() for name in ("alerts.py", "alerts_in_fast_time.py")]
     caused = {name for text in texts for name in re.findall(r'fires\("(\w+)"', text)}
     assert caused == {alert["alert"] for alert in ALERTS}
+    tables = GUIDE.partition("\n## Tests of the alerts\n")[2].partition("\n## ")[0]
+    named = {name for row in re.findall(r"^\| ([A-Z][\w, ]+) \|", tables, re.MULTILINE) for name in row.split(", ")}
+    assert {f"Digitserve{name}" for name in named} == caused
 
 
 def test_rules_in_fast_time_differ_from_the_real_ones_in_times_alone(tmp_path: Path) -> None:
