@@ -19,7 +19,7 @@ from service.observability.logs import make_logger
 from service.observability.metrics import Metrics
 from service.observability.recent_events import CAPACITY, MAX_VALUE, RecentEvents
 from service.observability.rpc_metrics import LATENCY_BUCKETS, Rpc, RpcMetrics
-from service.observability.sparkline import sparkline
+from service.observability.sparkline import ALONE, WIDTH, sparkline
 from service.observability.status_page import StatusPage
 from service.observability.traffic_history import CAPACITY as SAMPLES
 from service.observability.traffic_history import TrafficHistory, quantile
@@ -162,6 +162,15 @@ def test_quantiles_are_those_of_prometheus() -> None:
     assert quantile(0.5, (1.0, 2.0, 4.0), (2, 0, 2, 0)) == pytest.approx(1.0)
     assert quantile(0.99, LATENCY_BUCKETS, (*(0,) * len(LATENCY_BUCKETS), 7)) == LATENCY_BUCKETS[-1]
     assert quantile(0.5, (1.0,), (0, 0)) is None
+
+
+@pytest.mark.parametrize("place", [0, 90, 179])
+def test_a_value_between_gaps_is_wide_enough_to_be_seen(place: int) -> None:
+    picture = sparkline([4.0 if at == place else None for at in range(180)], 180, "p99")
+    (line,) = re.findall(r'class="line" d="M([^"]+)"', picture)
+    left, _, right, _ = map(float, line.split())
+    assert 0 <= left < right <= WIDTH
+    assert right - left >= ALONE
 
 
 @pytest.mark.parametrize("series", [[], [None], [0.0], [1.0, None, 3.0, 2.0], [0.0, 0.0], [None] * 180])

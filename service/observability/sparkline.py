@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WIDTH, HEIGHT = 180, 40
+ALONE = 3  # width of a value between gaps
 
 
 def sparkline(series: Sequence[float | None], capacity: int, label: str) -> str:
@@ -36,8 +37,10 @@ def sparkline(series: Sequence[float | None], capacity: int, label: str) -> str:
 
 
 def _line(points: Sequence[tuple[float, float]]) -> str:
+    if len(points) == 1:
+        ((x, y),) = points
+        left = min(max(x - ALONE / 2, 0), WIDTH - ALONE)
+        points = [(left, y), (left + ALONE, y)]
     line = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    if len(points) == 1:  # a path of one point is not drawn without a length
-        line = f"{line} {points[0][0] - 0.5:.1f} {points[0][1]:.1f}"
     area = f"M{points[0][0]:.1f} {HEIGHT}L{line}L{points[-1][0]:.1f} {HEIGHT}Z"
     return f'<path class="area" d="{area}"/><path class="line" d="M{line}"/>'
