@@ -57,7 +57,7 @@ lint: .venv/dev.stamp prose ## check format, style and prose
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 
-docs: .venv/docs.stamp ## build the documentation as a site; a warning or a broken link fails
+docs: .venv/docs.stamp ## build the documentation site; a broken link fails
 	@$(SPHINX) --builder html . build/docs
 	@echo "docs: file://$(abspath build/docs)/index.html"
 

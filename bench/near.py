@@ -45,9 +45,7 @@ Connections = Annotated[int, typer.Option(min=1, max=64, help="connections, each
 Transport = Annotated[str, typer.Option(help="native or grpcio")]
 
 
-@app.command(
-    help="Measure ModelInfer by TCP loopback, a Unix domain socket and shared memory, and ONNX Runtime alone."
-)
+@app.command(help="Measure ModelInfer by TCP loopback, a Unix domain socket and shared memory, and ONNX Runtime alone.")
 def measure(rounds: Rounds = 5, connections: Connections = 4, transport: Transport = "native") -> None:
     """Measure every way, round by round, and print the table of medians."""
     if not load.have_h2load():

@@ -34,7 +34,7 @@ def server(model_path: Path) -> Iterator[ServiceProcess]:
 
 def run(server: ServiceProcess, folder: str, *command: str | Path) -> str:
     """What an example prints, in its own folder."""
-    environment = {**os.environ, "DIGITS_ADDRESS": server.address, "DIGITS_HTTP_ADDRESS": http_address(server)}
+    environment = {**os.environ, "DIGITS_ADDRESS": server.address, "HTTP_ADDRESS": http_address(server)}
     environment |= {"MPLBACKEND": "agg", "no_proxy": "*"}
     done = subprocess.run(
         command,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from conftest import needs_native, serving, until, wait_until
+from conftest import ANSWERS_WITHIN, needs_native, serving, until, wait_until
 from grpc import StatusCode, aio
 from structlog.testing import CapturingLogger
 from test_native import PREDICT, STREAM, Fake, Running, images, request, running
@@ -100,23 +100,37 @@ async def test_the_limit_on_connections_is_that_of_all_threads() -> None:
             assert sum(by_thread(server)) == 6
 
 
+def infer(call: Any, count: int) -> list[Any]:
+    """As many calls of ModelInfer with floats, which handlers in Python put into the lanes of all threads."""
+    message = pb.ModelInferRequest(model_name="digits")
+    message.inputs.add(name="pixels", datatype="FP32", shape=[1, 784])
+    message.raw_input_contents.append(np.full(784, 7 / 255, np.float32).tobytes())
+    return [call.future(message.SerializeToString(), timeout=ANSWERS_WITHIN) for _ in range(count)]
+
+
+def wait_until_received(server: Running, count: int) -> None:
+    """Wait without a turn of the event loop, on which the handlers run."""
+    service = {"grpc_service": "inference.GRPCInferenceService", "grpc_method": "ModelInfer"}
+    wait_until(lambda: server.value("grpc_server_msg_received_total", grpc_type="unary", **service) == count)
+
+
 @needs_native
 async def test_the_limit_on_queued_images_is_that_of_all_threads() -> None:
-    limit, sent = 30, 20
-    async with running(io_threads=THREADS, max_queued_images=limit) as server, Clients(server, THREADS) as channels:
+    limit, sent = 30, 90  # of which batches of 8 images can leave the queue for each thread
+    async with running(io_threads=THREADS, max_queued_images=limit) as server:
         server.model.gate.clear()
-        blocked = [asyncio.ensure_future(predict(channel, *[2] * 8)) for channel in channels for _ in range(2)]
-        await until(lambda: server.value("digits_queue_images") >= 4 * 8 - 8)
-        calls = [asyncio.ensure_future(predict(channel, 1, 1, 1)) for channel in channels for _ in range(sent)]
-        for _ in range(20):
-            assert server.value("digits_queue_images") <= limit
-            await asyncio.sleep(0.01)
-        server.model.gate.set()
-        replies = await asyncio.gather(*blocked, *calls, return_exceptions=True)
-        failed = [reply for reply in replies if isinstance(reply, aio.AioRpcError)]
-        assert {error.code() for error in failed} <= {StatusCode.RESOURCE_EXHAUSTED}
-        assert server.value("digits_requests_dropped_total", reason="overloaded") == len(failed) > 0
-        await until(lambda: server.value("digits_queue_images") == 0)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            calls = infer(channel.unary_unary(INFER), sent)
+            wait_until_received(server, sent)
+            await until(lambda: server.value("digits_requests_dropped_total", reason="overloaded"))
+            for _ in range(20):
+                assert server.value("digits_queue_images") <= limit
+                await asyncio.sleep(0.01)
+            server.model.gate.set()
+            errors = [error for call in calls if (error := await asyncio.to_thread(call.exception))]
+        assert {error.code() for error in errors} == {StatusCode.RESOURCE_EXHAUSTED}
+        assert server.value("digits_requests_dropped_total", reason="overloaded") == len(errors)
+        assert server.value("digits_queue_images") == 0
 
 
 @needs_native
@@ -155,19 +169,9 @@ async def test_a_drain_answers_the_calls_in_flight_on_all_threads() -> None:
 async def test_a_drained_thread_still_runs_the_requests_in_its_lane() -> None:
     """The calls are of one thread; their handlers queue in the lanes of the others, which have no connection."""
     async with running(io_threads=THREADS) as server:
-        message = pb.ModelInferRequest(model_name="digits")
-        message.inputs.add(name="pixels", datatype="FP32", shape=[1, 784])
-        message.raw_input_contents.append(np.full(784, 7 / 255, np.float32).tobytes())
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            call = channel.unary_unary(INFER)
-            calls = [call.future(message.SerializeToString(), timeout=60) for _ in range(2 * THREADS)]
-            labels = {
-                "grpc_type": "unary",
-                "grpc_service": "inference.GRPCInferenceService",
-                "grpc_method": "ModelInfer",
-            }
-            # Without a turn of the event loop, on which the handlers run.
-            wait_until(lambda: server.value("grpc_server_msg_received_total", **labels) == 2 * THREADS)
+            calls = infer(channel.unary_unary(INFER), 2 * THREADS)
+            wait_until_received(server, 2 * THREADS)
             server.batcher.server.drain(60)
             threading.Event().wait(0.5)  # for the threads without a call to end, if they did
             for reply in calls:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import needs_native, until
+from conftest import ANSWERS_WITHIN, needs_native, until
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc import StatusCode, aio
 from grpc_status import rpc_status
@@ -67,7 +67,7 @@ class Fake:
         assert pixels.dtype == np.uint8
         self.thread = threading.current_thread().name.rpartition("-")[0]  # without its number
         self.runs.append(pixels[:, 0].tolist())
-        assert self.gate.wait(10)
+        assert self.gate.wait(ANSWERS_WITHIN)
         if (pixels[:, 0] == 13).any():
             raise RuntimeError("secret")
         if (pixels[:, 0] == 14).any():

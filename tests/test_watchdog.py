@@ -147,9 +147,9 @@ async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch:
     allocate = PythonCallbacks.allocate_batch
     monkeypatch.setattr(PythonCallbacks, "allocate_batch", allocate_batch)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    options = ["--transport=native", f"--model={model_path}", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
+    options = ["--transport=native", "--provider=cpu", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
     log: Any = CapturingLogger()
-    server = compose(load(options), log)
+    server = compose(load([*options, f"--model={model_path}"]), log)
     await server.start()
     await until(lambda: not server.health.is_serving())
     assert server.health.unhealthy_reason == "the thread native-model-0 has ended"

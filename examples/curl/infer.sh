@@ -3,7 +3,7 @@
 # Its bytes follow a JSON header, whose length is in an HTTP header; as JSON the pixels are 4 times as long.
 set -eu
 samples=../../samples/digits-100-images-idx3-ubyte
-address=${DIGITS_HTTP_ADDRESS:-localhost:8000}
+address=${HTTP_ADDRESS:-localhost:8000}
 images=3
 bytes=$((images * 784))
 

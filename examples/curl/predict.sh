@@ -2,7 +2,7 @@
 # Sends the first of the sample digits, a 0, as JSON and prints the reply of the server, in JSON.
 set -eu
 samples=../../samples/digits-100-images-idx3-ubyte
-address=${DIGITS_HTTP_ADDRESS:-localhost:8000}
+address=${HTTP_ADDRESS:-localhost:8000}
 
 # 16 bytes of header, then 28x28 bytes an image: 0 is background, 255 is ink.
 row=$(od -An -v -tu1 -j16 -N784 "$samples" | tr -s ' \n' ',' | sed 's/^,//; s/,$//')

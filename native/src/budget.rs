@@ -21,8 +21,7 @@ const CONNECTION_REPLIES: usize = 8 << 20;
 /// Beyond which any call waits. It is larger because the clients of one proxy share a connection, and small replies
 /// should not wait for a large one.
 const CONNECTION_SMALL_REPLIES: usize = 3 * CONNECTION_REPLIES;
-/// The largest reply that counts as small.
-const SMALL_REPLY: usize = 32 << 10;
+const SMALL_REPLY: usize = 32 << 10; // the largest
 const PROCESS_REPLIES: usize = 96 << 20;
 /// Bytes of incomplete messages; or of four of the largest messages, if that is more.
 const PROCESS_INCOMPLETE: usize = 160 << 20;
