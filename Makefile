@@ -158,7 +158,7 @@ native-model: ## search the schedules of native's threads, with loom
 native-sanitize: .venv/dev.stamp model.onnx ## native's tests under Thread- and AddressSanitizer
 	@scripts/sanitize
 
-licences: .venv/dev.stamp ## write docs/licences.md, the licences of the serving packages
+licences: .venv/dev.stamp ## write docs/licences.md, the serving packages' licences
 	@scripts/audit licences
 
 sbom: .venv/dev.stamp ## write build/sbom.json, the serving packages in CycloneDX
