@@ -276,6 +276,7 @@ FOLDERS: list[tuple[str, ...]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", FILES, ids=" ".join)
 def test_a_file_to_write_needs_a_folder_that_exists(tmp_path: Path, command: tuple[str, ...]) -> None:
     missing = run(*command, tmp_path / "none" / "file", text=True)

@@ -232,6 +232,7 @@ def here(text: str, service: ServiceProcess) -> str:
 
 
 DOCUMENTS_WITH = sorted({block.document for block in BLOCKS if block.language in ("sh", "python")})
+LONG = {"docs/open-inference-protocol.md"}  # half a minute, for clients in environments of their own
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,9 @@ def running(model_path: Path) -> Iterator[ServiceProcess]:
         yield service
 
 
-@pytest.mark.parametrize("document", DOCUMENTS_WITH)
+@pytest.mark.parametrize(
+    "document", [pytest.param(page, marks=[pytest.mark.slow] if page in LONG else []) for page in DOCUMENTS_WITH]
+)
 def test_every_block_runs(
     document: str, running: ServiceProcess, clone: Callable[[str], Path], model_path: Path
 ) -> None:
