@@ -20,6 +20,8 @@ def measure(running: list[Running]) -> dict[str, Any]:
     """Open-loop latency at shares of the highest rate; rate, CPU and memory by connections, one call on each."""
     results: dict[str, Any] = {}
     for one in running:
+        if INFER not in one.server.protocols and PREDICT not in one.server.protocols:
+            continue  # over HTTP alone
         path = PREDICT if PREDICT in one.server.protocols else INFER
         message = [(predict_request if path == PREDICT else infer_request)(sample_images(1))]
         highest = calls(one, path, message, connections=8, in_flight=8, count=4000).rate

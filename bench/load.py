@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import grpc
 import numpy as np
 
-from bench.messages import framed
+from bench import http_call
+from bench.messages import HTTP_INFER, framed, http_infer_headers
 
 if TYPE_CHECKING:
     from bench.servers import Running
 
 _GRPC_FRAME = 5  # bytes before each message
-_HEADERS = ("--header", "content-type: application/grpc", "--header", "te: trailers")
+_GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
 
 class LoadError(Exception):
@@ -59,12 +60,12 @@ def calls(
 
     With `rate` they are sent at that many a second in all, whether or not earlier ones are answered (open loop).
     Raises LoadError if an answer is no success. Except in an open loop, it must also be as long as the first one of the
-    same messages.
+    same messages. Over HTTP/1.1, calls in flight on a connection are pipelined; servers answer them one by one.
     """
     length = _reply_length(running, path, messages)
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
-        body.write_bytes(b"".join(map(framed, messages)))
+        body.write_bytes(messages[0] if path == HTTP_INFER else b"".join(map(framed, messages)))
         options = {
             "requests": str(count),  # never a duration: at its end h2load cancels calls, which can crash Triton 2.51
             "clients": str(connections),
@@ -74,11 +75,8 @@ def calls(
             "log-file": str(log),
             **({"rps": f"{rate / connections:.3f}"} if rate else {}),
         }
-        command = ["h2load", *(f"--{name}={value}" for name, value in options.items()), *_HEADERS]
-        if running.address.startswith("unix:"):
-            command += [f"--base-uri={running.address}", f"http://localhost{path}"]
-        else:
-            command.append(f"http://{running.address}{path}")
+        command = ["h2load", *(f"--{name}={value}" for name, value in options.items())]
+        command += _target(running, path, messages[0])
         cpu, began = running.cpu_seconds(), time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         seconds, cpu = time.perf_counter() - began, running.cpu_seconds() - cpu
@@ -90,6 +88,20 @@ def calls(
     if answered != 1 and not rate:
         raise LoadError(f"{running.server.name}: h2load received {answered:.2%} of the bytes that replies have")
     return Load(count / float(min(seconds, span / 1e6)), cpu / count * 1e6, float(p50), float(p99), answered)
+
+
+def _target(running: Running, path: str, message: bytes) -> list[str]:
+    """Return h2load's arguments for the server, the protocol and its headers."""
+    if path == HTTP_INFER:
+        return ["--h1", *_header_options(http_infer_headers(message)), f"http://{running.http_address}{path}"]
+    headers = _header_options(_GRPC_HEADERS)
+    if running.address.startswith("unix:"):
+        return [*headers, f"--base-uri={running.address}", f"http://localhost{path}"]
+    return [*headers, f"http://{running.address}{path}"]
+
+
+def _header_options(headers: dict[str, str]) -> list[str]:
+    return [f"--header={name}: {value}" for name, value in headers.items()]
 
 
 def one_after_the_other(running: Running, path: str, messages: list[bytes], count: int) -> Load:
@@ -110,7 +122,12 @@ def one_after_the_other(running: Running, path: str, messages: list[bytes], coun
 
 
 def _reply_length(running: Running, path: str, messages: list[bytes]) -> int:
-    """Return the bytes of a reply, from a call of a client that knows gRPC's statuses."""
+    """Return the bytes of a reply, from a call of a client that knows the protocol's statuses."""
+    if path == HTTP_INFER:
+        try:
+            return len(http_call.infer(running.http_address, messages[0]))
+        except http_call.HttpCallError as e:
+            raise LoadError(f"{running.server.name} rejects {path}: {e}") from e
     with grpc.insecure_channel(running.address, [("grpc.max_receive_message_length", -1)]) as channel:
         try:
             if path.endswith("Stream"):

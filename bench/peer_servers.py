@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.messages import INFER
 from bench.server import ABOUT, LOG, MODEL, ROOT, Server, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def mlserver() -> Server:
         (folder / "settings.json").write_text(json.dumps(options))
         return [str(python.with_name("mlserver")), "start", str(folder)]
 
-    return Server("mlserver", ABOUT["mlserver"], command)
+    return Server("mlserver", ABOUT["mlserver"], command, (INFER,))  # no binary tensors over HTTP
 
 
 def kserve() -> Server:

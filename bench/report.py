@@ -31,6 +31,7 @@ FOLDER = Path("build") / "bench"
 COLOURS = {
     "digitserve native": "#0a7d4f",
     "digitserve grpcio": "#1f6fb4",
+    "digitserve http": "#12899a",
     "no-op native": "#5b7a6c",
     "no-op": "#8a8a8a",
     "no-op tuned": "#b5b5b5",

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench import load
-from bench.messages import INFER, PREDICT, PREDICT_STREAM, infer_request, predict_request, sample_images
+from bench.messages import (
+    HTTP_INFER,
+    INFER,
+    PREDICT,
+    PREDICT_STREAM,
+    http_infer_request,
+    infer_request,
+    predict_request,
+    sample_images,
+)
 
 if TYPE_CHECKING:
     from bench.load import Load
@@ -14,6 +23,13 @@ if TYPE_CHECKING:
 
 _SECONDS = 1.0
 """How long one measurement should take, roughly."""
+_REQUESTS = {
+    PREDICT: predict_request,
+    PREDICT_STREAM: predict_request,
+    INFER: infer_request,
+    HTTP_INFER: http_infer_request,
+}
+"""The message of each protocol (path)."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +58,12 @@ class Scenario:
             return PREDICT_STREAM if PREDICT in offered else ""
         if self.only:
             return self.only if self.only in offered else ""
-        return PREDICT if PREDICT in offered else INFER
+        return next((path for path in (PREDICT, INFER) if path in offered), "")
 
     def measure(self, running: Running, count: int) -> Load:
         """One measurement of so many calls."""
         path = self.path(running)
-        make = infer_request if path == INFER else predict_request
+        make = _REQUESTS[path]
         images = sample_images(self.images_a_call)
         messages = [make(images[i : i + self.images]) for i in range(0, len(images), self.images)]
         if self.client:
@@ -67,6 +83,8 @@ SCENARIOS = (
     Scenario("1 image, 64 in flight, 1 connection", in_flight=64),
     Scenario("1 image, 64 in flight, 8 connections", connections=8, in_flight=8),
     Scenario("1 image, 64 in flight, 8 connections, ModelInfer", connections=8, in_flight=8, only=INFER),
+    Scenario("1 image, 1 in flight, HTTP", only=HTTP_INFER),
+    Scenario("1 image, 64 in flight, 64 connections, HTTP", connections=64, only=HTTP_INFER),
     Scenario("8 images a call, 16 in flight", images=8, connections=4, in_flight=4),
     Scenario("64 images a call, 8 in flight", images=64, connections=4, in_flight=2),
     Scenario("256 images a call, 4 in flight", images=256, connections=4),

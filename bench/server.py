@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.messages import INFER
+from bench.messages import HTTP_INFER, INFER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,7 @@ ABOUT = {
     "noop": "a server of grpcio as it comes that answers every message with the same bytes",
     "noop-tuned": "the same with connections read as this server has them read",
     "grpcio": "this server, --transport grpcio",
+    "http": "the HTTP port of the same",
     "noop-native": "the native transport with a model that answers zeros",
     "native": "this server, --transport native",
     "mlserver": "MLServer with a runtime of our own around ONNX Runtime, no worker processes",
@@ -43,7 +44,7 @@ class Server:
     name: str
     about: str
     command: Callable[[int, int], list[str]]
-    protocols: tuple[str, ...] = (INFER,)
+    protocols: tuple[str, ...] = (INFER, HTTP_INFER)
     answers: bool = True
     """False for a no-op server, whose replies are not checked."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -9,13 +9,25 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 
-from bench.messages import INFER, PREDICT, infer_request, predict_request, read_infer, read_predict
+from bench import http_call
+from bench.messages import (
+    HTTP_INFER,
+    INFER,
+    PREDICT,
+    http_infer_request,
+    infer_request,
+    predict_request,
+    read_http_infer,
+    read_infer,
+    read_predict,
+)
 from bench.peer_servers import kserve, mlserver, triton, triton_onnxruntime, triton_onnxruntime_batching
 from bench.server import ABOUT, LARGEST_BATCH, LOG, MODEL, ROOT, Server, ServerUnavailable
 from service.__main__ import GRPC_EXPERIMENTS
@@ -34,9 +46,10 @@ class Running:
     """A server that answers, and how long it took to."""
 
     server: Server
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | subprocess.Popen[str]
     address: str
     seconds: float
+    http_address: str = ""
 
     def cpu_seconds(self) -> float:
         """Processor time of its processes so far; Linux only."""
@@ -97,7 +110,7 @@ def start(server: Server, image: npt.NDArray[np.uint8], digit: int) -> Running:
             env=os.environ | {"BENCH_MODEL": str(MODEL)} | server.environment,
             start_new_session=True,
         )
-    running = Running(server, process, f"127.0.0.1:{port}", 0.0)
+    running = Running(server, process, f"127.0.0.1:{port}", 0.0, f"127.0.0.1:{http}")
     try:
         _check_answers(running, image, digit)
     except BaseException:
@@ -115,23 +128,33 @@ def _check_answers(running: Running, image: npt.NDArray[np.uint8], digit: int) -
 
 def _answers_of(running: Running, image: npt.NDArray[np.uint8]) -> Iterator[int]:
     """Yield its answer by each of its protocols; wait for the first."""
-    give_up = time.monotonic() + UP_WITHIN
     with grpc.insecure_channel(
         running.address, [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 20)]
     ) as channel:
         for method in running.server.protocols:
-            make, read = (predict_request, read_predict) if method == PREDICT else (infer_request, read_infer)
-            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-            while True:
-                try:
-                    reply = call(make(image[None]), timeout=UP_WITHIN)
-                    break
-                except grpc.RpcError as e:
-                    if running.process.poll() is not None or time.monotonic() > give_up:
-                        reason = f"{running.server.name} does not answer ({e.code().name}); see {LOG}"
-                        raise ServerUnavailable(reason) from e
-                    time.sleep(0.005)
+            if method == HTTP_INFER:
+                request = http_infer_request(image[None])
+                reply = _first_reply(running, partial(http_call.infer, running.http_address, request))
+                read = read_http_infer
+            else:
+                make, read = (predict_request, read_predict) if method == PREDICT else (infer_request, read_infer)
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+                reply = _first_reply(running, partial(call, make(image[None]), timeout=UP_WITHIN))
             yield read(reply) if running.server.answers else -1
+
+
+def _first_reply(running: Running, call: Callable[[], bytes]) -> bytes:
+    """Repeat the call until it succeeds."""
+    give_up = time.monotonic() + UP_WITHIN
+    while True:
+        try:
+            return call()
+        except (grpc.RpcError, http_call.HttpCallError) as e:
+            if running.process.poll() is not None or time.monotonic() > give_up:
+                error = e.code().name if isinstance(e, grpc.RpcError) else e
+                reason = f"{running.server.name} does not answer ({error}); see {LOG}"
+                raise ServerUnavailable(reason) from e
+            time.sleep(0.005)
 
 
 def _free_ports() -> tuple[int, int]:
@@ -153,6 +176,16 @@ def _digitserve(transport: str) -> Server:
 
 def _grpcio() -> Server:
     return _digitserve("grpcio")
+
+
+def _http() -> Server:
+    def command(port: int, http: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "service", "--model", str(MODEL), "--port", str(port), "--metrics-port", "0"),
+            *("--transport", "grpcio", "--http-port", str(http), "--log-level", "warning"),
+        ]
+
+    return Server("digitserve http", ABOUT["http"], command, (HTTP_INFER,))
 
 
 def _native() -> Server:
@@ -190,6 +223,7 @@ SERVERS: dict[str, Callable[[], Server]] = {
     "noop": _noop,
     "noop-tuned": _noop_tuned,
     "grpcio": _grpcio,
+    "http": _http,
     "noop-native": _noop_native,
     "native": _native,
     "mlserver": mlserver,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench import servers
-from bench.load import Load
+import pytest
+from conftest import needs_h2load
+from http_requests import serving_http
+
+from bench import http_call, servers
+from bench.load import Load, LoadError
+from bench.messages import HTTP_INFER, INFER, PREDICT, http_infer_request, read_http_infer, sample_images
 from bench.report import Results, markdown
-from bench.scenarios import Scenario
+from bench.scenarios import SCENARIOS, Scenario
 from bench.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    import pytest
+    import numpy as np
 
 ROW = Scenario("1 image, 64 in flight")
 
@@ -58,6 +65,38 @@ def test_tritons_own_backend_is_skipped_with_a_sentence_without_its_folder(
     monkeypatch.setenv("TRITON_BACKENDS", str(tmp_path))
     _, missing = servers.available(names)
     assert all(reason.startswith(f"TRITON_BACKENDS: '{tmp_path}'; expected") for reason in missing.values())
+
+
+@pytest.fixture(scope="module")
+def over_http(model_path: Path) -> Iterator[servers.Running]:
+    server = Server("digitserve http", "about it", lambda *_: [], (HTTP_INFER,))
+    with serving_http(model_path, "--max-batch-size", "4") as client:
+        yield servers.Running(server, client.service.process, "", 0.0, client.address)
+
+
+def test_a_call_over_http_is_answered_with_the_digits(over_http: servers.Running, labels: np.ndarray) -> None:
+    reply = http_call.infer(over_http.http_address, http_infer_request(sample_images(3)))
+    assert read_http_infer(reply) == labels[0]
+
+
+@needs_h2load
+def test_rows_over_http_verify_every_reply(over_http: servers.Running) -> None:
+    for row in (row for row in SCENARIOS if row.only == HTTP_INFER):
+        measured = row.measure(over_http, 200)
+        assert measured.answered == 1
+        assert measured.rate > 0
+    with pytest.raises(LoadError, match=r"digitserve http rejects /v2/models/digits/infer: 400 Bad Request: .*1 to 4"):
+        Scenario("too many", images=5, only=HTTP_INFER).measure(over_http, 200)
+
+
+def test_a_server_is_measured_in_the_rows_of_its_protocols(over_http: servers.Running) -> None:
+    grpc_rows = {row.name for row in SCENARIOS if row.only != HTTP_INFER}
+    for protocols, expected in (
+        ((HTTP_INFER,), {row.name for row in SCENARIOS} - grpc_rows),
+        ((PREDICT, INFER), grpc_rows),
+    ):
+        running = replace(over_http, server=replace(over_http.server, protocols=protocols))
+        assert {row.name for row in SCENARIOS if row.path(running)} == expected
 
 
 def _server(name: str) -> Server:

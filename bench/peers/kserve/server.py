@@ -5,6 +5,7 @@ python server.py GRPC-PORT HTTP-PORT
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -33,7 +34,16 @@ class Digits(Model):
             output = InferOutput(name, list(values.shape), datatype)
             output.set_data_from_numpy(values, binary_data=True)
             outputs.append(output)
-        return InferResponse(payload.id or "1", self.name, outputs)
+        return InferResponse(
+            payload.id or "1",
+            self.name,
+            outputs,
+            use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )
 
 
-ModelServer(http_port=int(sys.argv[2]), grpc_port=int(sys.argv[1]), enable_docs_url=False).start([Digits()])
+server = ModelServer(http_port=int(sys.argv[2]), grpc_port=int(sys.argv[1]), enable_docs_url=False)
+for name in ("uvicorn.access", "kserve.trace"):  # 3 lines a request over HTTP; the other servers log none
+    logging.getLogger(name).setLevel(logging.WARNING)
+server.start([Digits()])
