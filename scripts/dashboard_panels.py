@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dashboard_queries import GREEN, ORANGE, OURS, RED, REPLICA, UNARY, Panel, handling, increase, mean, quantile, rate
 
+HTTP = "http_server_request_duration_seconds"
+
 CALLS: dict[str, tuple[Panel, ...]] = {
     "Is it up?": (
         Panel(
@@ -186,6 +188,35 @@ CALLS: dict[str, tuple[Panel, ...]] = {
             ((f"job_instance:digits_queue:saturation{{{REPLICA}}}", "{{instance}}"),),
             "At 100% calls are rejected with RESOURCE_EXHAUSTED.",
             steps=((0.5, ORANGE), (0.9, RED)),
+        ),
+    ),
+    "How are HTTP requests answered?": (
+        Panel(
+            "Requests by route",
+            "reqps",
+            ((rate(f"{HTTP}_count", by="http_request_method, http_route"), "{{http_request_method}} {{http_route}}"),),
+            "This row is empty without --http-port.",
+        ),
+        Panel(
+            "Errors by route and status",
+            "reqps",
+            (
+                (
+                    rate(
+                        f"{HTTP}_count",
+                        f'{REPLICA},http_response_status_code=~"[45].."',
+                        "http_response_status_code, http_route",
+                    ),
+                    "{{http_response_status_code}} {{http_route}}",
+                ),
+            ),
+            "4xx are errors of clients; 429 is overload, 499 a client that disconnected. The log has the cause of 500.",
+        ),
+        Panel(
+            "p99 by route",
+            "s",
+            ((quantile(0.99, HTTP, by="http_route"), "{{http_route}}"),),
+            "From the headers of a request to its response, so a slow upload counts.",
         ),
     ),
 }

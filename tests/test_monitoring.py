@@ -18,6 +18,7 @@ import grpc
 import pytest
 import yaml
 from conftest import ANSWERS_WITHIN, ROOT, free_port, serving, wait_until
+from http_requests import INFER, Client, infer_document
 
 from service.observability.metrics import NATIVE_SERIES
 from service.pb.digits.v1.digits_pb2 import PredictRequest
@@ -39,7 +40,9 @@ GRAFANA = ROOT / "deploy" / "grafana"
 GUIDE = (ROOT / "docs" / "operating.md").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
-IMAGES, INFERS, REFUSED = 400, 20, 5
+IMAGES, INFERS, REFUSED, HTTP = 400, 20, 5, 10
+ANSWERED = IMAGES + INFERS + 100 + 2 * HTTP
+"""Images of all traffic."""
 INTERVAL = 2  # seconds between scrapes, and between evaluations of the rules
 POD = {"namespace": "digitserve", "pod": "digitserve-0"}  # as the Prometheus operator labels what it scrapes
 
@@ -138,10 +141,21 @@ def send_traffic(address: str, digits: np.ndarray) -> None:
         list(stream(iter(messages), timeout=ANSWERS_WITHIN))
 
 
+def send_http_traffic(service: ServiceProcess, digits: np.ndarray) -> None:
+    """HTTP requests of one image to each of both routes, REFUSED malformed ones."""
+    client = Client(service)
+    for i in range(HTTP):
+        assert client.post(INFER, infer_document(digits[i : i + 1])).status == 200
+        assert client.post("/v1/predict", digits[i].tolist()).status == 200
+    for _ in range(REFUSED):
+        assert client.post(INFER, {}).status == 400
+    client.connection.close()
+
+
 @pytest.fixture(scope="module")
 def service(model_path: Path, transport: str) -> Iterator[ServiceProcess]:
     del transport  # it is in the environment
-    with serving(model_path) as service:
+    with serving(model_path, "--http-port", "0") as service:
         yield service
 
 
@@ -324,7 +338,8 @@ def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.Te
         try:
             wait_until(lambda: query("digits_serving"), OSError)
             send_traffic(service.address, digits)
-            wait_until(lambda: query(f"sum(digits_predictions_total) == {IMAGES + INFERS + 100}"))
+            send_http_traffic(service, digits)
+            wait_until(lambda: query(f"sum(digits_predictions_total) == {ANSWERED}"))
             [scrape] = query("max(timestamp(digits_predictions_total))")
             # Then two evaluations of every rule, for there are rules that read what others record.
             wait_until(lambda: evaluated(address) > float(scrape["value"][1]) + 2 * INTERVAL)
@@ -407,9 +422,10 @@ def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
         [found] = ask(expr)
         return float(found["value"][1])
 
-    images = IMAGES + INFERS + 100
-    assert value("sum(digits_predictions_total)") == images
-    assert value("digits_confidence_count") == images
+    assert value("sum(digits_predictions_total)") == ANSWERED
+    assert value("digits_confidence_count") == ANSWERED
+    of_routes = 'sum(http_server_request_duration_seconds_count{http_response_status_code="%s"})'
+    assert (value(of_routes % 200), value(of_routes % 400)) == (2 * HTTP, REFUSED)
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="OK"}') == IMAGES
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="InvalidArgument"}') == REFUSED
     # Of a few seconds' scrapes a rate is an extrapolation, by the same factor for all of them.
@@ -419,7 +435,7 @@ def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
     assert refused / value(rate % "Predict") == pytest.approx(REFUSED / (IMAGES + REFUSED), rel=0.01)
     assert value("sum(job_digit:digits_predictions:share1h)") == pytest.approx(1)
     assert 0 < value("job:digits_predictions:drift1h") < 0.2
-    confidence = service.series()["digits_confidence_sum", ()] / images
+    confidence = service.series()["digits_confidence_sum", ()] / ANSWERED
     assert value("job:digits_confidence:mean1h") == pytest.approx(confidence)
     # The native transport runs what of a stream arrived together as one batch.
     assert 1 <= value("rate(digits_batch_size_sum[5m]) / rate(digits_batch_size_count[5m])") < 2
