@@ -7,6 +7,7 @@ import io
 import json
 import zlib
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import grpc
 import numpy as np
@@ -110,11 +111,25 @@ def test_outputs_are_binary_where_requested(client: Client, stub: GRPCInferenceS
             np.testing.assert_array_equal(values, expected[name])
 
 
-def test_a_large_response_is_compressed_for_a_client_that_accepts_gzip(client: Client, digits: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "accepted", ["gzip", "deflate, gzip;q=0.5", "br;q=1.0, GZIP ; q=1.000, *;q=0", "gzip; q=0.001"]
+)
+def test_a_large_response_is_compressed_for_a_client_that_accepts_gzip(
+    client: Client, digits: np.ndarray, accepted: str
+) -> None:
     plain = client.post(INFER, infer_document(digits[:20]))
-    packed = client.post(INFER, infer_document(digits[:20]), **{"accept-encoding": "deflate, gzip;q=0.5"})
+    packed = client.post(INFER, infer_document(digits[:20]), **{"accept-encoding": accepted})
     assert packed.headers["content-encoding"] == "gzip"
     assert gzip.decompress(packed.body) == plain.body
+
+
+@pytest.mark.parametrize("accepted", ["gzip;q=0", "br, gzip; q=0.000", "identity", "x-gzip2", "gzip;q=high"])
+def test_a_client_that_does_not_accept_gzip_gets_a_plain_response(
+    client: Client, digits: np.ndarray, accepted: str
+) -> None:
+    reply = client.post(INFER, infer_document(digits[:20]), **{"accept-encoding": accepted})
+    assert "content-encoding" not in reply.headers
+    assert len(reply.json["outputs"]) == len(OUTPUTS)
 
 
 def test_the_id_the_version_and_the_request_id_come_back(client: Client, digits: np.ndarray) -> None:
@@ -388,6 +403,13 @@ def test_an_expired_timeout_is_a_gateway_timeout(client: Client, digits: np.ndar
     assert (reply.status, reply.json) == (504, {"error": "the deadline passed before the model could run"})
     reply = client.post("/v1/predict?timeout=1", digits[:64].tolist())
     assert (reply.status, reply.json) == (504, {"error": "the deadline passed before the model could run"})
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "0.5", "9" * 19, "٣"])
+def test_a_timeout_that_is_no_number_of_microseconds_is_named(client: Client, digits: np.ndarray, value: str) -> None:
+    reply = client.post(f"/v1/predict?{urlencode({'timeout': value})}", digits[:1].tolist())
+    message = f"timeout: is {value!r}; expected microseconds, an integer of at least 0"
+    assert (reply.status, reply.json) == (400, {"error": message})
 
 
 def test_model_control_is_that_of_grpc(client: Client, stub: GRPCInferenceServiceStub) -> None:

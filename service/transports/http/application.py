@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 _MIN_GZIP_BYTES = 1024
 _GZIP_LEVEL = 1
+_ACCEPTS_GZIP = re.compile(
+    r"(?:^|,)[ \t]*gzip[ \t]*(?:;[ \t]*q=(?:1(?:\.0{0,3})?|0\.(?=\d*[1-9])\d{1,3})[ \t]*)?(?:,|$)", re.IGNORECASE
+)
+"""Accept-Encoding with gzip at a weight above 0 (RFC 9110, 12.4.2)."""
 CANCELLED = 499
 """The status of a request whose client disconnected, in metrics; as in nginx."""
 
@@ -145,8 +149,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 def _compress(response: Response, headers: Mapping[str, str]) -> Response:
     """Compress a large response for a client that accepts gzip."""
-    accepted = [name.partition(";")[0].strip() for name in headers.get("accept-encoding", "").lower().split(",")]
-    if "gzip" not in accepted or len(response.body) < _MIN_GZIP_BYTES:
+    if len(response.body) < _MIN_GZIP_BYTES or not _ACCEPTS_GZIP.search(headers.get("accept-encoding", "")):
         return response
     body = gzip.compress(response.body, _GZIP_LEVEL, mtime=0)
     return response._replace(body=body, headers=(*response.headers, ("Content-Encoding", "gzip")))
