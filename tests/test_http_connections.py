@@ -6,37 +6,25 @@ import asyncio
 import json
 import socket
 import ssl
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from certificates import Authority
 from conftest import ANSWERS_WITHIN, until, wait_until
-from gated_model import Held
-from http_requests import INFER, Client, binary_infer, http_address, infer_document, serving_http
-from prometheus_client import CollectorRegistry
-from structlog.testing import CapturingLogger
+from http_in_process import infer_request, running, send
+from http_requests import INFER, Client, http_address, infer_document, serving_http
 
-from service.batching.batcher import Batcher
 from service.inference.model import Model
-from service.observability.metrics import Metrics
-from service.observability.telemetry import Telemetry
-from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipeline
-from service.security.config import SecurityConfig
-from service.transports.config import TransportConfig
 from service.transports.http import connection
-from service.transports.http.application import HttpApplication
-from service.transports.http.routes import make_routes
-from service.transports.http.server import HttpServer
-from service.transports.limits import Limits
+from service.transports.http.application import CANCELLED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
-    from structlog.typing import FilteringBoundLogger
 
 TOKEN = "a-token-of-this-test"  # noqa: S105 (no secret)
 PIXELS = np.zeros((1, 784), np.uint8)
@@ -45,69 +33,6 @@ PIXELS = np.zeros((1, 784), np.uint8)
 @pytest.fixture(scope="module")
 def model(model_path: Path) -> Model:
     return Model(model_path)
-
-
-class Running:
-    """An HTTP server in this process, over a gated model."""
-
-    def __init__(self, server: HttpServer, held: Held, registry: CollectorRegistry) -> None:
-        self.server = server
-        self.held = held
-        self.registry = registry
-        self.port = server.port
-
-    def dropped(self, reason: str) -> float | None:
-        return self.registry.get_sample_value("digits_requests_dropped_total", {"reason": reason})
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
-    async def infer(self, images: int = 1) -> tuple[int, dict[str, str], bytes]:
-        reader, writer = await self.connect()
-        try:
-            return await send(reader, writer, infer_request(images))
-        finally:
-            writer.close()
-
-
-def infer_request(images: int = 1) -> bytes:
-    body, headers = binary_infer(np.zeros((images, 784), np.uint8))
-    lines = [f"POST {INFER} HTTP/1.1", "host: a", f"content-length: {len(body)}"]
-    return "\r\n".join([*lines, *(f"{key}: {value}" for key, value in headers.items()), "", ""]).encode() + body
-
-
-async def send(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
-) -> tuple[int, dict[str, str], bytes]:
-    writer.write(request)
-    async with asyncio.timeout(ANSWERS_WITHIN):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
-
-
-@asynccontextmanager
-async def running(model: Model, *, max_queued_images: int = 1000, **limits: Any) -> AsyncIterator[Running]:
-    held, registry, log = Held(model), CollectorRegistry(), CapturingLogger()
-    telemetry = Telemetry(Metrics(registry), cast("FilteringBoundLogger", log))
-    pipeline = compose_pipeline(
-        Batcher,
-        held,
-        telemetry,
-        PipelineConfig(max_batch_size=64, max_queued_images=max_queued_images, inline_images=0),
-        ServerInfo(),
-    )
-    config = TransportConfig(limits=Limits(max_batch_size=64, **limits))
-    routes = make_routes(pipeline.services, config.limits)
-    application = HttpApplication(routes, telemetry, registry, config, SecurityConfig(), pipeline.batcher)
-    server = HttpServer(application, limits=config.limits)
-    await server.start("127.0.0.1", 0)
-    try:
-        yield Running(server, held, registry)
-    finally:
-        held.go.set()
-        await server.stop(0)
-        await pipeline.batcher.close()
 
 
 async def closed(reader: asyncio.StreamReader) -> bool:
@@ -133,6 +58,7 @@ async def test_a_client_that_disconnects_cancels_its_request(model: Model) -> No
         assert (await first)[0] == 200
         await until(lambda: http.dropped("cancelled") == 1)
         assert http.held.sizes == [1]
+        assert http.ended(CANCELLED) == 1
 
 
 async def test_a_full_queue_rejects_before_the_body_is_read(model: Model) -> None:
@@ -150,6 +76,45 @@ async def test_a_full_queue_rejects_before_the_body_is_read(model: Model) -> Non
         writer.close()
         http.held.go.set()
         assert [(await task)[0] for task in (first, queued)] == [200, 200]
+        assert (http.ended(200), http.ended(429)) == (2, 2)
+
+
+async def test_requests_in_progress_are_counted(model: Model) -> None:
+    async with running(model) as http:
+        assert http.active() == 0
+        tasks = [asyncio.create_task(http.infer()) for _ in range(3)]
+        await until(lambda: http.active() == 3)
+        http.held.go.set()
+        assert [(await task)[0] for task in tasks] == [200, 200, 200]
+        assert http.active() == 0
+
+
+async def test_a_request_whose_timeout_passes_in_the_queue_never_runs(model: Model) -> None:
+    async with running(model) as http:
+        first = asyncio.create_task(http.infer())
+        await until(lambda: http.held.sizes == [1])
+        late = asyncio.create_task(http.infer(2, timeout=200_000))
+        await until(lambda: http.registry.get_sample_value("digits_queue_images") == 2 or late.done())
+        await asyncio.sleep(0.3)  # past its timeout
+        http.held.go.set()
+        status, _, body = await late
+        assert (status, json.loads(body)) == (504, {"error": "the deadline passed before the model could run"})
+        assert (await first)[0] == 200
+        assert http.held.sizes == [1]
+        assert (http.dropped("deadline"), http.ended(504)) == (1, 1)
+
+
+async def test_an_internal_error_is_logged_and_its_text_stays_in_the_server(model: Model) -> None:
+    async with running(model) as http:
+        http.held.fail = {2}
+        http.held.go.set()
+        status, headers, body = await http.infer(2)
+        assert (status, json.loads(body)) == (500, {"error": "internal error"})
+        [line] = [call.kwargs for call in http.log.calls if "exc_info" in call.kwargs]
+        assert str(line["exc_info"]) == "device lost"
+        assert (line["request_id"], line["code"]) == (headers["x-request-id"], "500")
+        assert (await http.infer(1))[0] == 200
+        assert http.ended(500) == 1
 
 
 async def test_stop_lets_requests_finish_and_closes_idle_connections(model: Model) -> None:
@@ -297,6 +262,22 @@ class TestTokens:
     def test_health_needs_none(self, client: Client) -> None:
         assert client.get("/v2/health/live").status == client.get("/v2/health/ready").status == 200
 
+    def test_health_can_need_one_too(self, model_path: Path, tmp_path: Path) -> None:
+        tokens = tmp_path / "tokens"
+        tokens.write_text(TOKEN)
+        with serving_http(model_path, "--tokens-file", tokens, "--no-health-without-token") as client:
+            assert client.get("/v2/health/ready").status == 401
+            assert client.get("/v2/health/ready", authorization=f"Bearer {TOKEN}").status == 200
+
+    def test_a_new_token_replaces_the_old_one(self, client: Client, tmp_path: Path) -> None:
+        renewed = f"{TOKEN}-2"
+        (tmp_path / "new").write_text(renewed)
+        (tmp_path / "new").chmod(0o600)
+        (tmp_path / "new").replace(tmp_path / "tokens")
+        client.service.wait_for("credentials loaded", kind="tokens")
+        assert client.get("/v2", authorization=f"Bearer {TOKEN}").status == 401
+        assert client.get("/v2", authorization=f"Bearer {renewed}").status == 200
+
     def test_paths_are_not_revealed(self, client: Client) -> None:
         assert client.get("/nothing").status == 401
 
@@ -332,6 +313,14 @@ def test_tls_uses_a_renewed_certificate(model_path: Path, tmp_path: Path) -> Non
         wait_until(lambda: serial() != first, OSError)
         assert secure.get("/v2/health/live").status == 200, "an open connection stays"
         secure.connection.close()
+
+
+def test_plain_http_gets_no_answer_from_a_port_with_tls(model_path: Path, tmp_path: Path) -> None:
+    pair = Authority(tmp_path).issue("server")
+    with serving_http(model_path, "--tls-cert", pair.certificate, "--tls-key", pair.key) as plain:
+        with pytest.raises((OSError, HTTPException)):
+            plain.get("/v2/health/live")
+        assert plain.service.process.poll() is None
 
 
 def test_client_certificates(model_path: Path, tmp_path: Path) -> None:
