@@ -6,6 +6,7 @@ from commandline import startup
 
 startup.exit_on_interrupt(__name__)
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -101,9 +102,14 @@ def play(
     print(f"look inside at {url}\nCtrl-C stops it.", flush=True)
     if open_browser and browser.is_wanted(os.environ, sys.platform, is_terminal=sys.stdout.isatty()):
         browser.open_when_answering(url, os.environ)
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(config, listening))
+
+
+async def _serve(config: uvicorn.Config, listening: socket.socket) -> None:
+    """Serve until Ctrl-C. Until the loop runs, Ctrl-C exits at once: a coroutine that never runs causes a warning."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+    await uvicorn.Server(config).serve(sockets=[listening])
 
 
 def _listening(host: str, port: int) -> socket.socket:

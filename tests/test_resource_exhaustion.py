@@ -148,5 +148,5 @@ def test_a_port_that_is_taken_ends_the_start_with_a_sentence(model_path: Path, o
         words = [*command(model_path), option, port]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=False)
     assert done.returncode == 1
-    assert f"port {port} on 127.0.0.1 is taken" in done.stderr.splitlines()[-1]
+    assert f"port {port} on 127.0.0.1 is in use" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
