@@ -27,6 +27,7 @@ import fake_onnxruntime  # noqa: E402 (reads the variable)
 import onnxruntime as ort  # noqa: E402 (as above)
 
 from service.__main__ import main  # noqa: E402 (as above)
+from service.inference.model import Model  # noqa: E402 (as above)
 from service.transports.grpcio import server as grpcio_server  # noqa: E402 (as above)
 
 RUNS = itertools.count()
@@ -59,6 +60,7 @@ def hold_memory() -> None:
 if __name__ == "__main__":
     fake_onnxruntime.replay()
     ort.InferenceSession = Faulty
+    Model.float_graph = None  # type: ignore[assignment]  # the session of the native transport would have no faults
     grpcio_server.HAS_KNOWN_INTERNALS = False  # upstream's own accept loop, which a path that is no text ends
     threading.Thread(target=hold_memory, daemon=True).start()
     sys.exit(main())
