@@ -360,7 +360,8 @@ def test_a_replica_killed_under_load_loses_no_call(stack: Stack, images: list[by
     until("it is healthy", lambda: stack.containers("service")[0]["State"]["Health"]["Status"] == "healthy")
     retries = 'sum(envoy_cluster_upstream_rq_retry{envoy_cluster_name="replicas"})'
     for name in ("grpc_0", "membership_healthy", "membership_total", "upstream_rq_total"):
-        assert query(f'envoy_cluster_{name}{{envoy_cluster_name="replicas"}}'), "the dashboard reads it"
+        series = f'envoy_cluster_{name}{{envoy_cluster_name="replicas"}}'
+        until(f"Prometheus has {name}, which the dashboard reads", lambda series=series: query(series))
     until("Prometheus has heard of repeated calls", lambda: [n for n in query(retries).values() if n > 0])
     (repeated,) = query(retries).values()
     say(f"Envoy repeated {repeated:.0f} calls; the engine started the replica again, and it is healthy")
