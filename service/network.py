@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,11 @@ same rule.
 Pixels = npt.NDArray[np.uint8]
 """Pictures (n, 784), 0 for background to 255 for ink."""
 Floats = npt.NDArray[np.float32]
+
+
+def is_unsure(top: Floats | float, second: Floats | float) -> Any:
+    """Return whether answers with these highest and second highest activations are unsure; a bool, or (n,) bool."""
+    return (top < LOWEST_TOP) | (second > HIGHEST_SECOND)
 
 
 class Predictions(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import urllib.parse
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from service.observability.connections import established_owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 PEER: ContextVar[Callable[[], str] | None] = ContextVar("peer", default=None)
 """The transport sets it: returns the address of the client as gRPC writes it, or `unix:uid=1000`."""
 
-_TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 _LOOPBACK_PEER = re.compile(r"ipv4:127\.[0-9.]+:([0-9]+)|ipv6:\[(?:::1|::ffff:127\.[0-9.]+)\]:([0-9]+)")
 _UNIX_PEER = re.compile(r"unix:uid=([0-9]+)")
 
@@ -42,7 +42,4 @@ def current_client() -> LocalClient | None:
 
 def socket_owners(port: int) -> set[int]:
     """Return the users who own an open TCP socket of this machine with this local port."""
-    # proc(5): local and remote address, state 01 for ESTABLISHED, queues, timer, retransmissions, uid.
-    line = re.compile(rb":%04X [0-9A-F]+:[0-9A-F]{4} 01 \S+ \S+ \S+ +([0-9]+)" % port)
-    tables = [table.read_bytes() for table in _TABLES if table.exists()]
-    return {int(uid) for table in tables for uid in line.findall(table)}
+    return set(established_owners(port) or ())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from service.network import HIGHEST_SECOND, LOWEST_TOP, PIXELS, Floats, Pixels
+from service.network import PIXELS, Floats, Pixels, is_unsure
 
 _SIDE = 28
 _LONGER_SIDE = (18, 21)
@@ -32,7 +32,7 @@ class Reliability(NamedTuple):
         order = np.argsort(-activations, axis=1, kind="stable")
         top, second = np.take_along_axis(activations, order[:, :2], axis=1).T
         score = np.where(are_in_mnist_form(pixels), _exactly_one_on(activations), 0).astype(np.float32)
-        return cls(order[:, 1], (top >= LOWEST_TOP) & (second <= HIGHEST_SECOND) & (score > 0), score)
+        return cls(order[:, 1], ~is_unsure(top, second) & (score > 0), score)
 
 
 def _exactly_one_on(activations: Floats) -> npt.NDArray[np.float64]:

@@ -15,15 +15,19 @@ def count_established(port: int, socket_path: str = "") -> float:
 
     NaN if the system does not report them.
     """
-    # proc(5): local port, remote address and port, state; state 01 is ESTABLISHED.
-    line = re.compile(rb":%04X [0-9A-F]+:[0-9A-F]{4} 01 " % port)
+    owners = established_owners(port)
+    return float("nan") if owners is None else float(len(owners) + _count_unix(socket_path))
+
+
+def established_owners(port: int) -> list[int] | None:
+    """Return the user of each open TCP connection with this local port; None if the system does not report them."""
+    # proc(5): local and remote address, state 01 for ESTABLISHED, queues, timer, retransmissions, uid.
+    line = re.compile(rb":%04X [0-9A-F]+:[0-9A-F]{4} 01 \S+ \S+ \S+ +([0-9]+)" % port)
     try:
         tables = [table.read_bytes() for table in _TABLES if table.exists()]
     except OSError:  # a scrape still has the other metrics
         tables = []
-    if not tables:
-        return float("nan")
-    return float(sum(len(line.findall(table)) for table in tables)) + _count_unix(socket_path)
+    return [int(owner) for table in tables for owner in line.findall(table)] if tables else None
 
 
 def _count_unix(path: str) -> int:

@@ -26,7 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from service import __version__
-from service.network import HIGHEST_SECOND, LOWEST_TOP
+from service.network import HIGHEST_SECOND, LOWEST_TOP, is_unsure
 from service.observability.histogram import Histogram
 from service.observability.logs import LossyStderr
 from service.observability.rpc_metrics import LATENCY_BUCKETS, collect_rpcs
@@ -181,13 +181,13 @@ class Metrics(Collector):
             self.by_digit[digit] += 1
             self.confidence.observe(activations.item(digit))
             *_, second, top = sorted(activations[0].tolist())
-            self.unsure += top < LOWEST_TOP or second > HIGHEST_SECOND
+            self.unsure += is_unsure(top, second)
             return
         for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
             self.by_digit[digit] += count
         self.confidence.observe_all(activations[np.arange(len(digits)), digits])
         second, top = np.partition(activations, (-2, -1), axis=1)[:, -2:].T
-        self.unsure += int(((top < LOWEST_TOP) | (second > HIGHEST_SECOND)).sum())
+        self.unsure += int(is_unsure(top, second).sum())
 
     def record_reload(self, kind: str, result: str) -> None:
         """Count a change of the "model", the "tls" files or the "tokens" that was "loaded" or "rejected"."""

@@ -136,15 +136,19 @@ class _Stall(NamedTuple):
 class MonitoredModel:
     """A model that reports the start and the end of each run."""
 
-    __slots__ = ("_model", "_on_run_end", "_on_run_start", "float_graph", "info", "parameters")
+    __slots__ = ("_model", "_on_run_end", "_on_run_start", "info", "parameters")
 
     def __init__(self, model: InferenceModel, on_run_start: Callable[[], None], on_run_end: Callable[[], None]) -> None:
         self._model = model
         self.info = model.info
         self.parameters = model.parameters
-        self.float_graph: bytes | None = getattr(model, "float_graph", None)
         self._on_run_start = on_run_start
         self._on_run_end = on_run_end
+
+    @property
+    def float_graph(self) -> bytes | None:
+        """The graph for a run that Python does not see, if the model has one."""
+        return getattr(self._model, "float_graph", None)
 
     def predict(self, pixels: Pixels) -> Predictions:
         """Run the model."""

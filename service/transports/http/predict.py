@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from service.errors import InvalidInput, Unimplemented
-from service.network import DIGITS, HIDDEN, HIGHEST_SECOND, LOWEST_TOP
+from service.network import DIGITS, HIDDEN, is_unsure
 from service.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
 from service.transports.http.body import parse_json
 from service.transports.http.errors import HttpError, Response, json_response
@@ -92,7 +92,7 @@ class DecodedPredict:
 def _row_warnings(activations: Floats, digit: int, second: int, in_distribution: float) -> Iterator[str]:
     if in_distribution <= 0:
         yield _NOT_IN_FORM
-    if activations[digit] < LOWEST_TOP or activations[second] > HIGHEST_SECOND:
+    if is_unsure(activations[digit], activations[second]):
         yield f"answer: {digit}, perhaps {second}; expected one clear digit"
 
 
