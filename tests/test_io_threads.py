@@ -13,7 +13,7 @@ import pytest
 from conftest import ANSWERS_WITHIN, needs_native, serving, until, wait_until
 from grpc import StatusCode, aio
 from structlog.testing import CapturingLogger
-from test_native import PREDICT, STREAM, Fake, Running, images, request, running
+from test_native import PREDICT, STREAM, Fake, Running, fail_at_start, images, request, running
 
 from service.config import load
 from service.cpus import cgroup_quota
@@ -22,7 +22,6 @@ from service.pb.digits.v1.digits_pb2 import PredictResponse
 from service.pb.inference import open_inference_pb2 as pb
 from service.runtime.server import compose
 from service.transports.native import transport as native
-from service.transports.native.callbacks import PythonCallbacks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -214,14 +213,7 @@ class Numbered(Fake):
 
 @needs_native
 async def test_a_thread_that_fails_ends_the_server(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def allocate_batch(callbacks: PythonCallbacks, images: int) -> Any:
-        if threading.current_thread().name == "native-2":
-            raise MemoryError
-        return allocate(callbacks, images)
-
-    allocate = PythonCallbacks.allocate_batch
-    monkeypatch.setattr(PythonCallbacks, "allocate_batch", allocate_batch)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    fail_at_start(monkeypatch, "native-2")
     options = [
         "--transport=native",
         "--provider=cpu",

@@ -30,6 +30,7 @@ from service.runtime.pipeline import PipelineConfig, ServerInfo, compose_pipelin
 from service.security.config import SecurityConfig
 from service.transports.config import TransportConfig
 from service.transports.limits import Limits
+from service.transports.native.callbacks import PythonCallbacks
 from service.transports.native.transport import NativeBatcher, NativeTransport
 
 if TYPE_CHECKING:
@@ -116,6 +117,19 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
         yield Running(model=model, batcher=batcher, channel=channel, registry=registry, transport=transport, port=port)
         model.gate.set()
     await transport.stop(5)
+
+
+def fail_at_start(monkeypatch: pytest.MonkeyPatch, thread: str) -> None:
+    """Have a thread of that name end before it serves: it has no memory for its batches."""
+
+    def allocate_batch(callbacks: PythonCallbacks, images: int) -> Any:
+        if threading.current_thread().name == thread:
+            raise MemoryError
+        return allocate(callbacks, images)
+
+    allocate = PythonCallbacks.allocate_batch
+    monkeypatch.setattr(PythonCallbacks, "allocate_batch", allocate_batch)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
 
 def request(*digits: int) -> bytes:

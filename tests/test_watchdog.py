@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from test_device_recovery import DEVICE, NOT_SERVING, SERVING, ask, on_device
+from test_native import fail_at_start
 
 from service.config import load
 from service.inference.model import Model
@@ -25,7 +26,6 @@ from service.observability.metrics import Metrics
 from service.runtime import watchdog
 from service.runtime.server import compose
 from service.runtime.watchdog import Watchdog
-from service.transports.native.callbacks import PythonCallbacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -139,14 +139,7 @@ async def test_a_thread_that_ends_is_told_though_nothing_waits() -> None:
 
 @needs_native
 async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def allocate_batch(callbacks: PythonCallbacks, images: int) -> Any:
-        if threading.current_thread().name == "native-model-0":
-            raise MemoryError
-        return allocate(callbacks, images)
-
-    allocate = PythonCallbacks.allocate_batch
-    monkeypatch.setattr(PythonCallbacks, "allocate_batch", allocate_batch)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    fail_at_start(monkeypatch, "native-model-0")
     options = ["--transport=native", "--provider=cpu", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
     log: Any = CapturingLogger()
     server = compose(load([*options, f"--model={model_path}"]), log)

@@ -281,7 +281,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_the_authority_changes_whatever_the_chunks(size in 1..200usize, by_index: bool) {
+        fn only_the_authority_changes_with_any_chunks(size in 1..200usize, by_index: bool) {
             let mut bytes = connection(SENT, by_index);
             let mut filter = AuthorityFilter::default();
             bytes.chunks_mut(size).for_each(|chunk| filter.rewrite(chunk));

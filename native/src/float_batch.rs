@@ -1,6 +1,6 @@
 //! A run of the model without the interpreter: gathers a batch as floats, in parts that stay in a core's cache.
 
-use crate::inference::{Predictions, CLASSES, HIDDEN, PIXELS};
+use crate::inference::{to_digit, Predictions, CLASSES, HIDDEN, PIXELS};
 use crate::lane::Entry;
 use crate::message::Span;
 use crate::session::{OutputRows, Session, MAX_RUN};
@@ -66,8 +66,7 @@ impl FloatBatch {
         };
         session.run(&self.pixels[..images * PIXELS], outputs)?;
         for digit in &self.digits[..images] {
-            let digit = u8::try_from(*digit).ok().filter(|digit| usize::from(*digit) < CLASSES);
-            digits.push(digit.ok_or("digit: out of range; expected 0 to 9")?);
+            digits.push(to_digit(*digit).ok_or("digit: out of range; expected 0 to 9")?);
         }
         Ok(())
     }
@@ -105,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_is_converted_exactly_whatever_the_length() {
+    fn bytes_of_any_length_are_converted_exactly() {
         let bytes: Vec<u8> = (0..=255).cycle().take(784).collect();
         for len in [0, 1, 7, 8, 9, 255, 784] {
             let mut out = vec![-1.0; len + 1];

@@ -75,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_frame_is_found_whatever_the_chunks(
+        fn every_frame_is_found_with_any_chunks(
             frames in prop::collection::vec((any::<u8>(), any::<u8>(), 0..70_000usize), 0..8),
             size in 1..20_000usize,
         ) {

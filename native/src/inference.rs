@@ -9,6 +9,11 @@ pub const HIDDEN: usize = 16;
 /// Digits that the model distinguishes.
 pub const CLASSES: usize = 10;
 
+/// An output of the model as a digit; `None` if it is out of range.
+pub fn to_digit(output: i64) -> Option<u8> {
+    u8::try_from(output).ok().filter(|digit| usize::from(*digit) < CLASSES)
+}
+
 /// Name and version of the model, and the most images in one message.
 #[derive(Clone, Debug)]
 pub struct ModelSpec {

@@ -13,7 +13,7 @@ use libloading::Library;
 /// ONNX Runtime 1.17, the oldest that `pyproject.toml` allows.
 const API_VERSION: u32 = 17;
 /// `ORT_LOGGING_LEVEL_ERROR`.
-const LOG_ERRORS: c_int = 3;
+pub const LOG_ERRORS: c_int = 3;
 
 macro_rules! opaque {
     ($($name:ident)*) => { $(#[repr(C)] pub struct $name(c_void);)* };
@@ -115,8 +115,8 @@ impl Runtime {
         unsafe {
             api.check((api.create_env)(LOG_ERRORS, c"digitserve".as_ptr(), &raw mut env))?;
             api.check((api.disable_telemetry)(env))?;
+            // The allocator of the device, with the default type of memory.
             api.check((api.create_cpu_memory_info)(0, 0, &raw mut cpu_memory))?;
-            // the device's allocator, default memory
         }
         Ok(Self { api, env, cpu_memory, version })
     }

@@ -12,7 +12,7 @@ use pyo3::types::PyTuple;
 
 use crate::call_error::CallError;
 use crate::float_batch::FloatBatch;
-use crate::inference::{Predictions, Rows, CLASSES, HIDDEN};
+use crate::inference::{to_digit, Predictions, Rows, CLASSES, HIDDEN};
 use crate::lane::Entry;
 use crate::metrics::nanos;
 use crate::model_version::ModelVersion;
@@ -145,8 +145,7 @@ fn send_replies(batch: Vec<Entry>, output: &BatchOutput) {
 /// Reads the arrays of `service.model.Predictions`: digit, activations, layer1, layer2.
 fn read_predictions(arrays: &Bound<'_, PyTuple>, images: usize, with_hidden_layers: bool) -> PyResult<Predictions> {
     let digits: Vec<i64> = read_array(arrays, 0, images)?;
-    let digits = digits.into_iter().map(|digit| u8::try_from(digit).ok().filter(|digit| usize::from(*digit) < CLASSES));
-    let digits = digits.collect::<Option<Vec<u8>>>();
+    let digits = digits.into_iter().map(to_digit).collect::<Option<Vec<u8>>>();
     let digits = digits.ok_or_else(|| PyValueError::new_err("output 0: a digit out of range; expected 0 to 9"))?;
     let activations = read_array(arrays, 1, images * CLASSES)?;
     let mut predictions = Predictions { digits, activations, ..Predictions::default() };

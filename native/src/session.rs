@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
 use crate::inference::{CLASSES, HIDDEN, PIXELS};
-use crate::onnxruntime::{RawSession, Runtime, SessionOptions, Value, DEFAULT_RUN};
+use crate::onnxruntime::{RawSession, Runtime, SessionOptions, Value, DEFAULT_RUN, LOG_ERRORS};
 
 /// Images of one run at most: as floats they fill a part of a core's cache.
 pub const MAX_RUN: usize = 128;
@@ -20,8 +20,6 @@ const OUTPUTS: [&CStr; 4] = [c"digit", c"activations", c"layer1", c"layer2"];
 /// `ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT` and `_INT64`.
 const FLOAT: c_int = 1;
 const INT64: c_int = 7;
-/// `ORT_LOGGING_LEVEL_ERROR`.
-const LOG_ERRORS: c_int = 3;
 
 /// One library a process: it is loaded once, and never unloaded.
 static RUNTIME: Mutex<Option<&'static Runtime>> = Mutex::new(None);
