@@ -81,7 +81,7 @@ def measure(
 ) -> None:
     """Measure every row of every server, start by start and round by round, and write the results."""
     if not load.have_h2load():
-        sys.exit("bench: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
+        sys.exit(f"bench: {load.H2LOAD_MISSING}")
     if not MODEL.exists():
         sys.exit(f"bench: {MODEL.name} is missing: `make model.onnx` writes it")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # stops every server that was started

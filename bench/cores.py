@@ -17,48 +17,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench import load, server, servers
-from bench.messages import INFER, PREDICT, PREDICT_STREAM, predict_request, sample_images
+from bench import load, report, servers
+from bench.messages import PREDICT_STREAM, sample_images
+from bench.scenarios import Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.load import Load
-    from bench.servers import Running
+    from bench.server import Server
 
 MAX_THREADS = 16
 SECONDS = 1.0
 """Approximate duration of one measurement."""
 
 
-@dataclass(frozen=True)
-class Calls:
-    """Calls of `images` images, `in_flight` on each connection; in a stream, `messages` per call."""
-
-    name: str
-    images: int = 1
-    connections: int = 8
-    in_flight: int = 8
-    messages: int = 1
-
-    def measure(self, running: Running, count: int, client_threads: int) -> Load:
-        """Make `count` calls from so many threads of h2load, each with `connections` of its own."""
-        pixels = sample_images(self.images * self.messages)
-        return load.calls(
-            running,
-            PREDICT if self.messages == 1 else PREDICT_STREAM,
-            [predict_request(pixels[i : i + self.images]) for i in range(0, len(pixels), self.images)],
-            connections=self.connections * client_threads,
-            in_flight=self.in_flight,
-            count=count,
-            threads=client_threads,
-        )
-
-
-SMALL = Calls("1 image, 64 in flight")
-LARGE = Calls("1,024 images, 4 in flight", images=1024, connections=4, in_flight=1)
-STREAMS = Calls("streams of 1 image, 4 streams", connections=4, in_flight=1, messages=500)
-STREAMS_64 = Calls("streams of 64 images, 4 streams", images=64, connections=4, in_flight=1, messages=50)
+SMALL = Scenario("1 image, 64 in flight", connections=8, in_flight=8)
+LARGE = Scenario("1,024 images, 4 in flight", images=1024, connections=4)
+STREAMS = Scenario("streams of 1 image, 4 streams", connections=4, messages=500, only=PREDICT_STREAM)
+STREAMS_64 = Scenario("streams of 64 images, 4 streams", images=64, connections=4, messages=50, only=PREDICT_STREAM)
 
 
 @dataclass(frozen=True)
@@ -71,7 +48,7 @@ class Placement:
     clients: frozenset[int]
 
 
-def placements(cpus: list[int]) -> list[tuple[list[Placement], tuple[Calls, ...]]]:
+def placements(cpus: list[int]) -> list[tuple[list[Placement], tuple[Scenario, ...]]]:
     """Return the placements to compare with each other on this machine, with the calls of each."""
     every, halves = frozenset(cpus), [n for n in _powers() if 2 * n <= len(cpus)]
     first, rest = frozenset(cpus[:1]), frozenset(cpus[1:]) or frozenset(cpus)
@@ -97,17 +74,13 @@ def pinned(cpus: frozenset[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def native_server(io_threads: int) -> server.Server:
+def native_server(io_threads: int) -> Server:
     """Return a server of so many I/O threads."""
-    native = servers.SERVERS["native"]()
-
-    def command(port: int, http: int) -> list[str]:
-        return [*native.command(port, http), "--io-threads", str(io_threads)]
-
-    return replace(native, name=f"native-{io_threads}", command=command, protocols=(PREDICT, INFER))
+    native = servers.SERVERS["native"]().with_options("--io-threads", str(io_threads))
+    return replace(native, name=f"native-{io_threads}")
 
 
-def compare(group: list[Placement], calls: tuple[Calls, ...], rounds: int) -> Iterator[str]:
+def compare(group: list[Placement], calls: tuple[Scenario, ...], rounds: int) -> Iterator[str]:
     """Measure each placement of a group in turn; yield rows of the table."""
     [image] = sample_images(1)
     with ExitStack() as stack:
@@ -129,12 +102,12 @@ def compare(group: list[Placement], calls: tuple[Calls, ...], rounds: int) -> It
             yield from (_row(placement, kind, results[0], of) for placement, of in zip(group, results, strict=True))
 
 
-def _row(placement: Placement, kind: Calls, base: list[Load], results: list[Load]) -> str:
+def _row(placement: Placement, kind: Scenario, base: list[Load], results: list[Load]) -> str:
     rate, cpu = (statistics.median(value) for value in ([one.rate for one in results], [one.cpu_us for one in results]))
     ratios = [one.rate / first.rate for one, first in zip(results, base, strict=True)]
-    spread = "" if results is base else f" ({min(ratios):.2f} to {max(ratios):.2f})"
-    cells = (placement.name, kind.name, placement.io_threads, f"{rate:,.0f}", f"{cpu:.1f}")
-    return f"| {' | '.join(map(str, cells))} | {statistics.median(ratios):.2f}{spread} |"
+    ratio = "1.00" if results is base else report.spread(ratios)
+    cells = (placement.name, kind.name, placement.io_threads, f"{rate:,.0f}", f"{cpu:.1f}", ratio)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main(arguments: list[str]) -> int:
@@ -144,7 +117,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", default="", help="only the placement of that name: one core, shared or apart")
     options = parser.parse_args(arguments)
     if not load.have_h2load():
-        print("bench.cores: h2load is not installed (apt install nghttp2-client)", file=sys.stderr)
+        print(f"bench.cores: {load.H2LOAD_MISSING}", file=sys.stderr)
         return 1
     print("| placement | calls | I/O threads | calls/s | CPU us a call | against 1 thread |")
     print("|---|---|---|---|---|---|")

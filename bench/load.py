@@ -40,6 +40,9 @@ class Load:
     """The share of answered calls: below 1 only in open loop, if a slow server rejects some."""
 
 
+H2LOAD_MISSING = "h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)"
+
+
 def have_h2load() -> bool:
     """Whether the load generator is installed."""
     return shutil.which("h2load") is not None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import grpc
 import typer
 
-from bench import load, servers
+from bench import load, report, servers
 from bench.messages import INFER, infer_request, sample_images
 from bench.server import LARGEST_BATCH, MODEL, ServerUnavailable
 from service.inference.model import Model
@@ -28,7 +28,6 @@ from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStu
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.server import Server
     from bench.servers import Running
 
 SIZES = (1, 8, 64, 256, 1024, LARGEST_BATCH)
@@ -49,7 +48,7 @@ Transport = Annotated[str, typer.Option(help="native or grpcio")]
 def measure(rounds: Rounds = 5, connections: Connections = 4, transport: Transport = "native") -> None:
     """Measure every way, round by round, and print the table of medians."""
     if not load.have_h2load():
-        sys.exit("bench.near: h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)")
+        sys.exit(f"bench.near: {load.H2LOAD_MISSING}")
     if not MODEL.exists():
         sys.exit(f"bench.near: {MODEL.name} is missing: `make model.onnx` writes it")
     rates: dict[tuple[int, str], list[float]] = {(size, way): [] for size in SIZES for way in (*WAYS, _BARE)}
@@ -74,20 +73,13 @@ def _running(transport: str) -> Iterator[dict[str, Running]]:
     """Start a server, and yield it once for each way, at its address."""
     with tempfile.TemporaryDirectory() as folder:
         socket = f"unix:{folder}/digits.sock"
-        server = _with_socket(servers.SERVERS[transport](), socket)
+        server = servers.SERVERS[transport]().with_options("--listen", socket, "--shared-memory")
         running = servers.start(server, sample_images(1)[0], digit=0)
         try:
             near = dataclasses.replace(running, address=socket)
             yield {"TCP": running, "Unix socket": near, "shared memory": near}
         finally:
             running.stop()
-
-
-def _with_socket(server: Server, socket: str) -> Server:
-    def command(port: int, http: int) -> list[str]:
-        return [*server.command(port, http), "--listen", socket, "--shared-memory"]
-
-    return dataclasses.replace(server, command=command)
 
 
 @contextlib.contextmanager
@@ -165,15 +157,14 @@ def table(rates: dict[tuple[int, str], list[float]], cpu: dict[tuple[int, str], 
     for size in SIZES:
         medians = [f"{statistics.median(rates[size, way]):,.0f}" for way in (*WAYS, _BARE)]
         pairs = (("Unix socket", "TCP"), ("shared memory", "TCP"), ("shared memory", _BARE))
-        ratios = [_ratio(rates[size, one], rates[size, other]) for one, other in pairs]
+        ratios = [report.spread(_ratios(rates[size, one], rates[size, other])) for one, other in pairs]
         costs = [f"{statistics.median(cpu[size, way]):,.0f}" for way in WAYS]
         lines.append(f"| {' | '.join([f'{size:,}', *medians, *ratios, *costs])} |")
     return "\n".join(lines)
 
 
-def _ratio(rates: list[float], base: list[float]) -> str:
-    ratios = [one / other for one, other in zip(rates, base, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+def _ratios(rates: list[float], base: list[float]) -> list[float]:
+    return [one / other for one, other in zip(rates, base, strict=True)]
 
 
 if __name__ == "__main__":

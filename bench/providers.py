@@ -73,7 +73,7 @@ def main(
     if load.have_h2load():
         results["clients"] = served(list(models), [n for n in CLIENTS if n <= clients], transport, rounds, seconds)
     else:
-        missing["clients"] = "h2load is not installed (on Debian and Ubuntu: apt install nghttp2-client)"
+        missing["clients"] = load.H2LOAD_MISSING
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report(results, list(models))

@@ -184,7 +184,12 @@ def _against(results: Results, row: Scenario, server: str, bases: tuple[str, ...
     if measured in ([], [server]):
         return ""
     ratios = results.ratios(row.name, server, measured, "p50" if row.client else "rate")
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    return spread(ratios)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median of the rounds, and their range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def _plot(results: Results, rows: list[Scenario], folder: Path) -> None:

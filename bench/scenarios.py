@@ -60,15 +60,18 @@ class Scenario:
             return self.only if self.only in offered else ""
         return next((path for path in (PREDICT, INFER) if path in offered), "")
 
-    def measure(self, running: Running, count: int) -> Load:
-        """One measurement of so many calls."""
+    def measure(self, running: Running, count: int, threads: int = 1) -> Load:
+        """Make `count` calls from so many threads of h2load, each with `connections` of its own."""
         path = self.path(running)
         make = _REQUESTS[path]
         images = sample_images(self.images_a_call)
         messages = [make(images[i : i + self.images]) for i in range(0, len(images), self.images)]
         if self.client:
             return load.one_after_the_other(running, path, messages, count)
-        return load.calls(running, path, messages, connections=self.connections, in_flight=self.in_flight, count=count)
+        connections = self.connections * threads
+        return load.calls(
+            running, path, messages, connections=connections, in_flight=self.in_flight, count=count, threads=threads
+        )
 
     def count_for(self, running: Running) -> int:
         """Calls that take about a second, found by a short trial, which also warms the server up."""

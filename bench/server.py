@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,3 +48,7 @@ class Server:
     answers: bool = True
     """False for a no-op server, whose replies are not checked."""
     environment: dict[str, str] = field(default_factory=dict)
+
+    def with_options(self, *options: str) -> Server:
+        """Return the same server with more options at the end of its command line."""
+        return replace(self, command=lambda port, http: [*self.command(port, http), *options])
