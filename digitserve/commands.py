@@ -135,7 +135,7 @@ def health(
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Print the health of the server. Exit status: 0 SERVING; 1 NOT_SERVING; 3 and 4 as for every call."""
+    """Print the health of the server. Exit status: 0 SERVING; 1 NOT_SERVING; 3 or 4 for a failed call."""
     with _connected(address, TIMEOUT, tls_ca, tls_cert, tls_key, token_file) as client:
         status = client.health(service, timeout=timeout)
     print(status)

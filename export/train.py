@@ -172,7 +172,7 @@ def _compiled_epoch(recipe: Recipe, optimizer: optax.GradientTransformation) -> 
 
 @partial(jax.jit, static_argnums=0)
 def _digits(activation: Activation, parameters: Parameters, images: jax.Array) -> jax.Array:
-    """Return the digit of every seed for every image, (seeds, n)."""
+    """Return the digit of each seed for each image, (seeds, n)."""
     every = jax.vmap(partial(logits, activation), in_axes=(0, None))(parameters, images / jnp.float32(255))
     return every.argmax(axis=-1)
 
