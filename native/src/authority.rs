@@ -4,9 +4,8 @@
 //! that value by `-` in the bytes that h2 then reads. The server uses no authority. A Huffman-coded value stays as it is:
 //! the C core sends none.
 
-const PREFACE: usize = 24;
-const FRAME_HEADER: usize = 9;
-const HEADERS: u8 = 1;
+use crate::frame_scanner::{parse_header, FRAME_HEADER, HEADERS, PREFACE};
+
 const CONTINUATION: u8 = 9;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
@@ -93,8 +92,7 @@ impl AuthorityFilter {
     }
 
     fn begin_frame(&mut self) {
-        let [a, b, c, kind, flags, ..] = self.header;
-        let len = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        let (kind, flags, len) = parse_header(self.header);
         self.len = 0;
         if !matches!(kind, HEADERS | CONTINUATION) {
             self.skip = len;

@@ -4,8 +4,16 @@ use std::time::{Duration, Instant};
 
 const MAX_PING_STRIKES: u32 = 2;
 /// Length of the client's preface, before its first frame.
-const PREFACE: usize = 24;
-const FRAME_HEADER: usize = 9;
+pub const PREFACE: usize = 24;
+pub const FRAME_HEADER: usize = 9;
+/// The type of a frame with the headers or the trailers of a call.
+pub const HEADERS: u8 = 1;
+
+/// The type, the flags and the length of a frame, by its header.
+pub fn parse_header(header: [u8; FRAME_HEADER]) -> (u8, u8, usize) {
+    let [a, b, c, kind, flags, ..] = header;
+    (kind, flags, usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c))
+}
 
 /// Limits a client's pings, by the rules of gRPC's C core.
 #[derive(Debug)]
@@ -59,11 +67,10 @@ impl FrameScanner {
             if self.len < FRAME_HEADER {
                 return;
             }
-            let [a, b, c, kind, flags, ..] = self.header;
-            self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-            self.len = 0;
+            let (kind, flags, len) = parse_header(self.header);
+            (self.skip, self.len) = (len, 0);
             bytes = rest;
-            on_frame(kind, flags, self.skip);
+            on_frame(kind, flags, len);
         }
     }
 }

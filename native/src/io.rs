@@ -19,14 +19,13 @@ use tokio_rustls::server::TlsStream;
 
 use crate::authority::AuthorityFilter;
 use crate::budget::Usage;
-use crate::frame_scanner::{FrameScanner, PingPolicy};
+use crate::frame_scanner::{FrameScanner, PingPolicy, HEADERS};
 use crate::limits::Timeout;
 
 /// Unsent bytes above which writes wait; one write may exceed it by `MAX_WRITE`.
 const MAX_UNSENT: usize = 48 << 10;
 const MAX_WRITE: usize = 32 << 10;
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const ACK: u8 = 1;

@@ -10,6 +10,7 @@ mod aligned;
 mod auth;
 mod authority;
 mod drain;
+mod frame_scanner;
 mod histogram;
 mod limits;
 mod message;
@@ -70,7 +71,6 @@ mod unary;
 // Connections.
 mod connection;
 mod connection_monitor;
-mod frame_scanner;
 mod io;
 mod server;
 
