@@ -82,7 +82,7 @@ class HttpRequests:
             "path": path,
             "query_string": b"",
             "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
-            "state": {"connection": _Connection()},
+            "state": {"connection": _Connection(), "cycle": _Cycle()},
         }
         await self._application(scope, receive, send)
         return int(sent[0]["status"]), bytes(sent[1]["body"])
@@ -94,13 +94,15 @@ class HttpRequests:
 
 
 class _Connection:
-    closes_after_response = False
-
     def begin_request(self) -> None:
         pass
 
     def set_authenticated(self) -> None:
         pass
 
-    def close_after_response(self) -> None:
+    def close_after_response(self, scope: Any) -> None:
         pass
+
+
+class _Cycle:
+    keep_alive = True

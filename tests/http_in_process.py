@@ -47,9 +47,9 @@ class Running:
     def dropped(self, reason: str) -> float | None:
         return self.registry.get_sample_value("digits_requests_dropped_total", {"reason": reason})
 
-    def ended(self, status: int, route: str = ROUTE) -> float | None:
+    def ended(self, status: int, route: str = ROUTE, method: str = "POST") -> float | None:
         """Requests that ended with that status."""
-        labels = {"http_request_method": "POST", "http_route": route, "http_response_status_code": str(status)}
+        labels = {"http_request_method": method, "http_route": route, "http_response_status_code": str(status)}
         return self.registry.get_sample_value("http_server_request_duration_seconds_count", labels)
 
     def active(self) -> float | None:

@@ -44,6 +44,17 @@ async def closed(reader: asyncio.StreamReader) -> bool:
             return True
 
 
+async def disconnected(reader: asyncio.StreamReader) -> bool:
+    """Wait until the server closes the connection, whatever it sends before."""
+    async with asyncio.timeout(ANSWERS_WITHIN):
+        try:
+            while await reader.read(2**16):
+                pass
+        except ConnectionResetError:
+            pass
+    return True
+
+
 async def test_a_client_that_disconnects_cancels_its_request(model: Model) -> None:
     async with running(model) as http:
         first = asyncio.create_task(http.infer())
@@ -170,12 +181,7 @@ async def test_a_client_that_sends_no_request_is_disconnected(
     async with running(model) as http:
         reader, writer = await http.connect()
         writer.write(begin)
-        async with asyncio.timeout(ANSWERS_WITHIN):
-            try:
-                while await reader.read(1000):
-                    pass
-            except ConnectionResetError:
-                pass
+        assert await disconnected(reader)
         writer.close()
 
 
@@ -208,24 +214,117 @@ async def test_a_client_that_does_not_read_is_disconnected(model: Model) -> None
         await until(lambda: http.registry.get_sample_value("http_server_connections") == 0)
 
 
+GET = b"GET /v2 HTTP/1.1\r\nhost: a\r\n"
+NOT_HTTP = (400, "request: Invalid HTTP request received.")
+HEADERS_TOO_LARGE = (431, "headers: have more than 16384 bytes; expected at most 16384")
+
+
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "error"),
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        b"GET /v2\r\n\r\n",
-        b"GET /v2 HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 2**20 + b"\r\n\r\n",
-        b"POST /v2 HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
-        b"POST /v2 HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", NOT_HTTP, id="TLS"),
+        pytest.param(b"POST /v2 HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", NOT_HTTP, id="negative length"),
+        pytest.param(GET + b"content-length: 1\r\ncontent-length: 2\r\n\r\n", NOT_HTTP, id="two lengths"),
+        pytest.param(GET + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", NOT_HTTP, id="length, chunks"),
+        pytest.param(b"GET / HTTP/1.1\nhost: a\n\n", NOT_HTTP, id="bare line feeds"),
+        pytest.param(GET + b"x\r\n\r\n", NOT_HTTP, id="header without a value"),
+        pytest.param(b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n", NOT_HTTP, id="target that is not ASCII"),
+        pytest.param(b"GET /v2\r\n\r\n", (505, "version: is HTTP/0.9; expected HTTP/1.1 or HTTP/1.0"), id="no version"),
+        pytest.param(b"GET /v2 HTTP/1.1\r\n\r\n", (400, "host: is in 0 headers; expected 1"), id="no host"),
+        pytest.param(GET + b"host: b\r\n\r\n", (400, "host: is in 2 headers; expected 1"), id="two hosts"),
+        pytest.param(GET + b"x: " + b"a" * 2**20 + b"\r\n\r\n", HEADERS_TOO_LARGE, id="large header"),
+        pytest.param(GET + b"x: a\r\n" * 10_000 + b"\r\n", HEADERS_TOO_LARGE, id="many headers"),
+        pytest.param(b"\r\n" * 2**16, HEADERS_TOO_LARGE, id="empty lines"),
+        pytest.param(
+            b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+            (414, "path: has more than 16384 bytes; expected at most 16384"),
+            id="long target",
+        ),
+        pytest.param(
+            GET + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 1\r\n\r\n",
+            (400, "upgrade: unsupported; expected a request without it"),
+            id="upgrade with a body",
+        ),
     ],
-    ids=["TLS", "no version", "large headers", "negative length", "two lengths"],
 )
-async def test_invalid_http_is_answered_and_disconnected(model: Model, request_: bytes) -> None:
+async def test_an_invalid_request_is_answered_and_disconnected(
+    model: Model, request_: bytes, error: tuple[int, str]
+) -> None:
     async with running(model) as http:
         reader, writer = await http.connect()
         status, _, body = await send(reader, writer, request_)
-        assert status == 400
-        assert json.loads(body) == {"error": "request: Invalid HTTP request received."}
+        assert (status, json.loads(body)) == (error[0], {"error": error[1]})
         assert await closed(reader)
+        assert http.ended(status, "", "_OTHER") == 1
+        writer.close()
+
+
+async def test_the_trailers_of_a_body_are_limited_and_ignored(model: Model) -> None:
+    start = b"POST /v2/repository/index HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        assert (await send(reader, writer, start + b"x-request-id: of-a-trailer\r\n\r\n"))[0] == 200
+        writer.write(start + b"x: " + bytes(b"a" * 2**20))
+        assert await disconnected(reader)
+        writer.close()
+
+
+async def test_pipelined_requests_are_answered_in_order_up_to_a_limit(model: Model) -> None:
+    live = b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n"
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        writer.write(live + GET + b"\r\n" + live + GET + b"connection: close\r\n\r\n")
+        async with asyncio.timeout(ANSWERS_WITHIN):
+            received = await reader.read()
+        assert [b'"live"' in response for response in received.split(b"HTTP/1.1 200")[1:]] == [True, False, True, False]
+        writer.close()
+        reader, writer = await http.connect()
+        writer.write(live * 10_000)
+        assert await disconnected(reader)
+        assert http.ended(400, "", "_OTHER") == 1
+        writer.close()
+
+
+async def test_a_request_to_upgrade_is_answered_without_it(model: Model) -> None:
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+        status, headers, body = await send(reader, writer, GET + upgrade)
+        assert (status, headers["connection"]) == (200, "close")
+        assert json.loads(body)["name"] == "digitserve"
+        assert await closed(reader)
+        writer.close()
+
+
+async def test_a_body_that_the_response_did_not_wait_for_may_still_be_sent(model: Model) -> None:
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        request = f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n".encode()
+        assert (await send(reader, writer, request + bytes(1000)))[0] == 413
+        writer.write(bytes(100_000))
+        await writer.drain()
+        writer.close()
+        reader, writer = await http.connect()
+        request = b"POST /nothing HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n"
+        assert (await send(reader, writer, request))[0] == 404
+        assert (await send(reader, writer, bytes(100_000) + GET + b"\r\n"))[0] == 200
+        writer.close()
+
+
+async def test_requests_may_arrive_in_any_parts(model: Model) -> None:
+    """Whole, in two parts cut anywhere, and byte by byte."""
+    request = b"POST /v2/repository/index HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    cuts = [[request], *([request[:i], request[i:]] for i in range(1, len(request))), [bytes([b]) for b in request]]
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        answers = set()
+        for parts in cuts:
+            for part in parts[:-1]:
+                writer.write(part)
+                await asyncio.sleep(0.001)
+            status, headers, body = await send(reader, writer, parts[-1])
+            answers.add((status, headers["content-length"], body))
+        assert len(answers) == 1
         writer.close()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
+import time
 import uuid
 from email.utils import formatdate
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import Unauthenticated
@@ -94,20 +96,20 @@ class HttpApplication:
             )
         finish(response.status)
         response = _compress(response, headers)
-        if scope["state"]["connection"].closes_after_response:
+        if not scope["state"]["cycle"].keep_alive:
             response = response._replace(headers=(*response.headers, ("Connection", "close")))
         await _send(send, response, request_id)
 
+    def record_rejection(self, status: int) -> None:
+        """Count a request that the connection rejected, such as one that is not HTTP."""
+        self.metrics.start(method_label(""), NOT_FOUND_ROUTE)(status)
+
     async def _answer(self, scope: Any, receive: Any, headers: Mapping[str, str], match: _Match) -> Response:
-        size = sum(len(key) + len(value) for key, value in headers.items())
-        if size > self._config.limits.max_metadata_bytes:
-            limit = self._config.limits.max_metadata_bytes
-            raise HttpError(431, f"headers: have {size} bytes; expected at most {limit}")
         is_open = match.route is not None and match.route.is_health and self._config.health_without_token
         connection: Connection = scope["state"]["connection"]
         connection.begin_request()
         if not is_open:
-            self._check_token(headers, connection)
+            self._check_token(headers, scope)
             connection.set_authenticated()
         if match.route is None:
             assert match.error is not None
@@ -118,14 +120,14 @@ class HttpApplication:
             query = scope["query_string"].decode("latin-1")
             return await match.route.endpoint(Request(match.parameters, headers, query, receive, lease))
 
-    def _check_token(self, headers: Mapping[str, str], connection: Connection) -> None:
+    def _check_token(self, headers: Mapping[str, str], scope: Any) -> None:
         if self._tokens is None:
             return
         try:
             self._tokens.check(headers.items())
         except Unauthenticated:
             self._dropped.labels("unauthenticated").inc()
-            connection.close_after_response()
+            scope["state"]["connection"].close_after_response(scope)
             raise
 
     def _match(self, method: str, path: str) -> _Match:
@@ -159,7 +161,7 @@ async def _send(send: Callable[[Any], Any], response: Response, request_id: str)
     headers = [
         ("Content-Type", response.content_type),
         ("Content-Length", str(len(response.body))),
-        ("Date", formatdate(usegmt=True)),
+        ("Date", _date(int(time.time()))),
         *response.headers,
     ]
     if request_id:
@@ -167,3 +169,8 @@ async def _send(send: Callable[[Any], Any], response: Response, request_id: str)
     encoded = [(key.lower().encode(), value.encode("latin-1")) for key, value in headers]
     await send({"type": "http.response.start", "status": response.status, "headers": encoded})
     await send({"type": "http.response.body", "body": response.body})
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)

@@ -24,6 +24,9 @@ _HTTP_STATUS: dict[int, int] = {
 }
 """As google/rpc/code.proto maps them."""
 
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
+"""Encode a value as JSON; `json.dumps` would make an encoder for each."""
+
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -71,4 +74,4 @@ def to_response(error: Exception) -> Response:
 
 def json_response(value: object, *, status: int = 200, headers: Headers = ()) -> Response:
     """Make a response of a value as JSON."""
-    return Response(json.dumps(value, separators=(",", ":")).encode(), status=status, headers=headers)
+    return Response(encode_json(value).encode(), status=status, headers=headers)

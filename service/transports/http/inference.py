@@ -6,7 +6,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
-import json
 from collections.abc import MutableMapping, MutableSequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from service.errors import InvalidInput
 from service.handlers.tensors import OUTPUTS
 from service.pb.inference import open_inference_pb2 as pb
 from service.transports.http.body import parse_json
-from service.transports.http.errors import Response
+from service.transports.http.errors import Response, encode_json
 from service.transports.http.values import expect, flatten, get
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class InferRequest:
         document: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
         if response.id:
             document["id"] = response.id
-        text = json.dumps({**document, "outputs": outputs}, separators=(",", ":")).encode()
+        text = encode_json({**document, "outputs": outputs}).encode()
         if not chunks:
             return Response(text)
         header = (("Inference-Header-Content-Length", str(len(text))),)

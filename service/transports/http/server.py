@@ -41,11 +41,11 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=limits.max_metadata_bytes,
         )
         self._config.load()
         self._limits = limits
         self._state = ServerState()
+        self._on_rejection = application.record_rejection
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._idle = asyncio.Event()
@@ -84,7 +84,7 @@ class HttpServer:
             await asyncio.wait(self._state.tasks)
 
     def _connect(self) -> Connection:
-        return Connection(self._config, self._state, self._limits, self._idle.set)
+        return Connection(self._config, self._state, self._limits, self._on_rejection, self._idle.set)
 
     async def _listen(self) -> None:
         """Accept connections with the latest certificate; earlier connections keep theirs."""
