@@ -178,6 +178,9 @@ def test_a_replica_that_is_starved_or_frozen_is_reported(stack: Stack) -> None:
         docker("unpause", replica)
         cause.ends("docker unpause")
         cause.clears("DigitserveReplicaDown", SOON)
+        # Scraped before its next health check; `docker compose up --wait` fails while it is unhealthy.
+        health = ("inspect", "--format", "{{.State.Health.Status}}", replica)
+        until("it is healthy", lambda: docker(*health).strip() == "healthy")
 
 
 def test_a_replica_that_restarts_again_and_again_is_reported(stack: Stack) -> None:
