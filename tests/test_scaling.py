@@ -95,7 +95,15 @@ def test_a_replica_has_as_many_series_as_the_tables_count(
 
 
 def test_a_cost_is_read_from_the_row_of_the_server_that_it_names() -> None:
-    text = "| 8 images | other | 1 | 2 | 3 |\n| 8 images | ours | 4,000 | 32,000 | 1,250 | 9 |\n"
+    text = """
+| calls/s | other | ours |
+|---|---|---|
+| 8 images | 4,000 | 5,000 |
+
+| CPU us a call | other | ours |
+|---|---|---|
+| 8 images | 3 | 1,250 |
+"""
     assert cpu_of("8 images", "ours", text) == 1250
     with pytest.raises(KeyError, match="no row '9 images' of 'ours'"):
         cpu_of("9 images", "ours", text)
