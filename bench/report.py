@@ -137,6 +137,8 @@ def markdown(results: Results, rows: list[Scenario]) -> str:
     lines = [
         taken_on,
         "",
+        *_by_server(results, rows, "calls/s", "rate"),
+        *_by_server(results, rows, "CPU us a call", "cpu_us"),
         "| calls | server | calls/s | images/s | CPU us | p50 us | p99 us | against its floor | against triton |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -158,6 +160,17 @@ def markdown(results: Results, rows: list[Scenario]) -> str:
     for server, reason in results.missing.items():
         lines += ["", f"Skipped: {server}: {reason}"]
     return "\n".join(lines) + "\n"
+
+
+def _by_server(results: Results, rows: list[Scenario], title: str, figure: str) -> list[str]:
+    """Return the table of one figure, with a column for each server: the form of docs/performance.md."""
+    servers = list(dict.fromkeys(server for row in rows for server in results.loads[row.name]))
+    lines = ["| " + " | ".join([title, *servers]) + " |", "|---" * (len(servers) + 1) + "|"]
+    for row in rows:
+        measured = results.loads[row.name]
+        cells = [f"{results.median(row.name, one, figure):,.0f}" if one in measured else "" for one in servers]
+        lines.append("| " + " | ".join([row.name, *cells]) + " |")
+    return [*lines, ""]
 
 
 def _line(results: Results, row: Scenario, server: str) -> str:

@@ -13,6 +13,7 @@ from bench import http_call, servers
 from bench.load import Load, LoadError
 from bench.messages import HTTP_INFER, INFER, PREDICT, http_infer_request, read_http_infer, sample_images
 from bench.report import Results, markdown
+from bench.scaling import cpu_of
 from bench.scenarios import SCENARIOS, Scenario
 from bench.server import Server
 
@@ -49,6 +50,12 @@ def test_a_server_that_does_not_start_again_is_skipped_with_its_earlier_rounds()
     results.drop(_server("triton"), "does not answer")
     assert _cells(results) == {"digitserve native": ""}
     assert "Skipped: triton: does not answer" in markdown(results, [ROW])
+
+
+def test_the_cost_of_a_call_is_a_table_by_server_that_the_scaling_script_reads() -> None:
+    results = _results({"digitserve native": (200, 300), "triton": (100, 100)})
+    assert cpu_of(ROW.name, "triton", markdown(results, [ROW])) == 1
+    assert f"| {ROW.name} | 250 | 100 |" in markdown(results, [ROW])
 
 
 def test_tritons_own_backend_is_skipped_with_a_sentence_without_its_folder(
@@ -115,4 +122,4 @@ def _results(rates: dict[str, tuple[float, ...]]) -> Results:
 def _cells(results: Results) -> dict[str, str]:
     """The column `against triton`, by server."""
     lines = [line.split(" | ") for line in markdown(results, [ROW]).splitlines() if line.startswith(f"| {ROW.name}")]
-    return {cells[1]: cells[-1].removesuffix("|").strip() for cells in lines}
+    return {cells[1]: cells[-1].removesuffix("|").strip() for cells in lines if cells[1] in results.loads[ROW.name]}
