@@ -74,12 +74,12 @@ def test_every_reason_for_which_something_is_refused_is_explained_to_the_operato
     assert seen == told
 
 
-def test_each_counter_of_the_service_stands_in_the_table_of_metrics() -> None:
+def test_each_counter_of_the_service_stands_in_the_reference_of_metrics() -> None:
     from prometheus_client import CollectorRegistry  # noqa: PLC0415
 
     from service.observability.metrics import Metrics  # noqa: PLC0415
 
-    text = (ROOT / "docs" / "operating.md").read_text()
+    text = (ROOT / "docs" / "metrics.md").read_text()
     registry = CollectorRegistry()
     Metrics(registry)
     assert not [f.name for f in registry.collect() if f.name.startswith("digits_") and f"`{f.name}" not in text]
