@@ -100,7 +100,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
             "Memory",
             "bytes",
             ((f"process_resident_memory_bytes{{{REPLICA}}}", "{{instance}}"),),
-            "90 to 120 MB at rest.",
+            "90 to 150 MB at rest.",
             steps=((400e6, RED),),
         ),
         Panel(
