@@ -100,8 +100,8 @@ class _Connection:
     def set_authenticated(self) -> None:
         pass
 
-    def close_after_response(self, scope: Any) -> None:
-        pass
+    def closes_after_response(self, cycle: Any) -> bool:
+        return not cycle.keep_alive
 
 
 class _Cycle:

@@ -55,7 +55,7 @@ TABLE = (
             *("digitserve_client", "service", "service.handlers", "service.observability", "service.pb"),
             *("service.security", "service.transports"),
         ),
-        ("google", "numpy", "prometheus_client", "uvicorn"),
+        ("google", "httptools", "numpy", "prometheus_client", "uvicorn"),
     ),
     Package(
         "service.transports.native",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import uvloop
 from certificates import Authority
 from conftest import ANSWERS_WITHIN, until, wait_until
 from http_in_process import infer_request, running, send
@@ -215,7 +216,10 @@ async def test_a_client_that_does_not_read_is_disconnected(model: Model) -> None
 
 
 GET = b"GET /v2 HTTP/1.1\r\nhost: a\r\n"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n"
+CHUNKED = b"POST /v2/repository/index HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 NOT_HTTP = (400, "request: Invalid HTTP request received.")
+NOT_CHUNKED = (501, "transfer-encoding: unsupported; expected chunked")
 HEADERS_TOO_LARGE = (431, "headers: have more than 16384 bytes; expected at most 16384")
 
 
@@ -240,10 +244,13 @@ HEADERS_TOO_LARGE = (431, "headers: have more than 16384 bytes; expected at most
             (414, "path: has more than 16384 bytes; expected at most 16384"),
             id="long target",
         ),
+        pytest.param(GET + b"a:\r\n" * 1000 + b"\r\n", HEADERS_TOO_LARGE, id="many empty headers"),
+        pytest.param(GET + b"transfer-encoding: gzip\r\n\r\n", NOT_CHUNKED, id="no chunks"),
+        pytest.param(GET + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", NOT_CHUNKED, id="compressed chunks"),
         pytest.param(
-            GET + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 1\r\n\r\n",
-            (400, "upgrade: unsupported; expected a request without it"),
-            id="upgrade with a body",
+            b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+            (501, "method: CONNECT is unsupported; expected GET or POST"),
+            id="CONNECT",
         ),
     ],
 )
@@ -259,41 +266,210 @@ async def test_an_invalid_request_is_answered_and_disconnected(
         writer.close()
 
 
-async def test_the_trailers_of_a_body_are_limited_and_ignored(model: Model) -> None:
-    start = b"POST /v2/repository/index HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+async def test_trailers_are_ignored(model: Model) -> None:
     async with running(model) as http:
         reader, writer = await http.connect()
-        assert (await send(reader, writer, start + b"x-request-id: of-a-trailer\r\n\r\n"))[0] == 200
-        writer.write(start + b"x: " + bytes(b"a" * 2**20))
-        assert await disconnected(reader)
+        status, headers, _ = await send(reader, writer, CHUNKED + b"2\r\n{}\r\n0\r\nx-request-id: of-a-trailer\r\n\r\n")
+        assert status == 200
+        assert headers.get("x-request-id") != "of-a-trailer"
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("rest", "error"),
+    [
+        pytest.param(b"-1\r\n", NOT_HTTP, id="negative size"),
+        pytest.param(b"2\r\n{}}\r\n", NOT_HTTP, id="more than its size"),
+        pytest.param(b"f" * 17 + b"\r\n", NOT_HTTP, id="size over 64 bits"),
+        pytest.param(b"1;" + b"a" * 2**20, HEADERS_TOO_LARGE, id="long extension"),
+        pytest.param(b"0\r\nx: " + b"a" * 2**20, HEADERS_TOO_LARGE, id="long trailer"),
+        pytest.param(b"0\r\n" + b"x:\r\n" * 10_000, HEADERS_TOO_LARGE, id="many trailers"),
+        pytest.param(
+            b"0\r\nconnection: close\r\n\r\n",
+            (400, "connection: is a trailer; expected a header"),
+            id="end in a trailer",
+        ),
+    ],
+)
+async def test_an_invalid_body_is_answered_and_disconnected(model: Model, rest: bytes, error: tuple[int, str]) -> None:
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        writer.write(CHUNKED + b"1\r\n{\r\n" if rest[:1] != b"0" else CHUNKED)
+        status, headers, body = await send(reader, writer, rest)
+        assert (status, json.loads(body)) == (error[0], {"error": error[1]})
+        assert headers["connection"] == "close"
+        assert await closed(reader)
+        await until(lambda: http.ended(CANCELLED, "/v2/repository/index") == 1)
+        writer.close()
+
+
+async def received(reader: asyncio.StreamReader) -> list[tuple[int, bytes]]:
+    """The status and body of each response until the connection ends."""
+    async with asyncio.timeout(ANSWERS_WITHIN):
+        content = await reader.read()
+    responses = [response.split(b"\r\n\r\n", 1) for response in content.split(b"HTTP/1.1 ")[1:]]
+    return [(int(head[:3]), body) for head, body in responses]
 
 
 async def test_pipelined_requests_are_answered_in_order_up_to_a_limit(model: Model) -> None:
-    live = b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\n\r\n"
     async with running(model) as http:
         reader, writer = await http.connect()
-        writer.write(live + GET + b"\r\n" + live + GET + b"connection: close\r\n\r\n")
-        async with asyncio.timeout(ANSWERS_WITHIN):
-            received = await reader.read()
-        assert [b'"live"' in response for response in received.split(b"HTTP/1.1 200")[1:]] == [True, False, True, False]
+        writer.write(LIVE + GET + b"\r\n" + LIVE + GET + b"connection: close\r\n\r\n")
+        assert [(status, b'"live"' in body) for status, body in await received(reader)] == [
+            (200, True),
+            (200, False),
+        ] * 2
         writer.close()
         reader, writer = await http.connect()
-        writer.write(live * 10_000)
-        assert await disconnected(reader)
+        writer.write(LIVE * 1000)
+        *answers, error = await received(reader)
+        assert answers == [(200, b'{"live":true}')] * (1 + connection.MAX_PIPELINED)
+        assert error == (400, b'{"error":"request: is pipelined; expected at most 16 without a response"}')
         assert http.ended(400, "", "_OTHER") == 1
         writer.close()
 
 
-async def test_a_request_to_upgrade_is_answered_without_it(model: Model) -> None:
+@pytest.mark.parametrize(
+    "invalid",
+    [
+        b"not HTTP\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"{",
+        b"POST /v2 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nz",
+    ],
+    ids=["not HTTP", "no host", "more than the content-length", "invalid body"],
+)
+async def test_requests_before_an_invalid_one_are_answered(model: Model, invalid: bytes) -> None:
     async with running(model) as http:
         reader, writer = await http.connect()
-        upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
-        status, headers, body = await send(reader, writer, GET + upgrade)
-        assert (status, headers["connection"]) == (200, "close")
-        assert json.loads(body)["name"] == "digitserve"
-        assert await closed(reader)
+        writer.write(infer_request() + LIVE + invalid)
+        await until(lambda: http.held.sizes == [1])
+        http.held.go.set()
+        first, second, third = await received(reader)
+        assert (first[0], second, third[0]) == (200, (200, b'{"live":true}'), 400)
         writer.close()
+
+
+async def test_a_request_has_one_response_though_its_body_is_invalid(model: Model) -> None:
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        request = b"POST /nothing HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert (await send(reader, writer, request))[0] == 404
+        writer.write(b"not a chunk\r\n")
+        assert await received(reader) == []
+        writer.close()
+
+
+def test_pipelined_requests_of_a_client_that_disconnects_do_not_run(model: Model) -> None:
+    """On uvloop, as in production: it raises an error for a response to such a client."""
+
+    async def disconnect() -> None:
+        async with running(model) as http:
+            first = asyncio.create_task(http.infer())
+            await until(lambda: http.held.sizes == [1])
+            _, writer = await http.connect()
+            writer.write(infer_request(2) + infer_request(3) + infer_request(4))
+            await until(lambda: http.registry.get_sample_value("digits_queue_images") == 2)
+            tasks = asyncio.all_tasks()
+            writer.transport.abort()
+            await until(lambda: http.ended(CANCELLED) == 1)
+            http.held.go.set()
+            assert (await first)[0] == 200
+            await until(lambda: http.registry.get_sample_value("http_server_connections") == 0)
+            assert (http.held.sizes, http.active()) == ([1], 0)
+        assert not any(task.exception() for task in tasks if task.done() and not task.cancelled())
+
+    uvloop.run(disconnect())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"content-length: 2\r\n\r\n{}",
+        b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"\r\n",
+    ],
+    ids=["length", "chunks", "no body"],
+)
+@pytest.mark.parametrize("part", [1, 1000], ids=["byte by byte", "whole"])
+async def test_a_request_to_upgrade_is_answered_as_if_without(model: Model, request_: bytes, part: int) -> None:
+    """The HTTP client of Java sends `upgrade: h2c` with its first request, whatever its body."""
+    upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    sent = b"POST /v2/repository/index HTTP/1.1\r\nhost: a\r\n" + upgrade + request_ + GET + upgrade + b"\r\n" + LIVE
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        for start in range(0, len(sent), part):
+            writer.write(sent[start : start + part])
+            await asyncio.sleep(0.001)
+        bodies = [(await send(reader, writer, b""))[2] for _ in range(3)]
+        assert [json.loads(body) for body in bodies][::2] == [
+            [{"name": "digits", "version": "1", "state": "READY", "reason": ""}],
+            {"live": True},
+        ]
+        assert json.loads(bodies[1])["name"] == "digitserve"
+        writer.close()
+
+
+async def test_a_client_that_was_not_told_to_continue_is_disconnected(model: Model) -> None:
+    """It may send its next request instead of the body, which would be taken for the body."""
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        expect = b"expect: 100-continue\r\ncontent-length: 100000\r\n\r\n"
+        status, headers, _ = await send(reader, writer, b"POST /nothing HTTP/1.1\r\nhost: a\r\n" + expect)
+        assert (status, headers["connection"]) == (404, "close")
+        writer.write(LIVE)
+        assert await received(reader) == []
+        writer.close()
+
+
+@pytest.mark.parametrize(("version", "statuses"), [(b"1.1", [100, 200]), (b"1.0", [200])])
+async def test_only_http_1_1_has_an_interim_response(model: Model, version: bytes, statuses: list[int]) -> None:
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        head = b"POST /v2/repository/index HTTP/" + version + b"\r\nhost: a\r\nconnection: close\r\n"
+        writer.write(head + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        writer.write(b"{}")
+        assert [status for status, _ in await received(reader)] == statuses
+        writer.close()
+
+
+async def test_empty_lines_do_not_keep_a_connection(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADER_TIMEOUT", 0.5)
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        ended = asyncio.create_task(disconnected(reader))
+        while not ended.done():
+            writer.write(b"\r\n")
+            await asyncio.sleep(0.05)
+        assert await ended
+        writer.close()
+
+
+async def test_a_body_behind_a_request_in_progress_has_no_time_limit_yet(model: Model) -> None:
+    async with running(model, message_timeout=0.2) as http:
+        reader, writer = await http.connect()
+        writer.write(infer_request() + infer_request(2)[:-1])
+        await until(lambda: http.held.sizes == [1])
+        await asyncio.sleep(0.5)  # past the limit
+        http.held.go.set()
+        assert (await send(reader, writer, b""))[0] == 200
+        assert await disconnected(reader), "its time began"
+        await until(lambda: http.ended(CANCELLED) == 1)
+        writer.close()
+
+
+async def test_a_connection_that_closes_waits_for_the_rest_of_the_body(model: Model) -> None:
+    """A reset could overtake the response."""
+    async with running(model) as http:
+        reader, writer = await http.connect()
+        writer.write(b"POST /nothing HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 5000000\r\n\r\n")
+        [(status, _)] = await received(reader)
+        writer.write(bytes(5_000_000))
+        await writer.drain()
+        assert status == 404
+        assert http.registry.get_sample_value("http_server_connections") == 1
+        writer.close()
+        await until(lambda: http.registry.get_sample_value("http_server_connections") == 0)
 
 
 async def test_a_body_that_the_response_did_not_wait_for_may_still_be_sent(model: Model) -> None:
@@ -357,6 +533,16 @@ class TestTokens:
             while chunk := one.recv(4096):
                 received += chunk
             assert received.startswith(b"HTTP/1.1 401")
+
+    def test_a_connection_without_token_is_closed_before_the_rest_of_its_body(self, client: Client) -> None:
+        host, port = http_address(client.service).rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN) as one:
+            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+            content = b""
+            while chunk := one.recv(4096):
+                content += chunk
+            assert content.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in content
 
     def test_health_needs_none(self, client: Client) -> None:
         assert client.get("/v2/health/live").status == client.get("/v2/health/ready").status == 200

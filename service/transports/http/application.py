@@ -96,7 +96,7 @@ class HttpApplication:
             )
         finish(response.status)
         response = _compress(response, headers)
-        if not scope["state"]["cycle"].keep_alive:
+        if scope["state"]["connection"].closes_after_response(scope["state"]["cycle"]):
             response = response._replace(headers=(*response.headers, ("Connection", "close")))
         await _send(send, response, request_id)
 
@@ -127,7 +127,7 @@ class HttpApplication:
             self._tokens.check(headers.items())
         except Unauthenticated:
             self._dropped.labels("unauthenticated").inc()
-            scope["state"]["connection"].close_after_response(scope)
+            scope["state"]["cycle"].keep_alive = False
             raise
 
     def _match(self, method: str, path: str) -> _Match:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.transports.http.errors import HttpError, to_response
+from service.transports.http.errors import HttpError, headers_too_large, to_response
+from service.transports.http.responses import ResponseTransport, encode_last
+from service.transports.http.timer import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
     from service.transports.limits import Limits
@@ -30,43 +33,10 @@ A connection closed before that is reset, and the client may lose the response.
 MAX_PIPELINED = 16
 """Requests that a client may send ahead of the response to the first of them."""
 
-_CONTINUE = STATUS_LINE[100]
+_HEADER_OVERHEAD = 32
+"""Bytes that each header counts in addition to its name and value, as in HTTP/2: empty ones take memory too."""
 
 _NEVER = 365 * 86400.0  # seconds
-
-_uvicorn = logging.getLogger("uvicorn")
-_uvicorn.addHandler(logging.NullHandler())  # any client can cause its warnings; the application logs errors
-_uvicorn.propagate = False
-
-
-class _ResponseTransport:
-    """The transport of responses: the head of each waits for its body, and both leave in one system call."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head: bytes | None = None  # None: not written yet; empty: sent
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Keep the head of a response, or send the body with it."""
-        if self._head is not None:
-            self._transport.write(self._head + data)
-            self._head = b""
-        elif data.startswith(_CONTINUE):
-            self._transport.write(data)
-        else:
-            self._head = data
-
-    def finish(self) -> None:
-        """Send a head that has no body, as in the response to HEAD."""
-        if self._head:
-            self._transport.write(self._head)
-        self._head = None
-
-    def close(self) -> None:
-        """Finish the response and close the connection."""
-        self.finish()
-        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -88,38 +58,46 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._on_rejection = on_rejection
         self._on_lost = on_lost
+        self._authenticated = False
+        self._unanswered = 0
         self._in_message = False
         self._reads_body = False
         self._header_bytes = 0
         self._unparsed_bytes = 0
         self._rejection: HttpError | None = None
+        self._ignores_data = False
         self._phase = ""
-        self._read_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
         self._request: asyncio.Task[Any] | None = None
-        self._responses: _ResponseTransport
         self.timeout_keep_alive = HEADER_TIMEOUT  # type: ignore[assignment] # uvicorn's option is a whole number
 
     def begin_request(self) -> None:
         """Remember the running task as that of the request, to cancel it if the client disconnects."""
+        if self.transport.is_closing():
+            raise asyncio.CancelledError
         self._request = asyncio.current_task()
 
     def set_authenticated(self) -> None:
         """Let the connection be idle for as long as the gRPC port does."""
+        self._authenticated = True
         self.timeout_keep_alive = self._limits.connection_idle or _NEVER  # type: ignore[assignment] # as above
 
-    def close_after_response(self, scope: Any) -> None:
-        """Close the connection of a client that failed to authenticate, once its request is complete."""
-        cycle = scope["state"]["cycle"]
-        if cycle is not self.cycle or not self._reads_body:  # else a reset could overtake the response
+    def closes_after_response(self, cycle: RequestResponseCycle) -> bool:
+        """Return whether the connection ends with this response.
+
+        A client that waits for `100 Continue` may send its next request instead of the body, so the two would mix.
+        The rest of the body of an unauthenticated client is not worth parsing.
+        """
+        if cycle.more_body and (not self._authenticated or (cycle.waiting_for_100_continue and not cycle.body)):
             cycle.keep_alive = False
+        return not cycle.keep_alive
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer of the first request, or close one connection too many."""
         super().connection_made(transport)
         # `pause_writing` is then called for all unsent bytes; at 0, TLS of uvloop pauses without any.
         transport.set_write_buffer_limits(high=1, low=0)
-        self._responses = _ResponseTransport(transport)
+        self._responses = ResponseTransport(transport, self._close)
+        self._read_timer, self._write_timer = Timer(transport.abort), Timer(transport.abort)
         if len(self.connections) > self._limits.connections:
             transport.abort()
             return
@@ -129,7 +107,7 @@ class Connection(HttpToolsProtocol):
         """Cancel the request of a client that disconnected."""
         super().connection_lost(exc)
         self._set_phase("")
-        self._cancel_write_timer()
+        self._write_timer.cancel()
         self._unset_keepalive_if_required()
         if self._request is not None:
             self._request.cancel()
@@ -137,22 +115,20 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the next bytes, and time each part of a request: its headers, its body."""
-        if self._rejection is not None:
+        if self._ignores_data or self.transport.is_closing():
             return
+        self._unset_keepalive_if_required()
         self._unparsed_bytes += len(data)
-        super().data_received(data)
-        if self._rejection is None and self._unparsed_bytes > self._limits.max_metadata_bytes:
-            self._rejection = self._headers_too_large()
-            self.send_400_response("")
-        if self._rejection is not None or self.transport.is_closing():
-            return
-        has_response = self._has_response()
-        if self._reads_body:
-            self._set_phase("rest" if has_response else "body")
+        try:
+            self._parse(data)
+            if self._unparsed_bytes > (limit := self._limits.max_metadata_bytes):
+                self._reject(headers_too_large(limit))
+        except (HttpParserError, HttpError):
+            self._rejection = self._rejection or HttpError(400, "request: Invalid HTTP request received.")
+            self._ignores_data = True
+            self._end_rejected_request()
         else:
-            self._set_phase("headers" if has_response and self._in_message else "")
-        if has_response and not self._in_message:
-            self._wait_for_request()
+            self._time_request()
 
     def on_message_begin(self) -> None:
         """Begin a request, or reject one that is too far ahead of the responses."""
@@ -172,30 +148,34 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header; a trailer, after the body, is ignored."""
         self._unparsed_bytes = 0
-        if self._reads_body:
-            return
-        super().on_header(name, value)
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._limits.max_metadata_bytes:
-            self._reject(self._headers_too_large())
+        self._header_bytes += len(name) + len(value) + _HEADER_OVERHEAD
+        if self._header_bytes > (limit := self._limits.max_metadata_bytes):
+            self._reject(headers_too_large(limit))
+        if not self._reads_body:
+            super().on_header(name, value)
+        elif name.lower() == b"connection":  # llhttp would obey it
+            self._reject(HttpError(400, "connection: is a trailer; expected a header"))
 
     def on_headers_complete(self) -> None:
-        """Start the request, or reject one that HTTP/1.1 forbids or whose body llhttp would not read."""
+        """Start the request, or reject one that HTTP/1.1 forbids."""
         self._unparsed_bytes = 0
+        if self.parser.get_method() == b"CONNECT":
+            self._reject(HttpError(501, "method: CONNECT is unsupported; expected GET or POST"))
+        if self.parser.should_upgrade():  # `_parse` repeats the request without it
+            return
         names, version = [name for name, _ in self.headers], self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._reject(HttpError(505, f"version: is HTTP/{version}; expected HTTP/1.1 or HTTP/1.0"))
         if version == "1.1" and (hosts := names.count(b"host")) != 1:
             self._reject(HttpError(400, f"host: is in {hosts} headers; expected 1"))
-        upgrades = self.parser.should_upgrade()
-        if upgrades and (b"content-length" in names or b"transfer-encoding" in names):
-            self._reject(HttpError(400, "upgrade: unsupported; expected a request without it"))
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            self._reject(HttpError(501, "transfer-encoding: unsupported; expected chunked"))
+        self.expect_100_continue = self.expect_100_continue and version == "1.1"
         super().on_headers_complete()
+        self._unanswered += 1
         self.cycle.transport = self._responses  # type: ignore[assignment] # it has all that a cycle calls
         self.scope["state"]["cycle"] = self.cycle
         self._reads_body = True
-        if upgrades:  # the bytes after it could be of another protocol
-            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Add to the body."""
@@ -205,76 +185,112 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Complete the request."""
         self._unparsed_bytes = 0
-        super().on_message_complete()
+        if self._reads_body:
+            super().on_message_complete()
         self._in_message = self._reads_body = False
 
     def on_response_complete(self) -> None:
         """Wait for the rest of the request for a short time only."""
         self._request = None
+        self._unanswered -= 1
         self._responses.finish()
         super().on_response_complete()
-        if not self.transport.is_closing():
-            self._set_phase("rest" if self._reads_body and self.cycle.response_complete else "")
+        if self.transport.is_closing():
+            return
+        if self._rejection is not None and not self._unanswered:
+            self._send_rejection()
+        elif not self._ignores_data:
+            self._time_request()
 
     def pause_writing(self) -> None:
         """Give the client limited time to read."""
         super().pause_writing()
-        if self._write_timer is None and self._limits.message_timeout:
-            self._write_timer = self.loop.call_later(self._limits.message_timeout, self.transport.abort)
+        self._write_timer.start(self._limits.message_timeout)
 
     def resume_writing(self) -> None:
         """Stop the timer: the client has read everything."""
         super().resume_writing()
-        self._cancel_write_timer()
+        self._write_timer.cancel()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer a rejected request, or bytes that are not HTTP, with an error as JSON, and disconnect the client."""
-        self._rejection = self._rejection or HttpError(400, f"request: {msg}")
-        response = to_response(self._rejection)
+    def _parse(self, data: bytes) -> None:
+        """Parse bytes; a request to upgrade as the same request without it, since llhttp would not read its body."""
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = HttpRequestParser(self)
+            self._parse(b"\r\n".join([*lines, b"", data[upgrade.args[0] :]]))
+
+    def _reject(self, error: HttpError) -> NoReturn:
+        """Make the parser stop."""
+        self._rejection = error
+        raise error
+
+    def _end_rejected_request(self) -> None:
+        """Answer the request in which the parser stopped after those before it, and disconnect the client."""
+        if self._reads_body:
+            if self.pipeline:
+                self.pipeline.popleft()
+            elif self.cycle.response_started:
+                self._rejection = None
+                self.cycle.keep_alive = False
+                if self.cycle.response_complete:
+                    self.transport.close()
+                return
+            else:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            self._unanswered -= 1
+        if not self._unanswered:
+            self._send_rejection()
+
+    def _send_rejection(self) -> None:
+        response = to_response(cast("HttpError", self._rejection))
         self._on_rejection(response.status)
-        if not self._has_response():  # a second response would be taken for the first one
+        self.transport.write(encode_last(response))
+        self._linger()
+
+    def _close(self) -> None:
+        """Close the connection after a response."""
+        if (self._reads_body or self.pipeline) and not self.transport.is_closing():
+            self._linger()
+        else:
             self.transport.close()
-            return
-        head = f"content-type: {response.content_type}\r\ncontent-length: {len(response.body)}\r\nconnection: close\r\n"
-        self.transport.write(STATUS_LINE[response.status] + head.encode() + b"\r\n" + response.body)
+
+    def _linger(self) -> None:
+        """Close the connection, with time for the client to read the response if it still sends."""
+        self._ignores_data, self._rejection = True, None
+        self.pipeline.clear()
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self._set_phase("rest")
         else:  # TLS
             self.transport.close()
 
-    def _has_response(self) -> bool:
-        """Return whether every request so far has its response."""
-        return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
-
-    def _reject(self, error: HttpError) -> NoReturn:
-        """Make the parser stop, and uvicorn call `send_400_response`."""
-        self._rejection = error
-        raise error
-
-    def _headers_too_large(self) -> HttpError:
-        limit = self._limits.max_metadata_bytes
-        return HttpError(431, f"headers: have more than {limit} bytes; expected at most {limit}")
-
-    def _wait_for_request(self) -> None:
-        """Close the connection if no request comes."""
-        if self.timeout_keep_alive_task is None:
+    def _time_request(self) -> None:
+        """Limit the time for the rest of the body or of the headers, or until the next request."""
+        if self._reads_body:
+            self._set_phase("rest" if not self._unanswered else "" if self.pipeline else "body")
+            if not self._unanswered:  # libuv would parse 32 reads of these bytes, which no request needs, in one turn
+                self.flow.pause_reading()
+                self.loop.call_soon(self._resume_reading)
+            return
+        begins = not self._unanswered and (self._in_message or self._unparsed_bytes)
+        self._set_phase("headers" if begins else "")
+        if not self._unanswered and not begins and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _set_phase(self, phase: str) -> None:
-        if phase == self._phase:
-            return
-        self._phase = phase
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
-        timeouts = {"headers": HEADER_TIMEOUT, "body": self._limits.message_timeout, "rest": LINGER_TIMEOUT}
-        if seconds := timeouts.get(phase):
-            self._read_timer = self.loop.call_later(seconds, self.transport.abort)
+    def _resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
-    def _cancel_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _set_phase(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._read_timer.cancel()
+            timeouts = {"headers": HEADER_TIMEOUT, "body": self._limits.message_timeout, "rest": LINGER_TIMEOUT}
+            self._read_timer.start(timeouts.get(phase, 0))

@@ -53,6 +53,11 @@ def content_too_large(size: str, limit: int, hint: str = "") -> HttpError:
     return HttpError(413, f"body: has {size} bytes; expected at most {limit}{hint}")
 
 
+def headers_too_large(limit: int) -> HttpError:
+    """Return the error for headers, or bytes that take their place, that exceed a limit in bytes."""
+    return HttpError(431, f"headers: have more than {limit} bytes; expected at most {limit}")
+
+
 def invalid_json(problem: str) -> InvalidInput:
     """Return the error for a body that is not JSON."""
     return InvalidInput("body", f"is not valid JSON: {problem}")

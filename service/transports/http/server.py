@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import tempfile
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from service.transports.limits import Limits
 
 _BACKLOG = 128
+
+_uvicorn = logging.getLogger("uvicorn")
+_uvicorn.addHandler(logging.NullHandler())  # any client can cause its warnings; the application logs errors
+_uvicorn.propagate = False
 
 
 class HttpServer:
