@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, SAMPLES, serving
-from environments import CLIENTS, python_with
+from environments import python_with
 from http_requests import http_address
 from PIL import Image
 from test_public_clients import go_program
@@ -53,7 +53,7 @@ NOT_RUN = {
 NOT_RUN_PYTHON = {"samples/README.md": "writes the samples from MNIST, which is fetched for training alone"}
 
 NO_HELP = {"pip", "venv", "grpc_tools.protoc"}
-LANGUAGES = {"sh", "python", "yaml", "go", "text"}
+LANGUAGES = {"sh", "python", "yaml", "text"}
 
 
 class Block(NamedTuple):
@@ -212,7 +212,7 @@ def run(
     """Run a block; the test fails with what it printed where it does."""
     programs = [str(Path(sys.prefix) / "bin"), *([str(path)] if path else []), os.environ["PATH"]]
     environment = {**os.environ, "PATH": os.pathsep.join(programs), "DIGITS_ADDRESS": service.address}
-    environment |= {"GOPATH": str(CLIENTS / "gopath"), "GOFLAGS": "-modcacherw -mod=mod", "PYTHONWARNINGS": "error"}
+    environment["PYTHONWARNINGS"] = "error"
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=550
     )
@@ -279,9 +279,5 @@ def run_shell(block: Block, folder: Path, service: ServiceProcess) -> None:
     path = None
     if any(command.startswith("grpcurl ") for command in kept):
         path = go_program("github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3").parent
-    if any(command.startswith("go ") for command in kept):
-        go_program("google.golang.org/protobuf/cmd/protoc-gen-go@latest")
-        program = next(other for other in BLOCKS if other.document == block.document and other.language == "go")
-        (folder / "main.go").write_text(here(program.text, service))
     script = "set -eo pipefail\n" + "\n".join(kept)
     run(["bash", "-c", here(script, service)], block, folder, service, path)
