@@ -29,6 +29,7 @@ PAGES = (
     *(f"docs/{name}.md" for name in ("operating", "performance", "ray", "scaling", "scoring", "training")),
     *(f"docs/{name}.md" for name in ("index", "getting-started", "concepts", "glossary", "configuration", "metrics")),
     *(f"docs/{name}.md" for name in ("alerts", "command-line", "notebook", "runbook", "upgrading")),
+    *("examples/README.md", "export/weights/README.md", "samples/README.md"),
 )
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
