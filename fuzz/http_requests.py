@@ -25,7 +25,7 @@ from service.transports.limits import Limits
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-INFER, PREDICT = "/v2/models/digits/infer", "/v1/predict"
+INFER, PREDICT, EXPLAIN = "/v2/models/digits/infer", "/v1/predict", "/v1/explain"
 FORMS: tuple[tuple[str, dict[str, str]], ...] = (
     (INFER, {}),
     (INFER, {JSON_LENGTH: "200"}),
@@ -34,6 +34,8 @@ FORMS: tuple[tuple[str, dict[str, str]], ...] = (
     (PREDICT, {"content-type": "multipart/form-data; boundary=XX"}),
     (PREDICT, {"content-type": "image/png"}),
     ("/v2/repository/index", {}),
+    (EXPLAIN, {"content-type": "application/json"}),
+    (EXPLAIN, {"content-type": "image/png"}),
 )
 """Paths and headers; the first byte of the input chooses one, and the rest is the body."""
 

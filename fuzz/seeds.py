@@ -87,7 +87,8 @@ def _http_bodies() -> list[bytes]:
     rows = json.dumps({"pixels": [[7] * 784], "include_hidden_layers": True, "model_version": "1"}).encode()
     picture = _pictures()[0]
     part = b'--XX\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + picture + b"\r\n--XX--\r\n"
-    bodies = (infer, text + bytes(784), gzip.compress(infer), rows, part, picture, b"{}")
+    explain = json.dumps({"pixels": [[7] * 784], "neurons": [{"layer": 3, "index": 9}, {"layer": 1}]}).encode()
+    bodies = (infer, text + bytes(784), gzip.compress(infer), rows, part, picture, b"{}", explain, picture)
     return [bytes([form]) + body for form, body in enumerate(bodies)]
 
 

@@ -265,9 +265,9 @@ def test_envoy_repeats_over_http_what_only_reads_and_no_other_request() -> None:
     (resource,) = envoy("routes-http.yaml")["resources"]
     (host,) = resource["virtual_hosts"]
     repeated = [
-        ({"/v1/predict", "/v2/models/digits/infer"}, ["POST"]),
+        ({"/v1/predict", "/v1/explain", "/v2/models/digits/infer"}, ["POST"]),
         ({"/v2/models/digits/versions/2/infer"}, ["POST"]),
-        ({"/", "/v2", "/v2/models/digits", "/v2/models/digits/stats"}, ["GET"]),
+        ({"/", "/v1/network", "/v2", "/v2/models/digits", "/v2/models/digits/stats"}, ["GET"]),
     ]
     once = [({"/v2/repository/models/digits/load", "/v2/repository/index", "/v1/other"}, ["POST", "PUT"])]
     for requests, begun in ((repeated, {"reset", "retriable-status-codes"}), (once, set())):

@@ -66,6 +66,15 @@ def test_curl_reads_a_digit_as_json(server: ServiceProcess) -> None:
 
 
 @needs_curl
+def test_curl_explains_two_neurons_as_json(server: ServiceProcess) -> None:
+    reply = json.loads(run(server, "curl", "./explain.sh"))
+    assert reply["digits"] == [0]
+    output, hidden = reply["explanations"][0]
+    assert (output["neuron"], hidden["neuron"]) == ({"layer": 3, "index": 0}, {"layer": 1, "index": 0})
+    assert output["bias"] + sum(output["contributions"]) == pytest.approx(reply["sums3"][0][0], abs=1e-4)
+
+
+@needs_curl
 def test_curl_infers_three_digits_from_a_binary_tensor(server: ServiceProcess) -> None:
     reply = json.loads(run(server, "curl", "./infer.sh"))
     assert reply["outputs"] == [{"name": "digit", "datatype": "INT64", "shape": [3], "data": [0, 0, 0]}]

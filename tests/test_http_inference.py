@@ -495,8 +495,11 @@ class TestPredict:
             ("multipart/form-data; boundary=XX", b"--XX\r\n\r\nx" + b"\r\n--XX\r\n\r\nx" * 70, 400, "body: is not"),
         ],
     )
-    def test_bad_input(self, client: Client, content_type: str, body: bytes, status: int, message: str) -> None:
-        reply = client.post("/v1/predict", body, **{"content-type": content_type})
+    @pytest.mark.parametrize("path", ["/v1/predict", "/v1/explain"])
+    def test_bad_input(
+        self, client: Client, path: str, content_type: str, body: bytes, status: int, message: str
+    ) -> None:
+        reply = client.post(path, body, **{"content-type": content_type})
         assert (reply.status, reply.json["error"][: len(message)]) == (status, message)
 
     def test_a_large_picture_is_rejected_by_its_header(self, client: Client) -> None:

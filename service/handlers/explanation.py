@@ -116,14 +116,18 @@ def compute_cost(neurons: Sequence[Neuron], sizes: Sequence[int], images: int) -
             )
         if (before := first.setdefault((neuron.layer, neuron.index), i)) != i:
             raise InvalidInput(f"neurons[{i}]", f"is neurons[{before}] once more; expected each neuron at most once")
-    each = sum(2 if neuron.layer == 1 else 1 for neuron in neurons) or 1
-    if (explanations := images * each) > MAX_EXPLANATIONS:
+    if (explanations := count_explanations(neurons, images)) > MAX_EXPLANATIONS:
         raise InvalidInput(
             "neurons",
             f"{explanations} explanations, {images} images x {len(neurons) or 1} neurons with those of "
             f"layer 1 counted twice; expected at most {MAX_EXPLANATIONS}, which keeps the reply below 4 MiB",
         )
     return explanations
+
+
+def count_explanations(neurons: Sequence[Neuron], images: int) -> int:
+    """Count images times neurons, those of layer 1 twice; without neurons, the output of each image's digit."""
+    return images * (sum(2 if neuron.layer == 1 else 1 for neuron in neurons) or 1)
 
 
 def pack_explanations(

@@ -9,18 +9,26 @@ from urllib.parse import parse_qs
 from google.protobuf.message import Message
 
 from service.errors import InvalidInput
-from service.pb.digits.v1.digits_pb2 import PredictResponse
+from service.pb.digits.v1.digits_pb2 import (
+    ExplainResponse,
+    GetNetworkRequest,
+    GetNetworkResponse,
+    PredictResponse,
+)
 from service.pb.inference import open_inference_pb2 as pb
 from service.transports.http.body import MAX_JSON_BYTES, read_body
 from service.transports.http.errors import Response, json_response
+from service.transports.http.explain import encode_explanations, encode_network, to_explain_request
+from service.transports.http.images import MAX_PICTURE_BYTES, ImageReader
 from service.transports.http.inference import decode_infer, to_json
-from service.transports.http.predict import MAX_PICTURE_BYTES, PictureReader, decode_predict
+from service.transports.http.predict import encode_predictions, to_predict_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from service.handlers import MessageHandler, Service
     from service.transports.http.body import BodyLease
+    from service.transports.http.images import Images
     from service.transports.limits import Limits
 
 M = TypeVar("M", bound=Message)
@@ -66,7 +74,8 @@ class Endpoints:
     def __init__(self, handlers: Mapping[str, Mapping[str, MessageHandler]], limits: Limits) -> None:
         self._handlers = handlers
         self._max_body = max(limits.max_message_bytes, MAX_JSON_BYTES)
-        self._pictures = PictureReader()
+        self._images = ImageReader()
+        self._network: tuple[bytes, Response] | None = None
 
     def routes(self) -> list[Route]:
         """List the routes; of two that match a path the first is used."""
@@ -84,6 +93,8 @@ class Endpoints:
             Route("POST", "/v2/repository/models/{model}/load", self._load),
             Route("POST", "/v2/repository/models/{model}/unload", self._unload),
             Route("POST", "/v1/predict", self._predict, is_prediction=True),
+            Route("POST", "/v1/explain", self._explain, is_prediction=True),
+            Route("GET", "/v1/network", self._get_network),
         ]
 
     async def _call(self, rpc: str, request: Message, reply: type[M], deadline: float = NO_DEADLINE) -> M:
@@ -98,10 +109,27 @@ class Endpoints:
 
     async def _predict(self, request: Request) -> Response:
         deadline = _deadline(request)
+        images = await self._read_images(request)
+        message = to_predict_request(images)
+        reply = await self._handlers[_DIGITS]["Predict"](message.SerializeToString(), deadline)
+        return encode_predictions(PredictResponse.FromString(reply), images)
+
+    async def _explain(self, request: Request) -> Response:
+        deadline = _deadline(request)
+        message = to_explain_request(await self._read_images(request))
+        reply = await self._handlers[_DIGITS]["Explain"](message.SerializeToString(), deadline)
+        return await encode_explanations(ExplainResponse.FromString(reply))
+
+    async def _get_network(self, request: Request) -> Response:
+        message = GetNetworkRequest(model_version=_query(request, "model_version", ""))
+        reply = await self._handlers[_DIGITS]["GetNetwork"](message.SerializeToString(), NO_DEADLINE)
+        if self._network is None or self._network[0] is not reply:  # encoding takes 6 ms
+            self._network = reply, encode_network(GetNetworkResponse.FromString(reply))
+        return self._network[1]
+
+    async def _read_images(self, request: Request) -> Images:
         body = await request.read(max(MAX_PICTURE_BYTES, MAX_JSON_BYTES))
-        decoded = await decode_predict(body, request.headers.get("content-type", ""), self._pictures)
-        reply = await self._handlers[_DIGITS]["Predict"](decoded.message.SerializeToString(), deadline)
-        return decoded.encode(PredictResponse.FromString(reply))
+        return await self._images.read(body, request.headers.get("content-type", ""))
 
     async def _live(self, _: Request) -> Response:
         response = await self._call("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse)
@@ -163,7 +191,12 @@ def _model_and_version(request: Request) -> tuple[str, str]:
 
 def _deadline(request: Request) -> float:
     """Return the deadline of the query parameter `timeout`, in microseconds as the protocol's parameter has it."""
-    value = parse_qs(request.query).get("timeout", ["0"])[-1]
+    value = _query(request, "timeout", "0")
     if not (value.isascii() and value.isdecimal() and len(value) <= 18):
         raise InvalidInput("timeout", f"is {value[:32]!r}; expected microseconds, an integer of at least 0")
     return time.monotonic() + int(value) / 1e6 if int(value) else NO_DEADLINE
+
+
+def _query(request: Request, name: str, default: str) -> str:
+    """Return the last value of a query parameter."""
+    return parse_qs(request.query).get(name, [default])[-1]
