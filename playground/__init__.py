@@ -1,1 +1,1 @@
-"""The page that shows the network at work, and its gateway to the gRPC service; web/ holds the sources of static/."""
+"""The page that shows the network at work, and its gateway to the service; web/ holds the sources of static/."""

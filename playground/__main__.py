@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-from functools import partial
 from typing import Annotated
 
 # gRPC's C core writes to standard error in its own format; the page has the relevant part. Read at
@@ -23,23 +22,26 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 with startup.require_extra("play"):
     import typer
     import uvicorn
-    from digitserve_client.credentials import Token, channel_credentials
 
     from commandline import streams
     from commandline.options import Version
-    from commandline.server_options import Address, TlsCa, TlsCert, TlsKey, TokenFile
+    from commandline.server_options import TlsCa, TlsCert, TlsKey, TokenFile
     from playground import browser
+    from playground.connection import connector, validate_address
     from playground.gateway import application
-    from playground.inspection import InspectedClient
-
-TIMEOUT = 2.0
-"""Seconds that the service may take for one answer: a person is waiting."""
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (a browser needs one address, not all of them)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-PAGE = "Page"
-"""A heading of `--help`."""
+PAGE, SERVER = "Page", "Server"
+"""Headings of `--help`."""
+
+
+def _address(value: str) -> str:
+    try:
+        return validate_address(value)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
 
 
 @app.command()
@@ -53,7 +55,16 @@ def play(
             envvar="PLAY_PORT", min=0, max=65535, help="port of the page; 0 takes a free one", rich_help_panel=PAGE
         ),
     ] = 8080,
-    address: Address = "localhost:50051",
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="DIGITS_ADDRESS",
+            help="host:port or unix:PATH of the server, for gRPC; http://host:port or https://host:port of its "
+            "--http-port, for HTTP",
+            callback=_address,
+            rich_help_panel=SERVER,
+        ),
+    ] = "localhost:50051",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -62,7 +73,8 @@ def play(
         str,
         typer.Option(
             envvar="PLAY_COMPARE",
-            help="host:port of a second server, such as one with the ReLU network, with the same credentials",
+            help="address of a second server, such as one with the ReLU network, with the same credentials",
+            callback=lambda value: value and _address(value),
             rich_help_panel=PAGE,
         ),
     ] = "",
@@ -82,16 +94,10 @@ def play(
     Exit status: 0 stopped; 1 the port cannot be listened on; 2 wrong usage.
     """
     try:
-        credentials = channel_credentials(tls_ca, tls_cert, tls_key)
-        for to in filter(None, (address, compare)):
-            Token(token_file, address=to, encrypted=credentials is not None)
+        files = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "token_file": token_file}
+        services = [connector(to, **files) for to in (address, compare) if to]
     except ValueError as e:
         raise typer.BadParameter(str(e)) from None
-
-    def connect(to: str) -> InspectedClient:  # on the event loop that will use it
-        return InspectedClient(to, timeout=TIMEOUT, credentials=credentials, token_file=token_file)
-
-    services = [partial(connect, to) for to in (address, compare) if to]
     config = uvicorn.Config(application(services), log_level="warning", server_header=False)
     try:
         listening = _listening(host, port)

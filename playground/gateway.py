@@ -1,4 +1,4 @@
-"""The page and its calls to the service over gRPC. The page also computes without it, so all calls may fail."""
+"""The page and its calls to the service. The page also computes without it, so all calls may fail."""
 
 from __future__ import annotations
 

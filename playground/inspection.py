@@ -1,23 +1,18 @@
-"""A client that shows its calls: the messages as text, and the server's metadata."""
+"""Calls with their messages as text, and the facts of a server, the same over each transport."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from digitserve_client.client import AsyncDigitsClient
-from digitserve_client.messages import to_request
-from google.protobuf import text_format
-
-from service.pb.inference.open_inference_pb2 import ModelMetadataRequest, ModelStatisticsRequest
-from service.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
     from digitserve_client.messages import Network
-    from digitserve_client.pb.digits.v1.digits_pb2 import PredictRequest, PredictResponse
-    from google.protobuf.message import Message
 
 LONGEST_TEXT = 800
 """Characters of a message that are shown: 784 pixels would be several thousand."""
@@ -28,39 +23,58 @@ Batches = dict[int, int]
 
 @dataclass(frozen=True)
 class Call:
-    """One Predict of one image: both messages, and milliseconds from before the first to after the second."""
+    """One Predict of one image: its answer, both messages, and milliseconds from before the first to after the second.
 
-    request: PredictRequest
-    reply: PredictResponse
+    `method` is the RPC or the HTTP route.
+    """
+
+    digit: int
+    activations: Sequence[float]
+    layer1: Sequence[float]
+    layer2: Sequence[float]
+    version: str
     request_id: str
     milliseconds: float
+    method: str
+    request: str
+    request_bytes: int
+    reply: str
+    reply_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the page's data; the activations are the reply's float32."""
-        return {
-            "digit": self.reply.digits[0],
-            "activations": list(self.reply.activations),
-            "layer1": list(self.reply.layer1),
-            "layer2": list(self.reply.layer2),
-            "version": self.reply.model_version,
-            "request_id": self.request_id,
-            "milliseconds": round(self.milliseconds, 3),
-            "request": as_text(self.request),
-            "request_bytes": self.request.ByteSize(),
-            "reply": as_text(self.reply),
-            "reply_bytes": self.reply.ByteSize(),
-        }
+        """Return the page's data, with long messages shortened."""
+        shown = {"request": shorten(self.request), "reply": shorten(self.reply)}
+        return {**asdict(self), **shown, "milliseconds": round(self.milliseconds, 3)}
 
 
-class InspectedClient(AsyncDigitsClient):
-    """As AsyncDigitsClient, with the messages and the data of the Open Inference Protocol."""
+class InspectedClient(ABC):
+    """A client of a server on one transport."""
 
+    transport: ClassVar[str]
+    address: str
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Return the client; leaving the `async with` block closes it."""
+
+    @abstractmethod
+    async def __aexit__(self, *_: object) -> None: ...
+
+    @abstractmethod
     async def call(self, pixels: bytes) -> Call:
-        """Predict one image, with its hidden layers."""
-        request = to_request(pixels, include_hidden_layers=True)
-        began = time.perf_counter()
-        reply, request_id = await self._call(self._stub.Predict, request, None)
-        return Call(request, reply, request_id, (time.perf_counter() - began) * 1e3)
+        """Predict one image, with its hidden layers; raises DigitsError, as each method does."""
+
+    @abstractmethod
+    async def network(self) -> Network:
+        """Return the network that serves."""
+
+    @abstractmethod
+    async def batches(self, network: Network) -> Batches:
+        """Return the runs since the server started."""
+
+    @abstractmethod
+    async def runtime(self, network: Network) -> tuple[str, str]:
+        """Return the platform and the execution provider."""
 
     async def burst(self, pixels: bytes, calls: int) -> tuple[float, Batches]:
         """So many calls at once: milliseconds until the last is answered, and in which batches the model ran them."""
@@ -75,40 +89,23 @@ class InspectedClient(AsyncDigitsClient):
     async def describe(self) -> dict[str, Any]:
         """Return the served network, and its provider."""
         network = await self.network()
-        about = await self._metadata(network)
+        platform, provider = await self.runtime(network)
         batches = await self.batches(network)
         return {
-            "address": self._address,
+            "address": self.address,
+            "transport": self.transport,
             "name": network.name,
             "version": network.version,
             "activation": network.activation,
             "accuracy": network.accuracy,
             "sha256": network.weights_sha256,
-            "platform": about.platform,
-            "provider": about.properties["execution_provider"],
+            "platform": platform,
+            "provider": provider,
             "batches": [{"images": n, "runs": runs} for n, runs in sorted(batches.items())],
         }
 
-    async def batches(self, network: Network) -> Batches:
-        """Since the server started."""
-        request = ModelStatisticsRequest(name=network.name)
-        reply, _ = await self._call(self._inference.ModelStatistics, request, None)
-        return {one.batch_size: one.compute_infer.count for one in reply.model_stats[0].batch_stats}
 
-    async def _metadata(self, network: Network) -> Any:
-        reply, _ = await self._call(self._inference.ModelMetadata, ModelMetadataRequest(name=network.name), None)
-        return reply
-
-    @property
-    def _inference(self) -> Any:
-        self._bind()
-        return GRPCInferenceServiceStub(self._channel)
-
-
-def as_text(message: Message) -> str:
-    """Return protobuf's text format, with long values shortened in the middle."""
-    text = text_format.MessageToString(message).rstrip()
-    if len(text) <= LONGEST_TEXT:
-        return text
+def shorten(text: str) -> str:
+    """Return a text with its middle left out, if it is long."""
     half = LONGEST_TEXT // 2
-    return f"{text[:half]} ... {text[-half:]}"
+    return text if len(text) <= LONGEST_TEXT else f"{text[:half]} ... {text[-half:]}"

@@ -83,8 +83,8 @@ TABLE = (
     ),
     Package(
         "playground",
-        ("commandline", "digitserve_client", "digitserve_client.pb", "service.pb"),
-        ("google", "grpc", "numpy", "starlette", "typer", "uvicorn"),
+        ("commandline", "digitserve_client", "service.pb"),
+        ("google", "grpc", "httpx2", "numpy", "starlette", "typer", "uvicorn"),
     ),
     Package(
         "ray_serve",

@@ -13,14 +13,18 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
+from certificates import Authority
 from conftest import ROOT
+from typer.testing import CliRunner
 
 from playground import browser
+from playground.__main__ import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+PLAIN_TEXT = "token_file: {} without TLS, which would send it in plain text; expected tls_ca"
 WITHIN = 60
 """Seconds in which a process must have started and done its part, on a machine however busy."""
 
@@ -149,6 +153,35 @@ def test_a_browser_is_wanted_by_a_person_at_a_desktop(
     environment: dict[str, str], platform: str, is_terminal: bool, wanted: bool
 ) -> None:
     assert browser.is_wanted(environment, platform, is_terminal=is_terminal) is wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--address", "http://"], "address is 'http://'; expected http://host:port"),
+        (["--address", "http://localhost:0"], "address is 'http://localhost:0'; expected http://host:port"),
+        (["--address", "http://user@localhost:1"], "address is 'http://user@localhost:1'; expected http://host:port"),
+        (["--address", "https://localhost/path"], "address is 'https://localhost/path'; expected http://host:port"),
+        (["--address", "localhost"], "address is 'localhost'; expected host:port, as localhost:50051"),
+        (["--compare", "localhost"], "address is 'localhost'; expected host:port, as localhost:50051"),
+        (["--address", ""], "address is ''; expected host:port, as localhost:50051"),
+        (["--address", "http://localhost:1", "--tls-ca", "CA"], "address is 'http://localhost:1' with TLS files"),
+        (["--address", "http://example.com", "--token-file", "TOKEN"], PLAIN_TEXT.format("http://example.com")),
+        (["--address", "http://unix:80", "--token-file", "TOKEN"], PLAIN_TEXT.format("http://unix:80")),
+        (["--compare", "http://10.0.0.1:80", "--token-file", "TOKEN"], PLAIN_TEXT.format("http://10.0.0.1:80")),
+        (["--address", "example.com:80", "--token-file", "TOKEN"], PLAIN_TEXT.format("example.com:80")),
+        (["--address", "https://localhost:1", "--tls-ca", "TOKEN"], "TOKEN: not certificates in PEM"),
+    ],
+)
+def test_a_wrong_address_is_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    files = {"CA": tmp_path / "CA", "TOKEN": tmp_path / "TOKEN"}
+    files["CA"].write_bytes(Authority(tmp_path / "ours").certificate.read_bytes())
+    files["TOKEN"].write_text("a-token-of-this-test")
+    given = [str(files.get(argument, argument)) for argument in arguments]
+    nowhere = ["--host", "203.0.113.1", "--no-browser"]  # so that it ends if it takes the address
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*nowhere, *given])
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_a_page_without_its_token_file_does_not_start(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from conftest import ROOT, launch, serving
 from digitserve_client.image import read_bytes
+from http_requests import http_address
 from PIL import Image, ImageDraw, ImageOps
 from playground_page import SEVEN, STATIC, needs_browser, page_of, size, started_chrome, until
 
@@ -516,6 +517,7 @@ def test_with_a_service_each_drawing_is_a_call_that_is_shown(chrome: Chrome, pag
     draw(chrome, SEVEN)
     until(lambda: re.search(r"service reads7 \(0\.\d{3}\)", text(chrome, "words")))
     words = text(chrome, "words")
+    assert "The same network answers over gRPC." in words
     assert re.search(r"this call[\d.]+ ms at the gateway, [\d.]+ ms here", words)
     assert "runs onCPUExecutionProvider" in words
     difference = re.search(r"difference to this page(\d)e-(\d+)", words)
@@ -526,6 +528,25 @@ def test_with_a_service_each_drawing_is_a_call_that_is_shown(chrome: Chrome, pag
     assert messages[1].startswith("digits: 7\n")
     press(chrome, "burst")
     until(lambda: re.search(r"64 at once[\d.]+ ms; runs by images: 1?", text(chrome, "words")))
+
+
+@needs_browser
+def test_over_http_the_page_says_so_and_shows_the_json(chrome: Chrome, model_path: Path) -> None:
+    with serving(model_path, "--http-port", "0") as service, page_of(f"http://{http_address(service)}") as page:
+        size(chrome, 1440, 900)
+        opened(chrome, page, "service")
+        draw(chrome, SEVEN)
+        until(lambda: re.search(r"service reads7 \(0\.\d{3}\)", text(chrome, "words")))
+        words = text(chrome, "words")
+        assert "The same network answers over HTTP." in words
+        assert f"serverhttp://{http_address(service)}, version 1, over HTTP" in words
+        assert "gRPC" not in words + text(chrome, "calls")
+        assert text(chrome, "calls").startswith("POST /v1/predict, ")
+        messages = [one.get_property("textContent") for one in chrome.find_elements(By.CSS_SELECTOR, "#calls .message")]
+        assert messages[0].startswith('{"pixels": [')
+        assert messages[1].startswith('{"digits":[7],')
+        press(chrome, "burst")
+        until(lambda: re.search(r"64 at once[\d.]+ ms; runs by images: 1?", text(chrome, "words")))
 
 
 @needs_browser

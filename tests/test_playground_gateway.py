@@ -17,6 +17,7 @@ from digitserve_client import DigitsClient
 from digitserve_client.image import read_bytes
 from digitserve_client.pb.digits.v1.digits_pb2 import PredictResponse
 from google.protobuf import text_format
+from http_requests import http_address
 from PIL import Image, ImageDraw
 from playground_page import SEVEN, get, page_of, post
 
@@ -27,18 +28,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-
-@pytest.fixture(scope="module")
-def address(model_path: Path) -> Iterator[str]:
-    with serving(model_path) as service:
-        yield service.address
+    from conftest import ServiceProcess
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[str]:
-    """Over one server, whichever transport that has: to the page they are one."""
-    with page_of(address) as found:
+def service(model_path: Path) -> Iterator[ServiceProcess]:
+    """Whichever transport that has: to the page they are one."""
+    with serving(model_path, "--http-port", "0") as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def page(service: ServiceProcess) -> Iterator[str]:
+    """Over gRPC."""
+    with page_of(service.address) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def over_http(service: ServiceProcess) -> Iterator[str]:
+    with page_of(f"http://{http_address(service)}") as found:
+        yield found
+
+
+def address_of(service: ServiceProcess, transport: str, scheme: str = "http") -> str:
+    return f"{scheme}://{http_address(service)}" if transport == "HTTP" else service.address
 
 
 def png(picture: Image.Image) -> bytes:
@@ -53,9 +67,11 @@ def drawn_seven() -> bytes:
     return png(picture)
 
 
-def test_a_call_has_the_answer_of_the_service_and_both_messages(page: str, address: str, digits: np.ndarray) -> None:
+def test_a_call_has_the_answer_of_the_service_and_both_messages(
+    page: str, service: ServiceProcess, digits: np.ndarray
+) -> None:
     [call] = post(page, "predict", digits[70].tobytes())
-    with DigitsClient(address) as client:
+    with DigitsClient(service.address) as client:
         found = client.predict(digits[70], include_hidden_layers=True)
     assert call["digit"] == found.digits[0] == 7
     assert found.layer1 is not None
@@ -65,10 +81,67 @@ def test_a_call_has_the_answer_of_the_service_and_both_messages(page: str, addre
     reply = text_format.Parse(call["reply"], PredictResponse()) if " ... " not in call["reply"] else None
     assert reply is None or reply.digits == [7]
     assert call["reply"].startswith("digits: 7\nactivations: ")
+    assert call["method"] == "digits.v1.DigitService/Predict"
     assert call["request"].startswith('pixels: "\\000\\000')
     assert call["request"].endswith("include_hidden_layers: true")
     assert call["request_bytes"] > 784
     assert call["milliseconds"] > 0
+
+
+def test_over_http_the_page_has_the_same_data_and_the_messages_as_json(
+    page: str, over_http: str, digits: np.ndarray
+) -> None:
+    [expected], [call] = (post(each, "predict", digits[70].tobytes()) for each in (page, over_http))
+    for name in ("digit", "activations", "layer1", "layer2", "version"):
+        assert call[name] == expected[name]
+    assert len(call["request_id"]) == 32
+    assert call["method"] == "POST /v1/predict"
+    assert call["request"].startswith('{"pixels": [0, 0, 0, ')
+    assert call["request"].endswith('"include_hidden_layers": true}')
+    assert call["request_bytes"] > 784
+    assert call["reply"].startswith('{"digits":[7],')
+    assert call["reply_bytes"] > len(call["reply"]) - len(" ... ")
+    assert get(over_http, "network/0") == get(page, "network/0")
+    [described], [other] = get(over_http, "service"), get(page, "service")
+    assert (described.pop("transport"), other.pop("transport")) == ("HTTP", "gRPC")
+    for name in ("name", "version", "activation", "accuracy", "sha256", "platform", "provider"):
+        assert described[name] == other[name]
+    assert described["address"].startswith("http://127.0.0.1:")
+
+
+def test_calls_at_once_over_http_are_counted_by_batches_too(over_http: str, digits: np.ndarray) -> None:
+    found = post(over_http, "burst", digits[0].tobytes())
+    assert sum(batch["images"] * batch["runs"] for batch in found["batches"]) == BURST
+
+
+@pytest.mark.slow
+def test_a_port_that_is_not_http_is_an_error_that_names_it(service: ServiceProcess, digits: np.ndarray) -> None:
+    with page_of(f"http://{service.address}") as page:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(page, "predict", digits[0].tobytes())
+        error = json.load(refused.value)
+        assert (refused.value.code, error["code"]) == (503, "UNAVAILABLE")
+        assert error["error"].startswith(f"http://{service.address}: ")
+        assert error["error"].endswith("; expected the HTTP port of a server")
+        refused.value.close()
+
+
+@pytest.mark.slow
+def test_an_error_over_http_has_the_code_and_message_of_the_server(
+    model_path: Path, tmp_path: Path, digits: np.ndarray
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-of-the-page")
+    with (
+        serving(model_path, "--http-port", "0", "--tokens-file", tokens) as service,
+        page_of(address_of(service, "HTTP")) as page,
+        pytest.raises(urllib.error.HTTPError) as refused,
+    ):
+        post(page, "predict", digits[0].tobytes())
+    error = json.load(refused.value)
+    assert (refused.value.code, error["code"]) == (502, "UNAUTHENTICATED")
+    assert error["error"].startswith("authorization: ")
+    refused.value.close()
 
 
 def test_what_serves_is_described(page: str, digits: np.ndarray) -> None:
@@ -154,20 +227,26 @@ def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> 
 
 
 @pytest.mark.slow
-def test_a_server_with_tls_and_tokens_is_asked_too(model_path: Path, tmp_path: Path, digits: np.ndarray) -> None:
+@pytest.mark.parametrize("transport", ["gRPC", "HTTP"])
+def test_a_server_with_tls_and_tokens_is_asked_too(
+    model_path: Path, tmp_path: Path, digits: np.ndarray, transport: str
+) -> None:
     authority, token = Authority(tmp_path / "ours"), tmp_path / "token"
     pair = authority.issue("server")
     token.write_text("a-token-of-the-page")
     secured: tuple[Any, ...] = ("--tls-cert", pair.certificate, "--tls-key", pair.key, "--tokens-file", token)
+    secured += ("--http-port", "0")
     shown = ("--tls-ca", authority.certificate, "--token-file", token)
-    with serving(model_path, *secured) as service, page_of(service.address, *shown) as page:
+    with serving(model_path, *secured) as service, page_of(address_of(service, transport, "https"), *shown) as page:
         assert post(page, "predict", digits[70].tobytes())[0]["digit"] == 7
         assert get(page, "service")[0]["provider"] == "CPUExecutionProvider"
 
 
 @pytest.mark.slow
-def test_a_server_that_is_gone_is_an_error_with_its_code(model_path: Path, digits: np.ndarray) -> None:
-    with serving(model_path) as service, page_of(service.address) as page:
+@pytest.mark.parametrize("transport", ["gRPC", "HTTP"])
+def test_a_server_that_is_gone_is_an_error_with_its_code(model_path: Path, digits: np.ndarray, transport: str) -> None:
+    options = ("--http-port", "0")
+    with serving(model_path, *options) as service, page_of(address_of(service, transport)) as page:
         assert service.stop() == 0
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(page, "predict", digits[0].tobytes())

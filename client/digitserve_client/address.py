@@ -14,6 +14,7 @@ from typing import NamedTuple
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p")
 _HOSTS = ("", "dns", "ipv4", "ipv6")  # the schemes under which hosts and ports stand
 _SCHEME = re.compile(rf"({'|'.join(_SCHEMES)}):(.*)", re.DOTALL)
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/?#\[\]@\\]+)(?::([0-9]{1,5}))?/?")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):([0-9]{1,5})")
 
 
@@ -27,8 +28,24 @@ def validate(address: str) -> str:
     return address
 
 
+def is_url(address: str) -> bool:
+    """Whether the address is a URL of HTTP and no gRPC name."""
+    return address.startswith(("http://", "https://"))
+
+
+def validate_url(address: str) -> str:
+    """Return a URL of HTTP without a path; ValueError for another."""
+    parsed = _URL.fullmatch(address)
+    if parsed is None or not 1 <= int(parsed[2] or 1) <= 65535:
+        raise ValueError(f"address is {address!r}; expected http://host:port, as http://localhost:8000, or https://")
+    return address
+
+
 def is_loopback(address: str) -> bool:
     """Whether all that goes to the address stays here, for sure: by loopback or by a socket in the file system."""
+    if is_url(address):
+        url = _URL.fullmatch(address)
+        return url is not None and _is_loopback_host(url[1])
     scheme, resolver, hosts = _parts(address)
     if scheme in _HOSTS:
         # A name server in the address may resolve `localhost` to any address.

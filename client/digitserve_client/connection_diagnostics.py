@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from digitserve_client.address import Proxy, endpoints, is_loopback, proxy
-from digitserve_client.credentials import probe_context, trusting_context
+from digitserve_client.credentials import ssl_context, trusting_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,7 +192,7 @@ def _check_plain(connect: Callable[[], socket.socket]) -> None:
 
 
 def _check_tls(connect: Callable[[], socket.socket], tls: Tls, host: str) -> None:
-    context = probe_context(tls.ca, tls.cert, tls.key) if tls.known else trusting_context()
+    context = ssl_context(tls.ca, tls.cert, tls.key) if tls.known else trusting_context()
     try:
         with connect() as connection, context.wrap_socket(connection, server_hostname=host) as secured:
             protocol, answer = secured.selected_alpn_protocol(), _first_bytes(secured)

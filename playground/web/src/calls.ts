@@ -100,12 +100,17 @@ export class Calls {
     return `served: ${this.served.map(({ name, version, activation }) => `${name} ${version}, ${activation}`).join("; ")}`;
   }
 
+  /** How the gateway calls the service or the services; empty until one answers. */
+  transport(): string {
+    return [...new Set(this.served.map(({ transport }) => transport))].join(" and ");
+  }
+
   /** The table of the last call, as HTML; the messages are added by `messages`, as text. */
   facts(): string {
     const [call] = this.answers, [one] = this.served;
     if (!one) return "";
     const rows: [string, string][] = [
-      ["server", `${one.address}, version ${one.version}`],
+      ["server", `${one.address}, version ${one.version}, over ${one.transport}`],
       ["runs on", `${one.provider || "not told"}${one.platform ? `, ${one.platform}` : ""}`],
     ];
     if (call) {
@@ -116,7 +121,7 @@ export class Calls {
     }
     if (one.batches.length) rows.push(["runs by images in them", one.batches.map(({ images, runs }) => `${images}: ${runs}`).join(", ")]);
     if (this.bursts) rows.push([`${this.bursts.calls} at once`, `${this.bursts.milliseconds.toFixed(1)} ms; runs by images: ${this.bursts.batches.map(({ images, runs }) => `${images}: ${runs}`).join(", ") || "not told"}`]);
-    Object.assign(lastCall, { times: this.times, batches: this.bursts?.batches ?? one.batches, isBurst: this.bursts !== null });
+    Object.assign(lastCall, { transport: one.transport, times: this.times, batches: this.bursts?.batches ?? one.batches, isBurst: this.bursts !== null });
     return `<table class="facts"><tbody>${rows.map(([head, value]) => `<tr><th scope="row">${escaped(head)}</th><td>${escaped(value)}</td></tr>`).join("")}</tbody></table>`;
   }
 
@@ -131,7 +136,7 @@ export class Calls {
     const [call] = this.answers;
     if (!call) return;
     const parts = [
-      heading(`digits.v1.DigitService/Predict, ${call.request_bytes} bytes`), message(call.request, "The request"),
+      heading(`${call.method}, ${call.request_bytes} bytes`), message(call.request, "The request"),
       heading(`its reply, ${call.reply_bytes} bytes`), message(call.reply, "The reply"),
     ];
     element("calls").replaceChildren(...parts);

@@ -34,7 +34,7 @@ const biasOf = (value: number): string => `<b class="bias">${fixed(value)}</b>`;
 const p = (...sentences: string[]): string => `<p>${sentences.join(" ")}</p>`;
 
 /** Context that the words need beside the view. */
-export interface Context { readonly hasService: boolean; readonly facts: string }
+export interface Context { readonly hasService: boolean; readonly transport: string; readonly facts: string }
 
 export function words(slug: Slug, view: View, context: Context): string {
   return WORDS[slug](view, context);
@@ -149,8 +149,8 @@ const WORDS: Record<Slug, (view: View, context: Context) => string> = {
     (isBlank ? "" : p(`Unchanged, the network reads <b>${before.digit}</b> (${activation(before.layers[3][before.digit])}). Now it reads <b>${answer.digit}</b> (${activation(answer.layers[3][answer.digit])}).`)) +
     p(`Chosen: <b>${nameOf(chosen.layer, chosen.index)}</b>, activation ${activation(answer.layers[chosen.layer][chosen.index])}, bias ${biasOf(network.biases[chosen.layer][chosen.index])}.`),
 
-  service: (_, { hasService, facts }) => (hasService
-    ? p("The same network answers over gRPC. Each drawing is a real call: the page asks its gateway, the gateway asks digitserve, and ONNX Runtime computes what you have just followed.") + facts
+  service: (_, { hasService, transport, facts }) => (hasService
+    ? p(`The same network answers over ${transport || "the network"}. Each drawing is a real call: the page asks its gateway, the gateway asks digitserve, and ONNX Runtime computes what you have just followed.`) + facts
     : p("This page computes by itself, with the same 13,002 numbers. With the service behind it, it shows the real calls: latency, batches, version and the messages.") +
       '<pre class="message">make play</pre>' + p("serves the network over gRPC, and this page.")),
 };

@@ -128,7 +128,7 @@ function show(): void {
 let shownWords = "";
 
 function showWords(): void {
-  const text = words(navigation.chapter, state.view, { hasService: calls.has, facts: calls.facts() });
+  const text = words(navigation.chapter, state.view, { hasService: calls.has, transport: calls.transport(), facts: calls.facts() });
   if (text !== shownWords) element("words").innerHTML = shownWords = text;
   if (navigation.chapter === "service") {
     element("burst").hidden = !calls.has;

@@ -5,6 +5,8 @@ import { floats, network as networkOf } from "./numbers";
 
 export interface Served {
   readonly address: string;
+  /** How the gateway calls it: gRPC or HTTP. */
+  readonly transport: string;
   readonly name: string;
   readonly version: string;
   readonly activation: Activation;
@@ -25,6 +27,8 @@ export interface Call {
   readonly request_id: string;
   /** What the call took as the gateway saw it. */
   readonly milliseconds: number;
+  /** The RPC, or the method and path of HTTP. */
+  readonly method: string;
   readonly request: string;
   readonly request_bytes: number;
   readonly reply: string;

@@ -6,21 +6,21 @@ import type { Scene } from "../view";
 
 interface Station { readonly name: string; readonly below: string }
 
-const STATIONS: Station[] = [
+const stations = (transport: string): Station[] => [
   { name: "this page", below: "784 bytes" },
-  { name: "gateway", below: "HTTP to gRPC" },
+  { name: "gateway", below: transport === "HTTP" ? "HTTP" : `HTTP to ${transport}` },
   { name: "transport", below: "decode, check" },
   { name: "batch", below: "gather" },
   { name: "model", below: "ONNX Runtime" },
 ];
 
 /** What the calls came to, for the scene; written by the page when a reply comes. */
-export const lastCall: { times: readonly number[]; batches: readonly { images: number; runs: number }[]; isBurst: boolean } = { times: [], batches: [], isBurst: false };
+export const lastCall: { transport: string; times: readonly number[]; batches: readonly { images: number; runs: number }[]; isBurst: boolean } = { transport: "gRPC", times: [], batches: [], isBurst: false };
 
 export const served: Scene = {
   seconds: 1.4,
   draw(painter, view, position) {
-    const { width, height, isNarrow } = painter, n = STATIONS.length;
+    const { width, height, isNarrow } = painter, shown = stations(lastCall.transport), n = shown.length;
     const at = (i: number) => (isNarrow ? { x: width / 2, y: 30 + i * (height - 70) / (n - 1) } : { x: width * 0.1 + i * width * 0.8 / (n - 1), y: height * (lastCall.times.length ? 0.2 : 0.4) });
     const w = isNarrow ? 190 : Math.min(128, width * 0.155), h = isNarrow ? 40 : 74;
     for (let i = 0; i + 1 < n; i += 1) {
@@ -28,7 +28,7 @@ export const served: Scene = {
       painter.line(from.x, from.y, to.x, to.y, COLOUR.faint, 2);
     }
     const up = phase(position, 0, 0.48) * (n - 1), down = phase(position, 0.55, 1) * (n - 1);
-    STATIONS.forEach(({ name, below }, i) => {
+    shown.forEach(({ name, below }, i) => {
       const { x, y } = at(i), isReached = position >= 1 || (position < 0.52 ? Math.round(up) === i : Math.round(n - 1 - down) === i);
       painter.box(x - w / 2, y - h / 2, w, h, { fill: COLOUR.panel, stroke: isReached ? COLOUR.activation : COLOUR.faint, radius: 9, line: isReached ? 2 : 1.2 });
       painter.text(name, x, y - (isNarrow ? 7 : 10), { size: isNarrow ? 14 : 16 });
