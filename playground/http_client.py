@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -50,7 +51,7 @@ class HttpClient(InspectedClient):
         self._http = httpx2.AsyncClient(
             base_url=address,
             verify=True if context is None else context,
-            timeout=timeout,
+            timeout=None,  # `asyncio.timeout` bounds a call as a whole
             limits=_LIMITS,
             trust_env=not is_loopback(address),  # else a proxy of the environment is used for localhost too
         )
@@ -116,8 +117,9 @@ class HttpClient(InspectedClient):
         if content is not None:
             headers["content-type"] = "application/json"
         try:
-            return await self._http.request(method, path, content=content, headers=headers)
-        except httpx2.TimeoutException:
+            async with asyncio.timeout(self._timeout):
+                return await self._http.request(method, path, content=content, headers=headers)
+        except TimeoutError:
             message = f"{self.address}: no answer within {self._timeout:g} s"
             raise DigitsError(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
         except httpx2.TransportError as e:
@@ -125,18 +127,20 @@ class HttpClient(InspectedClient):
             raise DigitsError(grpc.StatusCode.UNAVAILABLE, message) from None
 
     def _document(self, response: httpx2.Response) -> Any:
-        """Return the JSON of a response; DigitsError for an error."""
-        request_id = response.request.headers[REQUEST_ID]
+        """Return the object of a response; DigitsError for an error."""
         try:
             document = response.json()
         except ValueError:
-            document = {"error": f"{self.address}: the response is not JSON; expected the HTTP port of a server"}
-        if response.is_success and "error" not in document:
+            document = None
+        if response.is_success and isinstance(document, dict):
             return document
+        message = f"{self.address}: {response.status_code} {response.reason_phrase}; expected the HTTP port of a server"
+        if isinstance(document, dict):
+            message = str(document.get("error", message))
         retry_after = response.headers.get("retry-after", "")
         raise DigitsError(
             _CODES.get(response.status_code, grpc.StatusCode.UNKNOWN),
-            str(document.get("error", response.reason_phrase)),
-            request_id=request_id,
+            message,
+            request_id=response.request.headers[REQUEST_ID],
             retry_after=float(retry_after) if retry_after.isdecimal() else None,
         )
