@@ -515,7 +515,8 @@ def test_with_a_service_each_drawing_is_a_call_that_is_shown(chrome: Chrome, pag
     size(chrome, 1440, 900)
     opened(chrome, page, "service")
     draw(chrome, SEVEN)
-    until(lambda: re.search(r"service reads7 \(0\.\d{3}\)", text(chrome, "words")))
+    read_as_seven = r"service reads7 \(0\.\d{3}\).*difference to this page"
+    until(lambda: re.search(read_as_seven, text(chrome, "words")))
     words = text(chrome, "words")
     assert "The same network answers over gRPC." in words
     assert re.search(r"this call[\d.]+ ms at the gateway, [\d.]+ ms here", words)
@@ -528,6 +529,19 @@ def test_with_a_service_each_drawing_is_a_call_that_is_shown(chrome: Chrome, pag
     assert messages[1].startswith("digits: 7\n")
     press(chrome, "burst")
     until(lambda: re.search(r"64 at once[\d.]+ ms; runs by images: 1?", text(chrome, "words")))
+
+
+@needs_browser
+def test_an_answer_to_an_earlier_picture_is_not_compared_with_the_one_that_is_shown(chrome: Chrome, page: str) -> None:
+    size(chrome, 1440, 900)
+    opened(chrome, page, "service")
+    take(chrome, 3)
+    until(lambda: re.search(r"service reads3 .*difference to this page\de-", text(chrome, "words")))
+    chrome.execute_script("fetch = () => new Promise(() => {})")  # the service does not answer from here on
+    take(chrome, 4)
+    until(lambda: reads(chrome, 4))
+    assert "service reads3" in text(chrome, "words")
+    assert "difference to this page" not in text(chrome, "words")
 
 
 @needs_browser

@@ -14,6 +14,7 @@ export class Calls {
   has = false;
   served: service.Served[] = [];
   private answers: service.Call[] = [];
+  private answered: Uint8Array | null = null;
   private times: number[] = [];
   private pixels: Uint8Array | null = null;
   private isAsking = false;
@@ -59,6 +60,7 @@ export class Calls {
       await this.attempt(async () => {
         if (!this.served.length) await this.learn();
         this.answers = await service.predict(pixels);
+        this.answered = pixels;
         this.times.push(performance.now() - began);
         if (this.times.length > KEPT) this.times.shift();
       }, pixels);
@@ -117,12 +119,18 @@ export class Calls {
       rows.push(["this call", `${call.milliseconds.toFixed(1)} ms at the gateway, ${this.times.at(-1)!.toFixed(1)} ms here`]);
       rows.push([`last ${this.times.length}`, `p50 ${percentile(this.times, 0.5).toFixed(1)}, p95 ${percentile(this.times, 0.95).toFixed(1)} ms here`]);
       rows.push(["service reads", this.answers.map(({ digit, activations }, i) => `${digit} (${activations[digit].toFixed(3)}${this.answers.length > 1 ? `, ${this.served[i]?.activation ?? ""}` : ""})`).join(", ")]);
-      rows.push(["difference to this page", this.difference(call).toExponential(0)]);
+      if (this.isCurrent()) rows.push(["difference to this page", this.difference(call).toExponential(0)]);
     }
     if (one.batches.length) rows.push(["runs by images in them", one.batches.map(({ images, runs }) => `${images}: ${runs}`).join(", ")]);
     if (this.bursts) rows.push([`${this.bursts.calls} at once`, `${this.bursts.milliseconds.toFixed(1)} ms; runs by images: ${this.bursts.batches.map(({ images, runs }) => `${images}: ${runs}`).join(", ") || "not told"}`]);
     Object.assign(lastCall, { transport: one.transport, times: this.times, batches: this.bursts?.batches ?? one.batches, isBurst: this.bursts !== null });
     return `<table class="facts"><tbody>${rows.map(([head, value]) => `<tr><th scope="row">${escaped(head)}</th><td>${escaped(value)}</td></tr>`).join("")}</tbody></table>`;
+  }
+
+  /** Whether the last answer is for the picture that the page shows; while a digit is drawn, it is for an earlier one. */
+  private isCurrent(): boolean {
+    const { pixels } = this.state.picture;
+    return this.answered !== null && this.answered.every((value, i) => value === pixels[i]);
   }
 
   /** The largest difference of any activation between the service and this page, on the picture that both have read. */
