@@ -1,4 +1,4 @@
-"""The grpcio transport alone in the process of a test: health, and what a test adds; no model and no queue."""
+"""The grpcio transport in the process of a test, with health and the services of the test, without model and queue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def listening(
     tls: Tls | None = None,
     **limits: Any,
 ) -> AsyncIterator[Bare]:
-    """A server that says SERVING, within these limits; `limits` are the fields of `Limits`."""
+    """Start a server whose health is SERVING; `limits` are the fields of `Limits`."""
     registry = CollectorRegistry()
     queue: Any = SimpleNamespace(is_full=False)
     transport = GrpcioTransport(

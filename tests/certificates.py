@@ -1,4 +1,4 @@
-"""A certificate authority for tests: real certificates, good ones, expired ones and those of somebody else."""
+"""A certificate authority for tests: it issues real certificates, valid and expired ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PEM = serialization.Encoding.PEM
 
 @dataclass(frozen=True)
 class Pair:
-    """Where a certificate and its key lie."""
+    """The paths of a certificate and its key."""
 
     certificate: Path
     key: Path
 
 
 class Authority:
-    """Signs certificates for localhost; its own lies in `certificate`."""
+    """An authority that signs certificates for localhost; its own is in `certificate`."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class Authority:
         is_ca: bool = False,
         begins: dt.datetime | None = None,
     ) -> Pair:
-        """A pair for localhost and 127.0.0.1; expired where `days` is below zero, not yet valid before `begins`."""
+        """Issue a pair for localhost and 127.0.0.1, valid from `begins` on; a negative `days` makes it expired."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(subject, key, days=days, begins=begins)
@@ -71,7 +71,7 @@ class Authority:
         return pair
 
     def intermediate(self, name: str) -> Authority:
-        """Another authority, whose own certificate this one has signed."""
+        """Create an authority whose certificate this one signs."""
         pair = self.issue(name, names=(), is_ca=True)
         below = Authority(self._folder / name, name)
         key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
@@ -99,14 +99,14 @@ def private_pem(
     form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
     passphrase: bytes = b"",
 ) -> bytes:
-    """A key in PEM, encrypted where there is a passphrase."""
+    """Encode a key as PEM, encrypted if there is a passphrase."""
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     return key.private_bytes(PEM, form, encryption)
 
 
 def put(path: Path, content: bytes) -> None:
-    """Put a file in place as one should: whole, by renaming, readable by its owner alone."""
+    """Replace a file atomically, by renaming, with a file that only its owner can read."""
     beside = path.with_name(f"{path.name}.new")
     beside.write_bytes(content)
     beside.chmod(0o600)
-    os.replace(beside, path)  # noqa: PTH105 (says what it does)
+    os.replace(beside, path)  # noqa: PTH105 (states that it replaces)

@@ -1,4 +1,4 @@
-"""The real parts that tests share: the committed network as model.onnx, real digits, a real server process."""
+"""The real parts that tests share: the committed network as model.onnx, real digits and a real server process."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ DEAD_PROXIES = {
     **dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:1"),
     **dict.fromkeys(("no_proxy", "NO_PROXY", "no_grpc_proxy"), ""),
 }
-"""An environment in which whatever asks a proxy fails."""
-ANSWERS_WITHIN = 120  # seconds before a test gives up waiting; no measure of speed, so that a busy machine passes too
+"""An environment in which every request to a proxy fails."""
+ANSWERS_WITHIN = 120  # seconds until a test fails; long, so that tests pass on a busy machine
 
-# On a busy machine an example may take any time, and so may its making.
+# On a busy machine, an example and its generation can take any time.
 settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any pace")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each reason to skip, with its number of tests: most of them are the same test over and over."""
+    """Print each reason to skip once, with its number of tests."""
     skipped = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
     for reason, count in sorted(skipped.items()):
         terminalreporter.write_line(f"SKIPPED [{count}] {reason}")
@@ -63,19 +63,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_plugin_in_this_process() -> Iterator[None]:
-    """A plugin looks for devices once in a process: registered here, it would hide the devices of later tests."""
+    """Fail if a test registers a plugin. A plugin lists devices once in a process, so later tests would miss theirs."""
     before = plugins._register.cache_info().currsize
     yield
     after = plugins._register.cache_info().currsize
-    assert after == before, "a plugin was registered: give --provider cpu, or use a process of its own"
+    assert after == before, "a plugin was registered; expected --provider cpu, or another process"
 
 
 def _ports_beyond_the_kernels_choice() -> Iterator[int]:
-    """Ports below those that the kernel gives away for 0, each once, and to each worker its own."""
+    """Yield ports below the kernel's ephemeral range, each once, and different ones in each worker."""
     name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     worker, workers = int(name.removeprefix("gw")), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     ports = range(10_000 + worker, 32_000, workers)
-    begin = random.randrange(len(ports))  # another run of the tests may be under way
+    begin = random.randrange(len(ports))  # another test run may be in progress
     yield from (*ports[begin:], *ports[:begin])
 
 
@@ -83,16 +83,16 @@ _ports = _ports_beyond_the_kernels_choice()
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on, for a server that must know it before it starts."""
+    """Find an unused port on loopback, for a server that needs its port before it starts."""
     for port in _ports:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-    raise OSError("every port is taken")
+    raise OSError("every port is in use")
 
 
 @dataclass
 class ServiceProcess:
-    """`python -m service` as an operator would start it; its log is read all along, so that no pipe fills up."""
+    """`python -m service` as an operator starts it; a thread reads its log, so that no pipe fills up."""
 
     process: subprocess.Popen[str]
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -109,7 +109,7 @@ class ServiceProcess:
         self._unread.put(None)
 
     def wait_for(self, event: str, **fields: Any) -> dict[str, Any]:
-        """The next log line of that event with those fields; fails the test where the process ends first."""
+        """Wait for a log line of that event with those fields; fail the test if the process ends first."""
         while (text := self._unread.get(timeout=ANSWERS_WITHIN)) is not None:
             self.lines.append(json.loads(text))
             if {"event": event, **fields}.items() <= self.lines[-1].items():
@@ -132,7 +132,7 @@ class ServiceProcess:
             return str(reply.read().decode())
 
     def series(self) -> dict[tuple[str, tuple[str, ...]], float]:
-        """Every sample of /metrics by name and label values, in the order of the label names."""
+        """Read the samples of /metrics by name and label values, in the order of the label names."""
         return {
             (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(self.get("/metrics"))
@@ -140,12 +140,12 @@ class ServiceProcess:
         }
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to stop; its exit status."""
+        """Stop the server with a signal; return its exit status."""
         self.process.send_signal(number)
         return self.ended()
 
     def ended(self) -> int:
-        """Wait for its end and read the rest of its log; its exit status."""
+        """Wait until the server has ended and its log is read; return its exit status."""
         status = self.process.wait(ANSWERS_WITHIN)
         self._reader.join(ANSWERS_WITHIN)
         while (text := self._unread.get(timeout=ANSWERS_WITHIN)) is not None:
@@ -153,7 +153,7 @@ class ServiceProcess:
         return status
 
     def close(self) -> None:
-        """Leave nothing behind, however the test went."""
+        """Kill the process and close its files, also after a failed test."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -168,7 +168,7 @@ def launch(*arguments: str | Path, env: dict[str, str] | None = None) -> Service
         subprocess.Popen(
             command,
             cwd=ROOT,
-            # Not auto, which says why it takes no GPU on a machine that has a plugin for one.
+            # With auto, the log contains why no GPU is used if a plugin for one is installed.
             env={"DIGITS_PROVIDER": "cpu", **os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,
@@ -178,7 +178,7 @@ def launch(*arguments: str | Path, env: dict[str, str] | None = None) -> Service
 
 @contextlib.contextmanager
 def serving(model: Path, *arguments: str | Path) -> Iterator[ServiceProcess]:
-    """A server that is up, and is gone afterwards however the test ends."""
+    """Start a server, wait until it serves, and stop it after the test."""
     service = launch("--model", model, "--port", "0", "--metrics-port", "0", *arguments)
     try:
         service.wait_for("serving")
@@ -189,13 +189,13 @@ def serving(model: Path, *arguments: str | Path) -> Iterator[ServiceProcess]:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheels of digitserve and digitserve_client, each built from its sdist."""
+    """Build the wheels of digitserve and digitserve_client, each from its sdist."""
     return environments.build(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a committed network as ONNX; the file's path."""
+    """A function that writes a committed network as ONNX and returns the path."""
 
     def make(activation: Any = "sigmoid", version: str = "1", input_form: Any = "uint8") -> Path:
         path = tmp_path_factory.mktemp("model") / "model.onnx"
@@ -222,13 +222,13 @@ _has_h2load = pytest.mark.skipif(
 
 
 def needs_h2load(test: Test) -> Test:
-    """For tests under a load of h2load, which are slow."""
+    """Mark a test as slow, and skip it without h2load."""
     return pytest.mark.slow(_has_h2load(test))
 
 
 @pytest.fixture(scope="session", params=["grpcio", pytest.param("native", marks=needs_native)])
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each transport in turn, for every server that a test starts: what holds for one holds for the other."""
+    """Run the test once on each transport, for all servers that it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIGITS_TRANSPORT", request.param)
         yield request.param
@@ -236,12 +236,12 @@ def transport(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def tell(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Says a figure, where figures are asked for: `make chaos`."""
+    """A function that prints a figure if figures are enabled, as by `make chaos`."""
 
     def say(text: str) -> None:
         if os.environ.get("CHAOS"):
             with capfd.disabled():
-                print(f"\n    {text}")  # noqa: T201 (what make chaos is for)
+                print(f"\n    {text}")  # noqa: T201 (the purpose of make chaos)
 
     return say
 
@@ -250,40 +250,40 @@ on_both_transports = pytest.mark.usefixtures("transport")
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
+    """Wait until the condition is true."""
     ends = time.monotonic() + ANSWERS_WITHIN
     while not condition():
         if time.monotonic() > ends:
-            pytest.fail("waited in vain")
+            pytest.fail(f"condition still false after {ANSWERS_WITHIN} s")
         await asyncio.sleep(0.01)
 
 
 def wait_until(condition: Callable[[], object], *passing: type[Exception]) -> None:
-    """As `until`, outside an event loop; an exception of one of these types is no answer yet."""
+    """Wait as `until` does, outside an event loop; an exception of these types counts as false."""
     ends = time.monotonic() + ANSWERS_WITHIN
     while True:
         with contextlib.suppress(*passing):
             if condition():
                 return
         if time.monotonic() > ends:
-            pytest.fail("waited in vain")
+            pytest.fail(f"condition still false after {ANSWERS_WITHIN} s")
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
 def server(model_path: Path, transport: str) -> Iterator[ServiceProcess]:  # noqa: ARG001 (sets the environment)
-    """One server that the tests share; those that count use differences."""
+    """One server that the tests share; tests of counters compare differences."""
     with serving(model_path) as service:
         yield service
 
 
 @pytest.fixture(scope="session")
 def digits() -> npt.NDArray[np.uint8]:
-    """A hundred real digits, (100, 784), ten of each."""
+    """100 real digits, (100, 784), 10 of each."""
     return mnist.read_idx(SAMPLES / "digits-100-images-idx3-ubyte").reshape(-1, 784)
 
 
 @pytest.fixture(scope="session")
 def labels() -> npt.NDArray[np.uint8]:
-    """What the hundred digits are, (100,)."""
+    """The labels of the 100 digits, (100,)."""
     return mnist.read_idx(SAMPLES / "digits-100-labels-idx1-ubyte")

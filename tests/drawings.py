@@ -1,4 +1,4 @@
-"""Digits drawn with a pen, as many side by side and on whatever paper a test needs."""
+"""Digits drawn with a pen, side by side, with the paper and contrast that a test needs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ STROKES = {
     4: [[(0.3, 0.1), (0.2, 0.55), (0.8, 0.55)], [(0.65, 0.1), (0.65, 0.9)]],
     7: [[(0.2, 0.1), (0.8, 0.1), (0.4, 0.9)]],
 }
-"""Corners of each stroke, as shares of a square."""
+"""Corners of each stroke, as fractions of a square."""
 
 
 def draw_digits(digits: list[int], *, size: int = 200, pen: int = 12, gap: float = 0.2) -> Image.Image:
-    """Digits side by side, dark on light paper, each in a square of that size, with a margin of half a square."""
+    """Draw dark digits side by side on light paper, each in a square of that size, with a margin of half a square."""
     step = round(size * (1 + gap))
     picture = Image.new("L", (step * (len(digits) - 1) + 2 * size, 2 * size), 225)
     pencil = ImageDraw.Draw(picture)
@@ -30,7 +30,7 @@ def draw_digits(digits: list[int], *, size: int = 200, pen: int = 12, gap: float
 
 
 def draw_over(picture: Image.Image, mask: np.ndarray, contrast: float) -> Image.Image:
-    """A picture with lines, where the mask is true, of that share of the pen's contrast."""
+    """Darken the pixels of the mask by that fraction of the pen's contrast."""
     levels = np.asarray(picture, float)
     line = np.median(levels) - contrast * (np.median(levels) - levels.min())
     return Image.fromarray(np.where(mask, np.minimum(levels, line), levels).astype(np.uint8))

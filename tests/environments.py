@@ -1,4 +1,4 @@
-"""Environments of their own below .venv/clients, made on first use and kept, and the wheels that pip would install."""
+"""Separate virtual environments below .venv/clients, created on first use and kept, and the wheels of the project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKEND = "hatchling==1.33.0"
 
 
 def requirements(*names: str) -> list[str]:
-    """What scripts/requirements.py prints for these names, or what digitserve-client alone needs."""
+    """Return the output of scripts/requirements.py for these names; without names, the needs of digitserve-client."""
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
         from requirements import client_requirements  # noqa: PLC0415 (a script, not a package)
@@ -32,7 +32,7 @@ def requirements(*names: str) -> list[str]:
 
 @contextlib.contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """Wait until no other worker has what is named so, and keep others from it."""
+    """Hold the lock of that name, after waiting until no other worker holds it."""
     CLIENTS.mkdir(parents=True, exist_ok=True)
     with (CLIENTS / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -40,9 +40,9 @@ def exclusive(name: str) -> Iterator[None]:
 
 
 def python_with(name: str, *packages: str, constrained: bool = False) -> Path:
-    """A Python that has these packages; skips the test where pip cannot get them."""
+    """Return a Python with these packages; skip the test if pip cannot install them."""
     home = CLIENTS / name
-    with exclusive(name):  # another worker may make it
+    with exclusive(name):  # another worker may create it
         python, installed = home / "bin" / "python", home / "installed"
         constraints = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
         wanted = "\n".join((*packages, *constraints))
@@ -51,13 +51,13 @@ def python_with(name: str, *packages: str, constrained: bool = False) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
         done = _pip(python, "install", *constraints, *packages)
         if done.returncode:
-            pytest.skip(f"{', '.join(packages)} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+            pytest.skip(f"{', '.join(packages)}: not installable: {done.stderr.strip().splitlines()[-1]}")
         installed.write_text(wanted)
         return python
 
 
 def install(python: Path, *wheels: Path) -> None:
-    """Put our wheels into an environment, in the place of those that were there, and let pip check what they need."""
+    """Install our wheels into an environment, in the place of older ones, and let pip check their dependencies."""
     _pip(python, "uninstall", "--yes", "digitserve", "digitserve-client")
     done = _pip(python, "install", "--no-index", "--no-deps", *map(str, wheels))
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def install(python: Path, *wheels: Path) -> None:
 
 
 def build(folder: Path) -> dict[str, Path]:
-    """The wheel of each distribution, built from its sdist, which is in the folder too."""
+    """Build the wheel of each distribution from its sdist; the folder then holds both."""
     python = python_with("hatchling", BACKEND)
     for project in (ROOT, ROOT / "client"):
         command = [python, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder]

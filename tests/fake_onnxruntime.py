@@ -1,9 +1,9 @@
-"""ONNX Runtime as it was seen to behave with CUDA, replayed where there is none: at the boundary, the rest is real.
+"""A replay of ONNX Runtime's behaviour with CUDA, for machines without it. Only this boundary is replayed.
 
     python tests/fake_onnxruntime.py [options of the service]
 
-REPLAY says what is replayed. What is raised and printed was recorded from onnxruntime-gpu 1.31.1 on a machine without a
-GPU; the failure of a run is in the form of those. A session that works computes on the CPU and says that it is on CUDA.
+REPLAY names the behaviour. Exceptions and output were recorded from onnxruntime-gpu 1.31.1 on a machine without a GPU.
+The failure of a run has the same form. A working session computes on the CPU and reports CUDA.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _Session = ort.InferenceSession
 
 
 class Replayed(_Session):  # type: ignore[misc]
-    """A session as REPLAY says; REPLAY_BROKEN is a file that breaks the device, or hangs it, as long as it is there."""
+    """A session with the behaviour of REPLAY. While the file REPLAY_BROKEN exists, the device fails or hangs."""
 
     def __init__(self, content: bytes, options: ort.SessionOptions, *, providers: list[Any], **more: Any) -> None:
         self.on_cuda = providers != ["CPUExecutionProvider"]
@@ -107,7 +107,7 @@ def _break_if_broken() -> None:
 
 
 def probe(provider: str, _: bytes, __: dict[str, str]) -> tuple[str, list[str]]:
-    """What `service.inference.provider_diagnostics.probe` was told."""
+    """Replay the result of `service.inference.provider_diagnostics.probe`."""
     assert provider == CUDA
     return {
         "no library": (NOT_LOADED.format("libcublasLt.so.13"), []),
@@ -116,12 +116,12 @@ def probe(provider: str, _: bytes, __: dict[str, str]) -> tuple[str, list[str]]:
 
 
 def available() -> list[str]:
-    """What `get_available_providers` says of that wheel."""
+    """Replay `get_available_providers` of that wheel."""
     return ["TensorrtExecutionProvider", CUDA, "CPUExecutionProvider"]
 
 
 def replay() -> None:
-    """From now on, in this process."""
+    """Start the replay in this process."""
     built_in.ort.InferenceSession = Replayed
     built_in.ort.get_available_providers = available
     provider_diagnostics.probe = probe

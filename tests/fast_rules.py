@@ -1,4 +1,4 @@
-"""deploy/prometheus with its times shortened: what takes ten minutes there takes half a minute."""
+"""deploy/prometheus with shortened times: 10 minutes become half a minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RANGE = re.compile(r"(?<=\[)(?P<range>\d+[smhd])|(?<=offset )(?P<offset>\d+[smh
 
 
 def shorten(duration: str) -> str:
-    """Shorten a time of Prometheus, to a whole number of milliseconds."""
+    """Shorten a duration of Prometheus to a whole number of milliseconds."""
     number, unit = _DURATION.fullmatch(duration).groups()  # type: ignore[union-attr]
     seconds = int(number) * _UNITS[unit]
     return f"{1000 * seconds // (FACTOR if seconds <= _UNITS['h'] else FACTOR_OF_HOURS)}ms"

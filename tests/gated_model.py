@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """The real model, held back until a test lets it go; it remembers the batches that it was given."""
+    """The real model, blocked until a test opens the gate; it records its batches."""
 
     def __init__(self, model: Model) -> None:
         self.info = model.info

@@ -1,4 +1,4 @@
-"""What a peer can do to a server, frame by frame, and what a server must still do meanwhile."""
+"""Hostile HTTP/2 peers, frame by frame, and checks that a server still serves other clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BLANK = np.zeros((1, 784), np.uint8)
 
 
 class Addressed(Protocol):
-    """A server, in a process of its own or in the test's."""
+    """A server, in its own process or in the process of the test."""
 
     @property
     def address(self) -> str: ...
@@ -46,14 +46,14 @@ def handles(service: ServiceProcess) -> float:
 
 
 def still_serves(service: ServiceProcess) -> None:
-    """A call, a health check and a scrape, each answered."""
+    """Check that the server answers a call, a health check and a scrape."""
     with DigitsClient(service.address, timeout=ANSWERS_WITHIN) as client:
         assert len(client.predict(BLANK).digits) == 1
-    still_tells(service)
+    still_reports(service)
 
 
-def still_tells(service: ServiceProcess) -> None:
-    """Health and metrics answer."""
+def still_reports(service: ServiceProcess) -> None:
+    """Check that health and metrics answer."""
     with DigitsClient(service.address) as client:
         assert client.is_serving(timeout=ANSWERS_WITHIN)
     assert service.series()["digits_serving", ()] == 1
@@ -79,7 +79,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header as HPACK spells it without tables, its parts shorter than 127 bytes."""
+    """Encode a header in HPACK without tables; name and value are shorter than 127 bytes."""
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -94,7 +94,7 @@ HEADERS = (
 
 
 def frames(peer: socket.socket, until: int, within: float = ANSWERS_WITHIN) -> list[tuple[int, bytes]]:
-    """Frames as they come, kind and payload, up to one of kind `until`, the end of the connection or of the time."""
+    """Read frames, kind and payload, until one of kind `until`, the end of the connection or the timeout."""
     peer.settimeout(within)
     found, data = list[tuple[int, bytes]](), b""
     with contextlib.suppress(TimeoutError, ConnectionError):
@@ -109,7 +109,7 @@ def frames(peer: socket.socket, until: int, within: float = ANSWERS_WITHIN) -> l
 
 
 def each_frame(peer: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
-    """Kind, flags, stream and payload."""
+    """Yield kind, flags, stream and payload of each frame."""
     peer.settimeout(ANSWERS_WITHIN)
     data = b""
     while True:
@@ -120,7 +120,7 @@ def each_frame(peer: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def ended_by_server(peer: socket.socket, within: float = ANSWERS_WITHIN) -> bool:
-    """Whether the connection ends in so many seconds."""
+    """Return whether the connection ends within that many seconds."""
     peer.settimeout(within)
     try:
         while peer.recv(65536):
@@ -133,7 +133,7 @@ def ended_by_server(peer: socket.socket, within: float = ANSWERS_WITHIN) -> bool
 
 
 def kernel_waits(port: int) -> int:
-    """Milliseconds; of the connection of this process whose other end is at `port`."""
+    """Return the kernel's timeout, in milliseconds, of this process's connection to `port`."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as end:
             if end.family != socket.AF_UNIX and end.getpeername()[1] == port:
@@ -142,14 +142,14 @@ def kernel_waits(port: int) -> int:
 
 
 class Peer:
-    """A peer that keeps to HTTP/2 as far as a server can ask, answers every ping, and reads what it is told to."""
+    """A peer that follows HTTP/2, answers every ping, and reads only when the test calls for it."""
 
     def __init__(self, host: str, port: int, settings: bytes = b"") -> None:
         self.socket = socket.create_connection((host, port), 10)
         self.socket.settimeout(60)
         self.socket.sendall(PREFACE[:24] + frame(SETTINGS, 0, 0, settings))
         self.ended = list[bytes]()
-        """The last headers, or the reset, of each call that has ended, in that order."""
+        """The last headers, or the reset, of each ended call, in order."""
         self.is_closed = False
         self._unread = b""
         self._over = set[int]()
@@ -162,12 +162,12 @@ class Peer:
         self.socket.close()
 
     def send(self, *frames: bytes) -> None:
-        """As they are; a server that has hung up is heard of in reading."""
+        """Send frames unchanged. A closed connection is detected when reading."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(b"".join(frames))
 
     def call(self, stream: int, head: bytes, body: bytes, *, end: bool = True) -> None:
-        """Headers, and the body as the server's windows allow; calls end where the connection has."""
+        """Send the headers, and the body as the server's windows allow; stop if the connection has ended."""
         self.send(frame(1, 4, stream, head))
         while body and not self.is_closed and stream not in self._over:
             room = min(16384, len(body), self._windows[0], self._windows.get(stream, self._first_window))
@@ -180,7 +180,7 @@ class Peer:
             body = body[room:]
 
     def read(self, within: float = 60) -> bool:
-        """Take what has come, or wait for it; False where nothing comes, or never will."""
+        """Read received frames, or wait for some; return False at the timeout or at the end of the connection."""
         self.socket.settimeout(within)
         try:
             more = self.socket.recv(1 << 20)
@@ -197,7 +197,7 @@ class Peer:
         return not self.is_closed
 
     def synchronize(self) -> None:
-        """Return once the server has read every frame sent so far: it acknowledges a SETTINGS frame after them."""
+        """Wait until the server has read every frame sent so far: it acknowledges a SETTINGS frame after them."""
         self.send(frame(SETTINGS, 0, 0, b""))
         self._unacknowledged += 1
         while self._unacknowledged and self.read():
@@ -222,13 +222,13 @@ class Peer:
             self.send(frame(PING, 1, 0, payload))
 
     def answers(self, calls: int = 1) -> list[bytes]:
-        """How so many calls ended, or those that had before the connection did."""
+        """Return the ends of that many calls, or of those that ended before the connection."""
         while len(self.ended) < calls and self.read():
             pass
         return self.ended[:calls]
 
     def is_ended(self, within: float) -> bool:
-        """Whether the server ends the connection, though every ping is answered."""
+        """Return whether the server ends the connection while this peer answers every ping."""
         until = time.monotonic() + within
         while not self.is_closed and (left := until - time.monotonic()) > 0:
             self.read(left)
@@ -236,7 +236,7 @@ class Peer:
 
 
 class Loaded(NamedTuple):
-    """What h2load says: HTTP requests that were answered, whatever with, and those that were not."""
+    """The report of h2load: answered HTTP requests, with any status, and unanswered ones."""
 
     answered: int
     failed: int
@@ -245,7 +245,7 @@ class Loaded(NamedTuple):
 def h2load(
     service: ServiceProcess, folder: Path, message: bytes, *options: str | int, path: str = PREDICT
 ) -> subprocess.Popen[str]:
-    """Begin calls that send the message; h2load is in C, so that the caller is not what is slow."""
+    """Start a load of calls with the message. h2load is written in C, so that the load is not the bottleneck."""
     body = Path(folder) / f"{len(message)}.body"
     body.write_bytes(framed(message))
     headers = ("--header", "content-type: application/grpc", "--header", "te: trailers")

@@ -1,4 +1,4 @@
-"""An HTTP server in the process of the test, over a model that the test holds back."""
+"""An HTTP server in the process of the test, with a gated model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROUTE = "/v2/models/{model}[/versions/{version}]/infer"
 
 
 class Running:
-    """An HTTP server in this process, over a gated model."""
+    """An HTTP server in this process, with a gated model."""
 
     def __init__(self, server: HttpServer, held: Held, registry: CollectorRegistry, log: CapturingLogger) -> None:
         self.server = server
@@ -48,12 +48,12 @@ class Running:
         return self.registry.get_sample_value("digits_requests_dropped_total", {"reason": reason})
 
     def ended(self, status: int, route: str = ROUTE, method: str = "POST") -> float | None:
-        """Requests that ended with that status."""
+        """Return the number of requests that ended with that status."""
         labels = {"http_request_method": method, "http_route": route, "http_response_status_code": str(status)}
         return self.registry.get_sample_value("http_server_request_duration_seconds_count", labels)
 
     def active(self) -> float | None:
-        """Predictions in progress."""
+        """Return the number of predictions in progress."""
         labels = {"http_request_method": "POST", "http_route": ROUTE}
         return self.registry.get_sample_value("http_server_active_requests", labels)
 

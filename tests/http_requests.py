@@ -55,19 +55,19 @@ class Client:
         return self.request("GET", path, headers=headers)
 
     def post(self, path: str, document: Any, **headers: str) -> Reply:
-        """Send JSON; bytes as they are."""
+        """Send a document as JSON, or bytes unchanged."""
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
         return self.request("POST", path, body, {**JSON, **headers})
 
 
 def http_address(service: ServiceProcess) -> str:
-    """The host and port of the HTTP port."""
+    """Return the host and port of the HTTP server."""
     return str(next(line for line in service.lines if line["event"] == "serving")["http"])
 
 
 @contextlib.contextmanager
 def serving_http(model: Path, *arguments: str | Path) -> Iterator[Client]:
-    """A server with an HTTP port, and a client of it."""
+    """Start a server with an HTTP port, and connect a client."""
     with serving(model, "--http-port", "0", *arguments) as service:
         client = Client(service)
         yield client
@@ -75,13 +75,13 @@ def serving_http(model: Path, *arguments: str | Path) -> Iterator[Client]:
 
 
 def infer_document(pixels: np.ndarray, **fields: Any) -> dict[str, Any]:
-    """An infer request with its pixels as JSON."""
+    """Create an infer request with its pixels as JSON."""
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [*pixels.shape], "data": pixels.ravel().tolist()}
     return {"inputs": [tensor], **fields}
 
 
 def binary_infer(pixels: np.ndarray, datatype: str = "UINT8", **fields: Any) -> tuple[bytes, dict[str, str]]:
-    """An infer request with its pixels as a binary tensor: body and headers."""
+    """Create an infer request with its pixels as a binary tensor; return body and headers."""
     content = pixels.tobytes()
     tensor = {
         "name": "pixels",

@@ -1,6 +1,6 @@
-"""Who may import whom: the table that tests/test_architecture.py checks, and that docs/architecture.md shows.
+"""The allowed imports: the table that tests/test_architecture.py checks and docs/architecture.md shows.
 
-`python tests/import_table.py` writes it into the page anew.
+`python tests/import_table.py` writes it into the page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BEGIN, END = "<!-- import table: begin -->\n", "<!-- import table: end -->\n"
 
 
 class Package(NamedTuple):
-    """A folder of modules, or one module, and all that it may import."""
+    """A folder of modules, or one module, and its allowed imports."""
 
     name: str
     ours: tuple[str, ...] = ()
@@ -103,14 +103,14 @@ TABLE = (
         ("PIL", "grpc", "numpy", "pyarrow", "ray", "rich", "typer"),
     ),
 )
-"""From the ground up: a package imports only packages above it in this table, so that there is no circle."""
+"""Lowest packages first: a package imports only packages above it in this table, so that there is no cycle."""
 
 FOLDERS = {"digitserve_client": "client/digitserve_client"}
-"""Of packages that are not below the root under their own name."""
+"""The folders of packages that are not below the root under their own name."""
 
 
 def floors() -> dict[str, int]:
-    """How far each package is above the ground, where what imports none of ours stands."""
+    """Return the height of each package above those that import none of ours."""
     found: dict[str, int] = {}
     for package in TABLE:
         found[package.name] = 1 + max((found[name] for name in package.ours), default=-1)
@@ -118,7 +118,7 @@ def floors() -> dict[str, int]:
 
 
 def render() -> str:
-    """The table in Markdown, with the picture of the floors above it."""
+    """Render the table in Markdown, with the picture of the layers above it."""
     level = floors()
     picture = [
         f"{number}  {'  '.join(name for name, floor in level.items() if floor == number)}"

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes as tests see them: read, built by kustomize where it is, held to their schemas."""
+"""The manifests of deploy/kubernetes: read, built by kustomize if it is installed, and checked against schemas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CRDS = ROOT / "tests" / "crds"
-OLDEST, NEWEST = "1.34", "1.37"  # the versions of Kubernetes that the manifests are for
+OLDEST, NEWEST = "1.34", "1.37"  # the versions of Kubernetes that the manifests support
 BUILT = ["base", "overlays/development", "overlays/production", "overlays/gpu", "kserve"]
 
 Manifest = dict[str, Any]
@@ -29,7 +29,7 @@ def kustomization(folder: str) -> Manifest:
 
 
 def options(folder: str) -> dict[str, str]:
-    """The variables that a folder's ConfigMap generator has."""
+    """Return the variables of a folder's ConfigMap generator."""
     return dict(
         literal.split("=", 1)
         for generator in kustomization(folder).get("configMapGenerator", [])
@@ -38,7 +38,7 @@ def options(folder: str) -> dict[str, str]:
 
 
 def resources(folder: str) -> list[Manifest]:
-    """The manifests that a folder adds, as they are written; those of the folders that it builds on are left out."""
+    """Return the manifests in a folder itself, without those of the folders that it builds on."""
     files = [KUBERNETES / folder / name for name in kustomization(folder).get("resources", [])]
     return [manifest for path in files if path.is_file() for manifest in documents(path)]
 
@@ -59,7 +59,7 @@ def container(manifest: Manifest, name: str = "service") -> Manifest:
 
 
 def builder() -> list[str] | None:
-    """The command that builds a kustomization, where this machine has one."""
+    """Return the command that builds a kustomization, or None."""
     if shutil.which("kustomize"):
         return ["kustomize", "build"]
     if not shutil.which("kubectl"):
@@ -77,9 +77,9 @@ def built(folder: str) -> list[Manifest]:
 
 
 def mistakes(manifest: Manifest, version: str = NEWEST) -> list[str]:
-    """What the schema of its kind has against a manifest: Kubernetes' own, or the operator's that defines the kind.
+    """Check a manifest against the schema of its kind, which is from Kubernetes or from the operator that defines it.
 
-    Names that a schema does not know are mistakes too.
+    Unknown names are errors too.
     """
     published = CRDS / f"{manifest['kind']}-{manifest['apiVersion'].rpartition('/')[2]}.json"
     if published.exists():

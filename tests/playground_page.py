@@ -1,4 +1,4 @@
-"""What the tests of the playground share: its gateway over a real server, and a real browser."""
+"""The parts that the playground's tests share: its gateway to a real server, and a real browser."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _has_browser = pytest.mark.skipif(
 STATIC = ROOT / "playground" / "static"
 RAW = "application/octet-stream"
 SEVEN = [(-60, -72), (0, -74), (60, -72), (35, -10), (10, 40), (-10, 85)]
-"""Pixels from the middle of a pad of 280."""
+"""Strokes, in pixels from the middle of a pad of 280."""
 
 
 def needs_browser(test: Test) -> Test:
-    """For tests in a browser, which are slow."""
+    """Mark a test as slow, and skip it without a browser."""
     return pytest.mark.slow(_has_browser(test))
 
 
 @contextlib.contextmanager
 def page_of(address: str, *arguments: str | Path) -> Iterator[str]:
-    """`python -m playground` over that server; the page's address."""
+    """Start `python -m playground` for that server; yield the page's address."""
     command = [sys.executable, "-m", "playground", "--address", address, "--port", "0", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -66,7 +66,7 @@ def post(page: str, path: str, body: bytes, kind: str = RAW) -> Any:
 
 @contextlib.contextmanager
 def started_chrome() -> Iterator[Chrome]:
-    from selenium import webdriver  # noqa: PLC0415 (the modules that use it skip where it is missing)
+    from selenium import webdriver  # noqa: PLC0415 (the modules that use it are skipped without it)
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
@@ -74,7 +74,7 @@ def started_chrome() -> Iterator[Chrome]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    driver.set_script_timeout(ANSWERS_WITHIN)  # axe looks at hundreds of rows
+    driver.set_script_timeout(ANSWERS_WITHIN)  # axe checks more than 100 rows
     try:
         yield driver
     finally:
@@ -82,7 +82,7 @@ def started_chrome() -> Iterator[Chrome]:
 
 
 def size(chrome: Chrome, width: int, height: int, scheme: str = "light", motion: str = "reduce") -> None:
-    """The window, and what the person prefers; by default nothing moves, since what moves is hard to press."""
+    """Set the window's size and the user's preferences; without motion by default, for stable clicks."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
@@ -91,8 +91,8 @@ def size(chrome: Chrome, width: int, height: int, scheme: str = "light", motion:
 
 
 def until(true: Any) -> None:
-    """Wait for the page; fails the test where it never comes."""
+    """Wait until the condition is true, or fail the test."""
     ends = time.monotonic() + ANSWERS_WITHIN
     while not true():
-        assert time.monotonic() < ends, "the page never came to it"
+        assert time.monotonic() < ends, f"condition still false after {ANSWERS_WITHIN} s"
         time.sleep(0.02)

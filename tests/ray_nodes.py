@@ -1,7 +1,7 @@
-"""python ray_nodes.py WORKERS: a cluster of Ray on this machine, each node processes of its own; told by lines.
+"""python ray_nodes.py WORKERS: a cluster of Ray on this machine, each node with its own processes.
 
-Prints one line of JSON when it is up and one after each command on standard input: `kill I` ends node I as a machine
-that loses its power does, `add` adds one. It ends, with all its nodes, when its standard input does.
+It prints a line of JSON when it is up, and after each command on standard input. `kill I` ends node I without a
+shutdown, and `add` adds a node. It ends, with all its nodes, at the end of its standard input.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Keeps nodes and drivers on 127.0.0.1, where Ray would take the machine's address; the name is from what it is for."""
+"""Keeps nodes and drivers on 127.0.0.1 instead of the machine's address."""
 
 os.environ |= LOOPBACK | {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",  # whose RAY_AUTH_TOKEN comes from who starts this
+    "RAY_AUTH_MODE": "token",  # the parent process sets RAY_AUTH_TOKEN
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONPATH": str(Path(__file__).parent.parent),
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # by default 10, and the test would wait
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # the default of 10 would delay the test
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_health_check_initial_delay_ms": "1000",  # a node that is gone is noticed in some seconds
+    "RAY_health_check_initial_delay_ms": "1000",  # so that Ray detects a lost node in seconds
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def children(parent: int) -> list[int]:
-    """The processes that a node's raylet started: replicas and proxies among them."""
+    """Return the processes that a node's raylet started, such as replicas and proxies."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -52,7 +52,7 @@ def children(parent: int) -> list[int]:
 
 
 class Nodes:
-    """The head, which has no room for replicas, and workers with one proxy port each."""
+    """The head, without resources for replicas, and workers with one proxy port each."""
 
     def __init__(self) -> None:
         self._cluster = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, **SIZE})
@@ -62,7 +62,7 @@ class Nodes:
 
     def add(self) -> None:
         """Start a worker."""
-        # On one machine no two proxies can have the same port; on machines of their own all have the head's.
+        # On one machine each proxy needs its own port; on separate machines all use the head's port.
         port = free_port()
         environment = {
             "RAY_SERVE_WORKER_PROXY_GRPC_PORT": str(port),
@@ -78,7 +78,7 @@ class Nodes:
         self.ports.append(port)
 
     def kill(self, worker: int) -> None:
-        """End a worker and all its processes at once, without a word."""
+        """Kill a worker and all its processes, without a shutdown."""
         node = self._workers[worker]
         [raylet] = [started.process.pid for started in node.all_processes["raylet"]]
         for pid in [*children(raylet), raylet]:
@@ -87,12 +87,12 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
-        """End all."""
+        """Stop all nodes."""
         self._cluster.shutdown()
 
 
 def main() -> None:
-    """Start, obey, end."""
+    """Start the cluster, execute commands, and stop it."""
     nodes = Nodes()
     try:
         for _ in range(int(sys.argv[1])):
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def tell(**what: Any) -> None:
-    print(json.dumps(what), flush=True)  # noqa: T201 (what it is for)
+    print(json.dumps(what), flush=True)  # noqa: T201 (the program's output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An address whose server a test may take away and replace, at a moment that it chooses."""
+"""An address whose server a test can remove and replace at any time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Relay:
-    """Passes connections of `address` on to a server; between two servers nobody listens there."""
+    """A relay of connections from `address` to a server; without a server, its port is closed."""
 
     def __init__(self, port: int) -> None:
         self._at = ("127.0.0.1", port)
@@ -16,14 +16,14 @@ class Relay:
         self._sockets: list[socket.socket] = []
 
     def open(self, server: str) -> None:
-        """Listen, for that server."""
+        """Accept connections for that server."""
         host, _, port = server.rpartition(":")
         listener = socket.create_server(self._at)
         self._sockets.append(listener)
         threading.Thread(target=self._accept, args=(listener, (host, int(port))), daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more, and end what is open, as a process that is killed does."""
+        """Stop listening and close open connections, as a killed process does."""
         for one in self._sockets:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The GPU of the tests of WebGPU: what Vulkan lists, else one in software, the SwiftShader that comes with Chromium."""
+"""The GPU of the WebGPU tests: a GPU that Vulkan lists, or else Chromium's software GPU, SwiftShader."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ WRAPPER = Path(__file__).parent / "vulkan" / "failing_driver.c"
 
 
 def library() -> str:
-    """SwiftShader's library, or nothing."""
+    """Return SwiftShader's library; empty if it is not installed."""
     return next((path for path in SWIFTSHADER if Path(path).is_file()), "")
 
 
 def has_gpu() -> bool:
-    """Whether Vulkan lists a GPU that is none in software."""
+    """Return whether Vulkan lists a hardware GPU."""
     try:
         return not all(device.is_software for device in vulkan.devices())
     except vulkan.VulkanError:
@@ -39,12 +39,12 @@ def has_gpu() -> bool:
 
 
 def why_no_webgpu() -> str:
-    """Why the tests on WebGPU cannot run here; nothing where they can."""
+    """Return why the WebGPU tests cannot run on this machine; empty if they can."""
     return "" if find_spec("onnxruntime_ep_webgpu") is not None and has_gpu() else why_missing()
 
 
 def why_missing() -> str:
-    """Why the tests on the GPU in software cannot run here; nothing where they can."""
+    """Return why the tests on the software GPU cannot run on this machine; empty if they can."""
     if find_spec("onnxruntime_ep_webgpu") is None:
         return "no GPU in software: install onnxruntime-ep-webgpu (the extra `webgpu`)"
     try:
@@ -60,7 +60,7 @@ needs_software = pytest.mark.skipif(bool(why_missing()), reason=why_missing())
 
 @pytest.fixture(scope="module")
 def webgpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every process that is started meanwhile finds the GPU, in software where there is no other."""
+    """Let each new process find the GPU, or a software GPU if there is no other."""
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in ({} if has_gpu() else environment(tmp_path_factory.mktemp("vulkan"))).items():
             patch.setenv(variable, value)
@@ -69,18 +69,18 @@ def webgpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def software(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `webgpu`, but in software whatever there is."""
+    """Let each new process find the software GPU only."""
     for variable, value in environment(tmp_path).items():
         monkeypatch.setenv(variable, value)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables with which a process finds the GPU in software and no other; their files are in `folder`."""
+    """Return the variables with which a process finds only the software GPU; their files are in `folder`."""
     return {**_with_driver(folder, library()), "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
 
 
 def failing_environment(folder: Path, fault: Path) -> dict[str, str]:
-    """As `environment`, with a driver that fails as the file `fault` says."""
+    """Return `environment` with a driver that fails as the file `fault` specifies."""
     wrapper = folder / "failing_driver.so"
     compiler = shutil.which("cc") or "cc"
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(wrapper), str(WRAPPER), "-ldl"]
@@ -94,7 +94,7 @@ def failing_environment(folder: Path, fault: Path) -> dict[str, str]:
 
 
 def without_driver(folder: Path) -> dict[str, str]:
-    """A Vulkan loader that finds no driver."""
+    """Return the variables with which a Vulkan loader finds no driver."""
     return {**_with_driver(folder, ""), "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
 
 
@@ -103,5 +103,5 @@ def _with_driver(folder: Path, driver: str) -> dict[str, str]:
     if driver:
         content = {"file_format_version": "1.0.0", "ICD": {"library_path": driver, "api_version": "1.3.0"}}
         manifest.write_text(json.dumps(content))
-    names = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")  # the second is of older loaders
+    names = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")  # the second is for older loaders
     return {**dict.fromkeys(names, str(manifest)), "XDG_RUNTIME_DIR": str(folder)}

@@ -16,7 +16,7 @@ from service.batching.adaptive import (
 
 
 def run_batch(batch_size: AdaptiveBatchSize, clients: int, interarrival: float = MAX_INTERARRIVAL / 2) -> bool:
-    """Run one batch of clients that send their next request after each reply; return whether it waited in vain."""
+    """Run one batch of clients that send their next request after each reply; return whether it timed out."""
     if batch_size.should_run_now():
         batch_size.record_batch(1, 0.0)
         return False

@@ -1,4 +1,4 @@
-"""Servers listen on exactly the addresses that were asked for, the same on both transports, and say which."""
+"""Servers listen on exactly the addresses of their options, the same on both transports, and log them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOOPBACK = ("127.0.0.1", "::1")
-ANY, ANY_IPV4 = "::", "0.0.0.0"  # noqa: S104 (what is tested)
+ANY, ANY_IPV4 = "::", "0.0.0.0"  # noqa: S104 (the subject of the test)
 OF_NO_MACHINE = "192.0.2.1"  # RFC 5737
 
 
@@ -63,9 +63,7 @@ def answers(host: str, port: int) -> bool:
     ],
 )
 @on_both_transports
-def test_both_ports_are_on_the_addresses_that_were_asked_for_and_no_others(
-    model_path: Path, host: str, expected: set[str] | None
-) -> None:
+def test_both_ports_are_only_on_the_requested_addresses(model_path: Path, host: str, expected: set[str] | None) -> None:
     if expected is None:
         expected = {str(found[4][0]) for found in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
     with serving(model_path, "--host", host, "--metrics-host", host) as service:
@@ -82,7 +80,7 @@ def test_both_ports_are_on_the_addresses_that_were_asked_for_and_no_others(
 
 @pytest.fixture
 def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have a name stand for these addresses, as a file of hosts would."""
+    """A function that resolves a name to these addresses, as a hosts file does."""
     resolve = socket.getaddrinfo
 
     def patch(name: str, *addresses: str) -> None:
@@ -109,7 +107,7 @@ def test_a_name_of_two_addresses_has_one_port_on_both(resolve_to: Callable[..., 
     assert ensure_bindable("here.example", port) == [*LOOPBACK]
 
 
-def test_an_address_that_is_not_here_is_left_out_where_another_is(resolve_to: Callable[..., None]) -> None:
+def test_a_foreign_address_is_skipped_if_another_address_is_local(resolve_to: Callable[..., None]) -> None:
     resolve_to("here.example", OF_NO_MACHINE, "127.0.0.1")
     assert ensure_bindable("here.example", 0) == ["127.0.0.1"]
     with pytest.raises(AddressInUse, match=rf"^cannot listen on {OF_NO_MACHINE} port 0: "):
@@ -117,7 +115,7 @@ def test_an_address_that_is_not_here_is_left_out_where_another_is(resolve_to: Ca
 
 
 @needs_ipv6
-def test_one_address_of_two_that_is_taken_is_a_taken_port(resolve_to: Callable[..., None]) -> None:
+def test_a_port_in_use_on_one_of_two_addresses_is_reported(resolve_to: Callable[..., None]) -> None:
     resolve_to("here.example", *LOOPBACK)
     with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as other:
         port = other.getsockname()[1]
@@ -160,7 +158,7 @@ async def test_grpcio_answers_on_every_address_of_a_name(resolve_to: Callable[..
         await server.stop(0)
 
 
-async def test_an_address_that_is_lost_between_leaves_no_port_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_address_that_disappears_leaves_no_port_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.transports.grpcio.server.ensure_bindable", lambda *_: ["127.0.0.1", OF_NO_MACHINE])
     server = grpcio_server()
     with pytest.raises(AddressInUse, match=f"cannot listen on {OF_NO_MACHINE} port"):

@@ -1,4 +1,4 @@
-"""Analysis of a network: neurons left out, edges found, mistakes in order, pictures that are no digits."""
+"""Analysis of a network: ablated neurons, detected edges, ordered errors, and pictures without a digit."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def examples(digits: np.ndarray, labels: np.ndarray) -> Examples:
 
 
 @pytest.mark.parametrize("activation", VARIANTS)
-def test_a_neuron_left_out_is_one_whose_weights_upwards_move_into_the_biases(
-    activation: Any, examples: Examples
-) -> None:
+def test_an_ablated_neuron_moves_its_mean_into_the_biases_above(activation: Any, examples: Examples) -> None:
     whole = network(activation)
     layers = whole.forward(examples.images)
     right = (layers.digit == examples.labels).mean()
@@ -49,7 +47,7 @@ def test_a_neuron_left_out_is_one_whose_weights_upwards_move_into_the_biases(
         assert one.lost_by_digit @ np.bincount(examples.labels) / 100 == pytest.approx(one.lost)
 
 
-def test_a_neuron_without_a_say_loses_nothing(examples: Examples) -> None:
+def test_ablating_a_neuron_without_influence_costs_no_accuracy(examples: Examples) -> None:
     whole = network("sigmoid")
     weights = [w.copy() for w in whole.weights]
     weights[1][:, 4] = 0
@@ -59,7 +57,7 @@ def test_a_neuron_without_a_say_loses_nothing(examples: Examples) -> None:
 
 
 @pytest.mark.slow
-def test_an_edge_is_found_to_be_one_and_noise_is_not() -> None:
+def test_an_edge_is_detected_and_noise_is_not() -> None:
     whole = network("sigmoid")
     y, x = np.mgrid[:28, :28] - np.array([12, 15])[:, None, None]
     edge = x * np.exp(-(x**2 / 2 + y**2 / 8) / 1.5**2)
@@ -71,7 +69,7 @@ def test_an_edge_is_found_to_be_one_and_noise_is_not() -> None:
 
 
 @pytest.mark.parametrize("activation", VARIANTS)
-def test_the_mistakes_are_all_there_the_most_certain_first(activation: Any, examples: Examples) -> None:
+def test_all_errors_are_listed_the_most_certain_first(activation: Any, examples: Examples) -> None:
     wrong = Examples(examples.images, (examples.labels + 1) % 10)
     layers = network(activation).forward(examples.images)
     found = analysis.mistakes(network(activation), wrong)
@@ -81,7 +79,7 @@ def test_the_mistakes_are_all_there_the_most_certain_first(activation: Any, exam
     np.testing.assert_array_equal(found.labels, wrong.labels[found.rows])
 
 
-def test_out_of_distribution_pictures_are_the_same_every_time_and_every_picture_of_it_another() -> None:
+def test_out_of_distribution_pictures_are_reproducible_and_all_different() -> None:
     first, second = analysis.out_of_distribution(20), analysis.out_of_distribution(20)
     for kind, images in first.items():
         assert images.shape == (20, 784), kind
@@ -91,7 +89,7 @@ def test_out_of_distribution_pictures_are_the_same_every_time_and_every_picture_
         assert images.any(axis=1).all()
 
 
-def test_certainty_counts_what_it_says(examples: Examples) -> None:
+def test_certainty_counts_the_images_above_each_threshold(examples: Examples) -> None:
     activations = network("relu").forward(examples.images[:30]).activations
     found = analysis.certainty(network("relu"), examples.images[:30])
     assert found.certain == pytest.approx((activations.max(axis=1) > 0.99).mean())
@@ -105,14 +103,14 @@ def export(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_weights_are_drawn_the_same_every_time(tmp_path: Path) -> None:
+def test_the_drawing_of_the_weights_is_reproducible(tmp_path: Path) -> None:
     for name in ("first.png", "second.png"):
         done = export("draw", "--out", str(tmp_path / name))
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
-def test_out_of_distribution_pictures_are_told_and_drawn(tmp_path: Path) -> None:
+def test_out_of_distribution_pictures_are_reported_and_drawn(tmp_path: Path) -> None:
     done = export("out-of-distribution", "--activation", "relu", "--images", "50", "--png", str(tmp_path / "sheet.png"))
     assert done.returncode == 0, done.stderr
     assert all(kind in done.stdout for kind in analysis.out_of_distribution(1))
@@ -120,7 +118,7 @@ def test_out_of_distribution_pictures_are_told_and_drawn(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("command", ["ablate", "mistakes"])
-def test_without_mnist_a_command_says_how_to_get_it(tmp_path: Path, command: str) -> None:
+def test_without_mnist_a_command_names_the_download_command(tmp_path: Path, command: str) -> None:
     done = export(command, "--data", str(tmp_path))
     assert done.returncode == 1
     assert "python -m export data" in done.stderr

@@ -1,6 +1,6 @@
-"""The tests of the API and of the transports' parity once more, on servers whose model runs on a GPU by WebGPU.
+"""The tests of the API and of the transports' parity, repeated with models on a GPU by WebGPU.
 
-The GPU is one in software (tests/software_gpu.py), with kernels and device memory of its own.
+The GPU is a software GPU (tests/software_gpu.py), with its own kernels and device memory.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def addresses(model_path: Path, webgpu: None) -> Iterator[tuple[str, str]]:  # n
         serving(model_path, *OPTIONS, "--transport", "native") as second,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(test_transport_parity, "MESSAGES", 200)  # in software a run takes as long as a hundred on the CPU
+        patch.setattr(test_transport_parity, "MESSAGES", 200)  # a run in software takes as long as 100 on the CPU
         yield first.address, second.address
 
 
-# Fixtures and tests of other modules, which find the servers above under the names that they know.
+# Fixtures and tests of other modules. The fixtures above have the names that they use.
 channel = test_grpc_api.channel
 stub = test_inference.stub
 channels = test_transport_parity.channels
@@ -60,7 +60,7 @@ test_parity = needs_native(test_transport_parity.test_any_message_is_answered_al
 test_parity_of_streams = needs_native(test_transport_parity.test_any_stream_is_answered_alike)
 
 CALLS = [call for call in test_golden.CALLS if not call["method"].endswith(("ModelMetadata", "ModelConfig"))]
-"""Without the two that name the provider."""
+"""The tests, without the two that name the provider."""
 
 
 @pytest.mark.parametrize("call", CALLS, ids=[f"{i}-{test_golden.name(call)}" for i, call in enumerate(CALLS)])

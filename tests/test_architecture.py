@@ -1,4 +1,4 @@
-"""Who may import whom, as tests/import_table.py says: anything absent from the table is forbidden."""
+"""The imports that tests/import_table.py allows; all others are forbidden."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 
 def package_of(module: str) -> str:
-    """The package of the table that holds a module of ours."""
+    """Return the package of the table that contains a module."""
     return max((name for name in PACKAGES if f"{module}.".startswith(f"{name}.")), key=len)
 
 
 def imported(path: Path, *, at_run_time: bool = False) -> set[str]:
-    """The modules that a file imports; at run time without those that type checkers alone read, and late ones."""
+    """Return the modules that a file imports; at run time without late ones and those for type checkers."""
     modules = set()
     tree = ast.parse(path.read_text())
     for node in tree.body if at_run_time else ast.walk(tree):
@@ -62,7 +62,7 @@ def is_ours(module: str) -> bool:
 
 @functools.cache
 def used() -> dict[str, set[str]]:
-    """What each package imports: packages of ours, and third parties by their top-level name."""
+    """The imports of each package: our packages, and third parties by their top-level name."""
     found: dict[str, set[str]] = {name: set() for name in PACKAGES}
     for module, path in MODULES.items():
         for other in imported(path):
@@ -70,24 +70,24 @@ def used() -> dict[str, set[str]]:
     return {name: others - {name} for name, others in found.items()}
 
 
-def test_a_package_imports_only_what_stands_above_it_in_the_table() -> None:
+def test_a_package_imports_only_packages_above_it_in_the_table() -> None:
     names = [package.name for package in TABLE]
     for i, package in enumerate(TABLE):
         assert set(package.ours) <= set(names[:i]), package.name
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_package_imports_all_that_the_table_allows_and_nothing_else(name: str) -> None:
+def test_a_package_has_exactly_the_imports_of_the_table(name: str) -> None:
     assert sorted(used()[name]) == sorted({*PACKAGES[name].ours, *PACKAGES[name].third_party})
 
 
 def test_no_module_imports_itself_through_others() -> None:
     graph = {module: imported(path, at_run_time=True) & MODULES.keys() for module, path in MODULES.items()}
-    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the modules of a circle
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the modules of a cycle
 
 
 def test_no_file_is_over_300_lines_and_no_function_over_40() -> None:
-    """Of a function the body counts: a command's options stand in its signature."""
+    """Only the body of a function counts, because a command's options are in its signature."""
     for path in SOURCES:
         if "pb" in path.parts:
             continue
@@ -100,7 +100,7 @@ def test_no_file_is_over_300_lines_and_no_function_over_40() -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    assert BEGIN + render() + END in PAGE.read_text(), "write it anew: python tests/import_table.py"
+    assert BEGIN + render() + END in PAGE.read_text(), "update it: python tests/import_table.py"
 
 
 KNOW_ONNX_RUNTIME = {
@@ -113,14 +113,14 @@ KNOW_ONNX_RUNTIME = {
 }
 
 
-def test_only_the_model_and_what_chooses_its_provider_know_onnx_runtime_and_nothing_served_knows_onnx() -> None:
+def test_only_model_and_provider_modules_import_onnx_runtime_and_no_server_module_imports_onnx() -> None:
     served = {path.relative_to(ROOT).as_posix(): imported(path) for path in SOURCES if path.parts[-2] != "export"}
     assert {name for name, modules in served.items() if "onnxruntime" in modules} == KNOW_ONNX_RUNTIME
     assert not [name for name, modules in served.items() if "onnx" in modules or "export" in modules]
 
 
 @pytest.mark.parametrize("module", ["service.inference.model", "export.graph"])
-def test_onnx_runtime_is_told_not_to_report_its_use_before_it_is_imported(module: str) -> None:
+def test_the_telemetry_of_onnx_runtime_is_disabled_before_its_import(module: str) -> None:
     look = f"""
 import os, sys
 class AtImport:
@@ -137,14 +137,14 @@ import {module}
     assert seen.stdout == "ORT_DISABLE_TELEMETRY 1\n"
 
 
-def test_every_module_says_in_its_first_line_what_it_is_for() -> None:
+def test_every_module_begins_with_a_docstring() -> None:
     for path in SOURCES:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, path
         assert docstring.split("\n")[0].endswith((".", ":", '?"')), f"{path}: {docstring.splitlines()[0]}"
 
 
-def test_the_stubs_are_what_the_contracts_say(tmp_path: Path) -> None:
+def test_the_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
         import stubs  # noqa: PLC0415 (a script, not a package)
@@ -157,7 +157,7 @@ def test_the_stubs_are_what_the_contracts_say(tmp_path: Path) -> None:
     assert stubs.check(tmp_path) == []
 
 
-def test_every_pair_that_rust_and_python_both_implement_is_there_with_its_tests() -> None:
+def test_every_behaviour_in_rust_and_python_is_in_the_table_with_its_tests() -> None:
     _, table = PAGE.read_text().split("| behaviour | native/src | service | tests |\n|---|---|---|---|\n")
     for row in table.split("\n\n")[0].splitlines():
         _, _, rust, python, tests, _ = row.split("|")

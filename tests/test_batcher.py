@@ -39,7 +39,7 @@ def make(model: Any, **options: int) -> tuple[Batcher, CollectorRegistry]:
 
 
 def images(*firsts: int) -> np.ndarray:
-    """Images that differ: the n-th has its first byte, and so its own answer, from `firsts`."""
+    """Create different images: `firsts` are their first bytes, so that each has its own answer."""
     pixels = np.random.default_rng(firsts[0]).integers(0, 256, (len(firsts), 784), np.uint8)
     pixels[:, 0] = [first % 256 for first in firsts]
     return pixels
@@ -112,7 +112,7 @@ async def test_single_requests_run_at_once_again_after_concurrent_ones(model: Mo
     batcher, _ = make(model, inline=128)
     for _ in range(10):
         await asyncio.gather(*(batcher.predict(images(i)) for i in range(50)))
-    await batcher.predict(images(1))  # waits for more requests, in vain
+    await batcher.predict(images(1))  # waits for more requests, until its timeout
     coroutine = batcher.predict(images(1))
     with pytest.raises(StopIteration):
         coroutine.send(None)
@@ -128,7 +128,7 @@ async def test_a_request_with_a_short_deadline_ends_the_gathering(model: Model) 
             await batcher.predict(images(1), deadline=time.monotonic() + 0.004)  # the target is 50, for 5 ms
             break
     else:
-        pytest.fail("never answered in time")
+        pytest.fail("no answer within the deadline")
     await batcher.close()
 
 

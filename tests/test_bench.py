@@ -1,4 +1,4 @@
-"""The comparison with other servers: which of them are had, and what a server is held against."""
+"""The comparison with other servers: the available servers, and the server that each is compared with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROW = Scenario("1 image, 64 in flight")
 
 
-def test_a_server_is_held_against_the_better_triton_of_each_round() -> None:
+def test_a_server_is_compared_with_the_better_triton_of_each_round() -> None:
     results = _results(
         {
             "digitserve native": (200, 300),
@@ -38,7 +38,7 @@ def test_a_server_is_held_against_the_better_triton_of_each_round() -> None:
     assert _cells(results)["triton-onnxruntime"] == "0.62 (0.25-1.00)"
 
 
-def test_one_triton_is_not_held_against_itself() -> None:
+def test_a_single_triton_is_not_compared_with_itself() -> None:
     assert _cells(_results({"digitserve native": (200,), "triton": (100,)})) == {
         "digitserve native": "2.00 (2.00-2.00)",
         "triton": "",
@@ -58,7 +58,7 @@ def test_the_cost_of_a_call_is_a_table_by_server_that_the_scaling_script_reads()
     assert f"| {ROW.name} | 250 | 100 |" in markdown(results, [ROW])
 
 
-def test_tritons_own_backend_is_skipped_with_a_sentence_without_its_folder(
+def test_tritons_own_backend_is_skipped_with_a_reason_without_its_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names = ["triton-onnxruntime", "triton-onnxruntime-batching"]
@@ -111,7 +111,7 @@ def _server(name: str) -> Server:
 
 
 def _results(rates: dict[str, tuple[float, ...]]) -> Results:
-    """Rounds of each server at these rates."""
+    """Create the rounds of each server at these rates."""
     results = Results()
     for name, of_rounds in rates.items():
         for rate in of_rounds:
@@ -120,6 +120,6 @@ def _results(rates: dict[str, tuple[float, ...]]) -> Results:
 
 
 def _cells(results: Results) -> dict[str, str]:
-    """The column `against triton`, by server."""
+    """Return the column `against triton`, by server."""
     lines = [line.split(" | ") for line in markdown(results, [ROW]).splitlines() if line.startswith(f"| {ROW.name}")]
     return {cells[1]: cells[-1].removesuffix("|").strip() for cells in lines if cells[1] in results.loads[ROW.name]}

@@ -1,4 +1,4 @@
-"""Each kind of certificate either serves our client or is refused, with the reason, at the start and in rotation."""
+"""Each kind of certificate serves our client or is rejected with the reason, at the start and in rotation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPECTED_KEY = "expected RSA of 2048 bits or more, P-256 or P-384"
 
 
 class Files(NamedTuple):
-    """What is in the two files."""
+    """The content of the two files."""
 
     certificate: bytes
     key: bytes
@@ -59,7 +59,7 @@ def with_form(form: PrivateFormat, passphrase: bytes = b"", *, is_rsa: bool = Fa
 
 
 def changed(change: Callable[[Files, Files], Files]) -> Make:
-    """What `change` makes of a good pair and another."""
+    """Apply `change` to a good pair and another one."""
     return lambda authority: change(of(authority.issue("server")), of(authority.issue("other")))
 
 
@@ -73,7 +73,7 @@ def with_intermediate(*, in_order: bool) -> Make:
 
 
 def by_openssl(*new_key: str, digest: str = "-sha256") -> Make:
-    """What Python's `cryptography` does not make."""
+    """Create a pair by openssl, of a kind that Python's `cryptography` does not support."""
 
     def make(authority: Authority) -> Files:
         folder, openssl = authority.certificate.parent, str(shutil.which("openssl"))
@@ -205,7 +205,7 @@ needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="no opens
 
 
 def kinds(names: Iterable[str]) -> pytest.MarkDecorator:
-    """A parameter for each; `cryptography` does not make those of openssl."""
+    """Parametrize by the kinds; some need openssl."""
     made_by_openssl = {"RSA-PSS", "SHA-1"}
     return pytest.mark.parametrize(
         "kind", [pytest.param(name, marks=needs_openssl if name in made_by_openssl else ()) for name in names]
@@ -223,26 +223,26 @@ def put_both(place: Pair, files: Files) -> None:
 
 
 def presented(service: ServiceProcess) -> str:
-    """The certificate that a new connection is shown."""
+    """Return the certificate that a new connection receives."""
     host, port = service.address.rsplit(":", 1)
     return ssl.get_server_certificate((host, int(port)), timeout=ANSWERS_WITHIN)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Pair:
-    """Where the server that the tests of a transport share has its files."""
+    """The paths of the files of the server that the tests of a transport share."""
     return Authority(tmp_path_factory.mktemp(transport)).issue("tls")
 
 
 @pytest.fixture(scope="module")
 def rotating(model_path: Path, place: Pair) -> Iterator[ServiceProcess]:
-    """A server with TLS, whose files each test changes."""
+    """A server with TLS; each test changes its files."""
     with serving(model_path, "--tls-cert", place.certificate, "--tls-key", place.key) as service:
         yield service
 
 
 @kinds(SERVED)
-def test_a_kind_that_is_taken_up_serves_our_client(
+def test_a_usable_kind_serves_our_client(
     rotating: ServiceProcess, place: Pair, authority: Authority, kind: str
 ) -> None:
     files = SERVED[kind](authority)
@@ -254,7 +254,7 @@ def test_a_kind_that_is_taken_up_serves_our_client(
 
 
 @kinds(REFUSED)
-def test_a_kind_that_cannot_serve_is_refused_in_rotation_by_its_true_reason(
+def test_an_unusable_kind_is_rejected_in_rotation_with_its_reason(
     rotating: ServiceProcess, place: Pair, authority: Authority, kind: str
 ) -> None:
     make, sentence = REFUSED[kind]
@@ -262,7 +262,7 @@ def test_a_kind_that_cannot_serve_is_refused_in_rotation_by_its_true_reason(
     expiry = rotating.series()["digits_tls_expiry_timestamp_seconds", ()]
     put_both(place, files)
     while sentence not in rotating.wait_for("credentials rejected", kind="tls")["reason"]:
-        pass  # the key was seen before the certificate was in place
+        pass  # the server read the key before the test wrote the certificate
     assert presented(rotating) == before
     assert count_of_loaded(rotating) == loaded
     assert rotating.series()["digits_tls_expiry_timestamp_seconds", ()] == expiry
@@ -275,7 +275,7 @@ def count_of_loaded(service: ServiceProcess) -> float:
 @pytest.mark.slow
 @kinds(REFUSED)
 @on_both_transports
-def test_a_kind_that_cannot_serve_is_refused_at_the_start_by_its_true_reason(
+def test_an_unusable_kind_is_rejected_at_the_start_with_its_reason(
     model_path: Path, tmp_path: Path, authority: Authority, kind: str
 ) -> None:
     make, sentence = REFUSED[kind]

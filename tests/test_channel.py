@@ -1,4 +1,4 @@
-"""What a client is given and when it ends: addresses, times, metadata, and a server that is started anew."""
+"""The client's arguments and its end: addresses, timeouts, metadata, and a restarted server."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_token_does_not_go_to_a_proxy_in_plain_text(
 
 
 @pytest.mark.parametrize("address", ["unix:", "unix:/", "unix:///"])
-def test_a_socket_without_a_path_is_refused(address: str) -> None:
+def test_a_socket_without_a_path_is_rejected(address: str) -> None:
     with pytest.raises(ValueError, match=f"^address is {address!r}; expected unix:PATH, as unix:/run/digits.sock$"):
         DigitsClient(address)
 
@@ -78,7 +78,7 @@ def test_a_socket_without_a_path_is_refused(address: str) -> None:
     ],
 )
 @pytest.mark.parametrize("make", [DigitsClient, AsyncDigitsClient])
-def test_what_is_no_address_is_refused_by_name(address: str, make: Callable[[str], Any]) -> None:
+def test_an_invalid_address_is_rejected_by_name(address: str, make: Callable[[str], Any]) -> None:
     with pytest.raises(ValueError, match=r"^address is ") as caught:
         make(address)
     assert str(caught.value).startswith(
@@ -87,7 +87,7 @@ def test_what_is_no_address_is_refused_by_name(address: str, make: Callable[[str
 
 
 @given(st.text(max_size=40))
-def test_no_text_that_is_no_address_ends_otherwise(address: str) -> None:
+def test_any_invalid_address_has_the_same_kind_of_error(address: str) -> None:
     try:
         validate(address)
     except ValueError:
@@ -132,8 +132,8 @@ said(lambda: asyncio.run(run()))
 
 
 @pytest.mark.parametrize("name", ["predict", "network", "is_serving", "health", "wait_until_serving"])
-def test_a_client_that_is_closed_says_so(server: ServiceProcess, name: str) -> None:
-    """In a process of its own: grpcio could end it."""
+def test_a_closed_client_rejects_calls(server: ServiceProcess, name: str) -> None:
+    """In a separate process, because grpcio could end it."""
     command = [sys.executable, "-c", CLOSED, name, server.address]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def test_a_client_that_is_closed_says_so(server: ServiceProcess, name: str) -> N
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), 0.0, -1.0, float("-inf")])
-def test_a_time_that_is_none_is_refused(server: ServiceProcess, timeout: float) -> None:
+def test_an_invalid_timeout_is_rejected(server: ServiceProcess, timeout: float) -> None:
     sentence = rf"^timeout is {timeout}; expected seconds, more than 0$"
     with pytest.raises(ValueError, match=sentence):
         DigitsClient(server.address, timeout=timeout)
@@ -156,7 +156,7 @@ def test_a_time_that_is_none_is_refused(server: ServiceProcess, timeout: float) 
 
 
 @on_both_transports
-def test_a_time_may_be_as_long_as_one_likes(model_path: Path) -> None:
+def test_a_timeout_has_no_upper_limit(model_path: Path) -> None:
     with serving(model_path) as service:
         for timeout in (1e8, 1e10, float("inf")):
             with DigitsClient(service.address, timeout=timeout) as client:
@@ -178,7 +178,7 @@ def test_a_time_may_be_as_long_as_one_likes(model_path: Path) -> None:
         ("trace-bin", "1", "metadata 'trace-bin': is str; expected bytes under `-bin`, else str"),
     ],
 )
-async def test_metadata_that_cannot_be_sent_is_refused_by_its_key(
+async def test_invalid_metadata_is_rejected_by_its_key(
     server: ServiceProcess, key: str, value: Any, sentence: str
 ) -> None:
     with DigitsClient(server.address, metadata=lambda: [(key, value)]) as client:
@@ -191,7 +191,7 @@ async def test_metadata_that_cannot_be_sent_is_refused_by_its_key(
 
 
 @on_both_transports
-def test_a_caller_may_bring_the_request_id(model_path: Path) -> None:
+def test_a_client_can_set_the_request_id(model_path: Path) -> None:
     with (
         serving(model_path) as service,
         DigitsClient(service.address, metadata=lambda: [("x-request-id", "mine-7"), ("more-bin", b"\x00")]) as client,
@@ -205,7 +205,7 @@ def test_a_caller_may_bring_the_request_id(model_path: Path) -> None:
 
 @on_both_transports
 def test_a_call_outlasts_a_restart_of_the_only_server(model_path: Path) -> None:
-    """The one that comes after is up at once: how long a server takes to start is not what is tested."""
+    """The second server is up at once, so that its start time is no part of the test."""
     relay, is_gone = Relay(free_port()), threading.Event()
 
     def begin() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The committed weights' file: what is saved comes back, and nothing else is read."""
+"""The file of the committed weights: saved parameters are read back, and other files are rejected."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path: Path) -> None:
         (safetensors.numpy.save({}, {"digitserve": "not json"}), "cannot be read"),
     ],
 )
-def test_refuses_any_other_file_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_other_files_are_rejected_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     with pytest.raises(checkpoint.CheckpointError, match=f"weights.safetensors: .*{sentence}"):
         checkpoint.load(path)
 
 
-def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     whole = checkpoint.committed("sigmoid").read_bytes()
     path = tmp_path / "cut.safetensors"
     for length in (1, 8, 100, len(whole) // 2, len(whole) - 1):
@@ -51,6 +51,6 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None
             checkpoint.load(path)
 
 
-def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"none\.safetensors: cannot be read"):
         checkpoint.load(tmp_path / "none.safetensors")

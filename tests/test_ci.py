@@ -1,4 +1,4 @@
-"""What CI runs, and what it lets be skipped."""
+"""The commands that CI runs, and the skipped tests that it accepts."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ ACCEPTED = """
 tests = "test_some::*"
 reason = "needs the tool: *"
 without = ["{command}"]
-why = "nobody has it"
+why = "not installed"
 
 [[skip]]
 tests = "test_whole"
 reason = "no 'browser' here"
-why = "seen by eye"
+why = "checked by hand"
 """
 
 
 def report(folder: Path, name: str, **environment: str) -> Path:
-    """A run of the tests above; pytest's file of it."""
+    """Run the tests above; return pytest's report."""
     (folder / "test_some.py").write_text(TESTS)
     (folder / "test_whole.py").write_text(WHOLE)
     command = [sys.executable, "-m", "pytest", "--quiet", f"--rootdir={folder}", f"--junitxml={folder / name}"]
@@ -49,7 +49,7 @@ def report(folder: Path, name: str, **environment: str) -> Path:
 
 
 def listed(*reports: Path, accepted: str) -> tuple[int, list[str]]:
-    """The exit status of scripts/skips.py with that table, and its lines."""
+    """Run scripts/skips.py with that table; return its exit status and its lines."""
     table = reports[0].parent / "accepted.toml"
     table.write_text(accepted)
     command = [sys.executable, ROOT / "scripts" / "skips.py", "--accepted", table, *reports]
@@ -62,8 +62,8 @@ def test_every_skip_is_listed_with_its_reason_and_why_it_is_accepted(tmp_path: P
     assert listed(report(tmp_path, "a.xml"), accepted=ACCEPTED.format(command="no-such-command")) == (
         0,
         [
-            "skipped    1 of test_some::*: needs the tool: install it (nobody has it)",
-            "skipped    1 of test_whole: no 'browser' here (seen by eye)",
+            "skipped    1 of test_some::*: needs the tool: install it (not installed)",
+            "skipped    1 of test_whole: no 'browser' here (checked by hand)",
         ],
     )
 
@@ -74,18 +74,18 @@ def test_a_skip_that_is_not_accepted_is_named_and_fails(tmp_path: Path) -> None:
     assert lines[-1].startswith("skipped and not accepted: test_some::test_with_a_tool: needs the tool: install it; ")
 
 
-def test_a_skip_for_want_of_a_command_that_is_there_fails(tmp_path: Path) -> None:
+def test_a_skip_for_lack_of_an_installed_command_fails(tmp_path: Path) -> None:
     assert listed(report(tmp_path, "a.xml"), accepted=ACCEPTED.format(command="sh"))[0] == 1
 
 
-def test_what_one_run_skips_and_another_executes_is_not_listed(tmp_path: Path) -> None:
+def test_a_test_that_another_run_executes_is_not_listed(tmp_path: Path) -> None:
     reports = report(tmp_path, "a.xml"), report(tmp_path, "b.xml", TOOL="1")
     for order in (reports, reports[::-1]):
         _, lines = listed(*order, accepted=ACCEPTED.format(command="sh"))
-        assert lines == ["skipped    1 of test_whole: no 'browser' here (seen by eye)"]
+        assert lines == ["skipped    1 of test_whole: no 'browser' here (checked by hand)"]
 
 
-def test_no_report_is_no_list(tmp_path: Path) -> None:
+def test_a_missing_report_is_an_error(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "scripts" / "skips.py", tmp_path / "none.xml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
@@ -104,7 +104,7 @@ RUNS = ("plain", "e2e", "check", "conformance")
 
 
 @pytest.mark.parametrize("with_cargo", [True, False])
-def test_ci_runs_what_the_readme_names_before_anything_is_built(tmp_path: Path, *, with_cargo: bool) -> None:
+def test_ci_runs_the_commands_of_the_readme_before_any_build(tmp_path: Path, *, with_cargo: bool) -> None:
     clone, tools, cargo = (tmp_path / name for name in ("clone", "tools", "cargo"))
     for folder in (clone / ".ci", clone / "scripts", clone / ".venv" / "bin", tools, cargo):
         folder.mkdir(parents=True)
@@ -117,7 +117,7 @@ def test_ci_runs_what_the_readme_names_before_anything_is_built(tmp_path: Path, 
         path.chmod(0o755)
     folders = [tools, *([cargo] if with_cargo else []), "/usr/bin", "/bin"]
     if any((path / "cargo").exists() for path in map(Path, ("/usr/bin", "/bin"))):
-        pytest.skip("cargo stands among the programs of the system")
+        pytest.skip("cargo is among the programs of the system")
     env = {"PATH": ":".join(map(str, folders)), "CALLS": str(tmp_path / "calls")}
     subprocess.run([clone / ".ci" / "run"], env=env, check=True)
     there = "cargo" if with_cargo else "none"

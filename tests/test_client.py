@@ -1,4 +1,4 @@
-"""The client against the real server, and against one that fails in ways that the real one will not on demand."""
+"""The client with the real server, and with a server that fails on demand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_answers_come_as_arrays(client: DigitsClient, digits: np.ndarray) -> Non
     assert len(found.request_id) == 32
 
 
-def test_hidden_layers_come_only_if_asked_for(client: DigitsClient, digits: np.ndarray) -> None:
+def test_hidden_layers_are_only_returned_on_request(client: DigitsClient, digits: np.ndarray) -> None:
     found = client.predict(digits[:3])
     assert found.layer1 is None
     assert found.layer2 is None
@@ -93,7 +93,7 @@ def test_bytes_are_images_too(client: DigitsClient, digits: np.ndarray) -> None:
         (bytes(785), "pixels holds 785 bytes; expected n x 784"),
     ],
 )
-def test_what_is_no_image_is_refused_before_it_is_sent(client: DigitsClient, pixels: Any, sentence: str) -> None:
+def test_invalid_pixels_are_rejected_before_sending(client: DigitsClient, pixels: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         client.predict(pixels)
 
@@ -113,7 +113,7 @@ def test_a_malformed_batch_in_a_stream_is_named_after_the_answers_before_it(
         next(answers)
 
 
-def test_what_the_batches_raise_is_raised_by_the_stream(client: DigitsClient, digits: np.ndarray) -> None:
+def test_an_exception_of_the_batches_is_raised(client: DigitsClient, digits: np.ndarray) -> None:
     def batches() -> Iterator[np.ndarray]:
         yield digits[:1]
         raise KeyError("lost")
@@ -124,7 +124,7 @@ def test_what_the_batches_raise_is_raised_by_the_stream(client: DigitsClient, di
         next(answers)
 
 
-async def test_what_async_batches_raise_is_raised_by_the_stream(server: ServiceProcess, digits: np.ndarray) -> None:
+async def test_an_exception_of_async_batches_is_raised(server: ServiceProcess, digits: np.ndarray) -> None:
     async def batches() -> Any:
         yield digits[:1]
         raise KeyError("lost")
@@ -136,7 +136,7 @@ async def test_what_async_batches_raise_is_raised_by_the_stream(server: ServiceP
             await anext(answers)
 
 
-def test_a_stream_can_ask_for_a_version(client: DigitsClient, digits: np.ndarray) -> None:
+def test_a_stream_can_request_a_version(client: DigitsClient, digits: np.ndarray) -> None:
     assert [a.model_version for a in client.predict_stream([digits[:1]], model_version="1")] == ["1"]
     with pytest.raises(DigitsError, match="NOT_FOUND"):
         list(client.predict_stream([digits[:1]], model_version="9"))
@@ -158,12 +158,12 @@ def test_an_answer_can_be_taken_out_of_many(client: DigitsClient, digits: np.nda
 
 
 @pytest.mark.parametrize("connect", [DigitsClient, AsyncDigitsClient])
-async def test_an_address_that_is_empty_is_refused_by_name(connect: Any) -> None:
+async def test_an_empty_address_is_rejected_by_name(connect: Any) -> None:
     with pytest.raises(ValueError, match="address is ''; expected host:port"):
         connect("")
 
 
-def test_a_refusal_says_code_sentence_field_and_request_id(client: DigitsClient, digits: np.ndarray) -> None:
+def test_an_error_has_code_message_field_and_request_id(client: DigitsClient, digits: np.ndarray) -> None:
     with pytest.raises(DigitsError) as caught:
         client.predict(np.tile(digits, (11, 1)))
     error = caught.value
@@ -207,7 +207,7 @@ async def test_the_async_client_does_the_same(server: ServiceProcess, digits: np
 
 
 class Unreliable(DigitServiceServicer):
-    """Fails as often as it is told to, then answers."""
+    """A server that fails `failures` calls, then answers."""
 
     def __init__(self, code: grpc.StatusCode, failures: int) -> None:
         self.code = code
@@ -216,7 +216,7 @@ class Unreliable(DigitServiceServicer):
         self.request_ids: set[str] = set()
 
     def PredictStream(self, _: Any, context: Any) -> Iterator[PredictResponse]:  # noqa: N802 (the contract's name)
-        """Never answers."""
+        """Keep the call open."""
         left = threading.Event()
         context.add_callback(left.set)
         left.wait(10)
@@ -227,7 +227,7 @@ class Unreliable(DigitServiceServicer):
         self.request_ids |= {value for key, value in context.invocation_metadata() if key == "x-request-id"}
         if self.calls > self.failures:
             return PredictResponse(digits=[7], activations=[0.0] * 10, model_version="1")
-        if self.code is grpc.StatusCode.ABORTED:  # as a proxy might: its own code beside the server's details
+        if self.code is grpc.StatusCode.ABORTED:  # as from a proxy: its code, with the server's details
             details = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message="other")
             context.set_trailing_metadata((("grpc-status-details-bin", details.SerializeToString()),))
         if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -252,7 +252,7 @@ def unreliable(code: grpc.StatusCode, failures: int) -> Iterator[tuple[Unreliabl
         server.stop(0).wait()
 
 
-def test_unavailable_is_asked_again() -> None:
+def test_an_unavailable_call_is_retried() -> None:
     with unreliable(grpc.StatusCode.UNAVAILABLE, 2) as (servicer, address), DigitsClient(address) as client:
         answer = client.predict(bytes(784))
         assert answer.digits.tolist() == [7]
@@ -260,7 +260,7 @@ def test_unavailable_is_asked_again() -> None:
         assert servicer.request_ids == {answer.request_id}
 
 
-def test_unavailable_is_not_asked_for_ever() -> None:
+def test_an_unavailable_call_is_retried_until_its_deadline() -> None:
     with unreliable(grpc.StatusCode.UNAVAILABLE, 99) as (servicer, address), DigitsClient(address) as client:
         with pytest.raises(DigitsError, match="UNAVAILABLE: not now"):
             client.predict(bytes(784))
@@ -268,14 +268,14 @@ def test_unavailable_is_not_asked_for_ever() -> None:
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT])
-def test_nothing_else_is_asked_again(code: grpc.StatusCode) -> None:
+def test_other_codes_are_not_retried(code: grpc.StatusCode) -> None:
     with unreliable(code, 1) as (servicer, address), DigitsClient(address) as client:
         with pytest.raises(DigitsError):
             client.predict(bytes(784))
         assert servicer.calls == 1
 
 
-def test_an_overloaded_server_says_when_to_come_back() -> None:
+def test_an_overloaded_server_sends_a_retry_delay() -> None:
     with unreliable(grpc.StatusCode.RESOURCE_EXHAUSTED, 1) as (servicer, address), DigitsClient(address) as client:
         with pytest.raises(DigitsError) as caught:
             client.predict(bytes(784))
@@ -305,7 +305,7 @@ def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.nd
             found = time.time()
             timer.join()
             began = datetime.fromisoformat(late[0].wait_for("serving")["timestamp"]).timestamp()
-            assert found - began < 4, "gRPC's own pause between attempts may be minutes"
+            assert found - began < 4, "gRPC's default pause between attempts can be minutes"
             assert client.predict(digits[:1]).digits.shape == (1,)
         finally:
             timer.join()
@@ -319,7 +319,7 @@ def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def unboxed(said: str) -> str:
-    """What typer draws a box around, in one line."""
+    """Return the text of typer's box, in one line."""
     return " ".join(said.replace("│", " ").split())
 
 
@@ -328,13 +328,11 @@ def test_predict_shows_picture_answer_and_activations(server: ServiceProcess) ->
     assert done.returncode == 0, done.stderr
     assert "image 1" in done.stdout
     assert "98 more images" in done.stdout
-    assert "%" in done.stdout, "ink, drawn without colour where there is no terminal"
+    assert "%" in done.stdout, "ink, drawn without colour if there is no terminal"
     assert sum(line.strip().endswith("1.0") or "█" in line for line in done.stdout.splitlines()) >= 2
 
 
-def test_predict_as_json_is_one_document_and_nothing_else(
-    server: ServiceProcess, digits: np.ndarray, tmp_path: Path
-) -> None:
+def test_predict_as_json_prints_only_one_document(server: ServiceProcess, digits: np.ndarray, tmp_path: Path) -> None:
     picture = tmp_path / "digit.png"
     Image.fromarray(255 - digits[31].reshape(28, 28)).resize((280, 280)).save(picture)
     done = run("predict", IMAGES, picture, "--json", "--hidden", "--limit", "2", DIGITS_ADDRESS=server.address)
@@ -347,7 +345,7 @@ def test_predict_as_json_is_one_document_and_nothing_else(
     assert all(len(a["activations"]) == 10 and len(a["layer1"]) == len(a["layer2"]) == 16 for a in answers)
 
 
-def test_predict_goes_on_after_a_file_that_is_no_image(server: ServiceProcess, tmp_path: Path) -> None:
+def test_predict_continues_after_a_file_that_is_not_an_image(server: ServiceProcess, tmp_path: Path) -> None:
     bad = tmp_path / "notes.txt"
     bad.write_text("seven")
     done = run("predict", bad, IMAGES, "--json", "--limit", "1", "--address", server.address)
@@ -381,7 +379,7 @@ def test_exit_statuses_are_those_of_the_help(arguments: list[str], status: int) 
     assert "Traceback" not in done.stderr
 
 
-def test_a_refused_batch_is_status_four(model_path: Path) -> None:
+def test_a_rejected_batch_is_status_four(model_path: Path) -> None:
     with serving(model_path, "--max-batch-size", "2") as small:
         done = run("predict", IMAGES, "--limit", "3", "--address", small.address)
     assert done.returncode == 4
@@ -410,7 +408,7 @@ def test_a_terminal_without_unicode_gets_bars_of_ascii(server: ServiceProcess) -
     assert "0 ####" in done.stdout
 
 
-def test_health_exits_with_zero_where_it_serves(server: ServiceProcess) -> None:
+def test_health_exits_with_zero_if_the_server_serves(server: ServiceProcess) -> None:
     done = run("health", "--address", server.address)
     assert (done.returncode, done.stdout) == (0, "SERVING\n")
     done = run("health", "--address", server.address, "--service", "nobody")
@@ -425,7 +423,7 @@ def test_health_exits_with_zero_where_it_serves(server: ServiceProcess) -> None:
 
 
 @on_both_transports
-def test_health_of_a_server_that_drains_is_told_from_one_that_is_gone(model_path: Path) -> None:
+def test_health_distinguishes_a_draining_server_from_a_stopped_one(model_path: Path) -> None:
     with serving(model_path, "--drain-wait", "5") as service:
         service.process.send_signal(signal.SIGTERM)
         service.wait_for("stopping")
@@ -433,7 +431,7 @@ def test_health_of_a_server_that_drains_is_told_from_one_that_is_gone(model_path
         assert (done.returncode, done.stdout, done.stderr) == (1, "NOT_SERVING\n", "")
 
 
-async def test_the_async_client_tells_health_too(server: ServiceProcess) -> None:
+async def test_the_async_client_reports_health_too(server: ServiceProcess) -> None:
     async with AsyncDigitsClient(server.address) as client:
         assert await client.health() == "SERVING"
         with pytest.raises(DigitsError, match="NOT_FOUND"):
@@ -475,7 +473,7 @@ def on_a_terminal(address: str, **env: str) -> bytes:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # how Linux says that the other end has hung up
+        with contextlib.suppress(OSError):  # Linux's error for a closed terminal
             while chunk := os.read(ours, 65536):
                 shown += chunk
         assert process.wait(30) == 0
@@ -515,7 +513,7 @@ def test_an_explanation_adds_up_in_either_client(server: ServiceProcess, digits:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_an_explanation_that_cannot_be_is_refused_by_field(
+def test_an_invalid_explanation_is_rejected_by_field(
     server: ServiceProcess, digits: np.ndarray, asynchronous: bool
 ) -> None:
     async def ask() -> None:
@@ -537,10 +535,10 @@ def test_predict_explains_in_the_terminal_and_as_a_picture(server: ServiceProces
         assert picture.size == (448, 448)
         left, right = (np.asarray(picture.convert("RGB"))[:, half] for half in (slice(224), slice(224, None)))
     assert (left[..., 0] == left[..., 2]).all(), "the digits are grey"
-    assert (right[..., 2] > right[..., 0]).any(), "something spoke for them"
+    assert (right[..., 2] > right[..., 0]).any(), "some pixels supported them"
 
 
-def test_a_picture_that_cannot_be_written_is_one_sentence(server: ServiceProcess, tmp_path: Path) -> None:
+def test_an_unwritable_picture_is_a_one_line_error(server: ServiceProcess, tmp_path: Path) -> None:
     out = tmp_path / "no" / "why.png"
     done = run("predict", IMAGES, "--limit", "1", "--explain-png", out, DIGITS_ADDRESS=server.address)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Every channel argument that the client sets does what it is set for; grpc ignores a key that it does not know."""
+"""Every channel argument of the client has its effect; grpc ignores unknown keys, so a test must check each."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-pytestmark = pytest.mark.slow  # the client's own pauses are what is waited for
+pytestmark = pytest.mark.slow  # the tests wait for the client's pauses
 
 
 def refusing(listener: socket.socket, count: int) -> None:
-    """Close so many connections as soon as they come."""
+    """Accept and close that many connections."""
     listener.settimeout(60)
     for _ in range(count):
         listener.accept()[0].close()
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
-    """Other values for some of the client's arguments, so that a test need not wait as long."""
+    """Replace values of the client's arguments, so that a test waits less."""
     options = [(key, values.get(key.removeprefix("grpc."), value)) for key, value in base._OPTIONS]
     assert options != base._OPTIONS
     monkeypatch.setattr(base, "_OPTIONS", options)
 
 
 def tries_grow_from_the_first_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight tries take 4 s from a pause of 0.1 s on, and 40 from gRPC's own of a second."""
+    """8 attempts take 4 s from a pause of 0.1 s on, and 40 s from gRPC's default of 1 s."""
     replaced(monkeypatch, max_reconnect_backoff_ms=120_000)
     assert seconds_of_tries(8) < 20
 
 
 def tries_go_on_at_the_longest_pause(_: pytest.MonkeyPatch) -> None:
-    """Sixteen tries take 7 s; with a pause that grows further, 3 minutes."""
+    """16 attempts take 7 s; with a pause that grows further, 3 minutes."""
     assert seconds_of_tries(16) < 60
 
 
@@ -63,7 +63,7 @@ def seconds_of_tries(count: int) -> float:
 def a_silent_server_is_asked_whether_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced(monkeypatch, keepalive_time_ms=200)
     with silent_server() as (address, first), DigitsClient(address) as client, ThreadPoolExecutor(1) as thread:
-        thread.submit(client.is_serving, timeout=5)  # without a call no ping is due
+        thread.submit(client.is_serving, timeout=5)  # without a call, the client sends no ping
         assert next(kind for kind, flags, *_ in each_frame(first()) if kind == PING and flags == 0)
 
 
@@ -75,7 +75,7 @@ def a_server_whose_kernel_does_not_answer_is_left(_: pytest.MonkeyPatch) -> None
 
 @contextlib.contextmanager
 def silent_server() -> Iterator[tuple[str, Callable[[], socket.socket]]]:
-    """Its address, and what gives the first connection to it, over which settings and nothing else are sent."""
+    """A server that sends only SETTINGS: its address, and a function that returns its first connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
         listener.settimeout(20)
 
@@ -159,7 +159,7 @@ def grpc_server() -> Iterator[tuple[grpc.Server, str]]:
 
 @contextlib.contextmanager
 def answering(answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> Iterator[str]:
-    """A server that answers each call so; its address."""
+    """Start a server with this answer to each call; yield its address."""
 
     class All(grpc.GenericRpcHandler):
         def service(self, details: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Every command line: one style of help, its version, files and folders that it writes, streams that a shell breaks."""
+"""Every command line: one style of help, its version, its output files and folders, and closed streams."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COMMANDS = (
         )
     ),
 )
-WITHIN = 120  # seconds, for a machine that is busy
+WITHIN = 120  # seconds, for a busy machine
 
 
 def run(*arguments: str | bytes | Path, env: dict[str, str] | None = None, **how: Any) -> subprocess.CompletedProcess:
@@ -67,7 +67,7 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def unboxed(said: str) -> str:
-    """What typer draws a box around, in one line."""
+    """Return the text of typer's box, in one line."""
     return " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
 
 
@@ -81,7 +81,7 @@ def test_every_help_has_the_same_panels_and_fits_the_terminal(command: tuple[str
     done = run(*command, "--help", env={"COLUMNS": str(width)}, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) <= width
-    assert width < 80 or "…" not in done.stdout, "it is cut off"
+    assert width < 80 or "…" not in done.stdout, "text is truncated"
     usage, *panels = re.split(r"^╭─ ", done.stdout, flags=re.MULTILINE)
     assert usage.lstrip().startswith(f"Usage: python -m {command[0]}")
     titles = [panel.split(" ─")[0] for panel in panels]
@@ -102,7 +102,7 @@ def test_help_shows_default_and_variable_of_every_option_of_the_server() -> None
 @pytest.mark.parametrize("kind", [Settings, ClusterSettings])
 def test_every_heading_of_the_help_begins_with_an_option(kind: type[Settings]) -> None:
     first = list(kind.headings.values())
-    assert first[0] == next(iter(kind.model_fields)), "no option stands above the first heading"
+    assert first[0] == next(iter(kind.model_fields)), "no option is above the first heading"
     assert first == [name for name in kind.model_fields if name in first], "in their order"
 
 
@@ -112,14 +112,14 @@ def test_help_of_the_server_imports_neither_typer_nor_rich() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_help_is_ascii_where_the_terminal_is() -> None:
+def test_help_is_ascii_on_an_ascii_terminal() -> None:
     done = run("service", "--help", env={"PYTHONIOENCODING": "ascii"}, text=True)
     assert done.returncode == 0
     assert "+- Model --" in done.stdout
 
 
 @pytest.mark.parametrize("command", [*((program,) for program in MODULES), ("digitserve", "score")], ids=" ".join)
-def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
+def test_every_command_prints_its_version(command: tuple[str, ...]) -> None:
     done = run(*command, "--version", text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"digitserve {__version__}\n", "")
 
@@ -139,7 +139,7 @@ def test_every_command_tells_its_version(command: tuple[str, ...]) -> None:
     ],
 )
 def test_a_command_names_the_extra_that_is_missing(command: list[str], missing: str, extra: str) -> None:
-    """As after `pip install digitserve`, which installs what exporting and serving need."""
+    """As after `pip install digitserve`, which installs the needs of exporting and serving."""
     program, *arguments = command
     code = f"""
 import importlib.util, runpy, sys
@@ -190,7 +190,7 @@ def test_python_m_client_is_the_same_program_in_a_clone() -> None:
         assert by_client.replace("python -m client", "python -m digitserve").split() == by_name.split()
 
 
-def test_bench_outside_a_clone_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+def test_bench_outside_a_clone_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr("digitserve.programs.CLONE", tmp_path)
     assert programs.run("bench", []) == 1
     assert capsys.readouterr().err.startswith("bench: is not installed; expected a clone of the project")
@@ -216,7 +216,7 @@ def test_the_installed_command_completes_itself_and_its_programs(line: str, comp
     assert set(done.stdout.split()) == completed, done.stderr
 
 
-# What a user may type wrongly, and the words that answer; each is wrong usage, status 2.
+# Mistyped commands, and a part of the message; each is wrong usage, status 2.
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     *(((program, "--nonsense"), "--nonsense") for program in MODULES),
     (("service", "--port"), "--port: expected one argument"),
@@ -239,12 +239,12 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("export", "onnx", "--weights", "no-such-file"), "does not exist"),
     (("playground", "--port", "70000"), "Input should be less than or equal to 65535"),
     (("bench", "--names", "grpcio,tritn"), "no server named 'tritn'; expected some of noop: a server of grpcio"),
-    (("bench", "--only", "nothing like it"), "no row's name contains 'nothing like it'; expected a part of one of"),
+    (("bench", "--only", "unknown row"), "no row's name contains 'unknown row'; expected a part of one of"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
-def test_wrong_usage_is_a_sentence_and_status_two(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_wrong_usage_is_a_message_and_status_two(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
     (tmp_path / "EMPTY").touch()
     (tmp_path / "GARBAGE").write_bytes(bytes(range(256)))
     done = run(*(str(tmp_path / one) if one.isupper() else one for one in arguments), text=True)
@@ -313,7 +313,7 @@ def test_the_two_tables_hold_every_option_that_names_something_to_write() -> Non
     assert not [path.name for path in sources if re.search(writing, path.read_text())]
 
 
-def test_bench_knows_each_server_by_one_line_and_by_the_name_in_its_tables() -> None:
+def test_bench_accepts_each_server_by_its_line_and_by_its_name_in_the_tables() -> None:
     assert list(server.ABOUT) == list(servers.SERVERS)
     said = unboxed(run("bench", "--help", text=True).stdout)
     assert all(f"{name}: " in said for name in servers.SERVERS)
@@ -348,11 +348,11 @@ def test_every_variable_that_the_tree_names_is_known_to_the_server() -> None:
         ("DIGITS_", ""),
     ],
 )
-def test_a_name_is_suggested_only_where_it_is_alike(name: str, meant: str) -> None:
+def test_a_name_is_only_suggested_if_it_is_similar(name: str, meant: str) -> None:
     assert unknown_variables({name: "1"}) == {name: meant}
 
 
-def test_the_server_does_not_warn_of_what_the_client_reads(model_path: Path) -> None:
+def test_the_server_does_not_warn_of_variables_of_the_client(model_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIGITS_ADDRESS", "localhost:50051")
         patch.setenv("DIGITS_NONSENSE", "1")
@@ -384,21 +384,21 @@ def test_predict_reads_standard_input(server: ServiceProcess, content: str) -> N
         ("< README.md", "is no picture (PNG, JPEG, GIF, BMP, WEBP, TIFF, PPM) and no IDX file of images"),
     ],
 )
-def test_standard_input_that_is_no_picture_is_a_sentence(server: ServiceProcess, source: str, reason: str) -> None:
+def test_standard_input_that_is_not_a_picture_is_an_error(server: ServiceProcess, source: str, reason: str) -> None:
     done = shell(f'"$PYTHON" -m digitserve predict - --json {source}', DIGITS_ADDRESS=server.address)
     assert (done.returncode, done.stderr) == (1, f"standard input: {reason}\n")
     assert json.loads(done.stdout) == [{"file": "-", "error": reason}]
 
 
 @pytest.mark.slow
-def test_json_is_whole_where_the_server_goes_away_midway(model_path: Path, tmp_path: Path) -> None:
+def test_json_is_complete_if_the_server_stops_midway(model_path: Path, tmp_path: Path) -> None:
     fifo = tmp_path / "later"
     os.mkfifo(fifo)
     with serving(model_path) as service:
         arguments = ["predict", IMAGES, fifo, IMAGES, "--json", "--limit", "1", "--timeout", "2"]
         command = [sys.executable, "-m", "digitserve", *arguments, "--address", service.address]
         with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
-            with fifo.open("wb") as writing:  # which waits for the reader: the first file has been answered
+            with fifo.open("wb") as writing:  # blocks until the reader opens it: then the first file has been answered
                 service.stop()
                 writing.write(IMAGES.read_bytes())
             told, said = process.communicate(timeout=WITHIN)
@@ -410,7 +410,7 @@ def test_json_is_whole_where_the_server_goes_away_midway(model_path: Path, tmp_p
     assert third == {"file": str(IMAGES), "error": "not sent: the call for an earlier file failed"}
 
 
-def test_json_is_a_document_where_no_server_answers() -> None:
+def test_json_is_a_document_if_no_server_answers() -> None:
     done = run("digitserve", "predict", IMAGES, "--json", "--address", "127.0.0.1:1", "--timeout", "1", text=True)
     assert done.returncode == 3
     assert [sorted(one) for one in json.loads(done.stdout)] == [["error", "file"]]
@@ -488,7 +488,7 @@ def test_output_that_cannot_be_written_is_no_traceback(
     assert (full.returncode, full.stderr) == (1, "standard output: cannot be written: No space left on device\n")
 
     reader_gone = shell(f'{{ {line}; echo "status $?" >&2; }} | true', **ours)
-    assert reader_gone.stderr in ("status 0\n", "status 1\n"), "which depends on who is faster"
+    assert reader_gone.stderr in ("status 0\n", "status 1\n"), "which depends on the faster process"
 
     for closed in (">&- 2>&-", "<&- >&-"):
         done = shell(f"{line} {closed}", **ours)
@@ -496,7 +496,7 @@ def test_output_that_cannot_be_written_is_no_traceback(
         assert "Traceback" not in done.stderr
 
 
-def test_a_sentence_for_a_closed_standard_error_does_not_go_into_the_answer(server: ServiceProcess) -> None:
+def test_a_message_for_a_closed_standard_error_is_not_in_the_output(server: ServiceProcess) -> None:
     done = shell(f'"$PYTHON" -m digitserve predict no-such-file {IMAGES} --json 2>&-', DIGITS_ADDRESS=server.address)
     assert done.returncode == 1
     assert "error" in json.loads(done.stdout)[0]

@@ -1,4 +1,4 @@
-"""The compose files and what they mount, without an engine: against each other, and against the service's options."""
+"""The compose files and their mounts, without an engine: compared with each other and with the service's options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
 
 
 class ComposeLoader(yaml.SafeLoader):
-    """YAML with the tags by which one compose file takes away what another gave."""
+    """YAML with the tags by which one compose file removes settings of another."""
 
 
 for tag in ("!reset", "!override"):
@@ -63,7 +63,7 @@ def without_comments(path: Path) -> str:
 
 
 def variables() -> dict[str, set[str | None]]:
-    """Every variable that a compose file asks for, with its default or defaults there."""
+    """Return every variable in a compose file, with its default or defaults."""
     found: dict[str, set[str | None]] = {}
     for name in FILES:
         for variable, default in VARIABLE.findall(without_comments(ROOT / name)):
@@ -84,7 +84,7 @@ def seconds(duration: str) -> float:
 
 
 def default(text: str) -> str:
-    """A value as compose takes it with an empty environment."""
+    """Return a value as compose reads it with an empty environment."""
     return VARIABLE.sub(lambda match: match[2] or "", text)
 
 
@@ -99,7 +99,7 @@ def test_compose_itself_takes_every_variant(files: list[str]) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_every_option_of_the_service_is_fixed_or_handed_on_and_none_is_unknown() -> None:
+def test_every_option_of_the_service_is_fixed_or_passed_on_and_none_is_unknown() -> None:
     options = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
     for name, _, definition in services():
         given = set(definition.get("environment", {}))
@@ -107,13 +107,13 @@ def test_every_option_of_the_service_is_fixed_or_handed_on_and_none_is_unknown()
     assert set(compose(BASE)["services"]["service"]["environment"]) == options | {"no_proxy", "NO_PROXY"}
 
 
-def test_what_calls_another_part_of_the_stack_asks_no_proxy_for_it() -> None:
+def test_calls_within_the_stack_bypass_proxies() -> None:
     base = compose(BASE)["services"]
     called = {"localhost", "127.0.0.1", "service", "envoy", "prometheus", "alertmanager", "jaeger"}
     for service in ("service", "grafana", "play", "client"):
         for variable in ("no_proxy", "NO_PROXY"):  # gRPC reads the first alone
             assert set(base[service]["environment"][variable].split(",")) == called, service
-    assert base["prometheus"]["healthcheck"]["test"][2:4] == ["-Y", "off"], "busybox's wget knows no no_proxy"
+    assert base["prometheus"]["healthcheck"]["test"][2:4] == ["-Y", "off"], "busybox's wget ignores no_proxy"
 
 
 def test_the_example_names_every_variable_with_its_default() -> None:
@@ -145,21 +145,21 @@ def test_containers_may_do_no_more_than_they_must(name: str, service: str, defin
     assert definition["security_opt"] == ["no-new-privileges:true"]
     assert definition["logging"]["options"].keys() == {"max-size", "max-file"}
     assert not {"privileged", "cap_add", "network_mode"} & set(definition) or definition["network_mode"] == "none"
-    if service != "client":  # which lives as long as its command
+    if service != "client":  # which runs as long as its command
         assert definition["restart"] in ("unless-stopped", "no")
         assert definition["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
     if not definition["image"].startswith("digitserve"):
         assert re.search(r":\$\{[A-Z_]+_TAG:-v?\d+\.\d+\.\d+\}$", definition["image"]), "a release, not latest"
 
 
-def test_what_is_published_is_published_on_loopback_unless_told_otherwise() -> None:
+def test_ports_are_published_on_loopback_by_default() -> None:
     published = [default(port) for _, _, definition in services() for port in definition.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
-    assert not [port for port in published if port.endswith(":9464")], "metrics are Prometheus's alone"
+    assert not [port for port in published if port.endswith(":9464")], "only Prometheus reads metrics"
 
 
-def test_the_receiver_of_traces_is_reached_by_the_service_and_by_no_caller() -> None:
+def test_only_the_service_reaches_the_trace_receiver() -> None:
     assert compose(BASE)["networks"]["traces"] == {"internal": True}
     on_it = [(name, service) for name, service, one in services() if "traces" in one.get("networks", [])]
     assert on_it == [(BASE, "service"), (BASE, "jaeger"), (SCALE, "service")]
@@ -172,7 +172,7 @@ def test_only_prometheus_envoy_and_the_service_share_the_network_of_the_metrics(
     assert on_it == {"service", "prometheus", "envoy"}
 
 
-def test_what_is_mounted_is_there() -> None:
+def test_every_mounted_file_exists() -> None:
     for name, service, definition in services():
         for volume in definition.get("volumes", []):
             source, *_ = volume.split(":")
@@ -187,14 +187,14 @@ def test_what_is_mounted_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", [BASE, SCALE])
-def test_a_container_is_given_longer_to_stop_than_its_drain_takes(name: str) -> None:
+def test_the_stop_timeout_of_a_container_exceeds_its_drain(name: str) -> None:
     service = {**compose(BASE)["services"]["service"], **compose(name)["services"]["service"]}
     grace = seconds(default(compose(BASE)["services"]["service"]["stop_grace_period"]))
     wait = default(service["environment"].get("DIGITS_DRAIN_WAIT") or str(Settings().drain_wait))
     assert grace > float(wait) + Settings().shutdown_grace + 5
 
 
-def test_envoy_leaves_a_draining_replica_out_before_it_refuses_calls() -> None:
+def test_envoy_removes_a_draining_replica_before_it_rejects_calls() -> None:
     wait = float(default(compose(SCALE)["services"]["service"]["environment"]["DIGITS_DRAIN_WAIT"]))
     (check,) = envoy_cluster("replicas")["health_checks"]
     assert wait > check["unhealthy_threshold"] * (seconds(check["interval"]) + seconds(check["timeout"]))
@@ -215,7 +215,7 @@ def envoy_routes() -> list[dict[str, Any]]:
     return list(host["routes"])
 
 
-def test_envoy_repeats_what_a_replica_had_begun_for_calls_that_only_read_and_no_others() -> None:
+def test_envoy_retries_only_read_only_calls_that_a_replica_had_begun() -> None:
     begun = {"reset", "unavailable", "cancelled", "internal", "deadline-exceeded", "resource-exhausted", "5xx"}
     repeated = {
         route["match"].get("path", "any"): begun & set(route["route"]["retry_policy"]["retry_on"].split(","))
@@ -244,7 +244,7 @@ def test_the_paths_of_envoys_routes_are_unary_calls_of_the_contracts() -> None:
     assert {route["match"]["path"] for route in envoy_routes() if "path" in route["match"]} <= unary
 
 
-def test_envoy_calls_the_port_and_the_health_service_that_there_is() -> None:
+def test_envoy_uses_the_port_and_the_health_service_of_the_server() -> None:
     cluster = envoy_cluster("replicas")
     ((endpoint,),) = [e["lb_endpoints"] for e in cluster["load_assignment"]["endpoints"]]
     address = endpoint["endpoint"]["address"]["socket_address"]
@@ -254,14 +254,14 @@ def test_envoy_calls_the_port_and_the_health_service_that_there_is() -> None:
     assert cluster["health_checks"][0]["grpc_health_check"]["service_name"] == "digits.v1.DigitService"
 
 
-def test_envoy_with_tls_is_envoy_without_but_for_tls() -> None:
+def test_the_two_envoy_configurations_differ_only_in_tls() -> None:
     plain, tls = envoy("listener.yaml")["resources"], envoy("listener-tls.yaml")["resources"]
     for listener in tls:
         assert listener["filter_chains"][0].pop("transport_socket")["name"] == "envoy.transport_sockets.tls"
     assert tls == plain
 
 
-def test_envoy_repeats_over_http_what_only_reads_and_no_other_request() -> None:
+def test_envoy_retries_only_read_only_http_requests() -> None:
     (resource,) = envoy("routes-http.yaml")["resources"]
     (host,) = resource["virtual_hosts"]
     repeated = [
@@ -281,7 +281,7 @@ def test_envoy_repeats_over_http_what_only_reads_and_no_other_request() -> None:
 
 
 def http_route(routes: list[dict[str, Any]], path: str, method: str) -> dict[str, Any]:
-    """The first route that Envoy finds for a request."""
+    """Return the first route that matches a request."""
     for route in routes:
         match = route["match"]
         methods = [header["string_match"]["exact"] for header in match.get("headers", [])]
@@ -292,7 +292,7 @@ def http_route(routes: list[dict[str, Any]], path: str, method: str) -> dict[str
     raise AssertionError(path)
 
 
-def test_envoy_asks_each_port_of_a_replica_for_its_own_health() -> None:
+def test_envoy_checks_the_health_of_each_port_of_a_replica() -> None:
     environment = compose(BASE)["services"]["service"]["environment"]
     cluster = envoy_cluster("replicas-http")
     ((endpoint,),) = [e["lb_endpoints"] for e in cluster["load_assignment"]["endpoints"]]
@@ -305,11 +305,11 @@ def test_envoy_asks_each_port_of_a_replica_for_its_own_health() -> None:
     assert check == of_grpc
     idle = cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
     idle = seconds(idle["common_http_protocol_options"]["idle_timeout"])
-    assert idle < Settings().max_connection_idle, "or a replica closes a connection that Envoy sends a request on"
+    assert idle < Settings().max_connection_idle, "or a replica closes a connection on which Envoy sends a request"
 
 
 def test_envoy_counts_statuses_under_the_names_that_the_rules_read() -> None:
-    # Of methods that are listed by name it counts under other names, and the alert on UNAVAILABLE never fires.
+    # Envoy counts methods that are listed by name under other names. The alert on UNAVAILABLE then never fires.
     listener, _ = envoy("listener.yaml")["resources"]
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
     (config,) = [one["typed_config"] for one in filters if one["name"] == "envoy.filters.http.grpc_stats"]
@@ -344,7 +344,7 @@ def test_envoy_sheds_load_before_its_container_runs_out_of_memory() -> None:
     assert {trigger["name"] for action in manager["actions"] for trigger in action["triggers"]} <= set(monitors)
 
 
-def test_the_image_has_the_native_transport_and_nothing_chooses_another() -> None:
+def test_the_image_has_the_native_transport_and_uses_it_by_default() -> None:
     assert re.search(r"^COPY --from=native /digitserve_native", stages()["service"], re.MULTILINE)
     assert "DIGITS_TRANSPORT" not in stages()["service"]
     assert compose(BASE)["services"]["service"]["environment"]["DIGITS_TRANSPORT"] is None
@@ -372,7 +372,7 @@ def test_prometheus_finds_every_replica_by_name_and_loads_the_rules() -> None:
     assert list((ROOT / "deploy/prometheus/rules").glob("*.yml"))
 
 
-def test_prometheus_hears_of_envoy_where_there_is_one() -> None:
+def test_prometheus_scrapes_envoy_if_there_is_one() -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     (folder,) = {Path(file).parent for file in (config["rule_files"][1], *config["scrape_config_files"])}
     mounted = ROOT / mounts(SCALE, "prometheus")[str(folder)]
@@ -382,7 +382,7 @@ def test_prometheus_hears_of_envoy_where_there_is_one() -> None:
     )
 
 
-def test_prometheus_sends_alerts_where_an_alertmanager_is_and_restarts_for_no_setting_of_the_service() -> None:
+def test_prometheus_sends_alerts_to_an_alertmanager_and_restarts_for_no_setting_of_the_service() -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     (manager,) = config["alerting"]["alertmanagers"]
     ((files,),) = [discovery["files"] for discovery in manager["file_sd_configs"]]
@@ -401,7 +401,7 @@ def test_prometheus_sends_alerts_where_an_alertmanager_is_and_restarts_for_no_se
         compose(BASE)["services"]["prometheus"]["networks"]
     )
     assert "depends_on" not in compose(BASE)["services"]["prometheus"], (
-        "compose restarts what depends on what it recreates"
+        "compose restarts the dependents of a container that it recreates"
     )
 
 
@@ -442,7 +442,7 @@ def test_the_build_context_has_all_that_the_dockerfile_copies() -> None:
     assert [one for one in allowed if not list(ROOT.glob(one))] == []
 
 
-def test_smoke_finds_ports_certificate_and_tokens_in_what_compose_says() -> None:
+def test_smoke_finds_ports_certificate_and_tokens_in_the_compose_configuration() -> None:
     port = {"mode": "ingress", "target": 50051, "published": "50052", "protocol": "tcp", "host_ip": "127.0.0.1"}
     http = {**port, "target": 8000, "published": "8001"}
     config: dict[str, Any] = {
@@ -465,12 +465,12 @@ def test_smoke_finds_ports_certificate_and_tokens_in_what_compose_says() -> None
 
 
 def mounts(file: str, service: str) -> dict[str, str]:
-    """What of the clone a service has, by the path in its container."""
+    """Return the files of the clone that a service mounts, by the path in its container."""
     volumes = [volume.split(":") for volume in compose(file)["services"][service].get("volumes", [])]
     return {target: source.removeprefix("./") for source, target, *_ in volumes if source.startswith("./")}
 
 
-def test_prometheus_scrapes_the_one_path_that_envoy_shows_of_itself() -> None:
+def test_prometheus_scrapes_the_only_admin_path_that_envoy_exposes() -> None:
     (job,) = yaml.safe_load((ROOT / "deploy/prometheus/envoy/scrape.yml").read_text())["scrape_configs"]
     (stats,) = envoy("envoy.yaml")["static_resources"]["listeners"]
     assert job["dns_sd_configs"][0]["port"] == stats["address"]["socket_address"]["port_value"]
@@ -481,7 +481,7 @@ def test_prometheus_scrapes_the_one_path_that_envoy_shows_of_itself() -> None:
 
 
 def stages() -> dict[str, str]:
-    """The text of each stage of the Dockerfile, by name, in order."""
+    """Return the text of each stage of the Dockerfile, by name, in order."""
     text = re.sub(r"^#.*\n", "", (ROOT / "service/Dockerfile").read_text(), flags=re.MULTILINE)
     return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL))
 
@@ -511,7 +511,7 @@ def test_the_serving_image_installs_no_more_than_serving_needs() -> None:
     assert {"onnxruntime", "grpcio"} <= set(printed())
     assert {"onnx", "pillow"} <= set(printed("export", "client"))
     assert "RUN python requirements.py tracing http ${EXTRAS} | sed" in stages()["requirements"], (
-        "serving names no other"
+        "the serving image names no other extra"
     )
     assert "\nARG EXTRAS=\n" in stages()["requirements"]
     assert re.findall(r"COPY --from=code (\S.*) ", stages()["service"]) == ["/app/LICENSE /app/NOTICE", "/app/service"]
@@ -552,7 +552,7 @@ def test_the_image_stops_by_the_signal_that_drains_and_has_the_probe() -> None:
     assert "COPY --from=code /app/service service\n" in stages()["service"]
 
 
-def test_a_start_on_a_busy_machine_is_given_minutes_before_it_counts_as_failed() -> None:
+def test_the_start_timeout_is_minutes() -> None:
     (start,) = re.findall(r"--start-period=(\d+)s", stages()["service"])
     (roll,) = re.findall(r"ROLL_TIMEOUT:-(\d+)", (ROOT / "scripts/rolling-update").read_text())
     assert 100 < int(start) < int(roll)
@@ -565,7 +565,7 @@ def test_the_images_packages_are_wheels_that_the_constraints_pin() -> None:
 
 
 def probe(*processes: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-    """The probe as the image starts it: exit status and output."""
+    """Run the probe as the image starts it; return exit status and output."""
     command = [sys.executable, "-I", "-S", ROOT / "service/healthcheck.py", *processes]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=ANSWERS_WITHIN)
     return done.returncode, done.stdout, done.stderr
@@ -575,7 +575,7 @@ def http_address(service: ServiceProcess) -> str:
     return service.metrics_url.removeprefix("http://").removesuffix("/metrics")
 
 
-def test_the_probe_finds_a_server_whatever_chose_its_ports(model_path: Path, tmp_path: Path) -> None:
+def test_the_probe_finds_a_server_on_any_port(model_path: Path, tmp_path: Path) -> None:
     misleading = {"DIGITS_PORT": "1", "DIGITS_METRICS_PORT": "1", **DEAD_PROXIES}
     (tmp_path / "tokens").write_text("a-token-of-some-length")
     options = ("--tokens-file", tmp_path / "tokens", "--no-health-without-token")
@@ -588,8 +588,8 @@ def test_the_probe_finds_a_server_whatever_chose_its_ports(model_path: Path, tmp
         service.close()
 
 
-@pytest.mark.parametrize(("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::1", "::1")])  # noqa: S104 (what is tried)
-def test_the_probe_asks_on_the_address_that_the_server_listens_on(model_path: Path, host: str, asked: str) -> None:
+@pytest.mark.parametrize(("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::1", "::1")])  # noqa: S104 (the subject of the test)
+def test_the_probe_connects_to_the_address_of_the_server(model_path: Path, host: str, asked: str) -> None:
     if ":" in host and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     with serving(model_path, "--metrics-host", host) as service:
@@ -597,7 +597,7 @@ def test_the_probe_asks_on_the_address_that_the_server_listens_on(model_path: Pa
         assert (status, said.rpartition(":")[0].rpartition(":")[0]) == (0, asked)
 
 
-def test_the_probe_fails_until_a_server_serves_and_says_why(server: ServiceProcess) -> None:
+def test_the_probe_fails_with_the_reason_until_a_server_serves(server: ServiceProcess) -> None:
     no_server = "no server: expected a process of this user that serves /healthz\n"
     assert probe(str(os.getpid())) == (1, "", no_server)
     assert probe("localhost:50051") == (2, "", "usage: healthcheck.py [PID ...]\n")
@@ -608,14 +608,14 @@ def test_the_probe_fails_until_a_server_serves_and_says_why(server: ServiceProce
         asked = f"127.0.0.1:{closed.port}: NOT_SERVING for a reason\n"
         assert probe(str(os.getpid())) == (1, "", asked)
         status, said, why = probe(str(os.getpid()), str(server.process.pid))
-        assert (status, why) == (1, asked), "one that serves does not hide one that does not"
+        assert (status, why) == (1, asked), "a serving process does not hide one that does not serve"
         assert "SERVING" in said
     finally:
         closed.stop()
     assert probe(str(os.getpid())) == (1, "", no_server)
 
 
-def test_the_probe_fails_where_nothing_or_something_else_answers() -> None:
+def test_the_probe_fails_without_a_server_or_with_another_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         published = publish_address("127.0.0.1", port)
@@ -637,7 +637,7 @@ def test_the_probe_fails_where_nothing_or_something_else_answers() -> None:
     assert (status, why) == (1, f"127.0.0.1:{port}: [Errno 111] Connection refused\n")
 
 
-def test_the_probe_imports_nothing_that_costs_more_than_its_own_start() -> None:
+def test_the_probe_imports_only_cheap_modules() -> None:
     command = [sys.executable, "-X", "importtime", "-I", "-S", ROOT / "service/healthcheck.py", str(os.getpid())]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     imported = {line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")}
@@ -663,7 +663,7 @@ def smoke(*arguments: str) -> str:
     return done.stderr
 
 
-def test_the_smoke_test_asks_no_proxy_for_loopback_and_names_the_one_that_it_asks(server: ServiceProcess) -> None:
+def test_the_smoke_test_bypasses_proxies_for_loopback_and_names_the_proxy_that_it_uses(server: ServiceProcess) -> None:
     answered = smoke(server.address, server.metrics_url.removesuffix("/metrics"))
     assert answered.endswith("no answer of Prometheus: HTTP Error 404: Not Found\n"), "by the server itself"
     assert smoke(server.address, "http://far.example:9090").endswith(
@@ -677,7 +677,7 @@ def test_the_options_in_the_image_are_the_services_own() -> None:
     assert {"DIGITS_HOST", "DIGITS_PORT", "DIGITS_MODEL"} <= named
 
 
-def test_the_service_starts_with_what_compose_gives_it(model_path: Path) -> None:
+def test_the_service_starts_with_the_settings_of_compose(model_path: Path) -> None:
     fixed = {
         name: default(value)
         for name, value in compose(BASE)["services"]["service"]["environment"].items()

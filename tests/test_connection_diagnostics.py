@@ -1,4 +1,4 @@
-"""What a client says where there is no connection: who was asked, what is wrong, what to do."""
+"""The client's error without a connection: the address, the cause, and the fix."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_without_a_server_a_call_says_who_was_asked_and_how_to_start_one(name: str) -> None:
-    """Long before the deadline: a test that waits for that would run for an hour."""
+async def test_without_a_server_an_error_names_the_address_and_the_start_command(name: str) -> None:
+    """The error comes long before the deadline of an hour."""
     expected = f"UNAVAILABLE: 127.0.0.1:1: {TO_START}"
     assert said("127.0.0.1:1", CALLS[name], timeout=3600) == expected
     assert await said_async("127.0.0.1:1", CALLS[name], timeout=3600) == expected
 
 
-async def test_without_a_server_a_stream_says_so_too() -> None:
+async def test_without_a_server_a_stream_has_the_same_error() -> None:
     expected = f"UNAVAILABLE: localhost:1: {TO_START}"
     assert said("localhost:1", lambda client: list(client.predict_stream([BLANK]))) == expected
     assert await said_async("localhost:1", streamed) == expected
 
 
-async def test_waiting_in_vain_says_what_for() -> None:
+async def test_a_wait_that_times_out_names_its_condition() -> None:
     expected = f"UNAVAILABLE: 127.0.0.1:1: {TO_START}; health is not SERVING after 0.1 s"
     assert said("127.0.0.1:1", lambda client: client.wait_until_serving(0.1)) == expected
     assert await said_async("127.0.0.1:1", lambda client: client.wait_until_serving(0.1)) == expected
@@ -105,14 +105,14 @@ def predict_by_command(address: str, *options: str | Path) -> subprocess.Complet
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_command_line_says_it_in_one_line() -> None:
+def test_the_command_line_prints_the_error_in_one_line() -> None:
     done = predict_by_command("localhost:1")
     assert (done.returncode, done.stderr) == (3, f"UNAVAILABLE: localhost:1: {TO_START}\n")
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """A port that takes connections and never says a word."""
+    """A port that accepts connections and sends no data."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield "127.0.0.1:{}".format(*listening.getsockname()[1:])
 
@@ -131,11 +131,11 @@ async def test_a_connection_that_was_never_made_is_not_an_answer_that_came_late(
 
     ticking = asyncio.create_task(tick())
     assert await said_async(silent, predict, timeout=5) == expected
-    assert ticks > 10, "the loop goes on while the connection is looked into"
+    assert ticks > 10, "the loop continues during the diagnosis of the connection"
     ticking.cancel()
 
 
-def test_a_server_that_is_gone_says_so_after_the_retries(model_path: Path) -> None:
+def test_a_stopped_server_is_reported_after_the_retries(model_path: Path) -> None:
     with serving(model_path) as service, DigitsClient(service.address, timeout=20) as client:
         client.predict(BLANK)
         service.process.kill()
@@ -145,7 +145,7 @@ def test_a_server_that_is_gone_says_so_after_the_retries(model_path: Path) -> No
 
 
 class NotServing:
-    """grpc.health.v1 of a server that says NOT_SERVING, to a Watch too."""
+    """grpc.health.v1 of a server that reports NOT_SERVING, for a Watch too."""
 
     def service(self, details: Any) -> Any:
         reply = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -163,8 +163,8 @@ class NotServing:
         )
 
 
-def test_a_server_that_says_not_serving_is_there() -> None:
-    from concurrent import futures  # noqa: PLC0415 (for this test alone)
+def test_a_server_that_is_not_serving_is_reported_as_such() -> None:
+    from concurrent import futures  # noqa: PLC0415 (only for this test)
 
     server = grpc.server(futures.ThreadPoolExecutor(4), handlers=(NotServing(),))  # type: ignore[arg-type]
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -181,7 +181,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @on_both_transports
-async def test_tls_trouble_is_told_as_what_it_is(model_path: Path, authority: Authority, tmp_path: Path) -> None:
+async def test_a_tls_error_is_reported_with_its_cause(model_path: Path, authority: Authority, tmp_path: Path) -> None:
     stranger = Authority(tmp_path / "strange", "stranger")
     pair, ours = authority.issue("server"), {"tls_ca": authority.certificate}
     with serving(model_path, "--host", "0.0.0.0", "--tls-cert", pair.certificate, "--tls-key", pair.key) as service:  # noqa: S104
@@ -209,7 +209,7 @@ async def test_tls_trouble_is_told_as_what_it_is(model_path: Path, authority: Au
 
 @contextlib.contextmanager
 def tls_server(pair: Pair, ca: Path | None = None, protocols: list[str] | None = None) -> Iterator[str]:
-    """A TLS server of OpenSSL's, as most are, that takes handshakes and ends."""
+    """A TLS server of OpenSSL that completes handshakes and closes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     if protocols:
@@ -237,7 +237,7 @@ def tls_server(pair: Pair, ca: Path | None = None, protocols: list[str] | None =
         thread.join(20)
 
 
-def test_what_a_tls_server_says_of_the_client_is_told(authority: Authority, tmp_path: Path) -> None:
+def test_the_alert_of_a_tls_server_is_reported(authority: Authority, tmp_path: Path) -> None:
     stranger = Authority(tmp_path / "strange", "stranger").issue("caller")
     expired, pair, trusted = authority.issue("expired", days=-1), authority.issue("server"), authority.certificate
 
@@ -256,7 +256,7 @@ def test_what_a_tls_server_says_of_the_client_is_told(authority: Authority, tmp_
 
 
 class ConnectProxy:
-    """An HTTP proxy that leads every CONNECT to one server, or answers with a refusal; it notes what it was asked."""
+    """An HTTP proxy that forwards every CONNECT to one server, or rejects it; it records the requests."""
 
     def __init__(self, server: str, refusal: bytes = b"") -> None:
         self._server, self._refusal = server, refusal
@@ -329,7 +329,7 @@ def test_a_proxy_that_fails_is_named_without_its_password(no_proxies: pytest.Mon
     assert found == f"{by_way}: the proxy does not listen; no_proxy=far.example goes past the proxy"
 
 
-def test_what_a_proxy_answers_is_told(no_proxies: pytest.MonkeyPatch) -> None:
+def test_the_answer_of_a_proxy_is_reported(no_proxies: pytest.MonkeyPatch) -> None:
     refusing = ConnectProxy("", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
     no_proxies.setenv("http_proxy", f"http://{refusing.address}")
     by_way = f"UNAVAILABLE: far.example:50051, by way of the proxy {refusing.address} of http_proxy"
@@ -338,7 +338,7 @@ def test_what_a_proxy_answers_is_told(no_proxies: pytest.MonkeyPatch) -> None:
     assert found == f"{by_way}: the proxy answers 403 Forbidden; no_proxy=far.example goes past the proxy"
 
 
-def test_a_proxy_that_leads_on_is_used(server: ServiceProcess, no_proxies: pytest.MonkeyPatch) -> None:
+def test_a_working_proxy_is_used(server: ServiceProcess, no_proxies: pytest.MonkeyPatch) -> None:
     leading = ConnectProxy(server.address)
     no_proxies.setenv("http_proxy", f"http://{leading.address}")
     with DigitsClient("far.example:50051") as client:
@@ -371,7 +371,7 @@ def test_the_rules_of_no_proxy_are_those_of_grpc(
     with DigitsClient(address, timeout=20 if used else 0.3) as client, contextlib.suppress(DigitsError):
         client.predict(BLANK)
     leading.close()
-    assert bool(leading.asked) is used, "what gRPC itself did"
+    assert bool(leading.asked) is used, "gRPC's own decision"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_the_rules_of_no_proxy_are_those_of_grpc(
         ("xds:///digits", []),
     ],
 )
-def test_where_a_socket_would_go(address: str, found: list[Any]) -> None:
+def test_an_address_names_its_socket(address: str, found: list[Any]) -> None:
     assert endpoints(address) == found
 
 

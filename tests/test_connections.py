@@ -1,4 +1,4 @@
-"""The connections of a port, as the kernel tells."""
+"""The connections of a port, as the kernel reports them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def test_open_connections_to_the_port_are_counted_and_no_others(family: socket.A
 
 
 @pytest.mark.parametrize("table", ["gone", ""])
-def test_a_system_that_does_not_tell_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: str) -> None:
+def test_a_system_without_socket_tables_has_no_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: str
+) -> None:
     monkeypatch.setattr(connections, "_TABLES", (tmp_path / table,))
     assert math.isnan(connections.count_established(1))

@@ -1,4 +1,4 @@
-"""Who is let in: TLS, client certificates and bearer tokens, with real certificates over a real socket."""
+"""Authentication: TLS, client certificates and bearer tokens, with real certificates over a real socket."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @on_both_transports
-def test_tls_lets_in_who_trusts_its_ca_and_nobody_in_plain_text(
+def test_tls_accepts_clients_that_trust_its_ca_and_rejects_plain_text(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
     stranger = Authority(tmp_path / "strange", "stranger")
@@ -96,7 +96,7 @@ async def test_the_async_client_speaks_tls_with_a_token(
 
 
 @on_both_transports
-async def test_every_call_of_the_clients_brings_the_token(
+async def test_every_call_of_the_clients_sends_the_token(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
     put(tmp_path / "token", FIRST.encode())
@@ -114,7 +114,7 @@ async def test_every_call_of_the_clients_brings_the_token(
 
 @pytest.mark.slow
 @on_both_transports
-def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
+def test_a_client_ca_only_admits_clients_with_its_certificates(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
     callers, stranger = Authority(tmp_path / "callers", "callers"), Authority(tmp_path / "strange", "stranger")
@@ -128,7 +128,7 @@ def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
             assert refused(service, **shows(wrong)) in UNREACHABLE
         assert refused(service, tls_ca=authority.certificate) in UNREACHABLE
 
-        # The CA of the callers rotates: those of before are out, the stranger's are in.
+        # The CA of the clients rotates: old certificates are rejected, the other CA's are accepted.
         put(callers.certificate, stranger.certificate.read_bytes())
         assert service.wait_for("credentials loaded", kind="tls")["client_ca"] == ["commonName=stranger"]
         assert answers(service, **shows(stranger.issue("good")))
@@ -136,7 +136,7 @@ def test_with_a_client_ca_only_callers_with_its_certificates_are_let_in(
 
 
 @needs_native
-def test_a_handshake_that_fails_is_told_with_its_reason_and_a_look_at_the_port_is_not(
+def test_a_failed_handshake_is_logged_with_its_reason_and_a_port_check_is_not(
     model_path: Path, authority: Authority, pair: Pair, tmp_path: Path
 ) -> None:
     wrong = Authority(tmp_path / "wrong", "wrong").certificate
@@ -155,7 +155,7 @@ def test_a_handshake_that_fails_is_told_with_its_reason_and_a_look_at_the_port_i
             pytest.raises((ssl.SSLError, ConnectionError)),
             context.wrap_socket(plain, server_hostname="localhost") as encrypted,
         ):
-            encrypted.recv(1)  # in TLS 1.3 the refusal comes after the handshake's end as the caller sees it
+            encrypted.recv(1)  # in TLS 1.3, the rejection follows the client's end of the handshake
         said = service.wait_for("handshake failed")
         assert said["reason"] == "invalid peer certificate: UnknownIssuer"
         assert said["peer"].startswith("127.0.0.1:")
@@ -163,7 +163,7 @@ def test_a_handshake_that_fails_is_told_with_its_reason_and_a_look_at_the_port_i
 
 
 def presented(service: ServiceProcess) -> bytes:
-    """The certificate that a new connection is shown."""
+    """Return the certificate that a new connection receives."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -173,13 +173,13 @@ def presented(service: ServiceProcess) -> bytes:
 
 
 @on_both_transports
-def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_not(
+def test_a_rotated_certificate_is_loaded_without_a_restart_and_a_bad_one_is_rejected(
     model_path: Path, authority: Authority, pair: Pair
 ) -> None:
     with secured(model_path, pair) as service:
         first = pair.certificate.read_bytes()
         assert presented(service) == first
-        second = authority.issue("server").certificate.read_bytes()  # by the same names, so in their place
+        second = authority.issue("server").certificate.read_bytes()  # with the same file names, so in their place
         service.wait_for("credentials loaded", kind="tls")
         assert presented(service) == second != first
         good_key = pair.key.read_bytes()
@@ -201,7 +201,7 @@ def test_a_rotated_certificate_is_taken_up_without_a_restart_and_a_bad_one_is_no
 
 
 @on_both_transports
-def test_a_rotated_certificate_is_seen_before_anybody_connects(
+def test_a_rotated_certificate_is_loaded_before_a_client_connects(
     model_path: Path, authority: Authority, pair: Pair
 ) -> None:
     with secured(model_path, pair) as service:
@@ -212,7 +212,7 @@ def test_a_rotated_certificate_is_seen_before_anybody_connects(
         assert after - before == pytest.approx(3 * 86400, abs=60)
 
 
-def test_a_certificate_whose_key_comes_a_moment_later_is_not_refused(authority: Authority, pair: Pair) -> None:
+def test_a_certificate_whose_key_follows_later_is_not_rejected(authority: Authority, pair: Pair) -> None:
     metrics, log = silent()
     tls = Tls(pair.certificate, pair.key, None, metrics, log)
     other = authority.issue("other")
@@ -228,7 +228,7 @@ def test_a_certificate_whose_key_comes_a_moment_later_is_not_refused(authority: 
 
 @pytest.mark.slow
 @on_both_transports
-def test_a_certificate_that_becomes_valid_is_taken_up_without_another_change(
+def test_a_certificate_that_becomes_valid_is_loaded_without_another_change(
     model_path: Path, authority: Authority, pair: Pair
 ) -> None:
     with secured(model_path, pair) as service:
@@ -240,10 +240,10 @@ def test_a_certificate_that_becomes_valid_is_taken_up_without_another_change(
         assert [line["event"] for line in service.lines].count("credentials rejected") == 1
 
 
-def test_a_file_that_becomes_readable_is_taken_up_without_another_change(
+def test_a_credential_file_that_becomes_readable_is_loaded_without_another_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
+    """The tests may run as root, who can read any file, so the test denies reading."""
     monkeypatch.setattr("service.security.file_watcher._RETRY_INTERVAL", 0.0)
     metrics, log = silent()
     path, denied = tmp_path / "tokens", [False]
@@ -283,7 +283,7 @@ def test_a_secret_that_every_user_may_read_is_warned_of(
         assert all(str(secret) in fields["file"] for fields in exposed)
 
 
-def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair: Pair) -> None:
+def test_an_unusable_pair_leaves_the_current_one_in_use(authority: Authority, pair: Pair) -> None:
     metrics, log = silent()
     tls = Tls(pair.certificate, pair.key, None, metrics, log)
     before = metrics.tls_expiry._value.get()
@@ -301,7 +301,7 @@ def test_what_a_transport_cannot_use_changes_nothing(authority: Authority, pair:
     assert metrics.tls_expiry._value.get() == before
 
 
-def test_a_failure_that_is_a_fault_of_ours_is_tried_again_and_told_once(
+def test_an_internal_failure_is_retried_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, pair: Pair
 ) -> None:
     monkeypatch.setattr("service.security.file_watcher._RETRY_INTERVAL", 0.0)
@@ -329,8 +329,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_token(tmp_path: Path) -> None
 
 
 @on_both_transports
-def test_a_certificate_that_names_no_host_but_a_workload_is_taken(model_path: Path, authority: Authority) -> None:
-    """As SPIFFE has them; their clients compare other names than hosts."""
+def test_a_certificate_for_a_workload_is_accepted(model_path: Path, authority: Authority) -> None:
+    """Clients of SPIFFE compare other names than hosts."""
     names = (x509.UniformResourceIdentifier("spiffe://example.org/digits"),)
     workload = authority.issue("workload", names=names)
     with secured(model_path, workload) as service:
@@ -338,7 +338,7 @@ def test_a_certificate_that_names_no_host_but_a_workload_is_taken(model_path: Pa
 
 
 @on_both_transports
-def test_a_pipe_in_the_place_of_the_tokens_stops_nothing(model_path: Path, tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_the_token_file_is_rejected(model_path: Path, tmp_path: Path) -> None:
     tokens, mine = tmp_path / "tokens", tmp_path / "mine"
     put(tokens, FIRST.encode())
     put(mine, FIRST.encode())
@@ -359,7 +359,7 @@ def fails_to_start(*arguments: str | Path) -> str:
 
 
 @on_both_transports
-def test_a_pair_that_nobody_could_use_is_refused_at_the_start(model_path: Path, authority: Authority) -> None:
+def test_an_unusable_pair_is_rejected_at_the_start(model_path: Path, authority: Authority) -> None:
     good, other, late = authority.issue("good"), authority.issue("other"), authority.issue("late", days=-1)
     reason = fails_to_start("--model", model_path, "--tls-cert", good.certificate, "--tls-key", other.key)
     assert reason == f"--tls-cert {good.certificate} and --tls-key {other.key}: the key is not that of the certificate"
@@ -371,7 +371,7 @@ def silent() -> tuple[Metrics, Any]:
     return Metrics(CollectorRegistry()), CapturingLogger()
 
 
-def test_each_file_is_named_that_cannot_be_used(authority: Authority, pair: Pair, tmp_path: Path) -> None:
+def test_each_unusable_file_is_named(authority: Authority, pair: Pair, tmp_path: Path) -> None:
     gone, nonsense = tmp_path / "gone", tmp_path / "nonsense"
     nonsense.write_text("nothing")
     for certificate, key, ca, sentence in [
@@ -411,7 +411,7 @@ def test_a_call_needs_one_of_the_tokens_and_health_may_go_without(model_path: Pa
 
 
 @on_both_transports
-def test_strangers_do_not_fill_the_log(model_path: Path, tmp_path: Path) -> None:
+def test_unauthenticated_calls_do_not_flood_the_log(model_path: Path, tmp_path: Path) -> None:
     tokens, mine = tmp_path / "tokens", tmp_path / "mine"
     tokens.write_text(FIRST)
     mine.write_text(FIRST)
@@ -473,7 +473,7 @@ def test_tokens_rotate_without_a_restart_on_both_sides(model_path: Path, tmp_pat
 
 
 def loaded(service: ServiceProcess) -> tuple[float, float]:
-    """How often tokens and certificates have been taken up."""
+    """Return how often tokens and certificates were loaded."""
     series = service.series()
     return tuple(series["digits_credentials_rotations_total", (what, "loaded")] for what in ("tokens", "tls"))  # type: ignore[return-value]
 
@@ -524,7 +524,7 @@ async def test_rotations_under_load_lose_no_call(
         (b"\xff\xfe", "is not text"),
     ],
 )
-def test_a_file_of_no_tokens_is_refused_by_line(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_an_invalid_token_file_is_rejected_by_line(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "tokens"
     path.write_bytes(content)
     with pytest.raises(CredentialsError) as caught:
@@ -551,7 +551,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unset")
-def test_options_that_need_each_other_are_asked_for_together() -> None:
+def test_options_that_need_each_other_are_required_together() -> None:
     for given, missing in (("tls-cert", "tls-key"), ("tls-key", "tls-cert"), ("tls-client-ca", "tls-cert")):
         with pytest.raises(SettingsError, match=rf"^--{given} \(or DIGITS_\w+\) without --{missing} "):
             load([f"--{given}", "x.pem"])

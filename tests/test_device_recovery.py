@@ -1,6 +1,6 @@
-"""A device that fails while it serves: told to callers, to health and in the metrics, and mended without a restart.
+"""A device that fails while it serves: clients, health and metrics report it, and it recovers without a restart.
 
-The runs of the unit tests fail in ONNX Runtime itself; the server's device is replayed (tests/fake_onnxruntime.py).
+The runs of the unit tests fail in ONNX Runtime. The server's device is replayed (tests/fake_onnxruntime.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DEVICE = "CUDAExecutionProvider"
 
 
 class Kept:
-    """A model that fails on ink, kept by a recovery whose word to health is written down."""
+    """A model that fails on ink, with a recovery whose reports to health are recorded."""
 
     def __init__(self, path: Path) -> None:
         self.metrics = Metrics(CollectorRegistry())
@@ -79,7 +79,7 @@ async def kept(model_path: Path, tmp_path: Path) -> Any:
     running.cancel()
 
 
-async def test_a_failed_run_is_unavailable_to_its_callers_and_counted(kept: Kept) -> None:
+async def test_a_failed_run_is_unavailable_to_its_clients_and_counted(kept: Kept) -> None:
     with pytest.raises(
         ModelUnavailable, match="the model's run on CPUExecutionProvider failed: send the request again"
     ):
@@ -97,14 +97,14 @@ async def test_failures_with_successes_between_them_leave_health_alone(kept: Kep
     assert kept.recovery.unhealthy_reason == ""
 
 
-async def test_several_failures_in_a_row_are_told_and_a_new_session_ends_them(kept: Kept) -> None:
+async def test_consecutive_failures_are_reported_and_a_new_session_ends_them(kept: Kept) -> None:
     before = kept.model._session
     kept.fails(FAILURE_THRESHOLD)
     assert kept.recovery.unhealthy_reason == "CPUExecutionProvider failed 3 runs in a row and is being tried again"
     await until(lambda: kept.said == [False, True])
     assert kept.recovery.unhealthy_reason == ""
     assert kept.kept.predict(BLANK).digit.shape == (1,)
-    assert kept.model._session is before  # on the CPU it is the one that the file was judged by
+    assert kept.model._session is before  # on the CPU, it is the session that verified the file
 
 
 async def test_calls_fail_at_once_while_no_session_works_and_each_try_is_counted(
@@ -129,7 +129,7 @@ async def test_calls_fail_at_once_while_no_session_works_and_each_try_is_counted
     kept.kept.predict(BLANK)
 
 
-async def test_a_session_that_fails_soon_after_it_was_made_is_not_made_anew_at_once(
+async def test_a_session_that_fails_soon_after_its_creation_is_recreated_with_a_delay(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_recovery, "MIN_BACKOFF", 0.2)
@@ -141,7 +141,7 @@ async def test_a_session_that_fails_soon_after_it_was_made_is_not_made_anew_at_o
     assert time.monotonic() - began >= 0.2
 
 
-async def test_another_model_in_its_place_ends_the_trouble_of_the_one_before(
+async def test_a_new_model_ends_the_unhealthy_state_of_the_old_one(
     kept: Kept, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = asyncio.Event()
@@ -158,7 +158,7 @@ async def test_another_model_in_its_place_ends_the_trouble_of_the_one_before(
     old = kept.kept
     kept.recovery.guard(Model(model_path))
     await until(lambda: kept.said == [False, True])
-    with pytest.raises(ModelUnavailable):  # whoever still waits for the one before hears that of it
+    with pytest.raises(ModelUnavailable):  # requests for the earlier model still fail
         old.predict(INK)
     await asyncio.sleep(0.05)
     assert kept.said == [False, True]
@@ -169,7 +169,7 @@ async def test_another_model_in_its_place_ends_the_trouble_of_the_one_before(
     [(["--provider=cuda"], 0), (["--provider=cuda", "--inline-images=4"], 4), (["--provider=cpu"], INLINE_IMAGES)],
     ids=str,
 )
-async def test_on_a_device_nothing_runs_on_the_event_loop_unless_it_is_told_to(
+async def test_on_a_device_no_run_is_on_the_event_loop_by_default(
     model_path: Path, replaying: Callable[[str], None], arguments: list[str], inline: int
 ) -> None:
     replaying("works")
@@ -212,7 +212,7 @@ def ask(channel: grpc.Channel) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_restart(
+def test_a_failed_device_is_reported_everywhere_and_recovers_without_a_restart(
     model_path: Path, transport: str, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -246,7 +246,7 @@ def test_a_device_that_breaks_is_told_by_everything_and_serves_again_without_a_r
     assert transport in {line.get("transport") for line in service.lines}
 
 
-def test_what_it_runs_on_is_told_by_metrics_metadata_and_configuration(
+def test_the_provider_is_in_metrics_metadata_and_configuration(
     model_path: Path, transport: str, tmp_path: Path
 ) -> None:
     del transport
@@ -257,16 +257,16 @@ def test_what_it_runs_on_is_told_by_metrics_metadata_and_configuration(
         config = MessageToDict(stub.ModelConfig(pb.ModelConfigRequest(name="digits")).config)
         assert config["instanceGroup"] == [{"name": "digits_0", "count": 1, "kind": "KIND_GPU"}]
         assert f'provider="{DEVICE}"' in service.get("/metrics")
-        # Without a driver there is no NVML: its series are absent, and the log says so.
+        # Without a driver there is no NVML. Its series are absent, and the log contains why.
         assert "digits_gpu_" not in service.get("/metrics")
         assert [line for line in service.lines if line["event"] == "GPU metrics unavailable"]
 
 
 @pytest.mark.slow
-def test_a_new_version_that_comes_while_the_device_is_broken_is_taken_up_when_it_works_again(
+def test_a_version_that_arrives_during_a_device_failure_is_loaded_after_recovery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")  # which alone takes up versions
+    monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")  # the only transport that loads new versions
     folder, broken = tmp_path / "models", tmp_path / "broken"
     add(folder, 1)
     with on_device(folder, broken, "--model-poll", "0.1") as service, grpc.insecure_channel(service.address) as channel:
@@ -281,7 +281,7 @@ def test_a_new_version_that_comes_while_the_device_is_broken_is_taken_up_when_it
         assert f'provider="{DEVICE}"' in family
 
 
-def test_it_stops_cleanly_while_its_device_is_broken(model_path: Path, transport: str, tmp_path: Path) -> None:
+def test_it_stops_cleanly_during_a_device_failure(model_path: Path, transport: str, tmp_path: Path) -> None:
     del transport
     broken = tmp_path / "broken"
     with on_device(model_path, broken) as service, grpc.insecure_channel(service.address) as channel:

@@ -60,9 +60,7 @@ def test_the_reply_has_the_predictions_of_the_model(handler: DigitsHandler, mode
     assert list(reply.layer2) == (expected.layer2.ravel().tolist() if hidden else [])
 
 
-def test_the_reply_says_how_reliable_each_answer_is_where_that_is_asked(
-    handler: DigitsHandler, digits: np.ndarray
-) -> None:
+def test_the_reply_contains_reliability_on_request(handler: DigitsHandler, digits: np.ndarray) -> None:
     pixels = np.concatenate([digits[:3], 255 - digits[3:4], np.zeros((1, 784), np.uint8)])
     request = PredictRequest(pixels=pixels.tobytes())
     plain = predict(handler, request.SerializeToString())

@@ -1,4 +1,4 @@
-"""What pip installs: the server and the client by themselves, outside the clone, doing their job."""
+"""The distributions as pip installs them: server and client work separately, outside the clone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMPORT_PACKAGES = {
     "digitserve_client": {"digitserve_client"},
 }
 NAMES_OF = {"google": "protobuf", "grpc_health": "grpcio-health-checking", "grpc": "grpcio"}
-"""Distributions by the import packages that are called otherwise."""
+"""Distributions by import packages with another name."""
 
 
 def pyproject(folder: str) -> dict[str, Any]:
@@ -42,14 +42,16 @@ def test_server_client_and_native_transport_have_one_version() -> None:
     assert {service.__version__, digitserve_client.__version__, crate["package"]["version"]} == {service.__version__}
 
 
-def test_every_distribution_says_what_pypi_shows() -> None:
+def test_every_distribution_has_the_metadata_of_pypi() -> None:
     for folder in (".", "client", "native"):
         project = pyproject(folder)["project"]
         assert project["authors"] == [{"name": "The digitserve authors"}]
         assert project["license"] == "Apache-2.0"
         assert project["keywords"] == sorted(project["keywords"])
         assert project["classifiers"] == sorted(project["classifiers"])
-        assert not [line for line in project["classifiers"] if line.startswith("License ::")], "license says it"
+        assert not [line for line in project["classifiers"] if line.startswith("License ::")], (
+            "the field license states it"
+        )
         assert project["requires-python"] == ">=3.11"
         assert "  " not in project["description"]
     assert (ROOT / "client" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
@@ -59,8 +61,8 @@ def test_the_client_has_the_bounds_of_the_server() -> None:
     assert set(pyproject("client")["project"]["dependencies"]) <= set(pyproject(".")["project"]["dependencies"])
 
 
-def test_what_serving_does_without_is_known_to_no_module_of_the_service() -> None:
-    """The image that serves installs the rest alone: scripts/requirements.py without `export`."""
+def test_the_service_imports_only_packages_of_the_serving_image() -> None:
+    """The serving image installs only the other packages: scripts/requirements.py without `export`."""
     left_out = pyproject(".")["tool"]["digitserve"]["export-dependencies"]
     serving_needs = {
         NAMES_OF.get(name, name)
@@ -74,7 +76,7 @@ def test_what_serving_does_without_is_known_to_no_module_of_the_service() -> Non
 
 @pytest.fixture
 def python_of() -> Iterator[Callable[..., Path]]:
-    """Puts wheels of ours, and no others, into the one environment for the server, whose Python it returns."""
+    """A function that installs these wheels, and no other of ours, into one environment and returns its Python."""
 
     def with_wheels(*wheels: Path) -> Path:
         python = python_with("digitserve", *requirements("export", "client"), constrained=True)
@@ -94,7 +96,7 @@ def client_alone(wheels: dict[str, Path]) -> Path:
 
 
 def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
-    """What a command prints, in an environment that names no folder of the clone."""
+    """Run a command in an environment that names no folder of the clone; return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=ANSWERS_WITHIN
@@ -152,7 +154,7 @@ def test_the_server_by_itself_exports_serves_and_names_what_the_other_commands_n
 
 @contextlib.contextmanager
 def started(command: Path, folder: Path) -> Iterator[ServiceProcess]:
-    """`digitserve serve` in the folder, until the end of the block."""
+    """Run `digitserve serve` in the folder, until the end of the block."""
     arguments = ["serve", "--transport", "grpcio", "--port", "0", "--metrics-port", "0", "--log-format", "json"]
     one = ServiceProcess(subprocess.Popen([command, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True))
     try:
@@ -164,7 +166,7 @@ def started(command: Path, folder: Path) -> Iterator[ServiceProcess]:
 
 
 @pytest.mark.slow
-def test_the_main_job_is_done_from_an_empty_folder(
+def test_installed_commands_work_in_an_empty_folder(
     wheels: dict[str, Path], python_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     command = python_of(*wheels.values()).with_name("digitserve")
@@ -196,7 +198,7 @@ print(service.OWN, client.OWN)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A user's folder, whose modules have the names of folders of this clone."""
+    """A user's folder with modules that have the names of folders of this clone."""
     (tmp_path / "client").mkdir()
     (tmp_path / "service.py").write_text("OWN = 'my service'\n")
     (tmp_path / "client" / "__init__.py").write_text("OWN = 'my client'\n")

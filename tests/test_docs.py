@@ -1,7 +1,7 @@
-"""Every code block of README and docs does what it says: it is run in a copy of the clone, against a real server.
+"""Every code block of README and docs runs in a copy of the clone, with a real server.
 
-What cannot be run here is named in NOT_RUN with its reason. It is checked as far as it goes all the same: bash parses
-it, and its make targets, files and flags exist.
+NOT_RUN names the commands that cannot run, with the reason. They are still checked: bash parses them, and their make
+targets, files and flags exist.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NOT_RUN = {
     r"VERSION=\$|curl -L |git clone --branch|cmake |cp -P|cd \.\./|mkdir -p build": "builds sources on the network",
-    r"make (?!certificate)": "it serves, builds or measures for minutes; test_make_targets and CI run what they can",
+    r"make (?!certificate)": "it serves, builds or measures for minutes; test_make_targets and CI run some",
     r"(\w+=\S+ )+make |(export \w+=\S+; )?docker |export COMPOSE_FILE=": "needs a Docker engine; `make e2e` runs it",
     r"sudo |journalctl ": "needs root and systemd; test_workflows holds the unit to systemd-analyze",
     r"helm ": "needs a cluster; test_helm renders the chart",
@@ -46,11 +46,11 @@ NOT_RUN = {
     r"python -m export (draw|out-of-distribution)|python scripts/(draw_play|page_numbers)": "writes files for minutes",
     r"python -m bench\.|python bench/balancing|CARGO_": "measures for minutes",
     r"kill -HUP PID": "there is no PID; test_reloader sends it",
-    r".* --tls-ca tls/ca.crt": "needs files of one's own; test_credentials shows such",
+    r".* --tls-ca tls/ca.crt": "needs the reader's files; test_credentials has such files",
 }
-"""Commands by how they begin, with the reason why they are not run."""
+"""Commands by their first words, with the reason why they do not run."""
 
-NOT_RUN_PYTHON = {"samples/README.md": "writes the samples from MNIST, which is fetched for training alone"}
+NOT_RUN_PYTHON = {"samples/README.md": "writes the samples from MNIST, which is only downloaded for training"}
 
 NO_HELP = {"pip", "venv", "grpc_tools.protoc"}
 LANGUAGES = {"sh", "python", "yaml", "text"}
@@ -87,17 +87,17 @@ def of(block: Block) -> str:
 
 
 def commands(block: Block) -> list[str]:
-    """The lines of a block, continued ones in one, without their comments."""
+    """Return the lines of a block, with continuation lines joined, without comments."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := re.sub(r"(^|\s+)#.*", "", line))]
 
 
 def reason(command: str) -> str | None:
-    """Why the command is not run."""
+    """Return why the command does not run, or None."""
     return next((why for begins, why in NOT_RUN.items() if re.match(begins, command)), None)
 
 
-def test_every_block_says_its_language() -> None:
+def test_every_block_names_its_language() -> None:
     assert [of(block) for block in BLOCKS if block.language not in LANGUAGES] == []
 
 
@@ -107,8 +107,8 @@ def test_every_reason_is_still_needed() -> None:
     assert set(NOT_RUN_PYTHON) <= {block.document for block in BLOCKS if block.language == "python"}
 
 
-def test_no_example_asks_what_a_blank_image_is() -> None:
-    """The answer, 5 at 0.6, would be a reader's first."""
+def test_no_example_sends_a_blank_image() -> None:
+    """Its answer, 5 at 0.6, would mislead a reader."""
     blank = re.compile(r"zeros\(\(1, 784\)|bytes\(784\)|\[\]byte, 784\)")
     assert [of(block) for block in BLOCKS if blank.search(block.text)] == []
 
@@ -119,15 +119,15 @@ def test_yaml_parses(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", SHELL, ids=of)
-def test_shell_parses_and_names_what_there_is(block: Block) -> None:
-    subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)  # noqa: S607 (whichever there is)
+def test_shell_parses_and_names_existing_files(block: Block) -> None:
+    subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)  # noqa: S607 (the installed bash)
     for command in commands(block):
         for words in simple_commands(command):
             check_words(words)
 
 
 def simple_commands(command: str) -> Iterator[list[str]]:
-    """The words of each program that a line starts, without variables set before it."""
+    """Yield the words of each program in a line, without variables set before it."""
     words: list[str] = []
     splitter = shlex.shlex(command, posix=True, punctuation_chars=";|&")
     splitter.whitespace_split = True
@@ -141,13 +141,13 @@ def simple_commands(command: str) -> Iterator[list[str]]:
 
 
 def check_words(words: list[str]) -> None:
-    """The targets, files and flags that a program is given exist."""
+    """Check that the targets, files and flags of a program exist."""
     if words[0] == "make":
         missing = [word for word in words[1:] if "=" not in word and word not in targets()]
         assert not missing, f"the Makefile has no {missing}"
     for word in words:
         if re.match(r"(samples|scripts|bench|deploy)/", word):
-            assert (ROOT / word).exists(), f"{word} is not there"
+            assert (ROOT / word).exists(), f"{word}: no such file"
     if words[0].endswith("digitserve"):
         check_flags(("-m", "digitserve"), words[1:])
     elif words[0].endswith("python"):
@@ -169,7 +169,7 @@ def targets() -> set[str]:
 
 @functools.cache
 def help_of(program: tuple[str, ...], rest: tuple[str, ...]) -> str:
-    """What `--help` says, of the subcommand where there is one."""
+    """Return the output of `--help`, of the subcommand if there is one."""
     subcommand = rest[:1] if program[-1] in ("digitserve", "export") else ()
     command = [sys.executable, *program, *subcommand, "--help"]
     environment = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
@@ -179,7 +179,7 @@ def help_of(program: tuple[str, ...], rest: tuple[str, ...]) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Callable[[str], Path]:
-    """Makes a folder for a document: the clone's files, which a block does not change, and what a reader would have."""
+    """A function that creates a folder for a document, with the clone's files and those that a reader has."""
 
     @functools.cache
     def make(document: str) -> Path:
@@ -209,7 +209,7 @@ def write_parquet(path: Path, image: np.ndarray) -> None:
 def run(
     command: list[str | Path], block: Block, folder: Path, service: ServiceProcess, path: Path | None = None
 ) -> None:
-    """Run a block; the test fails with what it printed where it does."""
+    """Run a block; fail the test with its output if it fails."""
     programs = [str(Path(sys.prefix) / "bin"), *([str(path)] if path else []), os.environ["PATH"]]
     environment = {**os.environ, "PATH": os.pathsep.join(programs), "DIGITS_ADDRESS": service.address}
     environment["PYTHONWARNINGS"] = "error"
@@ -220,7 +220,7 @@ def run(
 
 
 def here(text: str, service: ServiceProcess) -> str:
-    """The block with the ports that this server has."""
+    """Return the block with the ports of this server."""
     ports = {
         "localhost:50051": service.address,
         "localhost:9464": service.metrics_url.split("/")[2],
@@ -232,12 +232,12 @@ def here(text: str, service: ServiceProcess) -> str:
 
 
 DOCUMENTS_WITH = sorted({block.document for block in BLOCKS if block.language in ("sh", "python")})
-LONG = {"docs/open-inference-protocol.md"}  # half a minute, for clients in environments of their own
+LONG = {"docs/open-inference-protocol.md"}  # half a minute, for clients in separate environments
 
 
 @pytest.fixture(scope="module")
 def running(model_path: Path) -> Iterator[ServiceProcess]:
-    """A server for all documents, with the transport that a reader has."""
+    """A server for all documents, with the default transport."""
     with serving(model_path, "--http-port", "0") as service:
         yield service
 
@@ -259,7 +259,7 @@ def test_every_block_runs(
                     run_python(block, folder, own)
             elif block.language == "python":
                 run_python(block, folder, running)
-        except pytest.skip.Exception as e:  # the rest is run all the same
+        except pytest.skip.Exception as e:  # the other lines still run
             not_here.append(f"{of(block)}: {e}")
     if not_here:
         pytest.skip("; ".join(not_here))

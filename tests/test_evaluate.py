@@ -1,4 +1,4 @@
-"""Measuring a model.onnx: what is counted, and that ONNX Runtime and the reference come to the same."""
+"""The evaluation of a model.onnx: its counts, and the agreement of ONNX Runtime with the reference."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def test_the_committed_networks_read_the_committed_digits(
     assert measurement.one_bright >= 0.90
 
 
-def test_a_missing_model_is_one_sentence_that_says_how_to_get_it(tmp_path: Path) -> None:
+def test_a_missing_model_is_a_one_line_error_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(
         evaluate.ModelError, match=r"none\.onnx: there is no such file; `python -m export onnx` writes it"
     ):
         evaluate.measure(tmp_path / "none.onnx", Examples(np.zeros((1, 784), np.uint8), np.zeros(1, np.uint8)))
 
 
-def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "foreign.onnx"
     path.write_bytes(b"\x89PNG\r\n")
     with pytest.raises(evaluate.ModelError, match=r"foreign\.onnx: ONNX Runtime cannot load it") as error:

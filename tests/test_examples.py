@@ -1,4 +1,4 @@
-"""The examples that need no compiler, run as their README says; tests/conformance runs those of the other languages."""
+"""The examples that need no compiler, run as in their README; tests/conformance runs the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server(model_path: Path) -> Iterator[ServiceProcess]:
 
 
 def run(server: ServiceProcess, folder: str, *command: str | Path) -> str:
-    """What an example prints, in its own folder."""
+    """Run an example in its folder; return its output."""
     environment = {**os.environ, "DIGITS_ADDRESS": server.address, "HTTP_ADDRESS": http_address(server)}
     environment |= {"MPLBACKEND": "agg", "no_proxy": "*"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Explain and GetNetwork against the numpy reference and finite differences, and every mistake by its sentence."""
+"""Explain and GetNetwork compared with the numpy reference and finite differences, and each error message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-MOST = 1030  # images: more than may be explained at once
+MOST = 1030  # images: more than one request may explain
 SIZES = {1: 16, 2: 16, 3: 10}
 NEURONS = [(layer, index) for layer, size in SIZES.items() for index in range(size)]
 
@@ -55,7 +55,7 @@ def explain(handler: DigitsHandler, pixels: np.ndarray, neurons: Any = ()) -> Ex
 
 
 def forward(network: Network, ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The reference's sums and activations, layer by layer, in float64, for ink (n, 784) in 0..1."""
+    """Compute the reference's sums and activations of each layer, in float64, for ink (n, 784) in 0..1."""
     layers, below = [], ink
     squashes = [ACTIVATIONS[network.activation]] * 2 + [sigmoid]
     for weights, biases, squash in zip(network.weights, network.biases, squashes, strict=True):
@@ -182,7 +182,7 @@ IMAGE = bytes(784)
         ),
     ],
 )
-def test_each_mistake_has_its_sentence(
+def test_each_error_has_its_message(
     variant: tuple[DigitsHandler, Network], request_: Any, error: type[ServiceError], sentence: str
 ) -> None:
     raw = request_ if isinstance(request_, bytes) else request_.SerializeToString()
@@ -191,7 +191,7 @@ def test_each_mistake_has_its_sentence(
     assert sentence in str(refused.value)
 
 
-def test_another_versions_network_is_not_here(variant: tuple[DigitsHandler, Network]) -> None:
+def test_the_network_of_another_version_is_not_found(variant: tuple[DigitsHandler, Network]) -> None:
     with pytest.raises(ModelNotFound, match="there is no version '2'"):
         asyncio.run(variant[0].get_network(GetNetworkRequest(model_version="2").SerializeToString()))
     with pytest.raises(InvalidInput, match=r"message: is not a digits\.v1\.GetNetworkRequest"):
@@ -200,7 +200,7 @@ def test_another_versions_network_is_not_here(variant: tuple[DigitsHandler, Netw
 
 @given(request=st.binary(max_size=2000))
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_get_an_answer_or_a_named_refusal(variant: tuple[DigitsHandler, Network], request: bytes) -> None:
+def test_any_bytes_get_an_answer_or_a_named_error(variant: tuple[DigitsHandler, Network], request: bytes) -> None:
     for answer in (variant[0].explain, variant[0].get_network):
         try:
             asyncio.run(answer(request))

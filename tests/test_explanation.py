@@ -1,4 +1,4 @@
-"""What Explain costs others: large requests leave the event loop, wait in a bounded queue, are rejected beyond it."""
+"""Explain does not block other calls: large requests run in a thread, from a bounded queue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUEUE = 64  # requests of the largest kind
 
 
 class Gate:
-    """Explanations stop in here until it opens."""
+    """A gate that blocks explanations until it opens."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.open, self.entered = threading.Event(), threading.Event()

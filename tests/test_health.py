@@ -13,7 +13,7 @@ from conftest import ANSWERS_WITHIN, serving
 from digitserve_client import AsyncDigitsClient
 from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from hostile import BLANK, HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal, still_tells
+from hostile import BLANK, HEADERS, PREDICT, PREFACE, SETTINGS, connected, each_frame, frame, literal, still_reports
 
 from service.transports.grpcio.health import HealthServicer
 
@@ -57,7 +57,7 @@ async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_s
             for name in (SERVICE.decode(), ""):
                 other = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=20)
                 assert (await other.read()).status == SERVING
-            await asyncio.to_thread(still_tells, service)
+            await asyncio.to_thread(still_reports, service)
             service.process.send_signal(signal.SIGTERM)
             assert (await other.read()).status == NOT_SERVING
         assert await asyncio.to_thread(service.ended) == 0

@@ -34,8 +34,8 @@ from hostile import (
     handles,
     loaded,
     resident,
+    still_reports,
     still_serves,
-    still_tells,
 )
 from prometheus_client import CollectorRegistry
 
@@ -110,7 +110,7 @@ def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_ans
         caller = light_caller(service.address, seconds - 1)
         while load.poll() is None:
             began = time.monotonic()
-            still_tells(service)
+            still_reports(service)
             slowest = max(slowest, time.monotonic() - began)
             most = max(most, resident(service))
         found = json.loads(caller.communicate()[0])
@@ -213,7 +213,7 @@ def test_small_calls_by_the_thousand_are_bounded(
         )
         caller = light_caller(service.address, seconds - 1)
         while load.poll() is None:
-            still_tells(service)
+            still_reports(service)
             most = max(most, resident(service))
         found = json.loads(caller.communicate()[0])
         # What h2load sends before the server has said its limit comes back as REFUSED_STREAM: gRPC clients repeat it.

@@ -204,7 +204,7 @@ def test_a_picture_without_a_digit_is_no_mistake(page: str) -> None:
         ("other", b"", 404, "Not Found"),
     ],
 )
-def test_each_mistake_has_its_sentence(page: str, path: str, body: bytes | None, status: int, sentence: str) -> None:
+def test_each_error_has_its_message(page: str, path: str, body: bytes | None, status: int, sentence: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         get(page, path) if body is None else post(page, path, body)
     assert refused.value.code == status

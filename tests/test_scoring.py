@@ -239,7 +239,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("name", "written", "options", "sentence"), REFUSED, ids=[f"{row[0]} {row[3][-40:]}" for row in REFUSED]
 )
-def test_each_mistake_has_its_sentence(
+def test_each_error_has_its_message(
     tmp_path: Path, model_path: Path, name: str, written: bytes | None, options: tuple[str, ...], sentence: str
 ) -> None:
     if written is not None:

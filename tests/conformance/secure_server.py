@@ -1,4 +1,4 @@
-"""A server as it stands before strangers, with TLS and tokens, for the clients and tools that must speak to one."""
+"""A server with TLS and tokens, as on a public network, for the clients and tools under test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN = "conformance-token-0123456789"  # noqa: S105 (of a server that the tests
 
 @dataclass(frozen=True)
 class SecureServer:
-    """Its address, by the name that its certificate has, and the certificate of the authority that signed it."""
+    """The address, with the host name of the certificate, and the certificate of the authority that signed it."""
 
     address: str
     authority: Path
@@ -26,7 +26,7 @@ class SecureServer:
 
 @contextlib.contextmanager
 def serving_securely(model: Path, folder: Path) -> Iterator[SecureServer]:
-    """A server that only answers calls with TOKEN; its files lie in the folder."""
+    """Start a server that only answers calls with TOKEN; its files are in the folder."""
     authority = Authority(folder)
     pair = authority.issue("server")
     tokens = folder / "tokens"

@@ -23,7 +23,7 @@ BEHAVIOURS = [
     *("reflection v1alpha", "tls", "wrong token"),
 ]
 
-# (transport, behaviour) that may fail, with the reason; one that passes makes the run red.
+# (transport, behaviour) that may fail, with the reason; a pass then fails the run.
 ALLOWED: dict[tuple[str, str], str] = {}
 
 
@@ -41,7 +41,7 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 @pytest.fixture(scope="module")
 def results(client: Client, server: ServiceProcess, secure: SecureServer) -> dict[str, str]:
-    """What the check program printed of each behaviour: `ok`, or what went wrong."""
+    """Run the check program; return its result of each behaviour: `ok`, or the failure."""
     command = [*client.check, server.address, secure.address, secure.authority, TOKEN]
     done = subprocess.run(command, cwd=client.folder, capture_output=True, text=True, check=False, timeout=300)
     found = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)

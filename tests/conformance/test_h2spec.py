@@ -1,4 +1,4 @@
-"""HTTP/2 as RFC 7540 and RFC 7541 demand it, by h2spec's 146 tests, on both transports, plain and over TLS."""
+"""Conformance to RFC 7540 and RFC 7541 by h2spec's 146 tests, on both transports, plain and over TLS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def h2spec() -> Path:
 def target(
     request: pytest.FixtureRequest, model_path: Path, transport: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[str]]:
-    """The options by which h2spec reaches a server of its own."""
+    """Start a server for h2spec; yield the options with its address."""
     del transport  # sets the environment
     options: list[str | Path] = []
     if request.param == "tls":
@@ -42,7 +42,7 @@ def target(
 
 
 def allowed(transport: str) -> dict[str, str]:
-    """The tests that this transport may fail, each with its reason."""
+    """Return the tests that this transport may fail, each with its reason."""
     groups = tomllib.loads(ALLOWED.read_text())[transport]
     return {test: group["reason"] for group in groups for test in group["tests"]}
 
@@ -53,7 +53,7 @@ def run(*command: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_h2spec_fails_what_is_allowed_and_nothing_else(h2spec: Path, target: list[str], transport: str) -> None:
+def test_h2spec_fails_only_the_allowed_tests(h2spec: Path, target: list[str], transport: str) -> None:
     tests = [test["id"] for test in run(h2spec, "-list")]
     assert len(tests) == len(set(tests)) == 146
     with ThreadPoolExecutor(AT_A_TIME) as pool:

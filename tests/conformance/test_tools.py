@@ -1,4 +1,4 @@
-"""The tools that people already have for a gRPC server: grpcurl, grpc_health_probe, ghz and buf, on both transports."""
+"""Public tools for gRPC servers: grpcurl, grpc_health_probe, ghz and buf, on both transports."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def secure(model_path: Path, transport: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def request_of(digits: np.ndarray) -> dict[int, str]:
-    """For each digit from 0 to 2 a PredictRequest in JSON."""
+    """A PredictRequest in JSON for each digit from 0 to 2."""
     return {digit: json.dumps({"pixels": base64.b64encode(digits[10 * digit]).decode()}) for digit in range(3)}
 
 
 def run(*command: str | Path, status: int = 0, **options: Any) -> str:
-    """What a tool prints on both its outputs."""
+    """Run a tool; return both its outputs."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=120, **options
     )
@@ -49,7 +49,7 @@ def run(*command: str | Path, status: int = 0, **options: Any) -> str:
 
 
 def documents(text: str) -> list[Any]:
-    """JSON documents, one after the other."""
+    """Parse consecutive JSON documents."""
     decoder, found = json.JSONDecoder(), []
     while text := text.lstrip():
         document, end = decoder.raw_decode(text)
@@ -140,7 +140,7 @@ def test_grpcurl_describes_a_method_by_reflection(server: ServiceProcess) -> Non
 
 
 def ghz(server: ServiceProcess, call: str, data: str, *options: str | Path) -> dict[str, int]:
-    """How many of 200 calls, 8 at a time over 2 connections, ended with which status."""
+    """Send 200 calls, 8 concurrent ones over 2 connections; return the number of calls by status."""
     load = ["--insecure", "--total=200", "--concurrency=8", "--connections=2", "--format=json"]
     method = f"digits.v1.DigitService/{call}"
     command = [toolchains.go_tool("ghz"), *load, *options, "--call", method, "--data", data, server.address]

@@ -1,7 +1,7 @@
-"""Builds what the conformance tests run: the tools of the gRPC world, and the clients of examples/.
+"""Build the programs of the conformance tests: public gRPC tools, and the clients of examples/.
 
-Everything lands below build/ and is kept until its version or its sources change. A language that this machine
-lacks skips its tests by name; what cannot be built fails them.
+The programs are below build/ until their version or their sources change. Tests are skipped if their language is not
+installed, and fail if a build fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOOLS = ROOT / "build" / "tools"
 EXAMPLES = ROOT / "examples"
 BUILT = ROOT / "build" / "examples"
-BUILDS_WITHIN = 1200  # seconds; buf takes minutes on two cores
+BUILDS_WITHIN = 1200  # seconds; buf takes minutes on 2 cores
 
 GO_TOOLS = {
     "grpcurl": "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4",
@@ -36,7 +36,7 @@ GO_TOOLS = {
 
 
 def program(name: str) -> str:
-    """A program of this machine; skips the test without it."""
+    """Find an installed program, or skip the test."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name}: not found on this machine")
@@ -44,7 +44,7 @@ def program(name: str) -> str:
 
 
 def build(*command: str | Path, folder: Path, **environment: str | Path) -> None:
-    """Run one step of a build; fails the test with what it printed."""
+    """Run one step of a build, or fail the test with its output."""
     built = subprocess.run(
         command,
         cwd=folder,
@@ -60,7 +60,7 @@ def build(*command: str | Path, folder: Path, **environment: str | Path) -> None
 
 
 def go_tool(name: str) -> Path:
-    """A published Go program at its pinned version; Go's checksum database vouches for its sources."""
+    """Install a published Go program at its pinned version; Go's checksum database verifies its sources."""
     go = program("go")
     module = GO_TOOLS[name]
     folder = TOOLS / f"{name}@{module.rsplit('@', 1)[1]}"
@@ -70,7 +70,7 @@ def go_tool(name: str) -> Path:
 
 
 def h2spec() -> Path:
-    """h2spec with gRPC's headers in its requests: no option of it sets them, so grpc.patch does before it is built."""
+    """Build h2spec with gRPC's headers in its requests. It has no option for them, so grpc.patch adds them."""
     go = program("go")
     sources = ROOT / "tests" / "conformance" / "h2spec"
     folder = TOOLS / "h2spec"
@@ -79,7 +79,7 @@ def h2spec() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(sources, folder)
             build(go, "mod", "vendor", folder=folder, GOFLAGS="")
-            # Inside a repository `git apply` passes over paths that are ignored there: the ceiling hides it.
+            # Inside a repository, `git apply` skips ignored paths. The ceiling hides the repository.
             build(program("git"), "apply", "grpc.patch", folder=folder, GIT_CEILING_DIRECTORIES=TOOLS)
             build(go, "build", "-mod=vendor", "-o", "h2spec", ".", folder=folder, GOFLAGS="-buildvcs=false")
     return folder / "h2spec"
@@ -87,7 +87,7 @@ def h2spec() -> Path:
 
 @contextmanager
 def built_once(folder: Path, *sources: Path) -> Iterator[bool]:
-    """Whether these sources are to be built; notes in the folder that they are, when the body succeeds."""
+    """Report whether these sources need a build; record the build in the folder if the body succeeds."""
     sha = hashlib.sha256()
     for path in sorted(path for source in sources for path in (source, *source.rglob("*")) if path.is_file()):
         sha.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
@@ -100,7 +100,7 @@ def built_once(folder: Path, *sources: Path) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Client:
-    """The two programs of examples/LANGUAGE, and the folder they run in."""
+    """The two programs of examples/LANGUAGE, and their working folder."""
 
     predict: list[str | Path]
     check: list[str | Path]

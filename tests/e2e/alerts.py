@@ -23,7 +23,7 @@ from engine import (
     certificate,
     docker,
     firing,
-    kill_held,
+    kill_with_calls,
     predict_once,
     query,
     say,
@@ -100,7 +100,7 @@ def test_a_container_that_restarts_again_and_again_is_reported(scaled: Stack) ->
     for _ in range(3):
         before = set(query(start).values())
         (container,) = [one for one in scaled.containers("service") if one["Id"] == victim]
-        kill_held(container)
+        kill_with_calls(container)
         until("it is scraped again", lambda seen=before: set(query(start).values()) - seen, within=2 * MINUTE)
         time.sleep(15)  # a recorded sample of this start before the next
     cause.fires("DigitserveRestarting", 2 * MINUTE)

@@ -30,7 +30,7 @@ from engine import (
     Stack,
     certificate,
     docker,
-    kill_held,
+    kill_with_calls,
     predict_once,
     query,
     until,
@@ -190,7 +190,7 @@ def test_a_replica_that_restarts_again_and_again_is_reported(stack: Stack) -> No
         for _ in range(3):
             before = set(query(start).values())
             (container,) = stack.containers("service")
-            kill_held(container)
+            kill_with_calls(container)
             until("it is scraped again", lambda seen=before: set(query(start).values()) - seen, within=LATER)
             time.sleep(4)  # a recorded sample of this start before the next
         cause.fires("DigitserveRestarting", SOON)

@@ -1,4 +1,4 @@
-"""The stack and the images that stack.py and alerts.py share; each begins with empty volumes."""
+"""The stack and the images that stack.py and alerts.py share; both start with empty volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stack of the compose files on this machine's Docker engine, with a name and ports of its own, and its load."""
+"""The stack of the compose files on the local Docker engine, with its own name and ports, and its load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parent.parent.parent
-# Those of another run on the same engine are chosen by variables, as `make e2e-alerts` does.
+# A second run on the same engine chooses other ones by variables, as `make e2e-alerts` does.
 PROJECT = os.environ.get("E2E_PROJECT", "digitserve-e2e")
 GRPC_PORT = int(os.environ.get("E2E_FIRST_PORT", "51050"))
 HTTP_PORT, PROMETHEUS_PORT, PLAY_PORT = GRPC_PORT + 1, GRPC_PORT + 2, GRPC_PORT + 3
@@ -37,12 +37,12 @@ FAULTS, FAST = "tests/e2e/compose.faults.yml", "tests/e2e/compose.fast.yml"
 PREDICT = "/digits.v1.DigitService/Predict"
 
 
-def say(sentence: str) -> None:
-    print(f"    {sentence}", flush=True)
+def say(message: str) -> None:
+    print(f"    {message}", flush=True)
 
 
 def docker(*arguments: str, env: dict[str, str] | None = None, check: bool = True, both: bool = False) -> str:
-    """What it prints to standard output, or to both streams."""
+    """Run docker; return its standard output, or both streams."""
     command = ["docker", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if check and done.returncode:
@@ -51,20 +51,20 @@ def docker(*arguments: str, env: dict[str, str] | None = None, check: bool = Tru
 
 
 def why_not() -> str:
-    """Why no stack can be brought up here; empty where one can."""
+    """Return why no stack can start on this machine; empty if one can."""
     try:
         engine = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "there is no docker command: install Docker Engine"
+        return "docker: not found; expected Docker Engine"
     if engine.returncode:
-        return "no Docker engine answers: start one, or let DOCKER_HOST name it"
+        return "Docker engine: no answer; expected a running engine, locally or at DOCKER_HOST"
     if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
-        return "docker has no compose: install the docker-compose-plugin"
+        return "docker compose: not found; expected docker-compose-plugin"
     return ""
 
 
 class Stack:
-    """`docker compose` with some of the compose files and some settings; both may change between calls."""
+    """`docker compose` with compose files and settings; both may change between calls."""
 
     def __init__(self) -> None:
         self.files = ["docker-compose.yml"]
@@ -92,7 +92,7 @@ class Stack:
         self.compose("up", "--detach", "--wait", *arguments)
 
     def containers(self, service: str) -> list[dict[str, Any]]:
-        """What `docker inspect` says of each container of a service, ended ones too."""
+        """Return the `docker inspect` output of each container of a service, including ended ones."""
         ids = self.compose("ps", "--all", "--quiet", service).split()
         return list(json.loads(docker("inspect", *ids))) if ids else []
 
@@ -100,10 +100,10 @@ class Stack:
         return self.compose("exec", "--no-TTY", service, *command)
 
 
-def kill_held(container: dict[str, Any]) -> None:
-    """SIGKILL to its process, as from outside the engine, which starts it again.
+def kill_with_calls(container: dict[str, Any]) -> None:
+    """Send SIGKILL to the process of a container, from outside the engine. The engine then restarts it.
 
-    Held for a moment first: it answers so fast that it would seldom have a call in hand when it is killed.
+    The process is first suspended for 0.2 s, so that it has calls in flight when it is killed.
     """
     pid = container["State"]["Pid"]
     kill = f"import os, signal, time; os.kill({pid}, signal.SIGSTOP); time.sleep(0.2); os.kill({pid}, signal.SIGKILL)"
@@ -114,7 +114,7 @@ def kill_held(container: dict[str, Any]) -> None:
 
 
 def until(what: str, ask: Callable[[], Any], within: float = 60) -> Any:
-    """The first answer that is true; fails the test where none comes within some seconds."""
+    """Return the first true answer; fail the test if there is none within that many seconds."""
     began, answer = time.monotonic(), None
     while time.monotonic() - began < within:
         with contextlib.suppress(OSError):
@@ -125,7 +125,7 @@ def until(what: str, ask: Callable[[], Any], within: float = 60) -> Any:
 
 
 def certificate(folder: Path, days: int) -> None:
-    """A pair for localhost, put in place by renaming, readable by Envoy's user."""
+    """Write a pair for localhost by renaming, readable by Envoy's user."""
     new = folder / "new"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", str(days), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
@@ -137,7 +137,7 @@ def certificate(folder: Path, days: int) -> None:
 
 
 def query(promql: str) -> dict[str, float]:
-    """What Prometheus answers, by instance."""
+    """Query Prometheus; return the values by instance."""
     url = f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
     with urllib.request.urlopen(url, timeout=10) as reply:
         result = json.load(reply)["data"]["result"]
@@ -145,7 +145,7 @@ def query(promql: str) -> dict[str, float]:
 
 
 def firing() -> set[str]:
-    """The names of the alerts that fire."""
+    """Return the names of the alerts that fire."""
     with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/alerts", timeout=10) as reply:
         alerts = json.load(reply)["data"]["alerts"]
     return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
@@ -169,7 +169,7 @@ class Faults:
 
 
 class Cause:
-    """What makes alerts fire, from when it began until it ended; tells when each alert fired and cleared."""
+    """The cause of alerts, with its begin and end; prints when each alert fired and cleared."""
 
     def __init__(self, cause: str) -> None:
         self._cause, self._end = cause, ""
@@ -179,7 +179,7 @@ class Cause:
         self._began = time.monotonic()
 
     def fires(self, alert: str, within: float) -> None:
-        assert alert not in self._before, "by another cause"
+        assert alert not in self._before, "another cause had fired it"
         until(f"{alert} fires", lambda: alert in firing(), within=within)
         say(f"{alert}: {self._cause}; fired after {time.monotonic() - self._began:.0f} s")
 
@@ -192,7 +192,7 @@ class Cause:
 
 
 class Load:
-    """Callers that each send one image after the other over one connection, and repeat nothing themselves."""
+    """Clients that each send one image after the other over one connection, without retries."""
 
     def __init__(self, images: list[bytes], callers: int, *, timeout: float = 20, rest: float = 0) -> None:
         self._timeout, self._rest = timeout, rest
@@ -240,7 +240,7 @@ class Load:
 
 
 def predict_once(image: bytes, credentials: grpc.ChannelCredentials | None = None, *, address: str = ADDRESS) -> Any:
-    """One call, over TLS where there are credentials; None where nobody answers it."""
+    """Send one call, over TLS if there are credentials; return None if no server answers."""
     channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
     with channel:
         try:

@@ -1,12 +1,12 @@
-"""python tests/e2e/faulty_service.py [options]: the service, with a fault while the file of its name is there.
+"""python tests/e2e/faulty_service.py [options]: the service, with a fault while a file with its name exists.
 
-The folder FAULTS holds the files:
+The folder FAULTS holds the files, each with its fault:
 
-error     a run of the model raises what no part of the service expects
-slow      a run takes 200 ms longer
-flaky     every tenth run fails as on a device without memory; with the provider `cuda`
-device    the device is lost, or, where the file says `hangs`, a run does not come back; with the provider `cuda`
-memory    the process holds 450 MB more
+- error: a run of the model raises an exception that the service does not expect.
+- slow: a run takes 200 ms longer.
+- flaky: every tenth run fails as on a device without memory, with the provider `cuda`.
+- device: the device is lost, or a run hangs if the file contains `hangs`, with the provider `cuda`.
+- memory: the process holds 450 MB more.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_there(fault: str) -> bool:
 
 
 class Faulty(fake_onnxruntime.Replayed):
-    """A session with the faults that are there."""
+    """A session with the faults whose files exist."""
 
     def run(self, names: Any, feeds: Any, *more: Any) -> Any:
         if is_there("slow"):
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     fake_onnxruntime.replay()
     ort.InferenceSession = Faulty
     Model.float_graph = None  # type: ignore[assignment]  # the session of the native transport would have no faults
-    grpcio_server.HAS_KNOWN_INTERNALS = False  # upstream's own accept loop, which a path that is no text ends
+    grpcio_server.HAS_KNOWN_INTERNALS = False  # upstream's accept loop, which ends at a path that is not text
     threading.Thread(target=hold_memory, daemon=True).start()
     sys.exit(main())

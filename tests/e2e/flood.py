@@ -1,6 +1,6 @@
-"""python tests/e2e/flood.py KIND SECONDS ADDRESS: one connection after the other full of frames that do no work.
+"""python tests/e2e/flood.py KIND SECONDS ADDRESS: one connection after the other, full of frames without work.
 
-A program of its own, so that it takes no time from the load beside it. Prints the megabytes sent and the connections.
+A separate program, so that it takes no time from the other load. It prints the megabytes sent and the connections.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _resets() -> Iterator[bytes]:
 
 
 def frames(kind: str) -> Iterator[bytes]:
-    """What one connection sends after its preface, without end."""
+    """Yield the frames of a connection after its preface, without end."""
     same = {
         "settings": frame(_SETTINGS, 0, 0, b""),
         "window-update": frame(_WINDOW_UPDATE, 0, 0, b"\0\0\0\x01"),
@@ -48,7 +48,7 @@ def _discard(peer: socket.socket) -> None:
 
 
 def main(kind: str, seconds: float, host: str, port: int) -> None:
-    """Flood until the time is over; a server that ends the connection gets the next one."""
+    """Flood until the time is over; connect again if the server ends the connection."""
     until, sent, connections = time.monotonic() + seconds, 0, 0
     while time.monotonic() < until:
         connections += 1

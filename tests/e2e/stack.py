@@ -1,4 +1,4 @@
-"""Every claim of the compose files, on a real Docker engine; run by `make e2e`, in this order, for some minutes."""
+"""The claims of the compose files, on a real Docker engine. `make e2e` runs them in this order, for some minutes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from engine import (
     Stack,
     docker,
     firing,
-    kill_held,
+    kill_with_calls,
     predict_once,
     query,
     say,
@@ -49,7 +49,7 @@ SCRAPED = 6  # seconds: longer than from one scrape to the next
 
 
 def curl(path: str, *options: str, url: str = f"http://localhost:{HTTP_PORT}") -> str:
-    """What a request of curl's gets: the body of a reply without an error."""
+    """Send a request by curl; return the body of a successful reply."""
     command = ["curl", "--silent", "--show-error", "--fail-with-body", "--noproxy", "*", *options, f"{url}{path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -94,7 +94,7 @@ def test_up_answers_a_digit_from_outside_in_the_order_of_its_parts(stack: Stack,
 
 
 def test_a_hundred_digits_are_read_and_prometheus_counted_them(stack: Stack) -> None:
-    """It asks compose for the ports, which are not the usual ones here."""
+    """The smoke test reads the ports, which differ from the defaults here, from compose."""
     command = [sys.executable, "scripts/smoke.py"]
     done = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
@@ -165,7 +165,7 @@ def test_a_health_check_costs_a_hundredth_of_a_second(stack: Stack) -> None:
     probe = service["Config"]["Healthcheck"]["Test"][1:]
     seconds = float(stack.in_container("service", "python", "-c", f"PROBE = {probe!r}\n{measure}"))
     say(f"a health check takes {1000 * seconds:.0f} ms of CPU")
-    assert seconds < 0.1, "of CPU time, which other work on the machine does not add to"
+    assert seconds < 0.1, "CPU time, independent of other work on the machine"
 
 
 @pytest.mark.usefixtures("stack")
@@ -185,7 +185,7 @@ def test_the_published_image_answers_without_volume_or_setting(images: list[byte
 
 @pytest.mark.usefixtures("stack")
 def test_a_container_whose_flags_choose_other_ports_is_healthy() -> None:
-    # Variables of the image and of the engine's user say otherwise: the check follows the server.
+    # Variables of the image and of the engine's user name other ports. The check follows the server.
     hardened = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")
     volume = ("--volume", f"{PROJECT}_model:/model:ro", "--env", "DIGITS_MODEL=/model/sigmoid-1.onnx")
     flags = ("service", "--port", "6000", "--metrics-port", "7000", "--metrics-host", "127.0.0.1")
@@ -225,12 +225,12 @@ FLOODS = ["settings", "window-update", "priority", "rapid-reset"]
 
 
 def flooded(stack: Stack, images: list[bytes], kind: str) -> None:
-    """A flood of 5 s beside some clients: each of their calls is answered, and no replica was started again."""
+    """Flood for 5 s while clients send calls. Each call is answered, and no replica restarts."""
     before = [container["State"]["Pid"] for container in stack.containers("service")]
     flood = [sys.executable, ROOT / "tests/e2e/flood.py", kind, "5", ADDRESS]
     with Load(images, callers=4).running() as load:
         done = subprocess.run(flood, capture_output=True, text=True, check=True, timeout=120)
-    say(f"{kind}: {done.stdout.strip()}; beside it {load}")
+    say(f"{kind}: {done.stdout.strip()}; other clients: {load}")
     assert set(load.codes) == {"OK"}, load.details
     assert [container["State"]["Pid"] for container in stack.containers("service")] == before
 
@@ -246,7 +246,7 @@ def test_a_flood_of_frames_leaves_other_clients_their_answers(stack: Stack, imag
 
 
 def test_an_alert_fires_when_the_service_is_stopped_and_clears_after(stack: Stack) -> None:
-    # By name: the floods before this test cancel calls by the thousand, which another alert tells for ten minutes.
+    # By name: the floods before this test cancel thousands of calls, so another alert fires for 10 minutes.
     alert = "DigitserveNotServing"
     until(f"{alert} is silent", lambda: alert not in firing(), within=120)
     began = time.monotonic()
@@ -263,8 +263,7 @@ def test_an_alert_fires_when_the_service_is_stopped_and_clears_after(stack: Stac
 
 
 def test_more_replicas_answer_more_and_each_is_in_prometheus(stack: Stack, images: list[bytes], tmp_path: Path) -> None:
-    # A replica runs one image in 200 ms, so that replicas are what there is too little of, and not the machine's cores,
-    # which others may use.
+    # A replica runs one image in 200 ms, so that the replicas limit the rate and not the machine's cores.
     faults = Faults(tmp_path)
     faults.begin("slow")
     one_by_one = {"DIGITS_MAX_BATCH_SIZE": "1", "DIGITS_INLINE_IMAGES": "0"}
@@ -275,7 +274,7 @@ def test_more_replicas_answer_more_and_each_is_in_prometheus(stack: Stack, image
         stack.up("--no-recreate", "--scale", f"service={replicas}")
         until(f"Prometheus has {replicas}", lambda n=replicas: len(query('up{job="digitserve"} == 1')) == n)
         with Load(images, callers=24).running() as load:
-            time.sleep(3)  # Envoy hears of the new one within a second or two
+            time.sleep(3)  # Envoy detects the new replica within 2 seconds
             before, began = load.codes["OK"], time.monotonic()
             time.sleep(8)
             rates.append((load.codes["OK"] - before) / (time.monotonic() - began))
@@ -324,7 +323,7 @@ def test_the_page_shows_what_replicas_behind_envoy_answer(stack: Stack, images: 
 
 
 def page_answers(stack: Stack, image: bytes) -> None:
-    """The profile `play`: the page, and a digit that it sends."""
+    """Check the profile `play`: the page, and a digit that it sends."""
     page = f"http://localhost:{PLAY_PORT}"
     stack.compose("--profile", "play", "up", "--detach", "play")
     try:
@@ -351,7 +350,7 @@ def test_a_replica_killed_under_load_loses_no_call(stack: Stack, images: list[by
     victim = stack.containers("service")[0]
     with Load(images, callers=24).running() as load:
         time.sleep(3)
-        kill_held(victim)
+        kill_with_calls(victim)
         time.sleep(5)
     say(f"kill -9 of one of three: {load}")
     assert load.codes["OK"] > 100
@@ -362,7 +361,7 @@ def test_a_replica_killed_under_load_loses_no_call(stack: Stack, images: list[by
     for name in ("grpc_0", "membership_healthy", "membership_total", "upstream_rq_total"):
         series = f'envoy_cluster_{name}{{envoy_cluster_name="replicas"}}'
         until(f"Prometheus has {name}, which the dashboard reads", lambda series=series: query(series))
-    until("Prometheus has heard of repeated calls", lambda: [n for n in query(retries).values() if n > 0])
+    until("Prometheus has counted repeated calls", lambda: [n for n in query(retries).values() if n > 0])
     (repeated,) = query(retries).values()
     say(f"Envoy repeated {repeated:.0f} calls; the engine started the replica again, and it is healthy")
 
@@ -396,7 +395,7 @@ def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, ima
     assert len(new) == 3
     assert not new & old
     stack.up()
-    assert {container["Id"] for container in stack.containers("service")} == new, "compose up sees nothing to change"
+    assert {container["Id"] for container in stack.containers("service")} == new, "compose up replaces no container"
 
 
 def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack: Stack, images: list[bytes]) -> None:
@@ -450,7 +449,7 @@ def test_tls_at_the_edge_answers_callers_with_tls_alone(stack: Stack, images: li
     stack.up()
     trusted = grpc.ssl_channel_credentials((tmp_path / "tls.crt").read_bytes())
     assert list(predict_once(images[0], trusted).digits) == [0]
-    assert predict_once(images[0], grpc.ssl_channel_credentials()) is None, "a certificate that nobody vouches for"
+    assert predict_once(images[0], grpc.ssl_channel_credentials()) is None, "a certificate of an unknown authority"
     assert predict_once(images[0]) is None, "no TLS"
     page_answers(stack, images[0])
     edge = f"https://localhost:{HTTP_PORT}"

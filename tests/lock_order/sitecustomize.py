@@ -1,8 +1,8 @@
-"""With this folder in PYTHONPATH a process notes in $LOCK_ORDER which locks it asks for with which held.
+"""Record the lock order of a process in the file $LOCK_ORDER, if this folder is in PYTHONPATH.
 
-A lock is named by the line that made it, and a line of the file is a pair: the lock held and the one asked for. Python
-imports this module before anything else, so that no lock of `threading` is missed. Locks of C and of Rust, the
-interpreter's among them, are not seen.
+A lock is named by the line that created it. A line of the file is a pair: a held lock, and one acquired meanwhile.
+Python imports this module first, so that no lock of `threading` is missed. Locks of C and of Rust, and so the
+interpreter's, are not recorded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _mine = threading.local()
 
 
 class Lock:
-    """A lock that notes what is held when it is asked for."""
+    """A lock that records the locks held when it is acquired."""
 
     _make: Any = _thread.allocate_lock
 
@@ -35,7 +35,7 @@ class Lock:
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         held = _held()
-        if blocking and self not in held:  # who asks again for what it holds, or does not wait, blocks nobody
+        if blocking and self not in held:  # a thread that holds it or does not wait cannot deadlock
             for other in held:
                 _note(other.site, self.site)
         taken: bool = self._lock.acquire(blocking, timeout)
@@ -45,7 +45,7 @@ class Lock:
         return taken
 
     def release(self) -> None:
-        holder = self._holder  # another thread may let go of it
+        holder = self._holder  # another thread may release it
         self._lock.release()
         if self in holder:
             holder.remove(self)
@@ -67,7 +67,7 @@ class PlainLock(Lock):
 
 
 class ReentrantLock(Lock):
-    """threading.RLock, with what a Condition asks of it."""
+    """threading.RLock, with the methods that a Condition calls."""
 
     _make = _thread.RLock
 
@@ -87,7 +87,7 @@ class ReentrantLock(Lock):
 
 
 def _held() -> list[Lock]:
-    """What this thread holds, in the order in which it was taken."""
+    """Return the locks of this thread in the order of their acquisition."""
     try:
         held: list[Lock] = _mine.held
     except AttributeError:

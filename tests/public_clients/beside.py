@@ -1,4 +1,4 @@
-"""Our client in one process with other packages; prints what it read, and with which versions, as JSON.
+"""Our client in one process with other packages; prints digits and package versions as JSON.
 
 python beside.py ADDRESS PIXELS.npy [MODULE ...]
 """
@@ -17,7 +17,7 @@ address, path, *modules = sys.argv[1:]
 for module in modules:
     importlib.import_module(module)
 warnings.simplefilter("error")
-from digitserve_client import DigitsClient  # noqa: E402 (after the others, as a program of theirs takes it up)
+from digitserve_client import DigitsClient  # noqa: E402 (after the other packages, as in a program that adds our client)
 
 with DigitsClient(address) as client:
     digits = [int(digit) for digit in client.predict(np.load(path)).digits]

@@ -1,4 +1,4 @@
-"""A program as users of KServe's gRPC client write it; prints what it found as JSON. Runs where kserve is installed.
+"""A program of a user of KServe's gRPC client; prints its results as JSON. It needs kserve.
 
 python kserve_client.py ADDRESS PIXELS.npy
 """
@@ -34,7 +34,7 @@ async def main() -> dict[str, object]:
         refused = ""
         try:
             await client.infer(request(pixels.reshape(-1, 28, 28), "UINT8", binary=True))
-        except Exception as e:  # noqa: BLE001 (whatever the client makes of it is what its users see)
+        except Exception as e:  # noqa: BLE001 (users see every exception of the client)
             refused = repr(e)
         return {
             "live": await client.is_server_live(),

@@ -1,4 +1,4 @@
-"""A program as users of KServe's HTTP client write it; prints its results as JSON. Runs where kserve is installed.
+"""A program of a user of KServe's HTTP client; prints its results as JSON. It needs kserve.
 
 python kserve_http.py URL PIXELS.npy
 """
@@ -35,7 +35,7 @@ async def main() -> dict[str, object]:
     refused = ""
     try:
         await digits(pixels.reshape(-1, 28, 28), binary=True)
-    except Exception as e:  # noqa: BLE001 (whatever the client makes of it is what its users see)
+    except Exception as e:  # noqa: BLE001 (users see every exception of the client)
         refused = repr(e)
     found = {
         "live": await client.is_server_live(url),

@@ -1,8 +1,8 @@
-"""Records what the real tritonclient sends and gets, for tests/test_golden.py to replay without it.
+"""Record the requests and replies of the real tritonclient, so that tests/test_golden.py can replay them.
 
     python tests/public_clients/record.py PYTHON-WITH-TRITONCLIENT
 
-Runs triton.py against a real server through a proxy that passes bytes on as they are and keeps them.
+It runs triton.py against a real server, through a proxy that forwards bytes unchanged and records them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 class Proxy(grpc.GenericRpcHandler):
-    """Passes every call on to a server and keeps request, reply and status."""
+    """A proxy that forwards every call to a server and records request, reply and status."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self.calls: list[dict[str, Any]] = []
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """A handler for whatever method is called."""
+        """Return a handler for the called method."""
         method = details.method
         if method == STREAM:
             return grpc.stream_stream_rpc_method_handler(partial(self._stream, method))

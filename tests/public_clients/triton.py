@@ -1,4 +1,4 @@
-"""A program as users of tritonclient write it; prints what it found as JSON. Runs where tritonclient is installed.
+"""A program of a user of tritonclient; prints its results as JSON. It needs tritonclient.
 
 python triton.py ADDRESS PIXELS.npy
 """

@@ -1,4 +1,4 @@
-"""A program as users of tritonclient's HTTP client write it; prints its results as JSON. Runs where it is installed.
+"""A program of a user of tritonclient's HTTP client; prints its results as JSON. It needs tritonclient.
 
 python triton_http.py ADDRESS PIXELS.npy
 """

@@ -1,4 +1,4 @@
-"""Triton's own example of system shared memory, with this model; prints what it found as JSON.
+"""Triton's own example of system shared memory, with this model; prints its results as JSON.
 
 python triton_shared_memory.py ADDRESS PIXELS.npy
 """
