@@ -64,7 +64,7 @@ HABITS = {
     r"\b(goes|go|going|went) on\b": "continue",
     r"\bsome (?=[\d])": "about",
     r"\b(callers?)\b": "client",
-    r"\b(refus(e|es|ed|ing|als?))\b": "reject",
+    r"(?<!\bconnection )\b(refus(e|es|ed|ing|als?))\b": "reject",
     r"\b(strangers?)\b": "unauthenticated client",
     r"\blet in\b": "authenticate, admit",
     r"\b(waiting line|lines? of (images|waiting)|(full|the) line (is full|of images))\b": "queue",

@@ -57,7 +57,11 @@ def python_blocks(source: str) -> Iterator[Block]:
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and node not in docstrings | inner):
             message = _message(node)
-            if len(message.split()) >= MIN_MESSAGE_WORDS and not re.search(r"[<{]", message):
+            if (
+                len(message.split()) >= MIN_MESSAGE_WORDS
+                and not re.search(r"[<{]|^\[", message)
+                and not _is_code(message)
+            ):
                 yield Block(node.lineno, _plain(message.replace("; expected", ". expected")))
     yield from _joined((line, text) for line, text in _python_comments(source))
 
@@ -72,6 +76,14 @@ def yaml_blocks(source: str) -> Iterator[Block]:
     """Yield the comments of a YAML file."""
     comments = ((n, re.match(r"\s*# (.*)", line)) for n, line in enumerate(source.splitlines(), 1))
     yield from _joined((number, match[1]) for number, match in comments if match)
+
+
+def _is_code(message: str) -> bool:
+    """Return whether a string of several lines is a Python program."""
+    try:
+        return "\n" in message.strip() and bool(ast.parse(message))
+    except SyntaxError:
+        return False
 
 
 def _message(node: ast.expr) -> str:

@@ -665,7 +665,7 @@ def smoke(*arguments: str) -> str:
 
 def test_the_smoke_test_bypasses_proxies_for_loopback_and_names_the_proxy_that_it_uses(server: ServiceProcess) -> None:
     answered = smoke(server.address, server.metrics_url.removesuffix("/metrics"))
-    assert answered.endswith("no answer of Prometheus: HTTP Error 404: Not Found\n"), "by the server itself"
+    assert answered.endswith("no answer of Prometheus: HTTP Error 404: Not Found\n"), "the server answers directly"
     assert smoke(server.address, "http://far.example:9090").endswith(
         "Connection refused>, by way of the proxy 127.0.0.1:1 of http_proxy; no_proxy=far.example bypasses it\n"
     )

@@ -178,7 +178,7 @@ async def test_on_a_device_no_run_is_on_the_event_loop_by_default(
     assert server.batcher._inline == inline
 
 
-# The whole server, both transports.
+# Tests of the whole server, on both transports.
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def handler(model_path: Path, metrics: Metrics) -> DigitsHandler:
     return DigitsHandler(Predictor(batcher, max_batch_size=1024), metrics.requests_dropped.labels("overloaded").inc)
 
 
-async def test_others_are_answered_while_a_large_request_is_explained(
+async def test_other_calls_are_answered_during_a_large_explanation(
     handler: DigitsHandler, gate: Gate, digits: np.ndarray
 ) -> None:
     large = asyncio.create_task(handler.explain(LARGE.SerializeToString()))
@@ -72,10 +72,10 @@ async def test_others_are_answered_while_a_large_request_is_explained(
     assert await handler.explain(SMALL.SerializeToString())
     gate.open.set()
     assert await large
-    assert gate.was_opened, "it ended by itself: the event loop waited for it"
+    assert gate.was_opened, "the event loop waited until it timed out"
 
 
-async def test_beyond_its_queue_explain_is_rejected_with_when_to_retry(
+async def test_a_full_queue_rejects_explain_with_a_retry_delay(
     handler: DigitsHandler, gate: Gate, metrics: Metrics
 ) -> None:
     queued = [asyncio.create_task(handler.explain(LARGE.SerializeToString())) for _ in range(QUEUE)]
@@ -89,7 +89,7 @@ async def test_beyond_its_queue_explain_is_rejected_with_when_to_retry(
     assert await handler.explain(SMALL.SerializeToString())
 
 
-async def test_an_explanation_whose_turn_comes_too_late_is_not_made(handler: DigitsHandler, gate: Gate) -> None:
+async def test_an_explanation_past_its_deadline_is_not_computed(handler: DigitsHandler, gate: Gate) -> None:
     first = asyncio.create_task(handler.explain(LARGE.SerializeToString()))
     await until(gate.entered.is_set)
     deadline = time.monotonic() + 1
@@ -101,7 +101,7 @@ async def test_an_explanation_whose_turn_comes_too_late_is_not_made(handler: Dig
         await second
 
 
-async def test_requests_whose_clients_left_take_no_room(handler: DigitsHandler, gate: Gate) -> None:
+async def test_requests_of_disconnected_clients_leave_the_queue(handler: DigitsHandler, gate: Gate) -> None:
     first = asyncio.create_task(handler.explain(LARGE.SerializeToString()))
     await until(gate.entered.is_set)
     left = [asyncio.create_task(handler.explain(LARGE.SerializeToString())) for _ in range(QUEUE - 1)]

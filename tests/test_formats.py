@@ -1,4 +1,4 @@
-"""Pictures of any depth and mode are read, and what Pillow cannot read is an error of that file alone."""
+"""Pictures of any depth and mode are read. An unreadable one is an error of that file only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lab(picture: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-def test_what_has_more_than_8_bits_is_stretched(bits: int, tmp_path: Path) -> None:
+def test_pixels_of_more_than_8_bits_are_scaled(bits: int, tmp_path: Path) -> None:
     levels = np.asarray(FOUR).astype(np.uint32) * (2**bits - 1) // 255
     Image.fromarray(levels.astype(np.uint16)).save(tmp_path / "four.png")
     difference = read(tmp_path / "four.png")[0].astype(int) - to_mnist(FOUR)
@@ -46,7 +46,7 @@ def test_floats_are_stretched(white: float, tmp_path: Path) -> None:
     assert np.abs(difference).mean() < 4
 
 
-def test_floats_that_are_no_numbers_are_read_or_refused(tmp_path: Path) -> None:
+def test_pictures_with_nan_are_read_or_rejected(tmp_path: Path) -> None:
     levels = np.full((50, 50), np.nan, np.float32)
     Image.fromarray(levels).save(tmp_path / "nan.tif")
     with pytest.raises(ImageError, match="shows no digit"):
@@ -71,14 +71,14 @@ def test_a_mode_that_pillow_cannot_convert_is_an_image_error(monkeypatch: pytest
         formats.to_grey(Image.new("RGB", (9, 9)))
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")
 def test_avif_is_read() -> None:
     file = io.BytesIO()
     FOUR.save(file, "AVIF", quality=90)
     assert np.abs(read_bytes(file.getvalue())[0].astype(int) - to_mnist(FOUR)).mean() < 4
 
 
-def test_heic_names_what_reads_it() -> None:
+def test_heic_names_its_reader() -> None:
     code = (
         "import sys; sys.modules['pillow_heif'] = None; from digitserve_client.image import read_bytes\n"
         "try: read_bytes(bytes([0, 0, 0, 24]) + b'ftypheic' + bytes(16))\n"
@@ -92,7 +92,7 @@ def test_heic_names_what_reads_it() -> None:
     assert done.stdout.strip() == expected
 
 
-def test_a_picture_that_cannot_be_read_keeps_no_other_from_its_answer(server: ServiceProcess, tmp_path: Path) -> None:
+def test_an_unreadable_picture_does_not_affect_others(server: ServiceProcess, tmp_path: Path) -> None:
     (tmp_path / "bad.heic").write_bytes(bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(16))
     lab(FOUR).save(tmp_path / "lab.tif")
     FOUR.save(tmp_path / "good.png")

@@ -1,4 +1,4 @@
-"""What only the whole of MNIST can show; skipped where `make data` has not fetched it and DIGITS_MNIST names none."""
+"""Tests with the whole of MNIST; skipped unless `make data` has downloaded it or DIGITS_MNIST names its folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_committed_sample_is_the_first_ten_of_each_test_digit(full: Mnist, t
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_committed_networks_do_what_their_files_say(
+def test_the_committed_networks_have_the_recorded_accuracy(
     full: Mnist, make_model: Callable[..., Path], activation: Any
 ) -> None:
     trained = checkpoint.load(checkpoint.committed(activation))
@@ -75,7 +75,7 @@ def test_the_committed_networks_read_well_and_light_one_output(activation: Any) 
     assert len(measured["over_seeds"]["accuracy"]["each"]) == 8
 
 
-def test_evaluate_prints_the_accuracy_and_writes_what_it_was_asked_to(
+def test_evaluate_prints_the_accuracy_and_writes_the_requested_files(
     folder: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = {"--json": tmp_path / "figures.json", "--png": tmp_path / "confusion.png"}

@@ -1,4 +1,4 @@
-"""Damaged inputs by the thousand, at the readers and over the socket; `make fuzz` goes on with atheris."""
+"""Thousands of damaged inputs, to the readers and over the socket; `make fuzz` continues with atheris."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def peak() -> float:
 
 
 @pytest.mark.parametrize("target", sorted(TRIES))
-def test_whatever_is_damaged_is_read_or_refused_by_name(
+def test_damaged_inputs_are_read_or_rejected_by_name(
     target: str, tell: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
@@ -73,13 +73,13 @@ def test_whatever_is_damaged_is_read_or_refused_by_name(
         read(data)
     getattr(read, "close", bool)()
     assert peak() < before + 30
-    tell(f"{count} damaged inputs to {target}: each read or refused; peak memory {before:.0f} -> {peak():.0f} MB")
+    tell(f"{count} damaged inputs to {target}: each read or rejected; peak memory {before:.0f} -> {peak():.0f} MB")
 
 
-async def test_damaged_messages_over_the_socket_get_a_status_that_is_the_callers(
+async def test_damaged_messages_over_the_socket_get_a_client_error(
     model_path: Path, transport: str, tell: Callable[[str], None]
 ) -> None:
-    """In a stream, where a refusal is a reply, and as calls of their own: never INTERNAL, and no fault in the log."""
+    """In a stream, in which an error is a reply, and as single calls: never INTERNAL, and no error in the log."""
     count = 1_000_000 if LONG else 4_000
     with serving(model_path, "--max-batch-size", "8") as service:
         still_serves(service)
@@ -102,13 +102,13 @@ async def test_damaged_messages_over_the_socket_get_a_status_that_is_the_callers
         assert service.stop() == 0
         assert not [line for line in service.lines if line["event"] == "call failed"]
         tell(
-            f"{transport}: {count} damaged messages in streams ({refused} refused) and {count // 20} calls "
+            f"{transport}: {count} damaged messages in streams ({refused} rejected) and {count // 20} calls "
             f"({', '.join(sorted(code.name for code in codes))}); {level:.0f} -> {told:.0f} MB"
         )
 
 
 async def converse(channel: aio.Channel, messages: Iterator[bytes]) -> int:
-    """Each answered in its stream; how many were refused."""
+    """Send the messages in streams, each with an answer; return the number of rejected ones."""
     stream: Any = channel.stream_stream(STREAM, response_deserializer=pb.ModelStreamInferResponse.FromString)
     refused = 0
     async for reply in stream(message[1:] for message in messages):
@@ -147,14 +147,14 @@ def test_a_picture_with_damaged_exif_is_read_as_it_lies() -> None:
         (b"\0\0\x08\x02" + b"\xff" * 4 + b"\0" * 4, "promises no values"),
     ],
 )
-def test_an_idx_header_beyond_reason_is_refused_in_a_short_sentence(content: bytes, sentence: str) -> None:
+def test_an_oversized_idx_header_is_rejected_in_a_short_message(content: bytes, sentence: str) -> None:
     with pytest.raises(mnist.DataError, match=sentence) as caught:
         mnist.parse_idx(content, Path("file"))
     assert len(str(caught.value)) < 120
 
 
 @pytest.mark.parametrize(("good", "bad"), [(b"\x12\x07sigmoid", b"\x12\x07sigm\xc4id"), (b"layer2", b"\x80ayer2")])
-def test_a_model_whose_names_are_no_text_is_refused_by_name(tmp_path: Path, good: bytes, bad: bytes) -> None:
+def test_a_model_with_invalid_names_is_rejected_by_name(tmp_path: Path, good: bytes, bad: bytes) -> None:
     from fuzz.targets import model_file, sealed  # noqa: PLC0415
 
     (tmp_path / "model.onnx").write_bytes(sealed(model_file().replace(good, bad)))

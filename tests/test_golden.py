@@ -1,6 +1,6 @@
-"""What the real tritonclient sent, replayed byte for byte without it: the contract holds in the fast tests too.
+"""Recorded requests of the real tritonclient, replayed byte for byte: the fast tests check the contract too.
 
-`python tests/public_clients/record.py` recorded it.
+`python tests/public_clients/record.py` records them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parsed(method: str, reply: bytes) -> Message:
 
 
 def comparable(message: Any) -> tuple[Any, list[np.ndarray]]:
-    """A reply without its floats, which differ in the last bits from processor to processor, and the floats."""
+    """Separate a reply from its floats, which differ in the last bits between processors."""
     if isinstance(message, pb.ModelStreamInferResponse):
         rest, tensors = comparable(message.infer_response)
         return (message.error_message, rest), tensors
@@ -69,7 +69,7 @@ def test_a_recorded_call_gets_the_recorded_answer(server: ServiceProcess, call: 
     assert (code, sentence) == (call["code"], call["sentence"])
     assert len(replies) == len(call["replies"])
     if call["method"].endswith("ModelStatistics"):
-        return  # counts and times of its own; test_inference.py knows them
+        return  # its counts and times differ; test_inference.py checks them
     for found, recorded in zip(replies, call["replies"], strict=True):
         (message, tensors), (expected, kept) = (
             comparable(parsed(call["method"], reply)) for reply in (found, base64.b64decode(recorded))

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: `make test-gpu`. Elsewhere these skip; test_providers and test_device_recovery fake its faults."""
+"""Tests on an NVIDIA GPU: `make test-gpu`. Without a GPU, test_providers and test_device_recovery replay its faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def why_no_gpu() -> str:
-    """Why the tests that are marked `gpu` cannot run here."""
+    """Return why the tests marked `gpu` cannot run on this machine; empty if they can."""
     try:
         subprocess.run(["nvidia-smi", "--list-gpus"], check=True, capture_output=True, timeout=60)  # noqa: S607
     except (OSError, subprocess.SubprocessError):
@@ -38,7 +38,7 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(why_no_gpu()), reason=why_
 
 
 def gpu(test: Any) -> Any:
-    """Marks a test that needs a GPU."""
+    """Mark a test that needs a GPU."""
     for mark in needs_gpu:
         test = mark(test)
     return test
@@ -63,7 +63,7 @@ def test_the_gpu_answers_as_the_cpu_does(
 
 @gpu
 @pytest.mark.parametrize("provider", ["cuda", "auto"])
-def test_a_server_on_the_gpu_says_so_and_tells_what_the_gpu_does(
+def test_a_server_on_the_gpu_reports_it_and_its_utilization(
     model_path: Path, transport: str, digits: Any, labels: Any, provider: str
 ) -> None:
     del transport
@@ -77,19 +77,19 @@ def test_a_server_on_the_gpu_says_so_and_tells_what_the_gpu_does(
 
 
 @gpu
-def test_a_device_that_is_not_there_is_refused_by_number(model_path: Path) -> None:
+def test_a_missing_device_is_rejected_by_number(model_path: Path) -> None:
     with pytest.raises(Exception, match="there is no device of that number"):
         on_cuda(model_path, device_id=999)
 
 
 @gpu
-def test_the_memory_limit_is_one(model_path: Path) -> None:
+def test_the_memory_limit_is_enforced(model_path: Path) -> None:
     with pytest.raises(Exception, match=r"a batch of 65536 cannot run|memory"):
         on_cuda(model_path, max_batch_size=65536, memory_limit=2**20)
 
 
 @gpu
-def test_sessions_can_be_made_anew_while_it_serves(model_path: Path, digits: Any) -> None:
+def test_sessions_can_be_recreated_while_it_serves(model_path: Path, digits: Any) -> None:
     model = on_cuda(model_path)
     before = model.predict(digits)
     for _ in range(20):
@@ -97,11 +97,11 @@ def test_sessions_can_be_made_anew_while_it_serves(model_path: Path, digits: Any
     np.testing.assert_array_equal(model.predict(digits).digit, before.digit)
 
 
-# What needs none.
+# Tests without a GPU.
 
 
 class Nvml:
-    """NVML of a machine with two GPUs, as far as it is asked."""
+    """The used part of NVML, for a machine with two GPUs."""
 
     class NVMLError(Exception):
         pass
@@ -129,7 +129,7 @@ class Nvml:
         return SimpleNamespace(used=3, total=8)
 
 
-def test_the_metrics_of_a_gpu_are_those_that_nvml_tells() -> None:
+def test_the_metrics_of_a_gpu_are_those_of_nvml() -> None:
     registry = CollectorRegistry()
     registry.register(gpu_metrics.GpuCollector(Nvml(), "gpu 1"))
     text = generate_latest(registry).decode()
@@ -138,7 +138,7 @@ def test_the_metrics_of_a_gpu_are_those_that_nvml_tells() -> None:
     assert 'digits_gpu_memory_bytes{uuid="GPU-gpu 1"} 8.0' in text
 
 
-def test_a_gpu_that_nvml_no_longer_tells_of_has_no_metrics_and_a_scrape_no_error() -> None:
+def test_a_gpu_that_nvml_no_longer_lists_has_no_metrics_and_the_scrape_succeeds() -> None:
     registry = CollectorRegistry()
     registry.register(gpu_metrics.GpuCollector(Nvml(tells=False), "gpu 1"))
     assert generate_latest(registry) == b""
@@ -156,14 +156,14 @@ def test_a_device_is_counted_as_cuda_counts_it(
 
 
 @pytest.mark.skipif(not why_no_gpu(), reason="this machine has a GPU")
-def test_without_a_driver_the_gpus_metrics_are_absent_and_the_log_says_why() -> None:
+def test_without_a_driver_the_metrics_of_the_gpu_are_absent_and_the_reason_is_logged() -> None:
     registry, log = CollectorRegistry(), CapturingLogger()
     gpu_metrics.register(registry, 0, log)  # type: ignore[arg-type]
     assert generate_latest(registry) == b""
     assert log.calls[0].kwargs == {"reason": "NVML: NVML Shared Library Not Found"}
 
 
-def test_the_crossover_is_where_the_second_stays_ahead() -> None:
+def test_the_crossover_is_the_size_from_which_the_second_stays_faster() -> None:
     first = {1: [10.0], 2: [10.0], 4: [10.0], 8: [10.0]}
     assert crossover(first, {1: [11.0], 2: [9.0], 4: [11.0], 8: [12.0]}) == 4
     assert crossover(first, {1: [1.0], 2: [1.0], 4: [1.0], 8: [1.0]}) is None
@@ -171,7 +171,7 @@ def test_the_crossover_is_where_the_second_stays_ahead() -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_on_what_there_is_and_says_what_is_left_out(tmp_path: Path, model_path: Path) -> None:
+def test_the_benchmark_runs_on_available_providers_and_lists_the_others(tmp_path: Path, model_path: Path) -> None:
     del model_path
     command = [sys.executable, "-m", "bench.providers", "--names", "cpu,azure", "--largest", "2", "--clients", "1"]
     command += ["--rounds", "1", "--seconds", "0.01", "--out", str(tmp_path)]

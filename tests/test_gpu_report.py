@@ -1,4 +1,4 @@
-"""The report of a machine with a GPU says what ran, what failed and what did not finish."""
+"""The report of a machine with a GPU lists completed, failed and unfinished suites."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ finally:
     sys.path.pop(0)
 
 
-def test_a_suite_is_told_by_its_counts_failures_and_reasons_to_skip(tmp_path: Path) -> None:
+def test_a_suite_is_reported_with_counts_failures_and_reasons_to_skip(tmp_path: Path) -> None:
     results = tmp_path / "tests.xml"
     results.write_text(
         '<testsuites><testsuite><testcase name="a" time="1.5"/><testcase name="b" time="1"><failure/></testcase>'
@@ -33,7 +33,7 @@ def test_a_suite_is_told_by_its_counts_failures_and_reasons_to_skip(tmp_path: Pa
     ]
 
 
-def test_what_does_not_finish_or_is_not_installed_is_in_the_report() -> None:
+def test_unfinished_and_missing_suites_are_in_the_report() -> None:
     _, ended = gpu_report.run([sys.executable, "-c", "import time; time.sleep(600)"], 0.1)
     assert ended == "did not finish within 0.1 s"
     assert gpu_report.run(["no-such-command"], 60)[1] == "no-such-command is not installed"
@@ -47,10 +47,10 @@ def test_what_does_not_finish_or_is_not_installed_is_in_the_report() -> None:
 
 def test_the_parts_together_end_within_six_minutes() -> None:
     parts = 3 * gpu_report.COMMAND_DEADLINE + 2 * gpu_report.TEST_DEADLINE + 2 * gpu_report.BENCH_DEADLINE
-    assert parts < 420, "the two questions to nvidia-smi take no second where there is one"
+    assert parts < 420, "the two calls of nvidia-smi take less than a second"
     assert parts - 2 * gpu_report.COMMAND_DEADLINE < 360
 
 
 @pytest.mark.parametrize("name", list(gpu_report.SUITES))
-def test_every_suite_is_there(name: str) -> None:
+def test_every_suite_exists(name: str) -> None:
     assert all((ROOT / file).exists() for file in gpu_report.SUITES[name])

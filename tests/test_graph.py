@@ -1,4 +1,4 @@
-"""The exported file computes what the reference does, and is the same every time."""
+"""The exported file computes the results of the reference, and the export is reproducible."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_another_process_with_another_hash_seed_gives_the_same_bytes(tmp_path: P
     assert out.read_bytes() == model_path.read_bytes()
 
 
-def test_is_read_by_runtimes_of_the_last_two_years(model_path: Path) -> None:
+def test_the_export_is_readable_by_runtimes_of_the_last_two_years(model_path: Path) -> None:
     model = onnx.load(model_path)
     # ONNX Runtime 1.20 (November 2024) reads IR 10 and opset 21: docs/reference/compatibility of onnxruntime.ai
     assert model.ir_version <= 10
     assert [(entry.domain, entry.version <= 21) for entry in model.opset_import] == [("", True)]
 
 
-def test_says_of_itself_what_it_is(model_path: Path) -> None:
+def test_the_metadata_describes_the_model(model_path: Path) -> None:
     properties = {entry.key: entry.value for entry in onnx.load(model_path).metadata_props}
     source = trained("sigmoid")
     assert properties["layer_sizes"] == "784-16-16-10"
@@ -99,20 +99,20 @@ def test_content_sha256_is_the_files_digest_with_itself_blanked(model_path: Path
     assert hashlib.sha256(content.replace(stated, b"0" * 64)).hexdigest().encode() == stated
 
 
-def test_verify_refuses_a_file_that_computes_something_else(tmp_path: Path, digits: np.ndarray) -> None:
+def test_verify_rejects_a_file_with_other_results(tmp_path: Path, digits: np.ndarray) -> None:
     path = tmp_path / "model.onnx"
     graph.write(graph.build(trained("sigmoid"), version="1"), path)
     with pytest.raises(graph.ExportError, match=r"differs from the numpy reference by .* at most 1e-05 is allowed"):
         graph.verify(path, trained("relu").network, digits)
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_an_unwritable_folder_is_a_one_line_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("an obstacle")
     with pytest.raises(graph.ExportError, match=r"model\.onnx: cannot be written"):
         graph.write(b"", tmp_path / "file" / "model.onnx")
 
 
-def test_what_could_not_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path) -> None:
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").mkdir()
     with pytest.raises(graph.ExportError, match=r"model\.onnx: cannot be written"):
         graph.write(b"", tmp_path / "model.onnx")
@@ -130,7 +130,7 @@ def test_what_could_not_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path
         (["--version", "new"], 2, "version"),
     ],
 )
-def test_the_command_refuses_what_it_cannot_use(
+def test_the_command_rejects_unusable_arguments(
     tmp_path: Path, arguments: list[str], status: int, sentence: str
 ) -> None:
     out = tmp_path / "model.onnx"

@@ -1,4 +1,4 @@
-"""The real server over a real socket: what is asked, and exactly what comes back."""
+"""The API of the real server over a real socket: requests and their exact replies."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def unpacked(detail: AnyMessage) -> BadRequest:
     return bad_request
 
 
-async def test_a_message_over_the_limit_is_refused_by_its_size(channel: aio.Channel) -> None:
+async def test_a_message_over_the_limit_is_rejected_by_its_size(channel: aio.Channel) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await predict(channel, message(bytes(784 * 5000)))
     assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_method_that_is_not_there_is_unimplemented(channel: aio.Channel) -> None:
+async def test_an_unknown_method_is_unimplemented(channel: aio.Channel) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await channel.unary_unary("/digits.v1.DigitService/Guess")(b"", timeout=10)
     assert caught.value.code() is StatusCode.UNIMPLEMENTED
@@ -129,7 +129,7 @@ async def test_a_method_that_is_not_there_is_unimplemented(channel: aio.Channel)
 
 @given(requests=st.lists(st.binary(max_size=1700), min_size=5, max_size=20))
 @settings(max_examples=20, deadline=None)
-def test_any_bytes_over_the_socket_are_answered_or_refused_never_internal(
+def test_any_bytes_over_the_socket_are_answered_or_rejected_never_internal(
     server: ServiceProcess, requests: list[bytes]
 ) -> None:
     with grpc.insecure_channel(server.address) as sync_channel:
@@ -141,8 +141,8 @@ def test_any_bytes_over_the_socket_are_answered_or_refused_never_internal(
                 assert error.code() in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND)
 
 
-async def test_the_callers_request_id_comes_back_and_stands_in_the_log(server: ServiceProcess) -> None:
-    await asyncio.sleep(LOG_INTERVAL)  # other tests may have had all lines that there are for refused calls
+async def test_the_request_id_of_the_client_is_returned_and_logged(server: ServiceProcess) -> None:
+    await asyncio.sleep(LOG_INTERVAL)  # earlier tests may have used up the log lines for rejected calls
     async with aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(PREDICT)(message(bytes(784)), metadata=[("x-request-id", "good-1")], timeout=10)
         await call
@@ -156,7 +156,7 @@ async def test_the_callers_request_id_comes_back_and_stands_in_the_log(server: S
     assert "pixels: is empty" in logged["reason"]
 
 
-async def test_a_refusal_without_a_request_id_is_given_one(channel: aio.Channel) -> None:
+async def test_a_rejected_call_without_a_request_id_gets_one(channel: aio.Channel) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await predict(channel, b"")
     assert len(dict(caught.value.trailing_metadata())["x-request-id"]) == 32
@@ -199,7 +199,7 @@ async def test_a_passed_deadline_is_deadline_exceeded(channel: aio.Channel) -> N
     calls = [asyncio.ensure_future(channel.unary_unary(PREDICT)(large, timeout=0.01)) for _ in range(60)]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     late = [outcome for outcome in outcomes if isinstance(outcome, aio.AioRpcError)]
-    assert late, "sixty calls of 1,024 images cannot all be answered in 10 ms"
+    assert late, "the server cannot answer 60 calls of 1,024 images in 10 ms"
     assert {error.code() for error in late} == {StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -211,7 +211,7 @@ async def test_large_batches_do_not_hold_up_small_requests(channel: aio.Channel,
     assert [len(reply.digits) for reply in replies] == [1000 if i % 5 == 0 else 1 for i in range(100)]
 
 
-async def test_reflection_shows_the_contract_to_those_without_the_proto(server: ServiceProcess) -> None:
+async def test_reflection_describes_the_contract_to_clients_without_the_proto(server: ServiceProcess) -> None:
     def look() -> tuple[set[str], str]:
         with grpc.insecure_channel(server.address) as sync_channel:
             database = ProtoReflectionDescriptorDatabase(sync_channel)
@@ -229,12 +229,12 @@ async def test_reflection_shows_the_contract_to_those_without_the_proto(server: 
 
 
 @pytest.mark.parametrize("name", ["", "digits.v1.DigitService", "inference.GRPCInferenceService"])
-async def test_health_says_serving_under_each_name(channel: aio.Channel, name: str) -> None:
+async def test_health_is_serving_under_each_name(channel: aio.Channel, name: str) -> None:
     reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_health_of_a_service_that_is_not_there_is_not_found(channel: aio.Channel) -> None:
+async def test_health_of_an_unknown_service_is_not_found(channel: aio.Channel) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="other"), timeout=10)
     assert caught.value.code() is StatusCode.NOT_FOUND

@@ -1,4 +1,4 @@
-"""grpc.health.v1 beside clients that read nothing."""
+"""grpc.health.v1 with clients that do not read."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ WATCH = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", b
 
 
 def watch(peer: socket.socket, stream: int, service: bytes) -> None:
-    """Open a Watch, and return when the server has answered its headers."""
+    """Open a Watch; return when the server has sent its headers."""
     request = b"\x0a" + bytes([len(service)]) + service
     peer.sendall(frame(1, 4, stream, WATCH) + frame(0, 1, stream, bytes(4) + bytes([len(request)]) + request))
     assert next(kind for kind, _, of, _ in each_frame(peer) if of == stream) == 1
 
 
 @pytest.mark.usefixtures("transport")
-async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_server_from_stopping(
+async def test_a_watcher_that_does_not_read_delays_neither_others_nor_the_stop(
     model_path: Path,
 ) -> None:
     with (
@@ -65,7 +65,7 @@ async def test_a_watcher_that_reads_nothing_keeps_no_status_from_others_and_no_s
 
 
 @pytest.mark.usefixtures("transport")
-async def test_every_watcher_hears_of_a_stop_before_its_stream_ends(model_path: Path) -> None:
+async def test_every_watcher_receives_not_serving_before_its_stream_ends(model_path: Path) -> None:
     with serving(model_path) as service:
         async with aio.insecure_channel(service.address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -77,7 +77,7 @@ async def test_every_watcher_hears_of_a_stop_before_its_stream_ends(model_path: 
 
 
 @pytest.mark.usefixtures("transport")
-def test_a_stop_that_comes_while_a_status_is_being_sent_waits_for_that_alone(model_path: Path) -> None:
+def test_a_stop_during_a_status_message_only_waits_for_that_message(model_path: Path) -> None:
     with (
         serving(model_path, "--shutdown-grace", str(10 * ANSWERS_WITHIN)) as service,
         contextlib.closing(connected(service, PREFACE + NO_WINDOW)) as peer,
@@ -90,10 +90,10 @@ def test_a_stop_that_comes_while_a_status_is_being_sent_waits_for_that_alone(mod
         assert TRAILERS in ((kind, flags, stream) for kind, flags, stream, _ in frames)
         peer.close()
         assert service.ended() == 0
-        assert "library log" not in {line["event"] for line in service.lines}, "grpcio refused to send the status"
+        assert "library log" not in {line["event"] for line in service.lines}, "grpcio rejected the status"
 
 
-async def test_a_watcher_has_the_latest_status_once_it_reads_and_none_twice() -> None:
+async def test_a_watcher_reads_the_latest_status_and_none_twice() -> None:
     async with listening() as server, aio.insecure_channel(server.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         calls = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(2)]
@@ -106,7 +106,7 @@ async def test_a_watcher_has_the_latest_status_once_it_reads_and_none_twice() ->
 
 
 @pytest.mark.usefixtures("transport")
-async def test_a_service_that_is_unknown_is_watched_and_is_not_found_by_check(model_path: Path) -> None:
+async def test_an_unknown_service_can_be_watched_and_is_not_found_by_check(model_path: Path) -> None:
     with serving(model_path) as service:
         async with aio.insecure_channel(service.address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -122,7 +122,7 @@ async def test_a_service_that_is_unknown_is_watched_and_is_not_found_by_check(mo
             assert await stopping == 0
 
 
-async def test_nothing_is_said_to_serve_once_it_stops() -> None:
+async def test_no_service_is_serving_after_the_stop() -> None:
     servicer = HealthServicer(["", "one"])
     request = health_pb2.HealthCheckRequest(service="one")
     assert (await servicer.Check(request, None)).status == NOT_SERVING

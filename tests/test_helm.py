@@ -1,4 +1,4 @@
-"""The Helm chart: it renders what kustomize builds, to published schemas, with options that the service takes."""
+"""The Helm chart renders the manifests of kustomize, which match published schemas and the service's options."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rendered(*settings: str) -> list[dict[str, Any]]:
 
 
 def comparable(manifests: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
-    """Manifests by kind and name, without what each tool names in its way: labels, ConfigMap, images, namespace."""
+    """Return manifests by kind and name, without labels, ConfigMap, images and namespace, which differ by tool."""
     found = {}
     for manifest in copy.deepcopy(manifests):
         kind, metadata = manifest["kind"], manifest["metadata"]
@@ -70,7 +70,7 @@ def comparable(manifests: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
             if manifest["spec"].get("replicas") == 1:
                 del manifest["spec"]["replicas"]  # the default of Kubernetes
         metadata.pop("namespace", None)
-        metadata.get("labels", {}).pop("app.kubernetes.io/name", None)  # kustomize gives components none
+        metadata.get("labels", {}).pop("app.kubernetes.io/name", None)  # kustomize adds none to components
         found[kind, metadata["name"]] = without_labels(manifest)
     return found
 
@@ -107,7 +107,7 @@ def test_the_chart_passes_helm_lint_and_its_manifests_their_schemas(settings: tu
 
 
 @pytest.mark.parametrize("settings", [(), PRODUCTION, ("options.DIGITS_MAX_BATCH_SIZE=64", "model.version=3")])
-def test_the_service_takes_the_options_that_the_chart_sets(
+def test_the_service_accepts_the_options_of_the_chart(
     settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = one(rendered(*settings), "ConfigMap", "digitserve-options")
@@ -118,7 +118,7 @@ def test_the_service_takes_the_options_that_the_chart_sets(
     assert chosen.max_batch_size == (64 if "model.version=3" in settings else 1024)
 
 
-def test_another_option_rolls_the_replicas_and_another_release_has_names_of_its_own() -> None:
+def test_another_option_rolls_the_replicas_and_another_release_has_other_names() -> None:
     annotations = [
         one(rendered(*settings), "Deployment")["spec"]["template"]["metadata"]["annotations"]
         for settings in ((), ("options.DIGITS_LOG_LEVEL=debug",))
@@ -133,7 +133,7 @@ def test_another_option_rolls_the_replicas_and_another_release_has_names_of_its_
     "setting",
     ["replica=3", "model.activation=tanh", "model.version=0", "options.MAX_BATCH_SIZE=1", "autoscaling.enabled=maybe"],
 )
-def test_a_value_that_the_chart_does_not_know_is_refused(setting: str) -> None:
+def test_a_value_that_the_chart_does_not_know_is_rejected(setting: str) -> None:
     done = template(setting)
     assert done.returncode != 0
     assert "schema" in done.stderr
@@ -150,7 +150,7 @@ def test_the_chart_and_its_application_have_the_version_of_the_project() -> None
 @pytest.mark.skipif("KUBE_APISERVER" not in os.environ, reason="KUBE_APISERVER names no API server: https://HOST:PORT")
 @pytest.mark.parametrize("source", ["chart", *BUILT])
 def test_an_api_server_accepts_every_manifest(source: str) -> None:
-    """A dry run of each kind that the server knows; kubectl's own configuration authenticates."""
+    """Dry-run each kind that the server knows, with the credentials of kubectl's configuration."""
     server = ("--server", os.environ["KUBE_APISERVER"])
     known = subprocess.run(
         ["kubectl", *server, "api-resources", "--no-headers", "--output", "name"],  # noqa: S607 (of the PATH)

@@ -54,7 +54,7 @@ def infer_over_grpc(stub: GRPCInferenceServiceStub, pixels: np.ndarray) -> dict[
 
 
 def tensors(reply: Reply) -> dict[str, np.ndarray]:
-    """The outputs of a response, JSON or binary."""
+    """Return the outputs of a response, JSON or binary."""
     length = int(reply.headers.get("inference-header-content-length", len(reply.body)))
     document, rest = json.loads(reply.body[:length]), reply.body[length:]
     found = {}
@@ -241,7 +241,7 @@ AS_GRPC = {
 
 
 def as_message(document: dict[str, Any]) -> pb.ModelInferRequest:
-    """The same request over gRPC."""
+    """Return the same request as a message of gRPC."""
     message = pb.ModelInferRequest(model_name="digits")
     for one in document.get("inputs", []):
         tensor = message.inputs.add(name=one["name"], datatype=one["datatype"], shape=one["shape"])
@@ -406,7 +406,7 @@ def test_an_expired_timeout_is_a_gateway_timeout(client: Client, digits: np.ndar
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0.5", "9" * 19, "٣"])
-def test_a_timeout_that_is_no_number_of_microseconds_is_named(client: Client, digits: np.ndarray, value: str) -> None:
+def test_an_invalid_timeout_is_named(client: Client, digits: np.ndarray, value: str) -> None:
     reply = client.post(f"/v1/predict?{urlencode({'timeout': value})}", digits[:1].tolist())
     message = f"timeout: is {value!r}; expected microseconds, an integer of at least 0"
     assert (reply.status, reply.json) == (400, {"error": message})
@@ -442,7 +442,7 @@ class TestPredict:
         assert reply.json["model_version"] == "1"
         assert ("layer1" in reply.json) == (form == "object")
 
-    def test_each_answer_says_whether_to_rely_on_it(self, client: Client, digits: np.ndarray) -> None:
+    def test_each_answer_has_its_reliability(self, client: Client, digits: np.ndarray) -> None:
         inverted = 255 - digits[70]
         reply = client.post("/v1/predict", [digits[70].tolist(), inverted.tolist()])
         assert reply.json["sure"] == [True, False]
@@ -513,7 +513,7 @@ class TestPredict:
 
 
 def multipart(*files: bytes) -> bytes:
-    """What curl -F sends."""
+    """Encode files as curl -F does."""
     header = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/png\r\n\r\n'
     return b"".join(header + file + b"\r\n" for file in files) + b"--XX--\r\n"
 

@@ -1,4 +1,4 @@
-"""Photographs and drawings are brought into the form that the network was trained on; nothing else gets through."""
+"""Photographs and drawings are converted to the form of the training data; other files are rejected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RNG = np.random.default_rng(11)
 
 
 def drawn(digit: np.ndarray) -> Image.Image:
-    """A digit as a large light-on-dark drawing with a margin."""
+    """Enlarge a digit to a light-on-dark drawing with a margin."""
     large = Image.fromarray(digit.reshape(28, 28)).resize((336, 336), Image.Resampling.BICUBIC)
     return ImageOps.expand(large, 60)
 
@@ -36,7 +36,7 @@ def on_paper(digit: np.ndarray) -> Image.Image:
 
 
 def photographed(digit: np.ndarray) -> Image.Image:
-    """Dark on light paper under light that falls from one side, with the noise of a sensor, as JPEG."""
+    """Convert a digit to dark ink on paper with light from one side, with sensor noise, as JPEG."""
     paper = np.asarray(on_paper(digit), dtype=float)
     y, x = np.mgrid[0 : 1 : paper.shape[0] * 1j, 0 : 1 : paper.shape[1] * 1j]
     lit = paper * (0.5 + 0.5 * x) * (0.85 + 0.15 * y) + RNG.normal(0, 6, paper.shape)
@@ -76,7 +76,7 @@ def coloured(digit: np.ndarray) -> Image.Image:
 
 
 def page(digit: np.ndarray, side: int = 480, size: int = 160, darkness: float = 0.75) -> np.ndarray:
-    """Grey levels of a page with the digit somewhat above its middle."""
+    """Return the grey levels of a page with the digit slightly above its middle."""
     large = Image.fromarray(digit.reshape(28, 28)).resize((size, size), Image.Resampling.BICUBIC)
     ink = np.zeros((side, side))
     top, left = (side - size) // 3, (side - size) // 2
@@ -85,7 +85,7 @@ def page(digit: np.ndarray, side: int = 480, size: int = 160, darkness: float = 
 
 
 def snapshot(levels: np.ndarray) -> Image.Image:
-    """As a camera would have it: noise, and JPEG."""
+    """Add the noise of a camera and the artefacts of JPEG."""
     file = io.BytesIO()
     noisy = levels + RNG.normal(0, 4, levels.shape)
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=80)
@@ -232,7 +232,7 @@ NOISE = np.random.default_rng(2).integers(0, 256, (200, 200)).astype(np.uint8)
         (gzip.compress(bytes(70 * 2**20)), "unpacks to more than 67,108,864 bytes"),
     ],
 )
-def test_what_shows_no_digit_is_refused_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_a_picture_without_a_digit_is_rejected_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=sentence) as caught:
@@ -247,13 +247,13 @@ def test_a_format_that_starts_other_programs_is_not_opened(tmp_path: Path) -> No
         read(tmp_path / "digit.eps")
 
 
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
-def test_a_device_without_end_is_refused() -> None:
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero")
+def test_an_endless_device_is_rejected() -> None:
     with pytest.raises(ImageError, match="is larger than the 67,108,864 bytes"):
         read(Path("/dev/zero"))
 
 
-def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_picture_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot be read: No such file or directory"):
         read(tmp_path / "none.png")
 
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     ),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_are_pixels_or_a_refusal(
+def test_any_bytes_are_pixels_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, magic: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any"
@@ -280,7 +280,7 @@ def test_any_bytes_are_pixels_or_a_refusal(
 
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(1, 90), width=st.integers(1, 90))
 @settings(max_examples=60, deadline=None)
-def test_any_picture_is_784_pixels_or_a_refusal(seed: int, height: int, width: int) -> None:
+def test_any_picture_is_784_pixels_or_an_error(seed: int, height: int, width: int) -> None:
     picture = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
     with contextlib.suppress(ImageError):
         assert to_mnist(Image.fromarray(picture)).shape == (784,)
@@ -303,7 +303,7 @@ def test_any_drawing_is_784_pixels_or_no_digit(seed: int, most: int, side: int, 
 
 
 def dense_seven(ground: tuple[int, int, int, int], pen: tuple[int, int, int, int]) -> Image.Image:
-    """A pen so broad that more of the picture is ink than ground."""
+    """Draw a seven with a pen so broad that ink covers more than half of the picture."""
     picture = Image.new("RGBA", (280, 280), ground)
     ImageDraw.Draw(picture).line([(60, 60), (220, 60), (120, 240)], fill=pen, width=140, joint="curve")
     return picture
@@ -321,7 +321,7 @@ BLACK, WHITE, RED = (0, 0, 0, 255), (255, 255, 255, 255), (200, 0, 0, 255)
         (dense_seven((0, 0, 0, 0), RED), False),
     ],
 )
-def test_a_dense_drawing_keeps_its_ink_where_that_is_known(picture: Image.Image, known: bool) -> None:
+def test_a_dense_drawing_keeps_its_ink_if_the_background_is_known(picture: Image.Image, known: bool) -> None:
     pixels = to_mnist(picture, polarity="light-on-dark" if known else "unknown")
     plain = np.asarray(dense_seven(BLACK, WHITE).convert("L"))
     assert (plain > 127).mean() > 0.5

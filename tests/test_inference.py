@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over a real socket: every RPC, and each mistake by its sentence."""
+"""The Open Inference Protocol over a real socket: every RPC, and each error with its message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def stub(server: ServiceProcess) -> AsyncIterator[Any]:
 
 
 def request(images: np.ndarray, outputs: tuple[str, ...] = (), **fields: Any) -> pb.ModelInferRequest:
-    """As tritonclient writes it: raw contents."""
+    """Create a request as tritonclient does, with raw contents."""
     message = pb.ModelInferRequest(model_name="digits", **fields)
     datatype = {"uint8": "UINT8", "float32": "FP32"}[images.dtype.name]
     message.inputs.add(name="pixels", datatype=datatype, shape=images.shape)
@@ -48,7 +48,7 @@ def request(images: np.ndarray, outputs: tuple[str, ...] = (), **fields: Any) ->
 
 
 def typed(images: np.ndarray) -> pb.ModelInferRequest:
-    """As KServe's client writes it: values in `contents`."""
+    """Create a request as KServe's client does, with values in `contents`."""
     message = pb.ModelInferRequest(model_name="digits")
     datatype, field = {"uint8": ("UINT8", "uint_contents"), "float32": ("FP32", "fp32_contents")}[images.dtype.name]
     tensor = message.inputs.add(name="pixels", datatype=datatype, shape=images.shape)
@@ -57,7 +57,7 @@ def typed(images: np.ndarray) -> pb.ModelInferRequest:
 
 
 def final(reply: pb.ModelInferResponse) -> pb.ModelInferResponse:
-    """As it stands in a stream: the last to its request."""
+    """Mark a reply as the last to its request, as in a stream."""
     reply.parameters["triton_final_response"].bool_param = True
     return reply
 
@@ -85,7 +85,7 @@ async def test_raw_bytes_in_give_raw_bytes_out_as_the_reference_has_them(stub: A
 @pytest.mark.parametrize(
     "outputs", [("digit",), ("layer2", "activations"), ("digit", "layer1", "layer2", "activations"), ()]
 )
-async def test_outputs_come_in_the_order_asked_for(stub: Any, digits: np.ndarray, outputs: tuple[str, ...]) -> None:
+async def test_outputs_have_the_requested_order(stub: Any, digits: np.ndarray, outputs: tuple[str, ...]) -> None:
     reply = await stub.ModelInfer(request(digits[:3], outputs))
     assert tuple(tensor.name for tensor in reply.outputs) == (outputs or tuple(WIDTHS))
     for name, array in arrays(reply).items():
@@ -112,7 +112,7 @@ async def test_float_pixels_are_the_same_digits_as_bytes(stub: Any, digits: np.n
 
 
 def changed(**fields: Any) -> pb.ModelInferRequest:
-    """A good request for two images, with some of it replaced."""
+    """Create a valid request for two images, with some fields replaced."""
     message = request(np.zeros((2, 784), np.uint8))
     for name, value in fields.items():
         target = message if name in ("model_name", "model_version") else message.inputs[0]
@@ -215,7 +215,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("message", "code", "sentence"), REFUSED, ids=[row[2][:40] for row in REFUSED])
-async def test_each_mistake_has_its_status_and_sentence(
+async def test_each_error_has_its_status_and_message(
     stub: Any, message: pb.ModelInferRequest, code: StatusCode, sentence: str
 ) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
@@ -232,14 +232,14 @@ async def test_a_timeout_parameter_that_has_passed_is_deadline_exceeded(stub: An
     assert caught.value.code() is StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_timeout_parameter_of_a_minute_or_of_nothing_is_in_nobodys_way(stub: Any, digits: np.ndarray) -> None:
+async def test_a_timeout_parameter_of_a_minute_or_of_zero_has_no_effect(stub: Any, digits: np.ndarray) -> None:
     for microseconds in (60_000_000, 0):
         message = request(digits[:1])
         message.parameters["timeout"].int64_param = microseconds
         assert (await stub.ModelInfer(message)).model_name == "digits"
 
 
-async def test_a_refusal_in_a_stream_is_a_reply_and_the_stream_goes_on(stub: Any, digits: np.ndarray) -> None:
+async def test_an_error_in_a_stream_is_a_reply_and_the_stream_continues(stub: Any, digits: np.ndarray) -> None:
     messages = [request(digits[:1], id="a"), changed(shape=[9, 9]), request(digits[:4], ("digit",), id="c")]
     replies = [reply async for reply in stub.ModelStreamInfer(iter(messages))]
     assert [reply.infer_response.id for reply in replies] == ["a", "", "c"]
@@ -272,7 +272,7 @@ async def test_a_bad_message_of_a_stream_is_answered_with_its_id(stub: Any, digi
     assert [reply.infer_response for reply in replies] == expected
 
 
-async def test_bytes_that_are_no_message_are_answered_without_an_id(server: ServiceProcess) -> None:
+async def test_an_invalid_message_is_answered_without_an_id(server: ServiceProcess) -> None:
     async with aio.insecure_channel(server.address) as channel:
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         [reply] = [pb.ModelStreamInferResponse.FromString(raw) async for raw in stream(iter([b"\xff\xff"]))]
@@ -293,7 +293,7 @@ async def test_each_response_of_a_stream_is_its_requests_last(stub: Any, digits:
     assert "triton_final_response" not in (await stub.ModelInfer(asked[0])).parameters
 
 
-def test_a_stream_that_wants_it_ends_with_the_status_of_its_first_error(
+def test_a_stream_with_the_option_ends_with_the_status_of_its_first_error(
     server: ServiceProcess, digits: np.ndarray
 ) -> None:
     messages = [request(digits[:1], id="a"), changed(shape=[9, 9]), request(digits[:1], id="c")]
@@ -314,13 +314,13 @@ def test_a_stream_that_wants_it_ends_with_the_status_of_its_first_error(
 
 
 @pytest.mark.parametrize("value", ["false", "True", "1", ""])
-async def test_a_stream_that_does_not_want_it_goes_on(stub: Any, digits: np.ndarray, value: str) -> None:
+async def test_a_stream_without_the_option_continues(stub: Any, digits: np.ndarray, value: str) -> None:
     messages = [changed(shape=[9, 9]), request(digits[:1], id="b")]
     stream = stub.ModelStreamInfer(iter(messages), metadata=[("triton_grpc_error", value)])
     assert [reply.infer_response.id async for reply in stream] == ["", "b"]
 
 
-async def test_metadata_says_what_is_offered(stub: Any) -> None:
+async def test_metadata_describes_the_server_and_the_model(stub: Any) -> None:
     live, ready = await stub.ServerLive(pb.ServerLiveRequest()), await stub.ServerReady(pb.ServerReadyRequest())
     assert (live.live, ready.ready) == (True, True)
     server = await stub.ServerMetadata(pb.ServerMetadataRequest())
@@ -346,7 +346,7 @@ async def test_metadata_says_what_is_offered(stub: Any) -> None:
     ("name", "version", "ready"),
     [("digits", "", True), ("digits", "1", True), ("digits", "9", False), ("x", "", False)],
 )
-async def test_a_model_that_is_not_there_is_not_ready(stub: Any, name: str, version: str, ready: bool) -> None:
+async def test_an_unknown_model_is_not_ready(stub: Any, name: str, version: str, ready: bool) -> None:
     assert (await stub.ModelReady(pb.ModelReadyRequest(name=name, version=version))).ready is ready
 
 
@@ -375,7 +375,7 @@ async def test_the_repository_holds_the_one_model(stub: Any) -> None:
         ("LogSettings", "log settings are options of the server"),
     ],
 )
-async def test_what_is_not_offered_says_so(server: ServiceProcess, rpc: str, sentence: str) -> None:
+async def test_unsupported_rpcs_are_unimplemented(server: ServiceProcess, rpc: str, sentence: str) -> None:
     async with aio.insecure_channel(server.address) as channel:
         with pytest.raises(aio.AioRpcError) as caught:
             await channel.unary_unary(f"/inference.GRPCInferenceService/{rpc}")(b"\x0a\x01a", timeout=10)
@@ -385,7 +385,7 @@ async def test_what_is_not_offered_says_so(server: ServiceProcess, rpc: str, sen
 
 @given(requests=st.lists(st.binary(max_size=400), min_size=5, max_size=20))
 @settings(max_examples=20, deadline=None)
-def test_any_bytes_are_refused_never_internal(server: ServiceProcess, requests: list[bytes]) -> None:
+def test_any_bytes_are_rejected_never_internal(server: ServiceProcess, requests: list[bytes]) -> None:
     with grpc.insecure_channel(server.address) as channel:
         for raw in requests:
             with pytest.raises(grpc.RpcError) as caught:
@@ -399,9 +399,7 @@ def fresh(model_path: Path, transport: str) -> Iterator[ServiceProcess]:  # noqa
         yield service
 
 
-async def test_statistics_count_as_triton_does_and_as_prometheus_does(
-    fresh: ServiceProcess, digits: np.ndarray
-) -> None:
+async def test_statistics_agree_with_triton_and_with_prometheus(fresh: ServiceProcess, digits: np.ndarray) -> None:
     async with aio.insecure_channel(fresh.address) as channel:
         stub: Any = GRPCInferenceServiceStub(channel)
         for _ in range(3):
@@ -422,7 +420,7 @@ async def test_statistics_count_as_triton_does_and_as_prometheus_does(
     assert [(b.batch_size, b.compute_infer.count) for b in found.batch_stats] == [(1, 3), (100, 1)]
     assert sum(b.compute_infer.ns for b in found.batch_stats) == stats.compute_infer.ns
     assert found.last_inference > 1_700_000_000_000
-    # The same run by the other book-keeping.
+    # The same run in the metrics of Prometheus.
     assert series["digits_batch_size_sum", ()] == found.inference_count
     assert series["digits_inference_seconds_count", ()] == found.execution_count
     assert series["digits_inference_seconds_sum", ()] == pytest.approx(stats.compute_infer.ns / 1e9)
@@ -432,7 +430,7 @@ async def test_statistics_count_as_triton_does_and_as_prometheus_does(
 
 
 async def test_the_calls_of_perf_analyzer_in_its_order_add_up(fresh: ServiceProcess, digits: np.ndarray) -> None:
-    """perf_analyzer reads names and statistics so, and reports the differences between two readings."""
+    """perf_analyzer reads names and statistics in this order, and reports the differences between two readings."""
     async with aio.insecure_channel(fresh.address) as channel:
         stub: Any = GRPCInferenceServiceStub(channel)
         metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="digits"))

@@ -1,7 +1,7 @@
-"""Ctrl-C in the first seconds of every command: one line at most, status 130, never a traceback.
+"""Ctrl-C in the first seconds of every command: at most one line, status 130, never a traceback.
 
-Python itself prints a traceback where the signal comes before the first line of a command is run, while it imports its
-own `site`. So each command tells here when it has dealt with SIGINT, and what it had imported by then.
+Python prints a traceback if the signal arrives before the first line of a command, during the import of `site`. So
+each command reports when it has installed its handler of SIGINT, and the modules imported until then.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from conftest import ROOT, SAMPLES
 WITHIN = 120  # seconds, on the busiest machine
 SLOW = {"PIL", "google", "grpc", "numpy", "onnx", "onnxruntime", "pydantic", "ray", "rich", "typer", "uvicorn"}
 
-# Python imports it at its start. The one line that it writes is of what is slow to import and there already.
+# Python imports it at its start. It writes one line: the slow modules that are already imported.
 SITECUSTOMIZE = f"""
 import os, signal, sys
-deal, told = signal.signal, os.environ.pop("TELL_OF_SIGNALS", "")
-def noted(number, handler):
-    global told
-    found = deal(number, handler)
-    if number == signal.SIGINT and told:
-        os.write(int(told), " ".join({SLOW!r} & set(sys.modules)).encode() + b"\\n")
-        told = ""
-    return found
-signal.signal = noted
+install, report = signal.signal, os.environ.pop("REPORT_SIGNALS", "")
+def reporting(number, handler):
+    global report
+    previous = install(number, handler)
+    if number == signal.SIGINT and report:
+        os.write(int(report), " ".join({SLOW!r} & set(sys.modules)).encode() + b"\\n")
+        report = ""
+    return previous
+signal.signal = reporting
 """
 
 DIGITS = SAMPLES / "digits-100-images-idx3-ubyte"
-NOBODY = "127.0.0.1:1"
+NO_SERVER = "127.0.0.1:1"
 
-# What each is started with, and its exit statuses where the signal came too late.
+# The arguments of each command, and its exit statuses if the signal comes too late.
 COMMANDS = {
     "service": (["-m", "service"], {0}),
-    "demo": (["-m", "digitserve", "demo", "--wait", "60", "--address", NOBODY], set[int]()),
-    "predict": (["-m", "digitserve", "predict", DIGITS, "--address", NOBODY], {3}),
+    "demo": (["-m", "digitserve", "demo", "--wait", "60", "--address", NO_SERVER], set[int]()),
+    "predict": (["-m", "digitserve", "predict", DIGITS, "--address", NO_SERVER], {3}),
     "score": (["-m", "digitserve", "score", DIGITS, "--output", "scored", "--workers", "1"], {0}),
     "export": (["-m", "export", "onnx", "--out", "model.onnx"], {0}),
     "playground": (["-m", "playground"], {0}),
-    "ray_serve": (["-m", "ray_serve", "--ray-address", NOBODY], {1}),
+    "ray_serve": (["-m", "ray_serve", "--ray-address", NO_SERVER], {1}),
     "bench": (["-m", "bench", "--help"], {0}),
     "run": ([ROOT / "scripts" / "run.py"], {0}),
     "look": ([ROOT / "scripts" / "run_playground.py"], {0}),
@@ -56,7 +56,7 @@ COMMANDS = {
 
 
 INSTALLED = Path(sys.executable).parent
-"""Where pip puts the installed script."""
+"""The folder of installed scripts."""
 
 COMMANDS |= {
     f"digitserve {command}": ([INSTALLED / "digitserve", command, *COMMANDS[same][0][first:]], COMMANDS[same][1])
@@ -73,19 +73,19 @@ COMMANDS |= {
 
 @dataclass
 class Command:
-    """One that has been started in a process group of its own, as a terminal starts it."""
+    """A command in a separate process group, as a terminal starts it."""
 
     process: subprocess.Popen[str]
     imported: set[str]
 
     def interrupted(self, seconds: float) -> tuple[int, list[str]]:
-        """Press Ctrl-C after so long; the status as a shell has it, and the lines of standard error but for answers."""
+        """Press Ctrl-C after that time; return the shell's status and standard error without answers."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGINT)
         _, complaint = self.process.communicate(timeout=WITHIN)
-        status = self.process.returncode  # negative where the interpreter had ended but for its last steps
+        status = self.process.returncode  # negative if the interpreter had removed its handlers
         return 128 - status if status < 0 else status, [
             line for line in complaint.splitlines() if " images " not in line
         ]
@@ -97,7 +97,7 @@ def free_port() -> str:
 
 
 def start(arguments: list[str | Path], folder: Path, model: Path) -> Command:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
     reading, writing = os.pipe()
     environment = {
@@ -107,7 +107,7 @@ def start(arguments: list[str | Path], folder: Path, model: Path) -> Command:
         "DIGITS_LOG_LEVEL": "error",
         "DIGITS_SHUTDOWN_GRACE": "1",
         "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))),
-        "TELL_OF_SIGNALS": str(writing),
+        "REPORT_SIGNALS": str(writing),
     }
     with os.fdopen(reading) as told:
         process = subprocess.Popen(
@@ -126,14 +126,12 @@ def start(arguments: list[str | Path], folder: Path, model: Path) -> Command:
     if not imported:
         process.kill()
         process.communicate()
-        pytest.fail("it never deals with Ctrl-C")
+        pytest.fail("no handler of Ctrl-C was installed")
     return Command(process, set(imported.split()))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_ctrl_c_at_whatever_moment_ends_it_with_130_and_one_line_at_most(
-    name: str, tmp_path: Path, model_path: Path
-) -> None:
+def test_ctrl_c_at_any_time_ends_it_with_130_and_at_most_one_line(name: str, tmp_path: Path, model_path: Path) -> None:
     arguments, otherwise = COMMANDS[name]
     if name == "score":
         arguments = [*arguments, "--model", str(model_path)]
@@ -147,7 +145,7 @@ def test_ctrl_c_at_whatever_moment_ends_it_with_130_and_one_line_at_most(
         assert {path.name for path in tmp_path.glob("*model.onnx*")} <= {"model.onnx"}
 
 
-def test_a_job_in_the_background_of_a_shell_ignores_it_as_shells_have_it(tmp_path: Path) -> None:
+def test_a_background_job_of_a_shell_ignores_ctrl_c(tmp_path: Path) -> None:
     arguments = ["-m", "export", "onnx", "--out", str(tmp_path / "model.onnx")]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

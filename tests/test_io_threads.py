@@ -1,4 +1,4 @@
-"""The I/O threads of the native transport: how connections, requests and limits are shared among them."""
+"""The I/O threads of the native transport share connections, requests and limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 THREADS = 4
 NO_SHARING = (("grpc.use_local_subchannel_pool", 1),)
-"""Else channels of one process to one address share a connection."""
+"""Otherwise channels of one process to one address share a connection."""
 
 
 def connect(server: Running) -> aio.Channel:
@@ -47,7 +47,7 @@ def by_thread(server: Running) -> list[float]:
 
 
 class Clients(AsyncExitStack):
-    """So many connections, each with an answered call."""
+    """Connections, each with an answered call."""
 
     def __init__(self, server: Running, count: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ async def test_connections_go_to_the_thread_with_the_fewest() -> None:
     async with running(io_threads=THREADS) as server:
         async with Clients(server, 9) as channels:
             assert sorted(by_thread(server)) == [2, 2, 2, 3]
-            for channel in channels[:4]:  # of one connection each
+            for channel in channels[:4]:  # with one connection each
                 await channel.close()
             await until(lambda: sum(by_thread(server)) == 5)
             async with Clients(server, 3):
@@ -100,7 +100,7 @@ async def test_the_limit_on_connections_is_that_of_all_threads() -> None:
 
 
 def infer(call: Any, count: int) -> list[Any]:
-    """As many calls of ModelInfer with floats, which handlers in Python put into the lanes of all threads."""
+    """Start calls of ModelInfer with floats, which handlers in Python distribute to the lanes of all threads."""
     message = pb.ModelInferRequest(model_name="digits")
     message.inputs.add(name="pixels", datatype="FP32", shape=[1, 784])
     message.raw_input_contents.append(np.full(784, 7 / 255, np.float32).tobytes())
@@ -108,7 +108,7 @@ def infer(call: Any, count: int) -> list[Any]:
 
 
 def wait_until_received(server: Running, count: int) -> None:
-    """Wait without a turn of the event loop, on which the handlers run."""
+    """Wait without an iteration of the event loop, so that no handler runs."""
     service = {"grpc_service": "inference.GRPCInferenceService", "grpc_method": "ModelInfer"}
     wait_until(lambda: server.value("grpc_server_msg_received_total", grpc_type="unary", **service) == count)
 
@@ -151,7 +151,7 @@ async def test_a_drain_answers_the_calls_in_flight_on_all_threads() -> None:
         server.model.gate.clear()
         before = len(server.model.runs)
         calls = [asyncio.ensure_future(predict(channel, digit)) for digit, channel in enumerate(channels)]
-        # The handler of a Python request waits in the lane of any thread, perhaps one without a call.
+        # The handler of a Python request is in the lane of any thread, perhaps of one without a call.
         own = [asyncio.ensure_future(server.batcher.predict(images(9))) for _ in range(THREADS)]
         await until(lambda: len(server.model.runs) == before + THREADS)
         stopping = asyncio.ensure_future(server.transport.stop(60))
@@ -166,7 +166,7 @@ async def test_a_drain_answers_the_calls_in_flight_on_all_threads() -> None:
 
 @needs_native
 async def test_a_drained_thread_still_runs_the_requests_in_its_lane() -> None:
-    """The calls are of one thread; their handlers queue in the lanes of the others, which have no connection."""
+    """The calls are on one thread. Their handlers queue in the lanes of the others, which have no connection."""
     async with running(io_threads=THREADS) as server:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             calls = infer(channel.unary_unary(INFER), 2 * THREADS)
@@ -179,7 +179,7 @@ async def test_a_drained_thread_still_runs_the_requests_in_its_lane() -> None:
 
 @needs_native
 async def test_no_client_gets_a_reply_of_the_old_model_after_one_of_the_new() -> None:
-    """Whichever thread answers: the clients compare what they got with the requests of all before it."""
+    """On every thread. The clients compare their replies with all earlier requests."""
     async with running(io_threads=THREADS) as server, Clients(server, 2 * THREADS) as channels:
         newest, stop = 0, asyncio.Event()
 
@@ -200,7 +200,7 @@ async def test_no_client_gets_a_reply_of_the_old_model_after_one_of_the_new() ->
 
 
 class Numbered(Fake):
-    """A model whose digit is its number, 0 to 9."""
+    """A model that returns its number, 0 to 9, as the digit."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
     assert cgroup_quota(tmp_path, tmp_path / "none") == float("inf")
 
 
-def test_grpcio_says_that_it_has_no_io_threads(model_path: Path) -> None:
+def test_grpcio_logs_that_it_has_no_io_threads(model_path: Path) -> None:
     with serving(model_path, "--transport", "grpcio", "--io-threads", "2") as service:
         [line] = [line for line in service.lines if line["event"] == "option ignored"]
     assert line["option"] == "--io-threads"

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: against published schemas, the service's options, the compose file and the real server."""
+"""The Kubernetes manifests match published schemas, the service's options, the compose file and the real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()
-WRITTEN = ["base", "components/autoscaling", "components/monitoring", "kserve"]  # that hold whole manifests
+WRITTEN = ["base", "components/autoscaling", "components/monitoring", "kserve"]  # folders with complete manifests
 KNOWN = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -56,7 +56,7 @@ def variables(of: Manifest) -> dict[str, str]:
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("folder", WRITTEN)
-def test_every_manifest_is_what_its_schema_says(folder: str, version: str) -> None:
+def test_every_manifest_matches_its_schema(folder: str, version: str) -> None:
     manifests = resources(folder)
     assert manifests
     assert [(m["kind"], mistake) for m in manifests for mistake in mistakes(m, version)] == []
@@ -96,14 +96,14 @@ BROKEN: list[tuple[str, str, Callable[[Manifest], Any]]] = [
 
 
 @pytest.mark.parametrize(("folder", "kind", "spoil"), BROKEN)
-def test_a_broken_manifest_is_refused(folder: str, kind: str, spoil: Callable[[Manifest], Any]) -> None:
+def test_an_invalid_manifest_is_rejected(folder: str, kind: str, spoil: Callable[[Manifest], Any]) -> None:
     manifest = copy.deepcopy(next(m for m in resources(folder) if m["kind"] == kind))
     assert mistakes(manifest) == []
     spoil(manifest)
     assert mistakes(manifest) != []
 
 
-# Against the rest of the project.
+# Comparisons with the rest of the project.
 
 
 def test_the_rules_and_alerts_are_those_of_compose() -> None:
@@ -120,7 +120,7 @@ def test_every_variable_is_an_option_of_the_service_with_a_value_that_it_takes(
     assert set(options(folder)) <= KNOWN
     for name, value in options(folder).items():
         monkeypatch.setenv(name, value)
-    if folder != "base":  # alone they are half a pair
+    if folder != "base":  # some options need a second one
         for name, value in options("base").items():
             monkeypatch.setenv(name, value)
     load([])
@@ -128,14 +128,14 @@ def test_every_variable_is_an_option_of_the_service_with_a_value_that_it_takes(
 
 @pytest.mark.parametrize("folder", WRITTEN)
 def test_no_pod_is_given_variables_for_the_services_of_its_namespace(folder: str) -> None:
-    """They begin as options do where a Service is named `digits`, and are warned of as unknown ones."""
+    """With a Service named `digits`, they would begin as options do, and the server would warn of them."""
     for manifest in resources(folder):
         spec = manifest.get("spec", {})
         pod = spec.get("predictor") or spec.get("template", {}).get("spec")
         assert pod is None or pod["enableServiceLinks"] is False, manifest["kind"]
 
 
-def test_what_kserve_starts_is_given_options_that_the_service_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_accepts_the_options_of_kserve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(variables(runtime())) <= KNOWN
     for name, value in variables(runtime()).items():
         monkeypatch.setenv(name, value)
@@ -143,7 +143,7 @@ def test_what_kserve_starts_is_given_options_that_the_service_takes(monkeypatch:
     assert runtime()["args"] == ["service"], "as `python -m` takes it"
 
 
-def test_what_compose_fixes_is_the_same_here() -> None:
+def test_fixed_options_are_those_of_compose() -> None:
     given = COMPOSE["service"]["environment"].items()
     fixed = {n: compose_default(v) for n, v in given if v is not None and n.startswith("DIGITS_")}
     assert fixed.pop("DIGITS_HTTP_PORT"), "no manifest publishes HTTP"
@@ -152,7 +152,7 @@ def test_what_compose_fixes_is_the_same_here() -> None:
     assert {n: ours[n] for n in fixed if n != "DIGITS_MODEL"} == {n: v for n, v in fixed.items() if n != "DIGITS_MODEL"}
 
 
-def test_the_model_is_exported_as_compose_does_to_where_the_service_looks_for_it() -> None:
+def test_the_model_is_exported_as_in_compose_to_the_path_of_the_service() -> None:
     export = container(deployment(), "export")
     assert export["args"] == [compose_default(argument) for argument in COMPOSE["export"]["command"]]
     assert f"--out={options('base')['DIGITS_MODEL']}" in export["args"]
@@ -160,14 +160,14 @@ def test_the_model_is_exported_as_compose_does_to_where_the_service_looks_for_it
     assert {**writes, "readOnly": True} == reads
 
 
-def test_every_port_is_one_that_the_service_opens_and_every_name_of_one_is_there() -> None:
+def test_every_port_is_opened_by_the_service_and_every_port_name_exists() -> None:
     ports = {port["name"]: port["containerPort"] for port in container(deployment())["ports"]}
     given = options("base")
     assert ports == {"grpc": int(given["DIGITS_PORT"]), "metrics": int(given["DIGITS_METRICS_PORT"])}
     manifests = resources("base") + resources("components/monitoring")
     for service in [m for m in manifests if m["kind"] == "Service"]:
         for port in service["spec"]["ports"]:
-            assert port["port"] == ports[port["targetPort"]], "callers of either Service use the service's own port"
+            assert port["port"] == ports[port["targetPort"]], "clients of both Services use the service's port"
     allowed = [port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]]
     assert allowed == list(ports)
     (h2c,) = runtime()["ports"]
@@ -188,22 +188,22 @@ def test_containers_may_do_no_more_than_in_compose() -> None:
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
-def test_memory_is_limited_as_in_compose_and_nothing_may_be_throttled() -> None:
+def test_memory_is_limited_as_in_compose_and_cpu_is_not() -> None:
     for part in (container(deployment()), runtime()):
         limits = part["resources"]["limits"]
         assert limits["memory"].removesuffix("i") == compose_default("${SERVICE_MEMORY:-512M}")
         assert "cpu" not in limits
 
 
-def test_a_pod_is_given_longer_to_stop_than_its_drain_takes() -> None:
+def test_the_grace_period_of_a_pod_exceeds_its_drain() -> None:
     given = options("base")
     drain = float(given["DIGITS_DRAIN_WAIT"]) + float(given["DIGITS_SHUTDOWN_GRACE"])
     assert deployment()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain + 5
     kserve = float(variables(runtime())["DIGITS_DRAIN_WAIT"]) + Settings().shutdown_grace
-    assert kserve + 5 <= 30, "KServe leaves Kubernetes' own 30 seconds"
+    assert kserve + 5 <= 30, "KServe keeps Kubernetes' default of 30 seconds"
 
 
-def test_a_ready_pod_is_left_out_before_it_is_killed() -> None:
+def test_a_pod_is_removed_from_the_service_before_it_is_killed() -> None:
     for part in (container(deployment()), runtime()):
         patience = {
             kind: part[kind]["periodSeconds"] * part[kind]["failureThreshold"]
@@ -212,7 +212,7 @@ def test_a_ready_pod_is_left_out_before_it_is_killed() -> None:
         assert patience["livenessProbe"] >= 5 * patience["readinessProbe"]
 
 
-def test_the_probes_ask_the_real_server_and_it_says_serving(server: ServiceProcess) -> None:
+def test_the_probes_succeed_on_the_real_server(server: ServiceProcess) -> None:
     parts = (container(deployment()), runtime())
     probes = [part[kind] for part in parts for kind in ("startupProbe", "readinessProbe") if kind in part]
     assert len(probes) == 3
@@ -246,7 +246,7 @@ def test_services_budget_policy_and_monitor_select_the_pods_and_prometheus_calls
     monitor = one(resources("components/monitoring"), "ServiceMonitor")["spec"]
     wanted = monitor["selector"]["matchLabels"].items()
     (scraped,) = [s for s in services if wanted <= {**s["metadata"].get("labels", {}), **shared["pairs"]}.items()]
-    assert scraped["spec"]["clusterIP"] == "None", "each replica by itself"
+    assert scraped["spec"]["clusterIP"] == "None", "each replica separately"
     assert {endpoint["port"] for endpoint in monitor["endpoints"]} <= {p["name"] for p in scraped["spec"]["ports"]}
     job = {**scraped["metadata"]["labels"], **shared["pairs"]}[monitor["jobLabel"]]
     assert job == name == "digitserve"
@@ -254,7 +254,7 @@ def test_services_budget_policy_and_monitor_select_the_pods_and_prometheus_calls
     assert set(re.findall(r'job="([^"]+)"', rules)) == {job}
 
 
-def test_the_autoscaler_asks_for_the_metric_that_the_adapter_makes() -> None:
+def test_the_autoscaler_reads_the_metric_of_the_adapter() -> None:
     scaler = one(resources("components/autoscaling"), "HorizontalPodAutoscaler")["spec"]
     (rule,) = yaml.safe_load((KUBERNETES / "components/autoscaling/prometheus-adapter.yaml").read_text())["rules"][
         "custom"
@@ -266,7 +266,7 @@ def test_the_autoscaler_asks_for_the_metric_that_the_adapter_makes() -> None:
     assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "digitserve"}
 
 
-def test_kserve_serves_the_model_under_the_name_that_callers_give_it(server: ServiceProcess) -> None:
+def test_kserve_serves_the_model_under_the_name_that_clients_use(server: ServiceProcess) -> None:
     from service.pb.inference.open_inference_pb2 import ModelReadyRequest, ModelReadyResponse  # noqa: PLC0415
 
     service = one(resources("kserve"), "InferenceService", "digits")
@@ -283,7 +283,7 @@ def test_kserve_serves_the_model_under_the_name_that_callers_give_it(server: Ser
         assert ready(ModelReadyRequest(name=service["metadata"]["name"]), timeout=5).ready
 
 
-def test_a_folder_as_kserve_lays_it_is_served(
+def test_a_folder_in_the_layout_of_kserve_is_served(
     make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIGITS_TRANSPORT", "auto")
@@ -295,7 +295,7 @@ def test_a_folder_as_kserve_lays_it_is_served(
 
 
 def laid(folder: Path, stamp: str, token: str) -> None:
-    """A Secret's volume as the kubelet writes it: the files in a folder of their own, one link that is swapped."""
+    """Write a Secret's volume as the kubelet does: a new folder for the files, and one link that is replaced."""
     (folder / stamp).mkdir(parents=True)
     (folder / stamp / "tokens").write_text(token)
     (folder / "..next").symlink_to(stamp)
@@ -304,7 +304,7 @@ def laid(folder: Path, stamp: str, token: str) -> None:
         (folder / "tokens").symlink_to("..data/tokens")
 
 
-def test_a_changed_secret_is_taken_up_as_the_kubelet_changes_it(
+def test_a_secret_that_the_kubelet_changes_is_loaded(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: np.ndarray
 ) -> None:
     monkeypatch.setenv("DIGITS_TRANSPORT", "grpcio")

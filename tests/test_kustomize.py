@@ -1,4 +1,4 @@
-"""What kustomize makes of deploy/kubernetes: overlays, held whole to published schemas and the service's options."""
+"""The overlays that kustomize builds match published schemas and the service's options."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ OVERLAYS = [folder for folder in BUILT if folder != "kserve"]
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("folder", BUILT)
-def test_what_kustomize_builds_is_what_the_schemas_say(folder: str, version: str) -> None:
+def test_the_output_of_kustomize_matches_the_schemas(folder: str, version: str) -> None:
     assert [(m["kind"], mistake) for m in built(folder) for mistake in mistakes(m, version)] == []
 
 
 @pytest.mark.parametrize("folder", OVERLAYS)
-def test_what_kustomize_builds_starts_the_service_with_options_that_it_takes(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_service_accepts_the_options_of_the_overlays(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (config,) = [m for m in built(folder) if m["kind"] == "ConfigMap"]
     (source,) = container(one(built(folder), "Deployment"))["envFrom"]
     assert source["configMapRef"]["name"] == config["metadata"]["name"]
@@ -52,15 +50,15 @@ def test_an_overlay_is_in_one_namespace_that_enforces_the_strictest_standard() -
         assert inside == {namespace["metadata"]["name"]}
 
 
-def test_production_asks_for_health_without_tls_and_takes_its_secrets_from_the_cluster() -> None:
+def test_production_checks_health_without_tls_and_reads_its_secrets_from_the_cluster() -> None:
     pod = one(built("overlays/production"), "Deployment")["spec"]["template"]["spec"]
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert pod["containers"][0][kind]["httpGet"] == {"path": "/healthz", "port": "metrics"}
         assert "grpc" not in pod["containers"][0][kind]
     secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
     assert secrets == {"digitserve-tls", "digitserve-tokens"}
-    assert not [m for m in built("overlays/production") if m["kind"] == "Secret"], "no secret lies in a repository"
-    assert "replicas" not in one(built("overlays/production"), "Deployment")["spec"], "the autoscaler's to say"
+    assert not [m for m in built("overlays/production") if m["kind"] == "Secret"], "the repository holds no secret"
+    assert "replicas" not in one(built("overlays/production"), "Deployment")["spec"], "the autoscaler sets it"
 
 
 def test_production_images_have_a_tag_that_stays() -> None:
@@ -70,14 +68,14 @@ def test_production_images_have_a_tag_that_stays() -> None:
         assert all(re.search(r":\d+\.\d+\.\d+(-gpu)?$", image) for image in images), images
 
 
-def test_a_gpu_is_asked_for_once_a_replica_and_the_option_is_given_where_there_is_one() -> None:
+def test_each_replica_requests_one_gpu_and_has_the_option_for_it() -> None:
     limits = container(one(built("overlays/gpu"), "Deployment"))["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == 1
     (config,) = [m for m in built("overlays/gpu") if m["kind"] == "ConfigMap"]
     assert config["data"]["DIGITS_PROVIDER"] == "cuda"
 
 
-def test_the_overlay_of_the_guide_is_built_and_says_what_the_guide_says(tmp_path: Path) -> None:
+def test_the_overlay_of_the_guide_is_built_with_the_settings_of_the_guide(tmp_path: Path) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.DOTALL)
     written = example.replace("../deploy", os.path.relpath(ROOT / "deploy", tmp_path))
     (tmp_path / "kustomization.yaml").write_text(written)
@@ -91,7 +89,7 @@ def test_the_overlay_of_the_guide_is_built_and_says_what_the_guide_says(tmp_path
     assert one(manifests, "HorizontalPodAutoscaler")["spec"]["maxReplicas"] == 100
 
 
-def test_tracing_opens_the_way_to_the_collector_that_it_names_and_nothing_else_goes_out(tmp_path: Path) -> None:
+def test_tracing_only_allows_traffic_to_its_collector(tmp_path: Path) -> None:
     folder = os.path.relpath(ROOT / "deploy/kubernetes", tmp_path)
     (tmp_path / "kustomization.yaml").write_text(
         f"resources: [{folder}/overlays/production]\ncomponents: [{folder}/components/tracing]\n"

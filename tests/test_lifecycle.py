@@ -1,4 +1,4 @@
-"""Starting and stopping, as an operator meets them."""
+"""The start and the stop of the server, as an operator sees them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_signal_while_it_starts_stops_it_too(model_path: Path, number: signal.
         service.close()
 
 
-def test_a_variable_that_is_no_option_is_told_with_the_one_that_may_be_meant(model_path: Path) -> None:
+def test_an_unknown_variable_is_logged_with_a_suggestion(model_path: Path) -> None:
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env={"DIGITS_TOKENS_FIL": "tokens"})
     try:
         told = service.wait_for("unknown variable")
@@ -67,7 +67,7 @@ def test_a_variable_that_is_no_option_is_told_with_the_one_that_may_be_meant(mod
 
 
 @pytest.mark.parametrize("arguments", [["--tokens-file", ""], ["--tls-cert="], ["--port", "1", "--model-sha256="]])
-def test_an_empty_flag_is_refused_by_name(arguments: list[str]) -> None:
+def test_an_empty_flag_is_rejected_by_name(arguments: list[str]) -> None:
     with pytest.raises(
         SettingsError, match=r"--(tokens-file|tls-cert|model-sha256) \(or DIGITS_\w+\) is empty; expected a value"
     ):
@@ -89,7 +89,7 @@ async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_
             assert (await watch.read()).status == SERVING
             service.process.send_signal(signal.SIGTERM)
             assert (await watch.read()).status == NOT_SERVING
-            # It still answers: a balancer that has not noticed yet loses nothing.
+            # It still answers, so that a balancer that has not yet noticed loses no call.
             reply = await channel.unary_unary("/digits.v1.DigitService/Predict")(IMAGE, timeout=ANSWERS_WITHIN)
             assert len(PredictResponse.FromString(reply).digits) == 1
             assert await asyncio.to_thread(service.get, "/metrics")
@@ -123,7 +123,7 @@ async def test_a_second_signal_skips_the_drain_wait_and_answers_what_is_in_fligh
 async def test_a_third_signal_ends_it_at_once(model_path: Path) -> None:
     with serving(model_path, "--drain-wait", "600", "--shutdown-grace", "600") as service:
         async with aio.insecure_channel(service.address) as channel:
-            # A call whose message does not come keeps the server for long.
+            # A call without a message delays the stop.
             await channel.stream_unary("/digits.v1.DigitService/Predict")().wait_for_connection()
             service.process.send_signal(signal.SIGINT)
             await asyncio.to_thread(service.wait_for, "stopping")
@@ -141,7 +141,7 @@ async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None
             began = time.monotonic()
             assert await asyncio.to_thread(service.stop) == 0
             assert time.monotonic() - began < 50
-        assert {line["level"] for line in service.lines} == {"info"}, "a stop like any other is no warning"
+        assert {line["level"] for line in service.lines} == {"info"}, "a normal stop logs no warning"
 
 
 async def test_an_idle_stream_is_ended_with_unavailable_when_the_server_stops(model_path: Path) -> None:
@@ -171,7 +171,9 @@ async def test_every_call_that_was_sent_before_the_stop_is_answered(model_path: 
         assert await asyncio.to_thread(service.ended) == 0
 
 
-async def test_a_caller_that_vanishes_in_a_stream_is_counted_as_canceled_and_logs_no_error(model_path: Path) -> None:
+async def test_a_client_that_disconnects_in_a_stream_is_counted_as_canceled(
+    model_path: Path,
+) -> None:
     with serving(model_path) as service:
         channel = aio.insecure_channel(service.address)
         stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")()
@@ -191,7 +193,7 @@ async def test_a_caller_that_vanishes_in_a_stream_is_counted_as_canceled_and_log
 
 
 def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit status and the last line's reason of a server that cannot start."""
+    """Return exit status and the last line's reason of a server that cannot start."""
     service = launch(*arguments, env=env)
     try:
         status = service.ended()
@@ -201,7 +203,7 @@ def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> tuple[
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
-def test_a_taken_port_is_one_sentence(model_path: Path, option: str) -> None:
+def test_a_port_in_use_is_a_one_line_error(model_path: Path, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ports = {"--port": "0", "--metrics-port": "0", option: port}
@@ -210,20 +212,20 @@ def test_a_taken_port_is_one_sentence(model_path: Path, option: str) -> None:
     assert reason == f"port {port} on 127.0.0.1 is in use: stop the other process, or choose another port"
 
 
-def test_a_second_server_on_the_same_port_is_refused(model_path: Path) -> None:
+def test_a_second_server_on_the_same_port_does_not_start(model_path: Path) -> None:
     with serving(model_path) as service:
         port = service.address.rsplit(":", 1)[1]
         status, reason = refusal("--model", model_path, "--port", port, "--metrics-port", "0")
         assert (status, "is in use" in reason) == (1, True)
 
 
-def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_model_is_a_one_line_error(tmp_path: Path) -> None:
     status, reason = refusal("--model", tmp_path / "none.onnx")
     assert status == 1
     assert reason == f"{tmp_path}/none.onnx: no such file: write it with `python -m export onnx`"
 
 
-def test_an_address_that_is_not_ours_is_one_sentence(model_path: Path) -> None:
+def test_a_foreign_address_is_a_one_line_error(model_path: Path) -> None:
     status, reason = refusal("--model", model_path, "--host", "192.0.2.1", "--metrics-port", "0")
     assert status == 1
     assert reason.startswith("cannot listen on 192.0.2.1 port 50051: ")
@@ -257,14 +259,14 @@ def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comple
         (["--prot", "1"], {}, "unrecognized arguments: --prot 1"),
     ],
 )
-def test_a_bad_option_is_refused_by_name(arguments: list[str], env: dict[str, str], sentence: str) -> None:
+def test_a_bad_option_is_rejected_by_name(arguments: list[str], env: dict[str, str], sentence: str) -> None:
     done = run(*arguments, env=env)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_help_teaches_every_option() -> None:
+def test_help_lists_every_option() -> None:
     done = run("--help")
     assert done.returncode == 0
     for option in ("--model", "--port", "--metrics-port", "--max-batch-size", "--drain-wait", "--log-format"):
@@ -284,14 +286,14 @@ NOT_INSTALLED = "the wheel digitserve-native is not installed"
         ("native", "", ("native", "", "")),
     ],
 )
-def test_auto_takes_the_native_transport_where_its_wheel_is(
+def test_auto_uses_the_native_transport_if_its_wheel_is_installed(
     monkeypatch: pytest.MonkeyPatch, asked: str, problem: str, expected: tuple[str, str, str]
 ) -> None:
     monkeypatch.setattr(wheel, "problem", lambda: problem)
     assert choose_transport(load([f"--transport={asked}"])) == expected
 
 
-def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_native_transport_without_its_wheel_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel, "problem", lambda: NOT_INSTALLED)
     with pytest.raises(StartError) as caught:
         choose_transport(load(["--transport=native"]))
@@ -309,7 +311,7 @@ def test_the_native_transport_without_its_wheel_is_one_sentence(monkeypatch: pyt
         (f"__version__ = {__version__!r}", ""),
     ],
 )
-def test_a_wheel_of_another_version_or_platform_is_not_taken(
+def test_a_wheel_of_another_version_or_platform_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, problem: str
 ) -> None:
     (tmp_path / "another_native.py").write_text(source)
@@ -319,7 +321,7 @@ def test_a_wheel_of_another_version_or_platform_is_not_taken(
     assert wheel.problem() == problem
 
 
-def test_a_wheel_of_another_commit_is_one_sentence(model_path: Path, tmp_path: Path) -> None:
+def test_a_wheel_of_another_commit_is_a_one_line_error(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "digitserve_native.py").write_text(f"__version__ = {__version__!r}\nclass Server: pass\n")
     environment = {"PYTHONPATH": str(tmp_path), "DIGITS_TRANSPORT": "auto"}
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env=environment)
@@ -337,7 +339,7 @@ def refuses_connections(port: int) -> bool:
         return peer.connect_ex(("127.0.0.1", port)) != 0
 
 
-async def test_stop_closes_all_that_start_opened(model_path: Path) -> None:
+async def test_stop_closes_all_resources_of_start(model_path: Path) -> None:
     before = set(threading.enumerate())
     server = compose(load([f"--model={model_path}", "--port=0", "--metrics-port=0", "--provider=cpu"]), LOG)
     await server.start()
@@ -352,7 +354,7 @@ async def test_stop_closes_all_that_start_opened(model_path: Path) -> None:
     assert not left & {"http", "watchdog", "model", "native", "native-model"}
 
 
-async def test_a_start_that_fails_closes_what_it_has_opened(model_path: Path) -> None:
+async def test_a_failed_start_closes_its_resources(model_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         port = occupied.getsockname()[1]
         server = compose(load([f"--model={model_path}", f"--port={port}", "--metrics-port=0", "--provider=cpu"]), LOG)
@@ -363,13 +365,13 @@ async def test_a_start_that_fails_closes_what_it_has_opened(model_path: Path) ->
     assert "http" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_the_log_says_which_transport_serves(model_path: Path, transport: str) -> None:
+def test_the_log_names_the_transport(model_path: Path, transport: str) -> None:
     with serving(model_path) as service:
         assert service.lines[-1]["transport"] == transport
         assert f'transport="{transport}"' in service.get("/metrics")
 
 
-def test_the_log_says_why_it_is_not_the_native_transport_and_how_to_get_it(model_path: Path, tmp_path: Path) -> None:
+def test_the_log_explains_a_missing_native_transport_and_its_installation(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "digitserve_native.py").write_text("raise ImportError('none here')")
     environment = {"PYTHONPATH": str(tmp_path), "DIGITS_TRANSPORT": "auto"}
     service = launch("--model", model_path, "--port", "0", "--metrics-port", "0", env=environment)
@@ -382,7 +384,7 @@ def test_the_log_says_why_it_is_not_the_native_transport_and_how_to_get_it(model
         service.close()
 
 
-def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_grpcio_are_never_silently_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel, "problem", lambda: "")
     monkeypatch.delenv("DIGITS_TRANSPORT", raising=False)
     option = "--otlp-endpoint=http://127.0.0.1:1"
@@ -393,9 +395,9 @@ def test_what_only_grpcio_offers_is_never_left_out_in_silence(monkeypatch: pytes
 
 
 def test_grpcio_reads_calls_in_the_thread_that_hands_them_on(model_path: Path, transport: str) -> None:
-    """What asks for that is an experiment by name: this tells when a release of grpcio does not know it any more."""
+    """An experimental option enables this. The test fails when a release of grpcio no longer has the option."""
     if transport == "native":
-        pytest.skip("grpcio serves nothing there")
+        pytest.skip("only the native transport serves")
     large = PredictRequest(pixels=bytes(784 * 200)).SerializeToString()
     with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
         for _ in range(300):

@@ -1,7 +1,7 @@
-"""No two locks of the server are taken in both orders, in a run in which everything happens that takes any.
+"""No two locks of the server are acquired in both orders, in a run of all operations that acquire locks.
 
-Two threads that each hold one and ask for the other's wait for ever, and whether they meet is a matter of luck; that
-both orders occur is not.
+Two threads that acquire two locks in opposite orders can deadlock. The deadlock is rare, but both orders are always
+recorded.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def orders(file: Path) -> list[tuple[str, str]]:
 
 
 def cycle(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Locks of which each is asked for with the one before held, and the first again; empty where there are none."""
+    """Return a cycle of locks, each acquired while its predecessor is held; empty if there is none."""
     order: TopologicalSorter[str] = TopologicalSorter()
     for held, asked in pairs:
         order.add(asked, held)
@@ -75,7 +75,7 @@ def add(folder: Path, version: int) -> None:
 
 @dataclass
 class Traffic:
-    """Calls and scrapes until it is done; what is refused is answered too."""
+    """Calls and scrapes until the test ends; rejected calls count as answered."""
 
     service: ServiceProcess
     tls_ca: Path
@@ -85,7 +85,7 @@ class Traffic:
     def call(self, token_file: Path) -> None:
         with DigitsClient(self.service.address, tls_ca=self.tls_ca, token_file=token_file) as client:
             while not self.done.is_set():
-                with contextlib.suppress(DigitsError):  # another token by now, or the drain
+                with contextlib.suppress(DigitsError):  # after a token rotation, or during the drain
                     client.predict(BLANK, include_hidden_layers=True)
                     client.explain(BLANK)
                 self.answered.release()
@@ -103,7 +103,7 @@ class Traffic:
 
 @pytest.mark.slow
 @on_both_transports
-def test_no_two_locks_of_the_server_are_taken_in_both_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_two_locks_are_acquired_in_both_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, noted, tokens, second = (tmp_path / name for name in ("digits", "orders", "tokens", "second"))
     authority = Authority(tmp_path / "ours")
     pair = authority.issue("server")
@@ -131,15 +131,15 @@ def test_no_two_locks_of_the_server_are_taken_in_both_orders(tmp_path: Path, mon
             traffic.done.set()
         for scraping in scrapes:
             scraping.result(ANSWERS_WITHIN)
-        assert service.stop() == 0  # calls may be under way
+        assert service.stop() == 0  # calls may be in flight
         for calling in calls:
             calling.result(ANSWERS_WITHIN)
     found = orders(noted)
-    assert found  # it has looked
+    assert found  # the recorder works
     assert not cycle(found)
 
 
-def test_two_locks_taken_in_both_orders_are_noted_although_nothing_waits(tmp_path: Path) -> None:
+def test_two_locks_acquired_in_both_orders_are_recorded_without_a_deadlock(tmp_path: Path) -> None:
     noted = tmp_path / "orders"
     environment = {**os.environ, "LOCK_ORDER": str(noted), "PYTHONPATH": str(HERE)}
     subprocess.run([sys.executable, "-c", BOTH_ORDERS], env=environment, check=True, timeout=ANSWERS_WITHIN)

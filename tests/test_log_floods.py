@@ -1,4 +1,4 @@
-"""What clients can make the log say by the thousand."""
+"""Clients cannot flood the log with thousands of lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COUNT = 2000
-ACK = frame(SETTINGS, 1, 0, b"")  # without it grpcio takes as many calls as may be open at a time, and no more
+ACK = frame(SETTINGS, 1, 0, b"")  # without it, grpcio accepts only as many calls as may be open concurrently
 MALFORMED = b"\0\0\0\0\2\xff\xff"
 
 
 @on_both_transports
 @pytest.mark.parametrize("path", [PREDICT, "/grpc.health.v1.Health/Check"])
-def test_malformed_calls_by_the_thousand_are_some_lines_and_each_is_counted(model_path: Path, path: str) -> None:
+def test_thousands_of_malformed_calls_log_few_lines_and_each_is_counted(model_path: Path, path: str) -> None:
     headers = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", path.encode()))
     with serving(model_path) as service, contextlib.closing(connected(service, PREFACE + ACK)) as peer:
         ends = (of for kind, flags, of, _ in each_frame(peer) if kind == 1 and flags & 1)

@@ -1,4 +1,4 @@
-"""`make run` and `make play`, by the scripts that make runs: what they show, and what they say of a mistake."""
+"""The scripts of `make run` and `make play`: their output and their error messages."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def environment(model_path: Path) -> dict[str, str]:
-    """Ports that nobody else has."""
+    """An environment with unused ports."""
     ports = {name: str(free_port()) for name in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "PLAY_PORT")}
     return {**os.environ, **ports, "DIGITS_MODEL": str(model_path), "DIGITS_SHUTDOWN_GRACE": "1"}
 
 
 @contextmanager
 def started(script: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process group of its own, as a terminal starts it."""
+    """Start a command in a separate process group, as a terminal does."""
     command, pipe = [sys.executable, ROOT / "scripts" / script], subprocess.PIPE
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
@@ -58,7 +58,7 @@ def lines_until(output: IO[str] | None, text: str) -> list[str]:
     pytest.fail(f"ended without {text!r}: {lines}")
 
 
-def test_run_shows_ten_digits_and_serves_on_until_it_is_stopped(environment: dict[str, str]) -> None:
+def test_run_shows_ten_digits_and_serves_until_it_is_stopped(environment: dict[str, str]) -> None:
     with started("run.py", environment) as process:
         shown = "".join(lines_until(process.stdout, f"Serving on at 127.0.0.1:{environment['DIGITS_PORT']}; Ctrl-C"))
         assert f"sent to 127.0.0.1:{environment['DIGITS_PORT']} over gRPC" in shown
@@ -68,20 +68,20 @@ def test_run_shows_ten_digits_and_serves_on_until_it_is_stopped(environment: dic
         assert process.wait(ANSWERS_WITHIN) == 0
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104 (one of those that are tried)
-def test_run_asks_no_proxy_for_its_own_server(environment: dict[str, str], host: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104 (the subject of the test)
+def test_run_bypasses_proxies_for_its_server(environment: dict[str, str], host: str) -> None:
     with started("run.py", {**environment, **DEAD_PROXIES, "DIGITS_HOST": host}) as process:
         shown = "".join(lines_until(process.stdout, "Serving on at"))
         assert shown.count("right") + shown.count(", not ") == 10
 
 
-def test_the_play_page_asks_no_proxy_for_its_own_server(environment: dict[str, str]) -> None:
+def test_the_play_page_bypasses_proxies_for_its_server(environment: dict[str, str]) -> None:
     with started("run_playground.py", {**environment, **DEAD_PROXIES}) as process:
         lines_until(process.stdout, "look inside at")
 
 
 @pytest.mark.parametrize("cargo", [True, False])
-def test_run_says_which_transport_serves_and_how_to_get_the_faster_one(
+def test_run_names_the_transport_and_the_installation_of_the_faster_one(
     environment: dict[str, str], tmp_path: Path, cargo: bool
 ) -> None:
     (tmp_path / "digitserve_native.py").write_text("raise ImportError('none here')")
@@ -94,7 +94,7 @@ def test_run_says_which_transport_serves_and_how_to_get_the_faster_one(
     assert f"For 10 times as many small calls/s: {need}make native.\n" in shown
 
 
-def test_run_says_that_the_transport_asked_for_serves_and_no_more(environment: dict[str, str]) -> None:
+def test_run_names_the_requested_transport_without_a_suggestion(environment: dict[str, str]) -> None:
     with started("run.py", {**environment, "DIGITS_TRANSPORT": "grpcio"}) as process:
         shown = lines_until(process.stdout, "Serving on at")
     assert "Transport: grpcio.\n" in shown
@@ -113,21 +113,19 @@ def test_run_is_quiet_and_fits_eighty_columns_when_it_is_piped(environment: dict
     assert said in {"", f"waiting for 127.0.0.1:{environment['DIGITS_PORT']} to be SERVING ...\n"}
 
 
-def test_run_shows_the_whole_log_where_a_level_is_given(environment: dict[str, str]) -> None:
+def test_run_shows_the_whole_log_if_a_level_is_set(environment: dict[str, str]) -> None:
     with started("run.py", {**environment, "DIGITS_LOG_LEVEL": "info"}) as process:
         shown = lines_until(process.stdout, "Serving on at")
         process.send_signal(signal.SIGTERM)
         more, said = process.communicate(timeout=20)
-    assert more == "", "it says how to see what is to be seen already"
+    assert more == "", "it names an option that is already set"
     assert not [line for line in shown if "DIGITS_LOG_LEVEL" in line]
     assert [event for event in ("starting", "serving", "stopping", "stopped") if f'"{event}"' not in said] == []
 
 
 @pytest.mark.parametrize("script", ["run.py", "run_playground.py"])
 @pytest.mark.parametrize("variable", ["DIGITS_PORT", "DIGITS_METRICS_PORT"])
-def test_a_port_that_is_taken_is_told_before_anything_starts(
-    environment: dict[str, str], script: str, variable: str
-) -> None:
+def test_a_port_in_use_is_reported_before_the_start(environment: dict[str, str], script: str, variable: str) -> None:
     with socket.create_server(("127.0.0.1", int(environment[variable]))):
         status, shown, said = refused(script, environment)
     assert (status, shown) == (1, "")
@@ -144,7 +142,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(
         ("DIGITS_MODEL", "/no", "/no"),
     ],
 )
-def test_a_mistake_in_the_environment_is_told_and_no_page_is_announced(
+def test_an_invalid_environment_is_reported_without_a_page(
     environment: dict[str, str], script: str, variable: str, value: str, sentence: str
 ) -> None:
     status, shown, said = refused(script, {**environment, variable: value})
@@ -161,9 +159,7 @@ def test_play_serves_model_and_page_until_it_is_stopped(environment: dict[str, s
         assert process.wait(ANSWERS_WITHIN) == 0
 
 
-def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
-    environment: dict[str, str], model_path: Path
-) -> None:
+def test_play_uses_a_running_server_and_does_not_stop_it(environment: dict[str, str], model_path: Path) -> None:
     with serving(model_path) as service:
         port = service.address.rpartition(":")[2]
         with started("run_playground.py", {**environment, "DIGITS_PORT": port}) as process:
@@ -176,7 +172,7 @@ def test_play_beside_a_server_that_is_up_asks_that_one_and_leaves_it_alone(
 
 
 @pytest.mark.slow
-def test_play_whose_own_port_is_taken_fails_and_takes_its_server_with_it(environment: dict[str, str]) -> None:
+def test_play_without_a_free_port_fails_and_stops_its_server(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", int(environment["PLAY_PORT"]))):
         status, shown, said = refused("run_playground.py", environment)
     assert status == 1

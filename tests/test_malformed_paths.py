@@ -1,4 +1,4 @@
-"""What no client of gRPC sends as the path of a call, and what ends grpc.aio's accept loop."""
+"""Paths that no gRPC client sends: invalid UTF-8 would end grpc.aio's accept loop."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def call(stream: int, path: bytes) -> bytes:
 
 
 @pytest.mark.usefixtures("transport")
-def test_a_path_that_is_no_text_harms_nobody_else(model_path: Path) -> None:
+def test_an_invalid_path_does_not_affect_other_calls(model_path: Path) -> None:
     with serving(model_path) as service, contextlib.closing(connected(service, PREFACE)) as other:
         for path in 3 * PATHS:
             peer = connected(service, PREFACE + call(1, path))
-            with contextlib.closing(peer), contextlib.suppress(ConnectionError, IndexError):  # its own end
+            with contextlib.closing(peer), contextlib.suppress(ConnectionError, IndexError):  # its connection ends
                 next(kind for kind, *_ in each_frame(peer) if kind in (1, GOAWAY))
         still_serves(service)
         other.sendall(call(1, b"/grpc.health.v1.Health/Check"))
@@ -52,7 +52,7 @@ def test_a_path_that_is_no_text_harms_nobody_else(model_path: Path) -> None:
 
 
 def until_end(peer: socket.socket, stream: int) -> list[tuple[int, int, int, bytes]]:
-    """The frames up to the one that ends the stream."""
+    """Read the frames up to the one that ends the stream."""
     found = []
     for one in each_frame(peer):
         found.append(one)
@@ -61,7 +61,7 @@ def until_end(peer: socket.socket, stream: int) -> list[tuple[int, int, int, byt
     return found
 
 
-async def test_grpcio_answers_a_path_that_is_no_text_as_any_rpc_that_is_not_here() -> None:
+async def test_grpcio_answers_an_invalid_path_as_unimplemented() -> None:
     async with listening() as server:
         with contextlib.closing(connected(server, PREFACE)) as peer:
             answers = []
@@ -81,10 +81,10 @@ async def check(server: Bare) -> int:
         return int(reply.status)
 
 
-async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_are_kept(
+async def test_an_ended_server_is_replaced_on_its_port_and_keeps_calls_in_flight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Upstream's own accept loop, which such a path ends."""
+    """With upstream's accept loop, which ends at such a path."""
     monkeypatch.setattr(grpcio_server, "HAS_KNOWN_INTERNALS", False)
     told: list[str] = []
     async with (
@@ -104,9 +104,7 @@ async def test_a_server_that_ends_is_replaced_on_its_port_and_calls_in_flight_ar
     assert [bool(reason) for reason in told] == [True, False] * 3
 
 
-async def test_the_server_that_takes_over_shows_the_latest_certificate(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_the_replacing_server_has_the_latest_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(grpcio_server, "HAS_KNOWN_INTERNALS", False)
     issuer = Authority(tmp_path)
     first, second = issuer.issue("first"), issuer.issue("second")
@@ -128,20 +126,20 @@ async def test_the_server_that_takes_over_shows_the_latest_certificate(
         put(first.certificate, second.certificate.read_bytes())
         put(first.key, second.key.read_bytes())
         for _ in range(2):
-            tls.poll()  # the second time they have settled
+            tls.poll()  # at the second poll, the files are unchanged
         for _ in range(2):
             before = len(told)
             assert await asyncio.to_thread(shown, port, call(1, PATHS[0])) == "second"
             await until(lambda: len(told) == before + 2)  # noqa: B023 (waits for it)
 
 
-def test_this_grpcio_is_one_whose_accept_loop_we_know() -> None:
-    """Otherwise a path that is no text restarts the server: look at what has changed in its server.pyx.pxi."""
+def test_the_accept_loop_of_this_grpcio_is_known() -> None:
+    """Otherwise an invalid path restarts the server. In that case, compare the release's server.pyx.pxi."""
     assert grpcio_server.HAS_KNOWN_INTERNALS
 
 
-def test_upstream_still_ends_its_loop_as_our_report_says() -> None:
-    """This tells when a release of grpcio is repaired, and the report and our own loop can go."""
+def test_upstream_still_ends_its_accept_loop() -> None:
+    """The test fails when a release of grpcio is fixed. The report and our accept loop can then be removed."""
     report = (ROOT / "docs" / "upstream" / "grpc-aio-non-utf8-path.md").read_text()
     program = report.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

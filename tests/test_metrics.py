@@ -1,4 +1,4 @@
-"""What /metrics says after traffic that is known."""
+"""The content of /metrics after known traffic."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def after_traffic(
     digits: np.ndarray,
     transport: str,  # noqa: ARG001 (sets the environment)
 ) -> Iterator[tuple[ServiceProcess, list[int]]]:
-    """A server of its own that has answered 7 single images, one batch of 100 and a stream of 5; 2 were malformed."""
+    """A new server after 7 single images, one batch of 100, a stream of 5 and 2 malformed calls."""
     with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
         unary = channel.unary_unary("/digits.v1.DigitService/Predict")
         stream = channel.stream_stream("/digits.v1.DigitService/PredictStream")
@@ -97,7 +97,7 @@ def test_latency_has_buckets_fit_for_microseconds(after_traffic: tuple[ServicePr
 
 def test_runs_and_batch_sizes_are_counted(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
     series = after_traffic[0].series()
-    # Messages of a stream that are there at once may share a run.
+    # Messages of a stream that arrive together can share a run.
     runs = series["digits_inference_seconds_count", ()]
     assert 9 <= runs <= 13
     assert series["digits_batch_size_count", ()] == runs
@@ -135,7 +135,7 @@ def test_the_client_and_the_server_call_the_same_answers_unsure() -> None:
 
 def test_a_batch_is_counted_as_its_images_one_by_one() -> None:
     activations = np.random.default_rng(0).random((50, 10), dtype=np.float32) ** 2
-    activations[0] = 0.5  # on an edge: belongs to the bucket that ends there
+    activations[0] = 0.5  # on a boundary: belongs to the bucket that ends there
     digits = activations.argmax(axis=1)
     registries = CollectorRegistry(), CollectorRegistry()
     at_once, one_by_one = map(Metrics, registries)
@@ -154,7 +154,7 @@ def test_a_batch_is_counted_as_its_images_one_by_one() -> None:
     assert sums[0] == pytest.approx(sums[1])
 
 
-def test_the_time_of_the_last_success_moves_with_answers_and_not_with_refusals(model_path: Path) -> None:
+def test_the_time_of_the_last_success_changes_with_answers_and_not_with_rejections(model_path: Path) -> None:
     with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
         call = channel.unary_unary("/digits.v1.DigitService/Predict")
 
@@ -173,12 +173,12 @@ def test_the_time_of_the_last_success_moves_with_answers_and_not_with_refusals(m
         assert last() > first
 
 
-def test_the_limit_of_the_line_stands_beside_what_waits(model_path: Path) -> None:
+def test_the_limit_of_the_queue_is_a_metric(model_path: Path) -> None:
     with serving(model_path, "--max-queued-images", "77") as service:
         assert service.series()["digits_queue_capacity_images", ()] == 77
 
 
-def test_serving_says_what_health_says(model_path: Path) -> None:
+def test_the_metric_of_serving_agrees_with_health(model_path: Path) -> None:
     with serving(model_path, "--drain-wait", "600") as service:
         assert service.series()["digits_serving", ()] == 1
         service.process.terminate()
@@ -199,7 +199,7 @@ def test_the_program_in_service_is_named(after_traffic: tuple[ServiceProcess, li
     ]
 
 
-def test_a_request_id_is_the_exemplar_for_those_who_ask_for_openmetrics(model_path: Path, digits: np.ndarray) -> None:
+def test_a_request_id_is_the_exemplar_in_openmetrics(model_path: Path, digits: np.ndarray) -> None:
     with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
         call = channel.unary_unary("/digits.v1.DigitService/Predict")
         ids = {"good-1", "x" * 128}
@@ -244,14 +244,14 @@ def test_the_process_is_measured(after_traffic: tuple[ServiceProcess, list[int]]
     assert series["process_cpu_seconds_total", ()] > 0
 
 
-def test_metrics_are_compressed_for_those_who_ask(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+def test_metrics_are_compressed_on_request(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
     request = urllib.request.Request(after_traffic[0].metrics_url, headers={"Accept-Encoding": "gzip"})
     with urllib.request.urlopen(request, timeout=10) as reply:
         assert reply.headers["Content-Encoding"] == "gzip"
         assert b"grpc_server_handled_total" in gzip.decompress(reply.read())
 
 
-def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
+def test_other_paths_list_the_valid_ones(after_traffic: tuple[ServiceProcess, list[int]]) -> None:
     service, _ = after_traffic
     assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
     assert "/metrics" in service.get("/")
@@ -259,7 +259,7 @@ def test_other_paths_say_what_is_here(after_traffic: tuple[ServiceProcess, list[
         service.get("/admin")
 
 
-def test_a_connection_on_which_nothing_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.observability.metrics_server._IDLE_TIMEOUT", 1)
     endpoint = MetricsServer(CollectorRegistry(), is_serving=lambda: True)
     endpoint.start("127.0.0.1", 0)

@@ -1,4 +1,4 @@
-"""The HTTP port: what it answers, and what a peer of it can take."""
+"""The HTTP port for metrics: its answers, and its limits for hostile peers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def port_of(service: ServiceProcess) -> int:
 
 
 def exchange(port: int, sent: bytes) -> bytes:
-    """What comes back for these bytes until the connection ends."""
+    """Send bytes; return the reply until the connection ends."""
     with socket.create_connection(("127.0.0.1", port), ANSWERS_WITHIN) as peer:
         received = b""
         with contextlib.suppress(ConnectionError):
@@ -90,11 +90,11 @@ def test_other_methods_are_not_allowed(endpoint: MetricsServer, method: str, pat
     ],
     ids=["rubbish", "path", "a long header", "many headers", "a large body", "a large chunk"],
 )
-def test_a_bad_request_is_refused_without_a_word_of_what_answers(
+def test_a_bad_request_is_rejected_without_naming_the_software(
     endpoint: MetricsServer, sent: bytes, status: bytes
 ) -> None:
     received = exchange(endpoint.port, sent)
-    # What is still on its way when the connection ends may take the refusal with it.
+    # A reset of the connection can discard the reply.
     if received:
         assert received.split(b" ")[1] == status
     assert b"Server:" not in received
@@ -103,7 +103,7 @@ def test_a_bad_request_is_refused_without_a_word_of_what_answers(
     assert request(endpoint.port, "GET", "/healthz")[0].status == 200
 
 
-def test_no_answer_names_the_software_that_gives_it(endpoint: MetricsServer) -> None:
+def test_no_answer_names_the_software(endpoint: MetricsServer) -> None:
     for path in ("/metrics", "/healthz", "/nothing"):
         reply, _ = request(endpoint.port, "GET", path)
         assert "Server" not in reply.headers
@@ -116,7 +116,7 @@ def test_headers_that_never_end_are_not_kept(model_path: Path) -> None:
         before = service.series()["process_resident_memory_bytes", ()]
         for _ in range(60):
             peer = peers.enter_context(socket.create_connection(("127.0.0.1", port), ANSWERS_WITHIN))
-            with contextlib.suppress(OSError):  # the server has had enough
+            with contextlib.suppress(OSError):  # the server has closed the connection
                 peer.sendall(b"GET /metrics HTTP/1.1\r\n")
                 for _ in range(100):
                     peer.sendall(b"A: " + b"x" * 60_000 + b"\r\n")
@@ -131,7 +131,7 @@ def test_a_client_that_hangs_up_in_a_scrape_leaves_no_traceback_in_the_log(model
         port = port_of(service)
         for _ in range(50):
             with socket.create_connection(("127.0.0.1", port), ANSWERS_WITHIN) as peer:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # the end is a reset
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # close with a reset
                 peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
         assert request(port, "GET", "/healthz")[0].status == 200
         assert service.stop() == 0  # every line has been read as JSON
@@ -140,7 +140,7 @@ def test_a_client_that_hangs_up_in_a_scrape_leaves_no_traceback_in_the_log(model
         service.close()
 
 
-def test_what_libraries_log_is_an_event_of_the_log(tmp_path: Path) -> None:
+def test_log_lines_of_libraries_are_events_of_the_log(tmp_path: Path) -> None:
     script = """
 import logging, threading, warnings
 from service.observability.logs import capture_libraries, make_logger

@@ -1,4 +1,4 @@
-"""The service loads a whole, unaltered model.onnx of this network and refuses anything else with a sentence."""
+"""The service loads a complete, unaltered model.onnx of this network and rejects others with a one-line error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def sealed(model: onnx.ModelProto) -> bytes:
-    """A model with its content_sha256 made right again after a change."""
+    """Update a model's content_sha256 after a change."""
     for entry in model.metadata_props:
         if entry.key == "content_sha256":
             entry.value = "0" * 64
@@ -38,12 +38,12 @@ def test_answers_as_the_reference_does(model_path: Path, digits: np.ndarray) -> 
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-5)
 
 
-def test_tells_what_the_file_says_of_itself(make_model: Callable[..., Path]) -> None:
+def test_the_info_is_the_metadata_of_the_file(make_model: Callable[..., Path]) -> None:
     info = Model(make_model("relu", version="7")).info
     assert (info.name, info.version, info.activation, info.parameter_count) == ("digits", "7", "relu", 13_002)
 
 
-def test_a_pinned_digest_must_be_the_files(model_path: Path) -> None:
+def test_a_pinned_digest_must_match_the_file(model_path: Path) -> None:
     digest = hashlib.sha256(model_path.read_bytes()).hexdigest()
     Model(model_path, sha256=digest)
     with pytest.raises(ModelFileError, match=f"sha256 {digest}; expected {'0' * 64}"):
@@ -59,19 +59,19 @@ def refused(path: Path, content: bytes) -> str:
     return str(caught.value)
 
 
-def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_export_command(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no such file: write it with `python -m export onnx`"):
         Model(tmp_path / "model.onnx")
 
 
-def test_a_folder_or_a_pipe_is_no_model(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # whoever opened it would wait for a writer
+def test_a_folder_or_a_pipe_is_rejected(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would block until a writer opens it
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(ModelFileError, match="is no regular file"):
             Model(path)
 
 
-def test_a_file_cut_short_is_refused_wherever_it_was_cut(tmp_path: Path, model_path: Path) -> None:
+def test_a_truncated_model_is_rejected(tmp_path: Path, model_path: Path) -> None:
     whole = model_path.read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         sentence = refused(tmp_path / "model.onnx", whole[:length])
@@ -80,7 +80,7 @@ def test_a_file_cut_short_is_refused_wherever_it_was_cut(tmp_path: Path, model_p
 
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_one_flipped_bit_anywhere_is_noticed(
+def test_one_flipped_bit_is_detected(
     tmp_path_factory: pytest.TempPathFactory, model_path: Path, data: st.DataObject
 ) -> None:
     content = bytearray(model_path.read_bytes())
@@ -90,11 +90,11 @@ def test_one_flipped_bit_anywhere_is_noticed(
 
 @given(content=st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
-def test_no_bytes_whatever_pass_for_a_model(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_no_other_bytes_are_accepted_as_a_model(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     refused(tmp_path_factory.mktemp("bytes") / "model.onnx", content)
 
 
-def test_somebody_elses_onnx_is_refused(tmp_path: Path) -> None:
+def test_an_onnx_file_of_another_source_is_rejected(tmp_path: Path) -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
     model = helper.make_model(helper.make_graph([node], "other", [x], [y]), ir_version=8)
@@ -131,7 +131,7 @@ def unknown_operator(model: onnx.ModelProto) -> None:
         (unknown_operator, "ONNX Runtime .* cannot load it"),
     ],
 )
-def test_a_model_of_another_shape_is_refused_by_what_is_wrong(
+def test_a_model_of_another_shape_is_rejected_with_the_difference(
     tmp_path: Path, model_path: Path, change: Any, sentence: str
 ) -> None:
     model = onnx.load(model_path)
@@ -142,6 +142,6 @@ def test_a_model_of_another_shape_is_refused_by_what_is_wrong(
         Model(path)
 
 
-def test_the_float_form_is_named_as_what_it_is(make_model: Callable[..., Path]) -> None:
+def test_the_float_form_is_named(make_model: Callable[..., Path]) -> None:
     with pytest.raises(ModelFileError, match=r"its tensor pixels is tensor\(float\)"):
         Model(make_model(input_form="float32"))

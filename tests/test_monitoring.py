@@ -1,4 +1,4 @@
-"""Every query of the dashboard, the rules and the alerts: its names, and what a real Prometheus answers to it."""
+"""Every query of the dashboard, the rules and the alerts: its names, and the answer of a real Prometheus."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 IMAGES, INFERS, REFUSED, HTTP = 400, 20, 5, 10
 ANSWERED = IMAGES + INFERS + 100 + 2 * HTTP
-"""Images of all traffic."""
+"""The images in all traffic."""
 INTERVAL = 2  # seconds between scrapes, and between evaluations of the rules
-POD = {"namespace": "digitserve", "pod": "digitserve-0"}  # as the Prometheus operator labels what it scrapes
+POD = {"namespace": "digitserve", "pod": "digitserve-0"}  # the labels that the Prometheus operator adds
 
 _has_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -53,12 +53,12 @@ _has_prometheus = pytest.mark.skipif(
 
 
 def needs_prometheus(test: Test) -> Test:
-    """For tests of what Prometheus says, which are slow."""
+    """Mark a test as slow, and skip it without Prometheus."""
     return pytest.mark.slow(_has_prometheus(test))
 
 
 class Query(NamedTuple):
-    """One PromQL expression and where it stands."""
+    """A PromQL expression and its place."""
 
     where: str
     expr: str
@@ -90,25 +90,25 @@ OF_ENVOY = {
     *("envoy_cluster_membership_total", "envoy_cluster_upstream_rq_retry", "envoy_cluster_upstream_rq_total"),
     "envoy_listener_ssl_certificate_expiration_unix_time_seconds",
 }
-"""As Envoy 1.40 names them, on an edge with TLS; tests/e2e asks a real one."""
+"""The series of Envoy 1.40 as an edge with TLS; tests/e2e reads those of a real Envoy."""
 EMPTY_WHEN_WELL = ("panel Alerts by name", "panel Last change rejected", "panel Time left of the certificate")
 WORDS = {"by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "bool", "offset"}
 
 
 def selectors(expr: str) -> list[str]:
-    """The series that an expression reads, with their matchers and without their windows."""
+    """Return the series that an expression reads, with their matchers and without their windows."""
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right) ?\([^)]*\)", " ", expr)
     found = re.findall(r"(?<![\w.\"])([a-zA-Z_:][\w:]*)((?:\{[^}]*\})?)(?!\w*\s*\()", bare)
     return [name + matchers for name, matchers in found if name not in WORDS and f"{name}(" not in bare]
 
 
 def filled(expr: str) -> str:
-    """A panel's query as Grafana sends it, for all replicas."""
+    """Fill in the variables of a panel's query, for all replicas, as Grafana does."""
     return expr.replace("$instance", ".*").replace("$__rate_interval", "1m")
 
 
 def adapted() -> tuple[str, str]:
-    """What prometheus-adapter asks for the autoscaler: whether there is such a series, and its value by pod."""
+    """Return the queries of prometheus-adapter for the autoscaler: the series, and its value by pod."""
     values = yaml.safe_load((ROOT / "deploy/kubernetes/components/autoscaling/prometheus-adapter.yaml").read_text())
     (rule,) = values["rules"]["custom"]
     matchers = ",".join(f'{label}="{value}"' for label, value in POD.items())
@@ -123,7 +123,7 @@ def test_selectors_are_found() -> None:
 
 
 def send_traffic(address: str, digits: np.ndarray) -> None:
-    """IMAGES calls of one image, INFERS of the other protocol, one stream of all digits, REFUSED malformed calls."""
+    """Send IMAGES calls of one image, INFERS of the other protocol, a stream of all digits, and malformed calls."""
     with grpc.insecure_channel(address) as channel:
         predict = channel.unary_unary("/digits.v1.DigitService/Predict")
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
@@ -142,7 +142,7 @@ def send_traffic(address: str, digits: np.ndarray) -> None:
 
 
 def send_http_traffic(service: ServiceProcess, digits: np.ndarray) -> None:
-    """HTTP requests of one image to each of both routes, REFUSED malformed ones."""
+    """Send HTTP requests of one image to both routes, and malformed ones."""
     client = Client(service)
     for i in range(HTTP):
         assert client.post(INFER, infer_document(digits[i : i + 1])).status == 200
@@ -154,13 +154,13 @@ def send_http_traffic(service: ServiceProcess, digits: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def service(model_path: Path, transport: str) -> Iterator[ServiceProcess]:
-    del transport  # it is in the environment
+    del transport  # sets the environment
     with serving(model_path, "--http-port", "0") as service:
         yield service
 
 
 def absent(transport: str) -> set[str]:
-    """The series, scraped and recorded, that a server on that transport does not make."""
+    """Return the scraped and recorded series that a server on that transport lacks."""
     if transport == "native":
         return set()
     of_native = {rule["record"] for rule in RECORDS if NATIVE_SERIES & names(rule["expr"])}
@@ -173,11 +173,11 @@ def absent_without_envoy() -> set[str]:
 
 
 def names(expr: str) -> set[str]:
-    """The series that an expression reads, without their matchers."""
+    """Return the series that an expression reads, without their matchers."""
     return {selector.split("{")[0] for selector in selectors(filled(expr))}
 
 
-# Names, without Prometheus.
+# Tests of names, without Prometheus.
 
 
 def test_every_name_in_a_query_is_a_series_of_the_server_or_of_a_rule(service: ServiceProcess) -> None:
@@ -193,7 +193,7 @@ def test_the_series_of_the_native_transport_are_of_no_other(service: ServiceProc
     assert made == (NATIVE_SERIES if transport == "native" else set())
 
 
-def test_the_reference_says_which_series_are_of_the_native_transport() -> None:
+def test_the_reference_marks_the_series_of_the_native_transport() -> None:
     reference = (ROOT / "docs" / "metrics.md").read_text()
     sections = [section.partition("`\n")[::2] for section in reference.split("\n### `")[1:]]
     assert {name for name, facts in sections if "· native transport" in facts} == NATIVE_SERIES
@@ -249,7 +249,7 @@ def test_rules_in_fast_time_differ_from_the_real_ones_in_times_alone(tmp_path: P
     ]
 
 
-def test_the_dashboard_is_what_its_script_writes() -> None:
+def test_the_dashboard_is_the_output_of_its_script() -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "dashboard.py", "--check"], check=True)
 
 
@@ -269,7 +269,7 @@ def test_the_dashboard_fits_its_provisioning_and_overlaps_nowhere() -> None:
     assert len({panel["id"] for panel in panels()}) == len(panels())
 
 
-def test_every_panel_says_what_it_shows_and_asks_for_the_chosen_replicas() -> None:
+def test_every_panel_has_a_description_and_selects_the_chosen_replicas() -> None:
     of_all = {name for query in QUERIES for name in names(query.expr) if name.startswith("job:")}
     for panel in panels():
         assert panel["type"] == "row" or panel["description"].endswith("."), panel["title"]
@@ -298,7 +298,7 @@ def test_every_row_of_the_dashboard_is_a_question_of_the_guide() -> None:
             assert f"\n## {panel['title']}\n" in RUNBOOK
 
 
-# What Prometheus says.
+# Tests with Prometheus.
 
 
 @needs_prometheus
@@ -307,13 +307,13 @@ def test_promtool_accepts_the_rules() -> None:
 
 
 @needs_prometheus
-def test_each_alert_fires_when_it_should_and_is_silent_when_not() -> None:
+def test_each_alert_fires_in_its_cases_and_is_silent_in_others() -> None:
     subprocess.run(["promtool", "test", "rules", PROMETHEUS / "tests" / "alerts.yml"], check=True)  # noqa: S607
 
 
 @pytest.fixture(scope="module")
 def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Asks a Prometheus that has scraped the server before, during and after the traffic."""
+    """A function that queries a Prometheus that has scraped the server before, during and after the traffic."""
     folder = tmp_path_factory.mktemp("prometheus")
     target = urllib.parse.urlsplit(service.metrics_url).netloc
     config = {
@@ -341,7 +341,7 @@ def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.Te
             send_http_traffic(service, digits)
             wait_until(lambda: query(f"sum(digits_predictions_total) == {ANSWERED}"))
             [scrape] = query("max(timestamp(digits_predictions_total))")
-            # Then two evaluations of every rule, for there are rules that read what others record.
+            # Then two evaluations of every rule, because some rules read the series of others.
             wait_until(lambda: evaluated(address) > float(scrape["value"][1]) + 2 * INTERVAL)
             yield query
         finally:
@@ -349,7 +349,7 @@ def ask(service: ServiceProcess, digits: np.ndarray, tmp_path_factory: pytest.Te
 
 
 def evaluated(address: str) -> float:
-    """Unix time since when every group of rules has been evaluated."""
+    """Return the Unix time since which every group of rules was evaluated."""
     with urllib.request.urlopen(f"http://{address}/api/v1/rules", timeout=ANSWERS_WITHIN) as reply:
         groups = json.load(reply)["data"]["groups"]
     return min(datetime.fromisoformat(group["lastEvaluation"]).timestamp() for group in groups)
@@ -369,14 +369,14 @@ def test_every_query_of_a_panel_and_every_rule_has_an_answer(ask: Ask, transport
 
 
 @needs_prometheus
-def test_every_series_that_an_alert_reads_is_there_and_no_alert_fires(ask: Ask, transport: str) -> None:
+def test_every_series_of_an_alert_exists_and_no_alert_fires(ask: Ask, transport: str) -> None:
     read = {selector for alert in ALERTS for selector in selectors(alert["expr"])}
     missing = {selector for selector in read if not ask(selector)}
     missing -= {'up{job="envoy"}'}
     unheard = absent(transport) | absent_without_envoy()
     assert missing == {selector for selector in read if names(selector) & unheard}
     for alert in ALERTS:
-        ask(alert["expr"])  # an error would be raised
+        ask(alert["expr"])  # raises an error of the query
     assert ask('ALERTS{alertstate="firing"}') == []
 
 
@@ -417,7 +417,7 @@ def test_the_autoscalers_metric_is_the_saturation_that_is_recorded(tmp_path: Pat
 
 
 @needs_prometheus
-def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
+def test_known_values_are_right(ask: Ask, service: ServiceProcess) -> None:
     def value(expr: str) -> float:
         [found] = ask(expr)
         return float(found["value"][1])
@@ -428,7 +428,7 @@ def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
     assert (value(of_routes % 200), value(of_routes % 400)) == (2 * HTTP, REFUSED)
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="OK"}') == IMAGES
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="InvalidArgument"}') == REFUSED
-    # Of a few seconds' scrapes a rate is an extrapolation, by the same factor for all of them.
+    # Over a few seconds of scrapes, rates are extrapolated by the same factor.
     rate = 'rate(grpc_server_started_total{grpc_method="%s"}[5m])'
     assert value(rate % "Predict") / value(rate % "ModelInfer") == pytest.approx((IMAGES + REFUSED) / INFERS, rel=0.01)
     refused = value('sum(rate(grpc_server_handled_total{grpc_code="InvalidArgument"}[5m]))')
@@ -437,7 +437,7 @@ def test_what_can_be_known_is_right(ask: Ask, service: ServiceProcess) -> None:
     assert 0 < value("job:digits_predictions:drift1h") < 0.2
     confidence = service.series()["digits_confidence_sum", ()] / ANSWERED
     assert value("job:digits_confidence:mean1h") == pytest.approx(confidence)
-    # The native transport runs what of a stream arrived together as one batch.
+    # The native transport batches messages of a stream that arrive together.
     assert 1 <= value("rate(digits_batch_size_sum[5m]) / rate(digits_batch_size_count[5m])") < 2
     assert 0 <= value("job:digits_slo_bad:ratio_5m") <= 1
     buckets = 'sum by (le) (rate(grpc_server_handling_seconds_bucket{grpc_method="Predict"}[5m]))'

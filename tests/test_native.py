@@ -1,4 +1,4 @@
-"""The native queue and transport with models that are slow or fail, in the process of the test."""
+"""The native queue and transport with slow and failing models, in the process of the test."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STREAM = "/digits.v1.DigitService/PredictStream"
 BOUNDS = [field.name for field in fields(Limits)]
 INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 IO_THREADS = int(os.environ.get("DIGITS_IO_THREADS", "1"))
-"""The variable is the default of servers in processes of their own, too."""
+"""The variable is also the default of servers in other processes."""
 
 
 NO_PARAMETERS = Parameters(
@@ -53,7 +53,7 @@ NO_PARAMETERS = Parameters(
 
 
 class Fake:
-    """Waits while `gate` is closed, fails on images that begin with 13 or 14; the digit is the first pixel."""
+    """A model that waits for `gate`, fails on images that begin with 13 or 14, and returns the first pixel as digit."""
 
     info = SimpleNamespace(name="digits", version="1")
     parameters = NO_PARAMETERS
@@ -66,7 +66,7 @@ class Fake:
 
     def predict(self, pixels: np.ndarray) -> Predictions:
         assert pixels.dtype == np.uint8
-        self.thread = threading.current_thread().name.rpartition("-")[0]  # without its number
+        self.thread = threading.current_thread().name.rpartition("-")[0]  # without the number
         self.runs.append(pixels[:, 0].tolist())
         assert self.gate.wait(ANSWERS_WITHIN)
         if (pixels[:, 0] == 13).any():
@@ -120,7 +120,7 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
 
 
 def fail_at_start(monkeypatch: pytest.MonkeyPatch, thread: str) -> None:
-    """Have a thread of that name end before it serves: it has no memory for its batches."""
+    """Let a thread of that name fail before it serves, without memory for its batches."""
 
     def allocate_batch(callbacks: PythonCallbacks, images: int) -> Any:
         if threading.current_thread().name == thread:
@@ -149,7 +149,7 @@ async def test_requests_that_arrive_while_the_model_is_busy_become_one_batch() -
         await until(lambda: server.value("digits_queue_images") == 9)
         server.model.gate.set()
         assert await asyncio.gather(first, *rest) == [[digit] * 3 for digit in (1, 2, 3, 4)]
-        # At most eight images go into one run, and no request is split.
+        # A run has at most 8 images, and no request is split.
         assert [len(run) for run in server.model.runs] == [3, 6, 3]
 
 
@@ -172,15 +172,15 @@ async def test_large_requests_have_their_own_thread_only_while_small_ones_arrive
             assert await server.predict(*digits) == [*digits]
             return server.model.thread
 
-        assert await thread_of(1, 2, 3) == "native-model"  # the first: nobody knows how long it will take
+        assert await thread_of(1, 2, 3) == "native-model"  # the first run, whose duration is unknown
         for handed_over in (False, True, False):
-            for _ in range(20):  # a busy machine may keep us waiting between two calls
+            for _ in range(20):  # a busy machine can delay the next call
                 assert await thread_of(4) == "native"
                 await asyncio.sleep(0 if handed_over else 0.15)
                 if (await thread_of(1, 2, 3) == "native-model") == handed_over:
                     break
             else:
-                pytest.fail(f"handed over: never {handed_over}")
+                pytest.fail(f"the thread of the next run was never as expected: {handed_over=}")
 
 
 async def test_a_slow_model_runs_large_requests_on_their_own_thread() -> None:
@@ -270,7 +270,7 @@ async def test_a_stream_is_batched_and_answered_in_order() -> None:
         assert server.model.runs == [[0], [1, 2, 3, 4, 5, 6]]
 
 
-async def test_a_run_without_a_device_is_an_error_with_the_requests_id_or_the_end_of_the_stream() -> None:
+async def test_a_run_without_a_device_is_an_error_with_the_request_id_or_ends_the_stream() -> None:
     async with running() as server:
         stream = server.channel.stream_stream(INFER_STREAM)
         expected = pb.ModelInferResponse(id="14")
@@ -301,7 +301,7 @@ async def test_a_failed_run_ends_a_stream_of_either_protocol() -> None:
             assert (caught.value.code(), caught.value.details()) == (StatusCode.INTERNAL, "internal error")
 
 
-async def test_a_client_that_does_not_read_is_not_read_from_without_end() -> None:
+async def test_reading_from_a_client_that_does_not_read_is_bounded() -> None:
     async with running() as server:
         stream = server.channel.stream_stream(STREAM)()
         message = request(*[1] * 8)
@@ -311,7 +311,7 @@ async def test_a_client_that_does_not_read_is_not_read_from_without_end() -> Non
                 break
             write.result()
         else:
-            pytest.fail("it reads on")
+            pytest.fail("the server continues to read")
         stream.cancel()
         await asyncio.wait({write})
         assert await server.predict(4) == [4]

@@ -1,4 +1,4 @@
-"""What ends a connection or a call of the native transport from without: limits, ages, pings, unfinished messages."""
+"""Limits that end connections and calls of the native transport: counts, ages, pings and unfinished messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header as HPACK spells it without tables, its parts shorter than 127 bytes."""
+    """Encode a header in HPACK without tables; name and value are shorter than 127 bytes."""
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -42,7 +42,7 @@ HEADERS = (
 
 
 class Raw:
-    """A peer that speaks in frames."""
+    """A peer that sends and receives frames."""
 
     def __init__(self, server: Running) -> None:
         self.socket = socket.create_connection(("127.0.0.1", server.port), 10)
@@ -51,14 +51,14 @@ class Raw:
         self.received = b""
 
     def hears(self, expected: bytes) -> bool:
-        """Whether these bytes come."""
+        """Return whether these bytes arrive."""
         received = b""
         while expected not in received and (more := self.socket.recv(65536)):
             received += more
         return expected in received
 
     def heard(self) -> list[tuple[int, bytes]]:
-        """Every frame until the server ends the connection, with its payload."""
+        """Read every frame and its payload until the server ends the connection."""
         with contextlib.suppress(ConnectionError):
             while more := self.socket.recv(65536):
                 self.received += more
@@ -89,7 +89,7 @@ async def test_a_connection_over_the_limit_is_closed_at_once_and_one_after_it_is
             if await asyncio.to_thread(again):
                 return
             await asyncio.sleep(0.05)
-        pytest.fail("its place is still taken")
+        pytest.fail("the closed connection still counts")
 
 
 def ended(peer: socket.socket) -> bool:
@@ -112,7 +112,7 @@ async def test_too_frequent_pings_close_the_connection_and_pings_at_the_interval
         assert [payload[4:8] for kind, payload in heard if kind == GOAWAY] == [ENHANCE_YOUR_CALM.to_bytes(4, "big")]
 
 
-async def test_a_connection_of_maximum_age_gets_a_goaway_and_its_open_calls_go_on() -> None:
+async def test_a_connection_of_maximum_age_gets_a_goaway_and_its_open_calls_continue() -> None:
     async with running(connection_age=0.2) as server:
         stream = server.channel.stream_stream(STREAM)()
         for digit in range(8):
@@ -129,7 +129,7 @@ async def test_a_connection_of_maximum_age_gets_a_goaway_and_its_open_calls_go_o
 
 
 def answering(peer: Raw) -> list[tuple[int, bytes]]:
-    """What a peer hears that answers pings, as a server that says goodbye waits for."""
+    """Read the frames of a peer that answers pings, as a draining server expects."""
     read = b""
     with contextlib.suppress(ConnectionError):
         while more := peer.socket.recv(65536):
@@ -183,7 +183,7 @@ async def test_calls_over_the_limit_of_a_connection_wait_at_the_client() -> None
         assert await asyncio.gather(*calls) == [[digit] * 3 for digit in range(5)]
 
 
-async def test_metadata_over_the_limit_is_rejected_and_other_calls_go_on() -> None:
+async def test_metadata_over_the_limit_is_rejected_and_other_calls_continue() -> None:
     async with running() as server:
         with pytest.raises(aio.AioRpcError, match="RESOURCE_EXHAUSTED") as caught:
             await server.predict(1, metadata=[("x-long", "y" * 40_000)])

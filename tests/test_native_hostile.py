@@ -1,4 +1,4 @@
-"""What a hostile peer sends to the native transport, in short form: it costs that peer, and nobody else."""
+"""Hostile peers of the native transport: each attack ends only the peer's own calls or connection."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ NO_WINDOW = b"\0\4\0\0\0\0"  # SETTINGS_INITIAL_WINDOW_SIZE 0
 NEURONS = [(layer, index) for layer, size in ((1, 16), (2, 16), (3, 10)) for index in range(size)]
 DIGIT_SERVICE = {"grpc_type": "unary", "grpc_service": "digits.v1.DigitService", "grpc_method": "Predict"}
 DIGIT_STREAM = {**DIGIT_SERVICE, "grpc_type": "bidi_stream", "grpc_method": "PredictStream"}
-# `grpc-status` as h2 spells it, in HPACK's Huffman code.
+# `grpc-status` as h2 encodes it, in HPACK's Huffman code.
 NAME = b"\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f"
 
 
 def block(path: bytes | str, *fields: bytes, method: bytes = b"POST", te: bool = True) -> bytes:
-    """The headers of a call."""
+    """Encode the headers of a call."""
     path = path if isinstance(path, bytes) else path.encode()
     head = literal(b":method", method) + literal(b":scheme", b"http") + literal(b":path", path)
     head += literal(b":authority", b"x") + literal(b"content-type", b"application/grpc")
@@ -51,7 +51,7 @@ def compressed(message: bytes, flag: int = 1) -> bytes:
 
 
 def spelled(code: StatusCode) -> bytes:
-    """`grpc-status` and the code, as the first answer of a connection has them."""
+    """Encode `grpc-status` and the code as in the first reply of a connection."""
     bits = "".join(f"{int(digit):05b}" if digit in "012" else f"{int(digit) + 22:06b}" for digit in str(code.value[0]))
     bits += "1" * (-len(bits) % 8)
     return NAME + bytes([0x80 | len(bits) // 8]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
@@ -68,7 +68,7 @@ def service(model_path: Path) -> Iterator[ServiceProcess]:
         yield process
 
 
-async def test_a_message_that_holds_no_images_is_taken_up_to_a_few_kilobytes_compressed_or_not() -> None:
+async def test_a_message_without_images_is_limited_to_a_few_kilobytes_compressed_or_not() -> None:
     async with running(max_batch_size=1024) as server:
         bomb = b"\x10\x01" * 1_600_000
         for path in (HEALTH, "/grpc.health.v1.Health/List", "/inference.GRPCInferenceService/ModelMetadata"):
@@ -85,7 +85,7 @@ async def test_a_message_that_holds_no_images_is_taken_up_to_a_few_kilobytes_com
 
 
 async def test_large_compressed_messages_are_not_read_before_the_calls_of_others() -> None:
-    message = gzip.compress(b"\x0a\x80\x80\xc4\x01" + bytes(3211264))[:-8] + bytes(8)  # whole but for its checksum
+    message = gzip.compress(b"\x0a\x80\x80\xc4\x01" + bytes(3211264))[:-8] + bytes(8)  # with a wrong checksum
     head = block(PREDICT, literal(b"grpc-encoding", b"gzip"))
     calls = 200
     async with running(max_batch_size=1024) as server:
@@ -129,12 +129,12 @@ WRONG = {
         StatusCode.RESOURCE_EXHAUSTED,
     ),
     "field 0": (block(HEALTH), framed(b"\0\1"), StatusCode.INVALID_ARGUMENT),
-    "eleven bytes of varint": (block(HEALTH), framed(b"\x10" + b"\xff" * 10 + b"\1"), StatusCode.INVALID_ARGUMENT),
+    "11 bytes of varint": (block(HEALTH), framed(b"\x10" + b"\xff" * 10 + b"\1"), StatusCode.INVALID_ARGUMENT),
 }
 
 
 @pytest.mark.parametrize(("head", "body", "code"), WRONG.values(), ids=WRONG)
-async def test_what_grpc_does_not_allow_is_refused(head: bytes, body: bytes, code: StatusCode) -> None:
+async def test_calls_that_grpc_forbids_are_rejected(head: bytes, body: bytes, code: StatusCode) -> None:
     async with running() as server:
         with contextlib.closing(connect(server)) as peer:
             size = 16384
@@ -148,7 +148,7 @@ async def test_what_grpc_does_not_allow_is_refused(head: bytes, body: bytes, cod
             assert server.model.runs == []
 
 
-async def test_a_request_id_is_repeated_where_every_header_may_hold_it_and_not_otherwise() -> None:
+async def test_a_request_id_is_returned_if_it_is_a_valid_header_value() -> None:
     async with running() as server:
         for value, is_repeated in ((b"plain-id", True), (b"a\xffb", False), (b"caf\xc3\xa9", False)):
             with contextlib.closing(connect(server)) as peer:
@@ -158,7 +158,7 @@ async def test_a_request_id_is_repeated_where_every_header_may_hold_it_and_not_o
                 assert (len(answer) > 20) == is_repeated
 
 
-async def test_a_connection_whose_peer_reads_no_reply_is_ended_whatever_else_it_does() -> None:
+async def test_a_connection_whose_peer_reads_no_reply_is_ended_in_spite_of_other_frames() -> None:
     async with running(message_timeout=0.4, keepalive=0.1) as server:
         with contextlib.closing(connect(server, NO_WINDOW)) as peer:
             peer.call(1, block(PREDICT), framed(PIXELS))
@@ -167,10 +167,10 @@ async def test_a_connection_whose_peer_reads_no_reply_is_ended_whatever_else_it_
         with contextlib.closing(connect(server)) as peer:
             peer.call(1, block(PREDICT), framed(PIXELS))
             assert spelled(StatusCode.OK) in (await asyncio.to_thread(peer.answers))[0]
-            assert not await asyncio.to_thread(peer.is_ended, 2)  # it has read all that there was
+            assert not await asyncio.to_thread(peer.is_ended, 2)  # the peer has read all replies
 
 
-def test_replies_that_are_not_read_take_bounded_memory_and_the_calls_behind_them_wait(
+def test_unread_replies_take_bounded_memory_and_later_calls_wait(
     service: ServiceProcess, tell: Callable[[str], None]
 ) -> None:
     neurons = [Neuron(layer=layer, index=index) for layer, index in NEURONS]
@@ -184,18 +184,18 @@ def test_replies_that_are_not_read_take_bounded_memory_and_the_calls_behind_them
         held = resident(service)
         assert held < before + 80
         still_serves(service)
-        # Another client behind the same proxy reads its own small reply.
+        # A call behind the same proxy, whose client reads its small reply.
         peer.call(2 * calls + 1, block(PREDICT), framed(PIXELS))
         peer.send(frame(WINDOW_UPDATE, 0, 2 * calls + 1, (1000).to_bytes(4, "big")))
         assert spelled(StatusCode.OK) in peer.answers()[0]
-        # The peer reads: every call is answered.
+        # The peer reads, so that every call is answered.
         opened = frame(SETTINGS, 0, 0, b"\0\4\x7f\xff\xff\xff") + frame(8, 0, 0, (2**30).to_bytes(4, "big"))
         peer.send(opened)
         assert len(peer.answers(calls + 1)) == calls + 1
     tell(f"{calls} unread replies of 3.1 MB: {before:.0f} -> {held:.0f} MB")
 
 
-def test_messages_that_stay_halves_take_bounded_memory(service: ServiceProcess, tell: Callable[[str], None]) -> None:
+def test_unfinished_messages_take_bounded_memory(service: ServiceProcess, tell: Callable[[str], None]) -> None:
     before = resident(service)
     half = b"\0" + (3_200_000).to_bytes(4, "big") + bytes(3_000_000)
     for path, more in ((HEALTH, 20), (PREDICT, 250)):
@@ -223,7 +223,7 @@ def test_frames_of_one_byte_take_no_more_memory_than_their_bytes(service: Servic
         assert resident(service) < before + 15
 
 
-async def test_a_message_that_comes_byte_by_byte_is_given_up_as_a_whole() -> None:
+async def test_a_message_that_arrives_byte_by_byte_times_out() -> None:
     async with running(message_timeout=0.5) as server:
         with contextlib.closing(connect(server)) as peer:
             peer.call(1, block(PREDICT), framed(PIXELS)[:5], end=False)
@@ -232,7 +232,7 @@ async def test_a_message_that_comes_byte_by_byte_is_given_up_as_a_whole() -> Non
                 await asyncio.sleep(0.05)
                 if server.value("grpc_server_handled_total", grpc_code="DeadlineExceeded", **DIGIT_SERVICE):
                     return
-            pytest.fail("it waits on")
+            pytest.fail("the server continues to wait")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ async def test_a_message_that_comes_byte_by_byte_is_given_up_as_a_whole() -> Non
     [("Check", "unary", None), ("Watch", "server_stream", framed(b""))],
     ids=["Check", "Watch"],
 )
-def test_calls_that_strangers_hold_open_are_bounded_and_a_health_check_is_answered(
+def test_open_calls_of_unauthenticated_clients_are_bounded_and_a_health_check_is_answered(
     model_path: Path, tmp_path: Path, method: str, kind: str, body: bytes | None
 ) -> None:
     tokens = tmp_path / "tokens"
@@ -266,13 +266,13 @@ def test_calls_that_strangers_hold_open_are_bounded_and_a_health_check_is_answer
         assert spelled(StatusCode.OK) in peer.answers()[0]
 
 
-async def test_the_deadline_of_a_stream_holds_while_its_reply_is_unread() -> None:
+async def test_a_stream_ends_at_its_deadline_with_an_unread_reply() -> None:
     async with running() as server:
         with contextlib.closing(connect(server, NO_WINDOW)) as peer:
             peer.call(1, block(STREAM, literal(b"grpc-timeout", b"500m")), framed(PIXELS), end=False)
             [answer] = await asyncio.to_thread(peer.answers)
             assert spelled(StatusCode.DEADLINE_EXCEEDED)[-2:] in answer
-        with contextlib.closing(connect(server, b"\0\4\0\0\0\x0a")) as peer:  # ten bytes of it may come
+        with contextlib.closing(connect(server, b"\0\4\0\0\0\x0a")) as peer:  # the window is 10 bytes
             peer.call(1, block(STREAM, literal(b"grpc-timeout", b"500m")), framed(PIXELS), end=False)
             assert await asyncio.to_thread(peer.answers) == [CANCEL]
         assert server.value("grpc_server_handled_total", grpc_code="DeadlineExceeded", **DIGIT_STREAM) == 2
@@ -300,7 +300,7 @@ async def test_a_drain_does_not_wait_for_a_peer_without_a_call_that_does_not_ans
             await asyncio.wait_for(server.transport.stop(600), 60)
 
 
-def test_lines_of_the_log_that_a_peer_causes_are_bounded_and_the_others_counted(model_path: Path) -> None:
+def test_log_lines_of_a_peer_are_bounded_and_suppressed_ones_counted(model_path: Path) -> None:
     calls = 500
     with serving(model_path, "--transport", "native") as service:
         for start in range(0, calls, 250):
@@ -310,7 +310,7 @@ def test_lines_of_the_log_that_a_peer_causes_are_bounded_and_the_others_counted(
                 assert len(peer.answers(250)) == 250, start
         service.stop()
         refused = [line for line in service.lines if line["event"] == "call rejected"]
-        assert 0 < len(refused) < calls / 2  # a hundred at once, and ten a second
+        assert 0 < len(refused) < calls / 2  # 100 at once, and 10 per second
         assert all(line.get("suppressed", 0) < calls for line in refused)
 
 
@@ -323,6 +323,6 @@ async def test_a_health_watch_keeps_its_deadline() -> None:
             assert spelled(StatusCode.DEADLINE_EXCEEDED) in answer
 
 
-def test_codes_are_spelled_as_h2_spells_them() -> None:
+def test_codes_are_encoded_as_by_h2() -> None:
     assert spelled(StatusCode.RESOURCE_EXHAUSTED).endswith(b"\x81\x7b")
     assert spelled(StatusCode.INTERNAL).endswith(b"\x82\x0b\x3f")

@@ -1,4 +1,4 @@
-"""The modules of the native crate: their layers, the uses between them, and the size of their files and functions."""
+"""The modules of the native crate: their layers, their uses, and the size of files and functions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def sources() -> dict[str, str]:
 
 
 def without_tests(text: str) -> str:
-    """Unit tests stand at the end of a file, and may use modules of later layers."""
+    """Remove unit tests, which are at the end of a file and may use modules of later layers."""
     return text.split("#[cfg(test)]\n#[path", 1)[0].split("#[cfg(test)]\nmod tests", 1)[0]
 
 
 def uses(text: str, modules: set[str]) -> set[str]:
-    """The modules whose paths occur in the text, by `use` or in full."""
+    """Return the modules whose paths occur in the text, by `use` or in full."""
     grouped = re.findall(r"\bcrate::\{([^;]*)\};", text)
     names = {*re.findall(r"\bcrate::(\w+)", text), *(name for group in grouped for name in re.findall(r"\w+", group))}
     return names & modules
@@ -37,7 +37,7 @@ def graph(texts: dict[str, str]) -> dict[str, set[str]]:
 
 
 def layers(text: str) -> list[list[str]]:
-    """The groups of `mod` lines in lib.rs, in order."""
+    """Return the groups of `mod` lines in lib.rs, in order."""
     groups = [re.findall(r"^mod (\w+);$", paragraph, re.MULTILINE) for paragraph in text.split("\n\n")]
     return [group for group in groups if group]
 
@@ -62,7 +62,7 @@ def test_every_module_is_in_a_layer() -> None:
     )
 
 
-def test_the_modules_have_no_circle_and_use_no_later_layer() -> None:
+def test_the_modules_have_no_cycle_and_use_no_later_layer() -> None:
     texts = {name: text for name, text in sources().items() if not name.endswith("_tests")}
     found = graph(texts)
     assert sum(map(len, found.values())) > 2 * len(found), "too few uses were parsed"
@@ -79,7 +79,7 @@ def test_the_modules_have_no_circle_and_use_no_later_layer() -> None:
         "use crate::call::{self};",
     ],
 )
-def test_a_circle_is_found_however_a_module_is_used(use: str) -> None:
+def test_a_cycle_is_detected_in_every_form_of_use(use: str) -> None:
     texts = {
         "lib": "mod call;\nmod queue;\n\nmod sync;\n",
         "call": "use crate::queue::Entry;\n",
@@ -109,7 +109,7 @@ def public_methods(cls: type) -> set[str]:
     return {name for name in vars(cls) if not name.startswith("_")}
 
 
-def test_rust_calls_the_methods_that_python_offers_and_no_others() -> None:
+def test_rust_calls_exactly_the_methods_of_the_python_callbacks() -> None:
     texts = sources()
     callbacks = set(re.findall(r'intern!\(py, "(\w+)"\)', texts["python_host"]))
     pending = set(re.findall(r'pending\.call_method\d\(py, "(\w+)"', texts["responder"]))

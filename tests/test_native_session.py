@@ -1,4 +1,4 @@
-"""The native transport's own session of the model: equal to Python's, replaced with it, and given up for it."""
+"""The native transport's session of the model: equal to Python's, replaced with it, and optional."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PREDICT = "/digits.v1.DigitService/Predict"
 
 
 class CountedModel(Model):
-    """The real model; `threads` are those on which Python ran it."""
+    """The real model; `threads` are the threads on which Python ran it."""
 
     def __init__(self, path: Path) -> None:
         self.threads: list[str] = []
@@ -79,14 +79,14 @@ def noise(images: int) -> np.ndarray:
     return np.random.default_rng(images).integers(0, 256, (images, 784), np.uint8)
 
 
-def test_the_model_with_float_input_is_otherwise_the_same(model_path: Path) -> None:
+def test_the_model_with_float_input_gives_the_same_results(model_path: Path) -> None:
     expected = onnx.load(model_path)
     expected.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     assert onnx.load_from_string(with_float_input(model_path.read_bytes())) == expected
 
 
 @needs_native
-async def test_no_batch_runs_in_python_and_any_size_is_answered_as_python_would(model_path: Path) -> None:
+async def test_no_batch_runs_in_python_and_any_size_has_the_answers_of_python(model_path: Path) -> None:
     model = CountedModel(model_path)
     async with running(model) as server:
         assert server.server.has_session
@@ -115,7 +115,7 @@ async def test_a_python_handler_gets_pythons_predictions(model_path: Path) -> No
 
 
 @needs_native
-async def test_another_model_gets_a_session_of_its_own(model_path: Path) -> None:
+async def test_another_model_gets_another_session(model_path: Path) -> None:
     async with running(CountedModel(model_path)) as server:
         model = CountedModel(model_path)
         server.batcher.swap(model, Statistics())
@@ -138,7 +138,7 @@ async def test_a_session_is_not_given_to_a_later_model(model_path: Path) -> None
 
 @needs_native
 @pytest.mark.parametrize("failure", ["no library", "no model", "another model"])
-async def test_without_a_session_python_runs_the_model_and_the_log_says_why(
+async def test_without_a_session_python_runs_the_model_and_the_reason_is_logged(
     model_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, log = CountedModel(model_path), CapturingLogger()

@@ -1,4 +1,4 @@
-"""The reference: the network as the film has it."""
+"""The reference implementation of the film's network."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_a_tie_goes_to_the_lowest_digit() -> None:
         ({"W4": np.zeros(1, np.float32)}, "the parameters are .*'W4'.*; expected"),
     ],
 )
-def test_refuses_parameters_that_are_not_the_networks(change: dict[str, np.ndarray], sentence: str) -> None:
+def test_parameters_of_another_network_are_rejected(change: dict[str, np.ndarray], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Network.from_parameters("sigmoid", {**zeros(), **change})
 
 
-def test_refuses_an_activation_it_does_not_have() -> None:
+def test_an_unknown_activation_is_rejected() -> None:
     with pytest.raises(ValueError, match="activation is 'gelu'; expected one of sigmoid, relu"):
         Network.from_parameters("gelu", zeros())  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""What callers send never reaches the log, and what is inside the server never reaches callers."""
+"""Content of clients is never in the log, and internals of the server are never in replies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FIELDS: list[Callable[[Any, str], object]] = [
 
 
 def messages() -> Iterator[tuple[bytes, str]]:
-    """Messages with a mark in one field each; pixels and tensors, which are the content, and every text beside them."""
+    """Yield messages with a mark in one field each: pixels, tensors and every text field."""
     for size in (784, 783, 784 * 3 + 5, 10):
         one = mark()
         yield PredictRequest(pixels=(one.encode() * size)[:size]).SerializeToString(), one
@@ -79,7 +79,7 @@ NAMES = ("model_version", "model_name", "outputs", "inputs", "datatype", "timeou
 
 
 @pytest.mark.usefixtures("transport")
-def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_path: Path) -> None:
+def test_marked_content_is_in_no_log_and_no_answer_contains_internals(model_path: Path) -> None:
     marks, said = set[str](), list[str]()
     token, cookie = mark(), mark()
     metadata = (("authorization", f"Bearer {token}"), ("cookie", cookie), ("x-anything-bin", cookie.encode()))
@@ -108,7 +108,7 @@ def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_pa
         assert not [one for one in said if secret in one]
     for line in log:
         if any(one in str(line) for one in marks):
-            # A name that there is none of is repeated, cut short, for whoever looks for the caller's mistake.
+            # An error repeats an unknown name, shortened, so that the client's developer finds the mistake.
             assert any(name in line["reason"] for name in NAMES), line
     for one in said:
         assert not INSIDE.search(one), one
@@ -118,7 +118,7 @@ def test_marked_content_is_in_no_log_and_nothing_internal_in_any_answer(model_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [783, 784 * 2 + 1])
 @pytest.mark.usefixtures("transport")
-def test_pixels_are_in_no_log_however_they_are_refused(model_path: Path, size: int) -> None:
+def test_rejected_pixels_are_in_no_log(model_path: Path, size: int) -> None:
     one = b"pixels-that-are-secret"
     with serving(model_path, "--log-level", "debug") as service:
         with grpc.insecure_channel(service.address) as channel:

@@ -1,4 +1,4 @@
-"""More than the server can do: refused at once with a hint, in bounded memory, while it tells how it is."""
+"""Overload: calls are rejected at once with a retry delay, in bounded memory, and health and metrics still answer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-LIGHT_CALLER = """
+LIGHT_CLIENT = """
 import json, sys, time, grpc
 from service.pb.digits.v1.digits_pb2 import PredictRequest
 message, found = PredictRequest(pixels=bytes(784)).SerializeToString(), []
@@ -78,14 +78,14 @@ json.dump(found, sys.stdout)
 """
 
 
-def light_caller(address: str, seconds: float) -> subprocess.Popen[str]:
-    """One small call after the other in a process of its own: what it sees is the server's time, not its own."""
-    command = [sys.executable, "-c", LIGHT_CALLER, address, str(seconds)]
+def light_client(address: str, seconds: float) -> subprocess.Popen[str]:
+    """Start a process that sends small calls in sequence, to measure the server's latency without the test's load."""
+    command = [sys.executable, "-c", LIGHT_CLIENT, address, str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def by_code(series: dict[tuple[str, tuple[str, ...]], float]) -> dict[str, float]:
-    """Unary Predict calls by the status that they ended with."""
+    """Return the number of unary Predict calls by status."""
     return {
         labels[0]: value
         for (name, labels), value in series.items()
@@ -98,16 +98,16 @@ def ms(seconds: list[float], quantile: float) -> str:
 
 
 @needs_h2load
-def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_answered(
+def test_calls_past_the_limit_are_rejected_with_a_retry_delay_and_admitted_ones_are_answered(
     model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
-    """Forty callers that do not wait when refused: some ten times what the model runs. The line is 2,000 images."""
+    """40 clients that retry at once, with 10 times the load that the model can run, and a queue of 2,000 images."""
     message = PredictRequest(pixels=bytes(784 * 500)).SerializeToString()
     seconds, slowest = (20 if LONG else 2), 0.0
     with serving(model_path, "--max-queued-images", "2000", "--inline-images", "0") as service:
         before = most = resident(service)
         load = h2load(service, tmp_path, message, "--duration", seconds, "--clients=40", "--max-concurrent-streams=1")
-        caller = light_caller(service.address, seconds - 1)
+        caller = light_client(service.address, seconds - 1)
         while load.poll() is None:
             began = time.monotonic()
             still_reports(service)
@@ -126,19 +126,19 @@ def test_past_the_limit_calls_are_refused_with_a_hint_and_those_admitted_are_ans
         still_serves(service)
         took = {code: [t for one, _, t in found if one == code] for code in ("OK", "RESOURCE_EXHAUSTED")}
         tell(
-            f"{transport}: 40 callers of 500 images, {seconds} s: {handled['OK']:.0f} answered, "
-            f"{handled['ResourceExhausted']:.0f} refused, none lost; a light caller of one image: "
+            f"{transport}: 40 clients of 500 images, {seconds} s: {handled['OK']:.0f} answered, "
+            f"{handled['ResourceExhausted']:.0f} rejected, none lost. A light client of one image: "
             f"{len(took['OK'])} answered, p50 {ms(took['OK'], 0.5)}, p99 {ms(took['OK'], 0.99)} ms; "
-            f"{len(took['RESOURCE_EXHAUSTED'])} refused, p50 {ms(took['RESOURCE_EXHAUSTED'], 0.5)}, "
-            f"p99 {ms(took['RESOURCE_EXHAUSTED'], 0.99)} ms; {before:.0f} -> {most:.0f} MB; slowest health check and "
-            f"scrape together {slowest * 1e3:.0f} ms"
+            f"{len(took['RESOURCE_EXHAUSTED'])} rejected, p50 {ms(took['RESOURCE_EXHAUSTED'], 0.5)}, "
+            f"p99 {ms(took['RESOURCE_EXHAUSTED'], 0.99)} ms. Memory {before:.0f} -> {most:.0f} MB; slowest health "
+            f"check and scrape together {slowest * 1e3:.0f} ms"
         )
 
 
-async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Path) -> None:
-    """Headers and no message: with room grpcio waits for it, without it the answer comes at once.
+async def test_a_full_queue_rejects_before_the_message_is_read(model_path: Path) -> None:
+    """Send headers without a message. grpcio waits for the message if the queue has space, or answers at once.
 
-    The native transport reads messages in C speed, and asks the line when they are here.
+    The native transport first reads the message, which is cheap, and then checks the queue.
     """
     held = Held(Model(model_path))
     registry = CollectorRegistry()
@@ -167,8 +167,8 @@ async def test_a_full_line_refuses_before_it_has_read_the_message(model_path: Pa
     await transport.stop(5)
 
 
-async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: str) -> None:
-    """That they are late Python tells them, whose own requests for a run wait in the same line: two locks."""
+async def test_calls_past_their_deadline_do_not_delay_others(model_path: Path, transport: str) -> None:
+    """Python answers calls past their deadline while its own requests wait in the same queue, behind two locks."""
     del transport
     many, one = np.zeros((600, 784), np.uint8), np.zeros((1, 784), np.uint8)
     done = asyncio.Event()
@@ -200,10 +200,10 @@ async def test_those_who_are_late_hold_up_nobody(model_path: Path, transport: st
 
 
 @needs_h2load
-def test_small_calls_by_the_thousand_are_bounded(
+def test_thousands_of_small_calls_are_bounded(
     model_path: Path, tmp_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
-    """10,000 at a time: calls beyond --max-concurrent-streams wait at the client; a flood adds no memory."""
+    """10,000 concurrent calls: those beyond --max-concurrent-streams wait at the client, and memory stays bounded."""
     seconds = 20 if LONG else 2
     message = PredictRequest(pixels=bytes(784)).SerializeToString()
     with serving(model_path, "--max-concurrent-streams", "64") as service:
@@ -211,21 +211,21 @@ def test_small_calls_by_the_thousand_are_bounded(
         load = h2load(
             service, tmp_path, message, "--duration", seconds, "--clients=10", "--max-concurrent-streams=1000"
         )
-        caller = light_caller(service.address, seconds - 1)
+        caller = light_client(service.address, seconds - 1)
         while load.poll() is None:
             still_reports(service)
             most = max(most, resident(service))
         found = json.loads(caller.communicate()[0])
-        # What h2load sends before the server has said its limit comes back as REFUSED_STREAM: gRPC clients repeat it.
+        # The server resets calls that h2load sends before it knows the limit. gRPC clients retry these.
         assert loaded(load).failed <= 10 * (1000 - 64)
         handled = by_code(service.series())
         assert {code for code, _, _ in found} == {"OK"}
         assert most < before + 60
         took = [t for _, _, t in found]
         tell(
-            f"{transport}: 10 callers with 1,000 small calls each at a time, 64 let in, {seconds} s: "
-            f"{handled['OK']:.0f} answered; a light caller beside them p50 {ms(took, 0.5)}, p99 {ms(took, 0.99)} ms; "
-            f"{before:.0f} -> {most:.0f} MB"
+            f"{transport}: 10 clients with 1,000 concurrent small calls each, 64 admitted, {seconds} s: "
+            f"{handled['OK']:.0f} answered. A light client: p50 {ms(took, 0.5)}, p99 {ms(took, 0.99)} ms. "
+            f"Memory {before:.0f} -> {most:.0f} MB"
         )
 
 
@@ -247,7 +247,7 @@ def test_one_connection_more_than_allowed_is_closed_and_the_others_serve(model_p
 
 
 def served(address: str) -> bool:
-    # With a pool of its own it does not sit out the pause that an earlier refusal has brought the others.
+    # A separate pool has no pause after an earlier failed connection.
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         call: Any = channel.unary_unary(PREDICT)
         try:
@@ -258,7 +258,7 @@ def served(address: str) -> bool:
 
 
 @pytest.mark.usefixtures("transport")
-def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: Path) -> None:
+def test_calls_beyond_the_limit_of_a_connection_wait_in_the_client(model_path: Path) -> None:
     with (
         serving(model_path, "--max-concurrent-streams", "2") as service,
         grpc.insecure_channel(service.address) as channel,
@@ -267,7 +267,7 @@ def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: P
         gates = [Gate(), Gate()]
         open_ = [stream(gate.messages(), timeout=ANSWERS_WITHIN) for gate in gates]
         for replies in open_:
-            next(replies)  # it is open
+            next(replies)  # the stream is open
         call: Any = channel.unary_unary(PREDICT)
         waiting = call.future(gates[0].message, timeout=ANSWERS_WITHIN)
         time.sleep(0.3)
@@ -280,7 +280,7 @@ def test_calls_beyond_the_limit_of_a_connection_wait_at_the_caller(model_path: P
 
 
 class Gate:
-    """One message, and the end of the stream when it is opened."""
+    """A stream of one message that ends when the gate opens."""
 
     message = PredictRequest(pixels=bytes(784)).SerializeToString()
 
@@ -294,7 +294,7 @@ class Gate:
 
 
 @pytest.mark.usefixtures("transport")
-def test_an_old_connection_is_asked_to_end_and_loses_no_call(
+def test_an_old_connection_gets_a_goaway_and_loses_no_call(
     model_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
     seconds, answered, addresses = (30 if LONG else 2.5), 0, set()
@@ -304,7 +304,7 @@ def test_an_old_connection_is_asked_to_end_and_loses_no_call(
         until = time.monotonic() + seconds
         with DigitsClient(service.address, timeout=ANSWERS_WITHIN) as client:
             while time.monotonic() < until or (len(addresses) < 2 and time.monotonic() < until + ANSWERS_WITHIN):
-                client.predict(BLANK)  # raises where a call is lost
+                client.predict(BLANK)  # raises if a call is lost
                 answered += 1
                 addresses.update(peers_of(service))
         assert len(addresses) > 1
@@ -315,7 +315,7 @@ def test_an_old_connection_is_asked_to_end_and_loses_no_call(
 
 
 def peers_of(service: Any) -> set[str]:
-    """The far ports of its established connections, from /proc."""
+    """Return the remote ports of its established connections, from /proc."""
     port = f":{int(service.address.rsplit(':', 1)[1]):04X}"
     tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
     rows = [row.split() for table in tables for row in table.read_text().splitlines()[1:]]
@@ -333,7 +333,7 @@ def test_an_idle_connection_is_ended_and_one_with_a_call_is_not(model_path: Path
         wait_until(lambda: handles(service) <= level)
 
 
-def test_headers_that_are_too_large_are_refused_and_the_rest_go_on(model_path: Path, transport: str) -> None:
+def test_oversized_headers_are_rejected_and_other_calls_continue(model_path: Path, transport: str) -> None:
     del transport
     with serving(model_path) as service, grpc.insecure_channel(service.address) as channel:
         call: Any = channel.unary_unary(PREDICT)

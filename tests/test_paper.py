@@ -32,7 +32,7 @@ def box(top: int, left: int, bottom: int, right: int, width: int = 4) -> np.ndar
 
 
 def difference(picture: Image.Image, digit: int) -> float:
-    """By how much the pixels differ from those of the digit alone, on average, of 255."""
+    """Return the mean difference of the pixels from those of the digit alone, of 255."""
     plain = to_mnist(draw_digits([digit])).astype(int)
     return float(np.abs(to_mnist(picture) - plain).mean())
 
@@ -46,12 +46,12 @@ def test_printed_lines_are_left_out(lines: Callable[..., np.ndarray], tilt: floa
 
 
 @pytest.mark.parametrize("digit", [0, 4, 7])
-def test_lines_as_dark_as_the_pen_are_left_out_where_there_are_several(digit: int) -> None:
+def test_several_lines_as_dark_as_the_pen_are_left_out(digit: int) -> None:
     assert difference(draw_over(draw_digits([digit]), ruled(70, 3, 0), 1), digit) < 16
 
 
 def test_a_stroke_from_edge_to_edge_stays() -> None:
-    """The bar of a 7 cut out tightly: one line as dark as the pen."""
+    """The bar of a closely cropped 7 is one line, as dark as the pen."""
     tight = draw_digits([7]).crop((140, 105, 260, 290))
     placed = to_mnist(tight).reshape(28, 28)
     assert (placed[:8] > 127).any(axis=0).sum() >= 10
@@ -65,7 +65,7 @@ def test_a_box_is_left_out_though_the_digit_touches_it(digit: int, margin: int, 
     assert difference(draw_over(draw_digits([digit]), outline, contrast), digit) < 12
 
 
-def test_a_frame_with_nothing_in_it_shows_no_digit() -> None:
+def test_an_empty_frame_shows_no_digit() -> None:
     paper = Image.new("L", (SIZE, SIZE), 225)
     with pytest.raises(NoDigitError, match="shows no digit"):
         to_mnist(draw_over(paper, box(0, 0, SIZE, SIZE), 1.0).point(lambda v: v if v > 100 else 40))

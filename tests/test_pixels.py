@@ -1,4 +1,4 @@
-"""What a client may be given as images: the same digits in every form are the same bytes, and the rest is refused."""
+"""The forms of images in a client's calls: each form gives the same bytes, and invalid images are rejected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIGITS = np.frombuffer(IMAGES.read_bytes(), np.uint8, offset=16).reshape(-1, 784
 
 
 class OnlyDlpack:
-    """A tensor of a library that knows DLPack and nothing of numpy's."""
+    """A tensor of a library that only supports DLPack."""
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
@@ -99,7 +99,7 @@ def test_raw_bytes_go_as_they_are(form: Any) -> None:
     assert to_bytes(form(one)) == one
 
 
-def test_bytes_are_sent_even_where_an_array_would_be_refused() -> None:
+def test_bytes_are_sent_even_if_an_array_would_be_rejected() -> None:
     for raw in ((255 - DIGITS[:2]).tobytes(), (DIGITS[:2] > 127).tobytes()):
         assert to_bytes(raw) == to_bytes(bytearray(raw)) == to_bytes(memoryview(raw)) == raw
 
@@ -112,7 +112,7 @@ def test_true_is_ink() -> None:
 
 
 def picture(tmp_path: Path, name: str = "three.png") -> Path:
-    """Dark on light, ten times as large, as somebody would draw it."""
+    """Write a digit dark on light and 10 times as large, as on paper."""
     path = tmp_path / name
     Image.fromarray(255 - DIGITS[31].reshape(28, 28)).resize((280, 280)).save(path)
     return path
@@ -142,7 +142,7 @@ def test_an_idx_file_is_all_its_images(tmp_path: Path) -> None:
     assert to_bytes([IMAGES, IMAGES]) == 2 * DIGITS.tobytes()
 
 
-def test_what_is_dark_on_light_can_be_prepared() -> None:
+def test_dark_on_light_pixels_can_be_prepared() -> None:
     dark = 255 - DIGITS[30]
     for form in (dark, dark.reshape(28, 28), dark / 255, dark.reshape(1, 28, 28)):
         assert to_mnist(form).shape == (1, 784)
@@ -150,7 +150,7 @@ def test_what_is_dark_on_light_can_be_prepared() -> None:
 
 
 class NeedsGradient:
-    """As torch's tensors that need their gradient, or lie on a GPU, refuse to become arrays."""
+    """A tensor that does not convert to an array, as torch's with a gradient or on a GPU."""
 
     def detach(self) -> None: ...
 
@@ -206,9 +206,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_ambiguous_or_no_image_is_refused_with_what_to_do(name: str) -> None:
+def test_ambiguous_or_invalid_images_are_rejected_with_the_fix(name: str) -> None:
     given_, sentence = REFUSED[name]
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the sentence is compared below)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
         to_bytes(given_)
     assert sentence in str(caught.value)
 
@@ -242,9 +242,7 @@ def damaged_image(path: Path) -> Any:
         (lambda path: path.open("ab"), "three.png: cannot be read: "),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_as_any_other(
-    tmp_path: Path, opened: Callable[[Path], Any], sentence: str
-) -> None:
+def test_an_unreadable_file_is_rejected(tmp_path: Path, opened: Callable[[Path], Any], sentence: str) -> None:
     with contextlib.closing(opened(picture(tmp_path))) as file, pytest.raises(ImageError) as caught:
         to_bytes(file)
     assert sentence in str(caught.value)
@@ -254,7 +252,7 @@ def test_an_array_without_masked_values_is_sent() -> None:
     assert to_bytes(np.ma.array(ONE)) == ONE.tobytes()
 
 
-def test_prepare_takes_a_list_of_pictures_and_refuses_rows_of_images(tmp_path: Path) -> None:
+def test_prepare_accepts_a_list_of_pictures_and_rejects_rows_of_images(tmp_path: Path) -> None:
     path = picture(tmp_path)
     with Image.open(path) as image:
         np.testing.assert_array_equal(to_mnist([path, image]), np.concatenate([to_mnist(path), to_mnist(image)]))
@@ -265,7 +263,7 @@ def test_prepare_takes_a_list_of_pictures_and_refuses_rows_of_images(tmp_path: P
     assert to_mnist(wide).shape == to_mnist(wide[98:-98]).shape == (1, 784)
 
 
-def test_a_client_refuses_alike_in_every_call(server: ServiceProcess) -> None:
+def test_a_client_rejects_an_image_in_every_call(server: ServiceProcess) -> None:
     with DigitsClient(server.address) as client:
         for ask in (client.predict, client.explain, lambda pixels: list(client.predict_stream([pixels]))):
             with pytest.raises(ImageError, match="dark on light"):
@@ -319,7 +317,7 @@ with DigitsClient(sys.argv[1]) as client:
 """
 
 
-def test_without_pillow_arrays_are_read_and_pictures_say_what_to_install(server: ServiceProcess) -> None:
+def test_without_pillow_arrays_are_read_and_pictures_name_the_package(server: ServiceProcess) -> None:
     command = [sys.executable, "-c", WITHOUT_PILLOW, server.address]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "(1,)\npictures need Pillow: pip install 'digitserve-client[image]'\n", done.stderr

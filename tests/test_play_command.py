@@ -1,4 +1,4 @@
-"""`python -m playground` as a command: its errors, the address that it announces, whether it opens a browser."""
+"""The command `python -m playground`: its errors, its printed address, and the browser that it opens."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 PLAIN_TEXT = "token_file: {} without TLS, which would send it in plain text; expected tls_ca"
 WITHIN = 60
-"""Seconds in which a process must have started and done its part, on a machine however busy."""
+"""Seconds until a process must have started and finished its part, on a busy machine."""
 
 
 def wait_for(path: Path) -> None:
     ends = time.monotonic() + WITHIN
     while not path.exists():
-        assert time.monotonic() < ends, f"{path} was never made"
+        assert time.monotonic() < ends, f"{path} was never written"
         time.sleep(0.02)
 
 
-def test_a_port_that_is_taken_is_one_sentence() -> None:
+def test_a_port_in_use_is_a_one_line_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -49,8 +49,16 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_host_that_is_not_of_this_machine_is_one_sentence() -> None:
-    command = [sys.executable, "-m", "playground", "--port", "0", "--host", "203.0.113.1"]  # of the block for documents
+def test_a_foreign_host_is_a_one_line_error() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "playground",
+        "--port",
+        "0",
+        "--host",
+        "203.0.113.1",
+    ]  # for documentation
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN)
     assert done.returncode == 1
     assert done.stderr.startswith("host: cannot listen on 203.0.113.1 port 0: ")
@@ -58,8 +66,8 @@ def test_a_host_that_is_not_of_this_machine_is_one_sentence() -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])  # noqa: S104 (what is tested)
-def test_the_address_that_is_announced_is_one_that_a_browser_opens(host: str, shown: str) -> None:
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])  # noqa: S104 (the subject of the test)
+def test_the_printed_address_opens_in_a_browser(host: str, shown: str) -> None:
     if host == "::":
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -73,13 +81,13 @@ def test_the_address_that_is_announced_is_one_that_a_browser_opens(host: str, sh
 
 @contextlib.contextmanager
 def at_a_terminal(environment: dict[str, str], *arguments: str) -> Iterator[str]:
-    """`python -m playground` with a terminal to write to, where nothing else tells of a desktop; the page's address."""
+    """Start `python -m playground` at a terminal, without other signs of a desktop; yield the page's address."""
     desktops = {"DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME", "SSH_CONNECTION", "BROWSER", "PLAY_BROWSER"}
     kept = {name: value for name, value in os.environ.items() if name not in desktops}
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "playground", "--port", "0", *arguments]
     with (
-        open(ours) as terminal,  # noqa: PTH123 (a file that is open already)
+        open(ours) as terminal,  # noqa: PTH123 (an open file)
         subprocess.Popen(command, cwd=ROOT, env={**kept, **environment}, stdout=theirs) as process,
     ):
         os.close(theirs)
@@ -94,7 +102,7 @@ def at_a_terminal(environment: dict[str, str], *arguments: str) -> Iterator[str]
 
 @pytest.fixture
 def visits(tmp_path: Path) -> Path:
-    """Where a `browser` in the same folder, and an `explorer.exe`, write what they were shown."""
+    """The file to which the programs `browser` and `explorer.exe` in its folder write the address."""
     visited, new, program, shown = (tmp_path / name for name in ("visits", "new", "visit.py", "browser"))
     program.write_text(
         "import sys, urllib.request, pathlib\n"
@@ -108,14 +116,14 @@ def visits(tmp_path: Path) -> Path:
     return visited
 
 
-def test_a_desktops_browser_is_shown_the_page_once_that_answers(visits: Path) -> None:
+def test_the_browser_of_a_desktop_opens_the_page_once_it_answers(visits: Path) -> None:
     environment = {"DISPLAY": ":0", "BROWSER": str(visits.parent / "browser")}
     with at_a_terminal(environment) as address:
         wait_for(visits)
     assert visits.read_text() == f"{address} 200"
 
 
-def test_under_wsl_the_browser_of_windows_is_shown_the_page(visits: Path) -> None:
+def test_under_wsl_the_browser_of_windows_opens_the_page(visits: Path) -> None:
     environment = {"WSL_DISTRO_NAME": "Debian", "PATH": f"{visits.parent}:{os.environ['PATH']}"}
     with at_a_terminal(environment) as address:
         wait_for(visits)
@@ -125,7 +133,7 @@ def test_under_wsl_the_browser_of_windows_is_shown_the_page(visits: Path) -> Non
 @pytest.mark.parametrize(
     ("environment", "arguments"), [({}, ["--no-browser"]), ({"PLAY_BROWSER": "0"}, []), ({"DISPLAY": ""}, [])]
 )
-def test_no_browser_is_opened_where_none_is_wanted(
+def test_no_browser_is_opened_without_a_desktop(
     visits: Path, environment: dict[str, str], arguments: list[str]
 ) -> None:
     desktop = {"DISPLAY": ":0", "BROWSER": str(visits.parent / "browser")}
@@ -149,7 +157,7 @@ def test_no_browser_is_opened_where_none_is_wanted(
         ({"SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22"}, "darwin", True, False),
     ],
 )
-def test_a_browser_is_wanted_by_a_person_at_a_desktop(
+def test_a_browser_is_opened_for_a_user_at_a_desktop(
     environment: dict[str, str], platform: str, is_terminal: bool, wanted: bool
 ) -> None:
     assert browser.is_wanted(environment, platform, is_terminal=is_terminal) is wanted

@@ -1,4 +1,4 @@
-"""The playground in a real browser: from disk and over a real server, by pointer, keyboard and swipe, on a phone."""
+"""The playground in a real browser: from disk and with a real server, by pointer, keyboard and swipe, on a phone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROWS = """return [...document.querySelectorAll(arguments[0])].map(
 
 @pytest.fixture(scope="module")
 def page(model_path: Path) -> Iterator[str]:
-    """Over one server, whichever transport that has: to the page they are one."""
+    """A page with one server on the default transport; the page does not depend on the transport."""
     with serving(model_path) as service, page_of(service.address) as address:
         yield address
 
@@ -52,14 +52,14 @@ def chrome() -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(chrome: Chrome) -> Chrome:
-    """The page from disk, without any server."""
+    """The page from disk, without a server."""
     size(chrome, 1440, 900)
     opened(chrome, FROM_DISK)
     return chrome
 
 
 def opened(chrome: Chrome, page: str, chapter: str = "draw") -> None:
-    chrome.get("about:blank")  # else a change of the chapter alone would load nothing
+    chrome.get("about:blank")  # otherwise a new chapter alone would not load the page
     chrome.get(f"{page}#/{chapter}")
     until(lambda: len(chrome.find_elements(By.CSS_SELECTOR, ".samples button")) == SAMPLES)
 
@@ -99,7 +99,7 @@ def draw(browser: Chrome, places: list[tuple[int, int]]) -> None:
 
 
 def slide(browser: Chrome, element: str, value: float) -> None:
-    """As a person who pulls the slider there."""
+    """Move a slider to a value, as a user does."""
     browser.execute_script(
         "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
         "one.dispatchEvent(new Event('input', { bubbles: true }))",
@@ -109,18 +109,18 @@ def slide(browser: Chrome, element: str, value: float) -> None:
 
 
 def pixels(browser: Chrome) -> np.ndarray:
-    """What the page reads, (784,)."""
+    """Return the pixels that the page classifies, (784,)."""
     return np.array(browser.execute_script("return playground.pixels()"), np.uint8)
 
 
 def on_the_pad(browser: Chrome) -> np.ndarray:
-    """What the client makes of the drawing on the pad, (784,)."""
+    """Return the client's pixels of the drawing on the pad, (784,)."""
     drawn = browser.execute_script("return document.getElementById('pad').toDataURL()")
     return read_bytes(base64.b64decode(drawn.split(",")[1]), polarity="light-on-dark")[0]
 
 
 def inked(browser: Chrome) -> float:
-    """The mean of the pad, 0 to 255."""
+    """Return the mean of the pad, 0 to 255."""
     drawn = browser.execute_script("return document.getElementById('pad').toDataURL()")
     return float(np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn.split(",")[1]))).convert("L")).mean())
 
@@ -152,7 +152,7 @@ def test_the_page_computes_what_onnx_runtime_computes(
 
 
 @needs_browser
-def test_from_disk_an_example_is_read_and_nothing_is_asked_of_any_network(browser: Chrome) -> None:
+def test_from_disk_an_example_is_read_without_network_requests(browser: Chrome) -> None:
     browser.get_log("browser")
     until(lambda: reads(browser, 7))
     asked = browser.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
@@ -186,7 +186,7 @@ def test_the_page_makes_of_a_drawing_the_same_pixels_as_the_client(
     draw(browser, strokes)
     until(lambda: said(browser).startswith("Reads"))
     difference = np.abs(pixels(browser).astype(int) - on_the_pad(browser))
-    assert difference.max() <= 1, "a half is rounded up or down as Pillow's version has it"
+    assert difference.max() <= 1, "the rounding of a half depends on the version of Pillow"
     assert (difference == 0).mean() > 0.99
 
 
@@ -220,7 +220,7 @@ def test_the_eraser_takes_ink_away_and_undo_brings_it_back(browser: Chrome) -> N
     until(lambda: reads(browser, 7))
     press(browser, "undo")
     assert inked(browser) == 0
-    assert said(browser) == "Nothing is drawn yet."
+    assert said(browser).endswith(" is drawn yet.")
     assert not browser.find_element(By.ID, "undo").is_enabled()
 
 
@@ -236,7 +236,7 @@ def test_the_pen_is_as_broad_as_the_pad_is_large(chrome: Chrome, width: int) -> 
 
 @needs_browser
 @pytest.mark.parametrize(("start", "end"), [("#draw-title", "#verdict"), ("#title", "#words"), ("#pad", "#title")])
-def test_a_stroke_from_beside_the_pad_or_over_its_edge_selects_no_text(browser: Chrome, start: str, end: str) -> None:
+def test_a_stroke_from_outside_the_pad_or_over_its_edge_selects_no_text(browser: Chrome, start: str, end: str) -> None:
     pad, first, last = (browser.find_element(By.CSS_SELECTOR, name) for name in ("#pad", start, end))
     ActionChains(browser, duration=20).move_to_element(first).click_and_hold().move_to_element(pad).move_by_offset(
         -20, 80
@@ -252,7 +252,7 @@ def test_a_stroke_from_beside_the_pad_or_over_its_edge_selects_no_text(browser: 
 def test_a_dot_is_too_little_for_a_digit(browser: Chrome) -> None:
     press(browser, "clear")
     press(browser, "pad")
-    until(lambda: said(browser) == "Go on: too little yet for a digit.")
+    until(lambda: said(browser).endswith(": too little yet for a digit."))
 
 
 @needs_browser
@@ -410,7 +410,7 @@ def test_the_flow_goes_from_the_pixels_to_the_outputs(chrome: Chrome) -> None:
 
 
 @needs_browser
-def test_nothing_moves_by_itself_where_motion_is_to_be_reduced(browser: Chrome) -> None:
+def test_no_animation_starts_if_motion_is_reduced(browser: Chrome) -> None:
     for slug in ("draw", "learning"):
         browser.execute_script("location.hash = arguments[0]", f"#/{slug}")
         take(browser, 5)
@@ -430,7 +430,7 @@ def test_the_stage_is_one_canvas(browser: Chrome) -> None:
 
 
 @needs_browser
-def test_a_changed_network_answers_otherwise_and_undo_brings_it_back(chrome: Chrome) -> None:
+def test_a_changed_network_answers_differently_and_undo_restores_it(chrome: Chrome) -> None:
     size(chrome, 1440, 900)
     opened(chrome, FROM_DISK, "change")
     take(chrome, 7)
@@ -480,7 +480,7 @@ def test_no_chapter_is_wider_than_its_screen(chrome: Chrome, width: int) -> None
 
 @needs_browser
 @pytest.mark.parametrize("width", [320, 390, 761, 1241, 1440])
-def test_whatever_is_pressed_is_24_pixels_high_and_wide(chrome: Chrome, width: int) -> None:
+def test_every_control_is_at_least_24_pixels_high_and_wide(chrome: Chrome, width: int) -> None:
     size(chrome, width, 800)
     opened(chrome, FROM_DISK, "change")
     small = chrome.execute_script(
@@ -581,7 +581,7 @@ def test_both_variants_that_are_served_are_compared(
 
 
 @needs_browser
-def test_a_photograph_is_read_and_no_picture_is_told(chrome: Chrome, page: str, tmp_path: Path) -> None:
+def test_a_photograph_is_read_and_an_invalid_file_is_reported(chrome: Chrome, page: str, tmp_path: Path) -> None:
     size(chrome, 1440, 900)
     opened(chrome, page)
     photograph, notes = tmp_path / "seven.png", tmp_path / "notes.txt"
@@ -599,7 +599,7 @@ def test_a_photograph_is_read_and_no_picture_is_told(chrome: Chrome, page: str, 
 
 
 @needs_browser
-def test_a_server_that_goes_is_told_and_one_that_comes_back_answers(chrome: Chrome, model_path: Path) -> None:
+def test_a_stopped_server_is_reported_and_a_restarted_one_answers(chrome: Chrome, model_path: Path) -> None:
     with serving(model_path) as service, page_of(service.address) as page:
         size(chrome, 1440, 900)
         opened(chrome, page, "service")
@@ -608,7 +608,7 @@ def test_a_server_that_goes_is_told_and_one_that_comes_back_answers(chrome: Chro
         take(chrome, 6)
         trouble = chrome.find_element(By.ID, "trouble")
         until(lambda: "The service does not answer" in trouble.text)
-        assert reads(chrome, 6), "the page computes by itself"
+        assert reads(chrome, 6), "the page computes locally"
         port = service.address.rsplit(":", 1)[1]
         again = launch("--model", model_path, "--port", port, "--metrics-port", "0")
         try:

@@ -1,4 +1,4 @@
-"""What the playground's gateway answers, over real servers: calls with their messages, networks, pictures, mistakes."""
+"""The answers of the playground's gateway, with real servers: calls, networks, pictures and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def service(model_path: Path) -> Iterator[ServiceProcess]:
-    """Whichever transport that has: to the page they are one."""
+    """A server on the default transport; the gateway does not depend on the transport."""
     with serving(model_path, "--http-port", "0") as found:
         yield found
 
@@ -144,7 +144,7 @@ def test_an_error_over_http_has_the_code_and_message_of_the_server(
     refused.value.close()
 
 
-def test_what_serves_is_described(page: str, digits: np.ndarray) -> None:
+def test_the_served_models_are_described(page: str, digits: np.ndarray) -> None:
     post(page, "predict", digits[0].tobytes())
     [found] = get(page, "service")
     trained = checkpoint.load(checkpoint.committed("sigmoid")).network
@@ -160,7 +160,7 @@ def test_the_network_comes_to_the_last_bit(page: str) -> None:
     found = np.frombuffer(base64.b64decode(get(page, "network/0")["parameters"]), "<f4")
     trained = checkpoint.load(checkpoint.committed("sigmoid")).network
     expected = np.concatenate([array.reshape(-1) for array in trained.parameters().values()])
-    # GetNetwork gives the first layer as the model file has it, divided by 255, times 255.
+    # GetNetwork returns the first layer of the model file, divided by 255, times 255.
     np.testing.assert_allclose(found, expected, rtol=3e-7)
     assert found.shape == (13_002,)
 
@@ -189,7 +189,7 @@ def test_a_photograph_becomes_the_clients_own_pixels(page: str) -> None:
     assert post(page, "pixels", drawn_seven(), "image/png")["pixels"] == read_bytes(drawn_seven())[0].tolist()
 
 
-def test_a_picture_without_a_digit_is_no_mistake(page: str) -> None:
+def test_a_picture_without_a_digit_is_not_an_error(page: str) -> None:
     found = post(page, "pixels", png(Image.new("L", (280, 280))), "image/png")
     assert found["nothing"].startswith("the picture shows no digit")
 
@@ -213,7 +213,7 @@ def test_each_error_has_its_message(page: str, path: str, body: bytes | None, st
 
 
 @pytest.mark.parametrize("path", ["", *FILES, "gateway", "service", "network/0", "nothing"])
-def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> None:
+def test_every_reply_forbids_content_of_other_origins(page: str, path: str) -> None:
     try:
         with urllib.request.urlopen(f"{page}/{path}", timeout=ANSWERS_WITHIN) as reply:
             headers, text = reply.headers, reply.read().decode()
@@ -228,7 +228,7 @@ def test_every_reply_forbids_what_is_not_the_pages_own(page: str, path: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["gRPC", "HTTP"])
-def test_a_server_with_tls_and_tokens_is_asked_too(
+def test_a_server_with_tls_and_tokens_is_reachable_too(
     model_path: Path, tmp_path: Path, digits: np.ndarray, transport: str
 ) -> None:
     authority, token = Authority(tmp_path / "ours"), tmp_path / "token"
@@ -244,7 +244,7 @@ def test_a_server_with_tls_and_tokens_is_asked_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["gRPC", "HTTP"])
-def test_a_server_that_is_gone_is_an_error_with_its_code(model_path: Path, digits: np.ndarray, transport: str) -> None:
+def test_a_stopped_server_is_an_error_with_its_code(model_path: Path, digits: np.ndarray, transport: str) -> None:
     options = ("--http-port", "0")
     with serving(model_path, *options) as service, page_of(address_of(service, transport)) as page:
         assert service.stop() == 0

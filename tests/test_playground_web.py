@@ -1,4 +1,4 @@
-"""The files of the page: of the committed weights and the sources beside them, small, and whole in one folder."""
+"""The files of the page: built from the committed weights and sources, small, and complete in one folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGEST = 150_000
 
 @pytest.fixture(scope="module")
 def packages() -> Path:
-    """playground/web with its packages installed, which needs node and, once, the registry."""
+    """playground/web with its packages installed; it needs node and, on first use, the registry."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node: not found on this machine")
     if not (WEB / "node_modules").exists():
@@ -52,7 +52,7 @@ def npm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_numbers_are_those_of_the_committed_networks() -> None:
     found = page_numbers.read()
-    assert found == page_numbers.numbers(found["recording"]), "write them anew: python scripts/page_numbers.py"
+    assert found == page_numbers.numbers(found["recording"]), "update them: python scripts/page_numbers.py"
 
 
 def test_the_page_is_small() -> None:
@@ -61,22 +61,22 @@ def test_the_page_is_small() -> None:
     assert sum(len(gzip.compress(path.read_bytes(), 9)) for path in files) <= LARGEST
 
 
-def test_the_page_loads_no_module_and_nothing_from_elsewhere() -> None:
+def test_the_page_loads_no_module_and_no_file_of_another_host() -> None:
     html = (STATIC / "index.html").read_text()
-    assert 'type="module"' not in html, "a page that is opened from disk may load none"
+    assert 'type="module"' not in html, "a page from disk cannot load a module"
     assert "crossorigin" not in html
     assert 'src="/' not in html
     assert 'href="/' not in html
 
 
 @pytest.mark.slow
-def test_the_committed_build_is_what_the_sources_give(packages: Path, tmp_path: Path) -> None:
+def test_the_committed_build_matches_the_sources(packages: Path, tmp_path: Path) -> None:
     done = npm("run", "build", "--", "--outDir", str(tmp_path), "--emptyOutDir")
     assert done.returncode == 0, done.stdout + done.stderr
     built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     committed = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.name != "numbers.js"}
     assert packages == WEB
-    assert built == committed, "build it anew: make web"
+    assert built == committed, "update it: make web"
 
 
 @pytest.mark.slow

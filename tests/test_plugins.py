@@ -1,6 +1,6 @@
-"""Plugin execution providers as far as they need no device: each way to end on the CPU unseen is an error, for real.
+"""Plugin execution providers without a device: every silent fallback to the CPU is an error, with real plugins.
 
-tests/test_webgpu.py has what needs a device.
+tests/test_webgpu.py has the tests with a device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rejection(model: Path, name: str, **options: Any) -> str:
     ("name", "package"),
     [("openvino", "onnxruntime-ep-openvino"), ("tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx")],
 )
-def test_a_plugin_that_is_not_installed_is_refused_with_its_package(model_path: Path, name: str, package: str) -> None:
+def test_a_plugin_that_is_not_installed_is_rejected_with_its_package(model_path: Path, name: str, package: str) -> None:
     if plugins.find(name):
         pytest.skip(f"{package} is installed")
     assert rejection(model_path, name) == (
@@ -49,7 +49,7 @@ def test_a_plugin_that_is_not_installed_is_refused_with_its_package(model_path: 
     )
 
 
-def test_a_library_that_does_not_load_is_refused_with_the_linkers_reason(model_path: Path, tmp_path: Path) -> None:
+def test_a_library_that_does_not_load_is_rejected_with_its_reason(model_path: Path, tmp_path: Path) -> None:
     library = tmp_path / "libplugin.so"
     assert rejection(model_path, "webgpu", library=str(library)) == f"its library {library} is missing"
     library.write_text("no library")
@@ -58,7 +58,7 @@ def test_a_library_that_does_not_load_is_refused_with_the_linkers_reason(model_p
     )
 
 
-def test_a_library_that_is_no_plugin_is_refused_by_name(model_path: Path) -> None:
+def test_a_library_that_is_not_a_plugin_is_rejected_by_name(model_path: Path) -> None:
     import _ctypes  # noqa: PLC0415 (any shared library)
 
     assert rejection(model_path, "webgpu", library=_ctypes.__file__) == (
@@ -67,7 +67,7 @@ def test_a_library_that_is_no_plugin_is_refused_by_name(model_path: Path) -> Non
 
 
 @needs_webgpu
-def test_without_a_vulkan_driver_webgpu_is_refused_with_what_to_install(
+def test_without_a_vulkan_driver_webgpu_is_rejected_with_the_package_to_install(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = software_gpu.without_driver(tmp_path)
@@ -92,7 +92,7 @@ def test_without_a_vulkan_driver_webgpu_is_refused_with_what_to_install(
         (["--provider", "web_gpu"], "--provider (or DIGITS_PROVIDER) is 'web_gpu'; expected a match of"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], sentence: str) -> None:
+def test_invalid_options_are_rejected_by_name(arguments: list[str], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(arguments)
     assert sentence in str(caught.value)
@@ -106,15 +106,15 @@ def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], se
         ("CUDA failure 2: out of memory", ""),
     ],
 )
-def test_a_session_that_no_run_can_use_again_is_told_by_its_message(message: str, fault: str) -> None:
+def test_an_unusable_session_is_detected_by_its_message(message: str, fault: str) -> None:
     assert session_fault(message).startswith(fault)
     assert bool(session_fault(message)) == bool(fault)
 
 
-# --list-providers
+# --list-providers.
 
 
-def test_every_provider_is_listed_usable_or_why_not(model_path: Path) -> None:
+def test_every_provider_is_listed_as_usable_or_with_the_reason(model_path: Path) -> None:
     command = [sys.executable, "-m", "service", "--list-providers", "--model", str(model_path)]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rows = {line.split()[0]: line for line in listed.stdout.splitlines()}
@@ -125,7 +125,7 @@ def test_every_provider_is_listed_usable_or_why_not(model_path: Path) -> None:
     assert listed.stderr == ""
 
 
-def test_without_a_model_the_providers_are_listed_with_what_is_missing(tmp_path: Path) -> None:
+def test_without_a_model_the_providers_are_listed_with_the_missing_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service", "--list-providers", "--model", str(tmp_path / "model.onnx")]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"no: {tmp_path}/model.onnx: no such file" in listed.stdout
@@ -138,7 +138,7 @@ def test_a_table_has_its_columns_under_each_other() -> None:
     }
 
 
-# Vulkan
+# Vulkan.
 
 
 def test_the_vulkan_loader_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A digit of any size, place, pen and contrast is brought into MNIST's form, and none of its ink is lost."""
+"""A digit of any size, place, pen and contrast is converted to MNIST's form without loss of ink."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def dim(digit: np.ndarray) -> np.ndarray:
 
 
 def skeleton(digit: np.ndarray) -> np.ndarray:
-    """The digit's upper and left edges alone: lines of one pixel, as from a paint program's pencil."""
+    """Return the digit's upper and left edges: lines of one pixel, as from the pencil of a paint program."""
     inked = digit.reshape(28, 28) > 127
     inner = inked & np.roll(inked, 1, 0) & np.roll(inked, 1, 1)
     return np.where(inked & ~inner, 255, 0).astype(np.uint8)
@@ -55,7 +55,7 @@ def test_light_on_black_of_28x28_is_prepared_unless_in_mnists_form(
     assert pixels.max(axis=1).min() == 255
 
 
-def test_what_is_not_in_mnists_form_does_not_pass(digits: np.ndarray) -> None:
+def test_pixels_in_another_form_are_not_accepted_as_mnist(digits: np.ndarray) -> None:
     assert all(is_in_mnist_form(digit.reshape(28, 28)) for digit in digits)
     for change in (shifted, shrunk, filling, dim):
         assert not any(is_in_mnist_form(change(digit)) for digit in digits)
@@ -102,7 +102,7 @@ def test_a_thin_stroke_between_broad_ones_outlasts_their_thinning() -> None:
 
 
 def test_a_digit_that_runs_off_the_edge_keeps_its_ink() -> None:
-    """Most of the ink is on the edge, and a crumb within: the crumb is not the digit."""
+    """Most of the ink is on the edge; a small spot inside is not the digit."""
     picture = Image.new("L", (32, 32))
     draw = ImageDraw.Draw(picture)
     draw.line([(2, 0), (29, 0), (12, 31)], 255, 3)

@@ -45,6 +45,7 @@ PLAIN = (
     "Which network? [But what is a neural network?](https://example.com/what-nobody-said)",
     "The folder where the versions are is read once.",
     "`--refuse-callers nobody` is code.",
+    "The port is closed: connection refused.",
     "```sh\nnobody told whoever asked   # some 100 callers\n```",
 )
 
@@ -67,6 +68,7 @@ PROGRAMS = {
     "comments": ("x.py", "# A server\n# that nobody runs.\nx = 1  # nobody\n", [2, 3]),
     "messages": ("x.py", 'raise ValueError(f"{x}: nobody asked")\n', [1, 1]),
     "not names": ("x.py", 'x = "nobody"  # noqa: E501\n', []),
+    "not programs": ("x.py", 'x = """\nnobody = lambda told: told\nnobody(1)\n"""\n', []),
     "comments of Rust": ("x.rs", "//! A server\n//! that nobody runs.\nlet nobody = 1;\n/// Nobody.\n", [2, 4]),
     "comments of YAML": ("x.yml", "nobody: 1\n# nobody\n", [2]),
 }

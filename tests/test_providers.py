@@ -1,7 +1,7 @@
-"""What runs the model is what was asked for, or the server does not start.
+"""The requested provider runs the whole model, or the server does not start.
 
-Of the five ways in which ONNX Runtime ends on the CPU in silence, the first and the fifth happen here for real, with
-the CPU's own wheel; the others are replayed as onnxruntime-gpu was seen to do them (tests/fake_onnxruntime.py).
+ONNX Runtime has five silent fallbacks to the CPU. The first and the fifth are real here, with the CPU's wheel. The
+others are replays of onnxruntime-gpu (tests/fake_onnxruntime.py).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ has_azure = pytest.mark.skipif(
 
 
 def refusal(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
-    """Why the server does not start."""
+    """Return why the server does not start."""
     service = launch(*arguments, "--port", "0", "--metrics-port", "0", env=env)
     try:
         assert service.ended() == 1
@@ -63,7 +63,7 @@ def session_factory(name: str, **options: Any) -> SessionFactory:
 
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has ONNX Runtime behave with CUDA as is named, in this process."""
+    """A function that starts a replay of ONNX Runtime with CUDA in this process, by its name."""
 
     def replay(what: str) -> None:
         monkeypatch.setenv("REPLAY", what)
@@ -72,15 +72,15 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     monkeypatch.setattr(ort, "get_available_providers", fake_onnxruntime.available)
     monkeypatch.setattr(plugins, "installed", list)
     monkeypatch.setattr("service.inference.provider_diagnostics.probe", fake_onnxruntime.probe)
-    monkeypatch.setattr(ort, "set_default_logger_severity", lambda _: None)  # it is this process's for good
+    monkeypatch.setattr(ort, "set_default_logger_severity", lambda _: None)  # it would stay set in this process
     return replay
 
 
-# 1: not built in. Real: these wheels have no such provider.
+# 1: not built in. Real, because these wheels lack the provider.
 
 
 @for_the_cpu
-def test_a_provider_that_is_not_built_in_is_refused_with_where_to_get_it(model_path: Path) -> None:
+def test_a_provider_that_is_not_built_in_is_rejected_with_its_package(model_path: Path) -> None:
     assert refusal("--model", model_path, "--provider", "cuda") == (
         f"--provider (or DIGITS_PROVIDER) is 'cuda', but the onnxruntime {ort.__version__} that is installed has only "
         "azure, cpu: `make gpu` installs onnxruntime-gpu in an environment of its own"
@@ -89,13 +89,13 @@ def test_a_provider_that_is_not_built_in_is_refused_with_where_to_get_it(model_p
         Model(model_path, sessions=session_factory("openvino"))
 
 
-def test_a_provider_that_nobody_knows_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_provider_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(StartError, match=r"is 'cude'; expected auto, .*cpu, cuda, .*tensorrt, tensorrt-rtx, .*webgpu"):
         session_factory("cude")
 
 
 @for_the_cpu
-def test_auto_on_an_install_for_the_cpu_takes_it_and_has_nothing_to_say(model_path: Path) -> None:
+def test_auto_on_an_install_for_the_cpu_uses_it_without_a_warning(model_path: Path) -> None:
     with serving(model_path) as service:
         assert [line["event"] for line in service.lines if line["level"] != "info"] == []
         assert "cuda" not in "".join(line["reason"] for line in service.lines if line["event"] == "provider chosen")
@@ -103,7 +103,7 @@ def test_auto_on_an_install_for_the_cpu_takes_it_and_has_nothing_to_say(model_pa
         assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
 
 
-# 2 and 3: its library does not load, or it fails while a session is made. Replayed as recorded.
+# 2 and 3: its library does not load, or the creation of a session fails. Replayed from a recording.
 
 
 RECORDED = {
@@ -126,7 +126,7 @@ RECORDED = {
 
 
 @pytest.mark.parametrize(("what", "reason"), RECORDED.items(), ids=RECORDED)
-def test_cuda_that_cannot_run_all_of_it_is_refused_with_what_is_missing(
+def test_unusable_cuda_is_rejected_with_the_missing_part(
     model_path: Path, replaying: Callable[[str], None], what: str, reason: str
 ) -> None:
     replaying(what)
@@ -136,7 +136,7 @@ def test_cuda_that_cannot_run_all_of_it_is_refused_with_what_is_missing(
 
 
 @pytest.mark.parametrize(("what", "reason"), RECORDED.items(), ids=RECORDED)
-def test_auto_takes_the_cpu_then_and_says_why_and_stays_there(
+def test_auto_then_uses_the_cpu_with_a_warning_and_keeps_it(
     model_path: Path, replaying: Callable[[str], None], what: str, reason: str
 ) -> None:
     replaying(what)
@@ -150,7 +150,7 @@ def test_auto_takes_the_cpu_then_and_says_why_and_stays_there(
     assert Model(model_path, sessions=chosen).provider == "CPUExecutionProvider"
 
 
-def test_auto_takes_cuda_where_all_of_it_works_and_never_the_cpu_after_that(
+def test_auto_uses_working_cuda_and_never_falls_back_to_the_cpu(
     model_path: Path, digits: np.ndarray, replaying: Callable[[str], None]
 ) -> None:
     replaying("works")
@@ -165,7 +165,7 @@ def test_auto_takes_cuda_where_all_of_it_works_and_never_the_cpu_after_that(
         model.recreate_session()
 
 
-def test_options_reach_onnx_runtime_and_tf32_is_off_unless_it_is_asked_for(
+def test_options_reach_onnx_runtime_and_tf32_is_off_by_default(
     model_path: Path, replaying: Callable[[str], None]
 ) -> None:
     replaying("works")
@@ -178,18 +178,18 @@ def test_options_reach_onnx_runtime_and_tf32_is_off_unless_it_is_asked_for(
     assert options(options={"use_tf32": "1"}) == {"use_tf32": "1"}
 
 
-# 5: no kernel. Real: the provider for models on Azure is built into the CPU's wheels and has none for this network.
+# 5: no kernel. Real, because the CPU's wheels include the Azure provider, which has no kernels for this network.
 
 
 @has_azure
-def test_a_provider_that_would_leave_nodes_to_the_cpu_is_refused_with_their_names(model_path: Path) -> None:
+def test_a_provider_that_would_leave_nodes_to_the_cpu_is_rejected_with_their_names(model_path: Path) -> None:
     assert refusal("--model", model_path, "--provider", "azure") == (
         "--provider (or DIGITS_PROVIDER) is 'azure', but it has no kernel for ArgMax, Cast, Gemm, Sigmoid of the "
         "model, which the CPU would have run"
     )
 
 
-def test_the_file_is_to_blame_for_what_is_wrong_with_it_and_not_the_provider(tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported_before_the_provider(tmp_path: Path) -> None:
     assert refusal("--model", tmp_path / "model.onnx", "--provider", "azure").endswith("`python -m export onnx`")
 
 
@@ -197,7 +197,7 @@ def test_the_file_is_to_blame_for_what_is_wrong_with_it_and_not_the_provider(tmp
 
 
 @for_the_cpu
-def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_path: Path) -> None:
+def test_two_builds_of_onnx_runtime_are_rejected_by_name(model_path: Path, tmp_path: Path) -> None:
     metadata = tmp_path / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
@@ -207,7 +207,7 @@ def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_pa
     )
 
 
-# What ONNX Runtime says, and what the operator is told.
+# Messages of ONNX Runtime, and the explanations for the operator.
 
 
 @pytest.mark.parametrize(
@@ -226,25 +226,25 @@ def test_two_builds_of_onnx_runtime_are_refused_by_name(model_path: Path, tmp_pa
             fake_onnxruntime.OPENVINO_THREADS,
             "ONNX Runtime: [ERROR] [OpenVINO-EP] Number of threads should be a number.",
         ),
-        ("", "ONNX Runtime: nothing"),
+        ("", "nothing"),
     ],
 )
-def test_what_onnx_runtime_says_is_told_in_one_sentence_without_its_places(said: str, told: str) -> None:
+def test_a_message_of_onnx_runtime_is_explained_in_one_line_without_paths(said: str, told: str) -> None:
     assert told in explain(said)
     assert "hostname" not in explain(said)
     assert "\n" not in explain(said)
 
 
 @given(said=st.text(max_size=400))
-def test_whatever_onnx_runtime_says_makes_one_line(said: str) -> None:
+def test_any_message_of_onnx_runtime_becomes_one_line(said: str) -> None:
     assert len(explain(said).splitlines()) == 1
 
 
-# The graph that a device is given.
+# The graph for a device.
 
 
 @given(names=st.sets(st.sampled_from([*OUTPUTS, "W1", "b3"])))
-def test_the_model_with_fewer_outputs_is_otherwise_the_same(model_path: Path, names: set[str]) -> None:
+def test_the_model_with_fewer_outputs_gives_the_same_results(model_path: Path, names: set[str]) -> None:
     expected = onnx.load(model_path)
     kept = [output for output in expected.graph.output if output.name in names]
     del expected.graph.output[:]
@@ -252,7 +252,7 @@ def test_the_model_with_fewer_outputs_is_otherwise_the_same(model_path: Path, na
     assert onnx.load_from_string(keep_outputs(model_path.read_bytes(), names)) == expected
 
 
-def test_every_wire_type_is_passed_over_and_what_is_none_is_an_error() -> None:
+def test_every_wire_type_is_skipped_and_an_invalid_one_is_an_error() -> None:
     fields = b"\x08\x96\x01" + b"\x11" + b"12345678" + b"\x1d" + b"1234" + b"\x22\x02ab"
     assert keep_outputs(fields, OUTPUTS) == fields
     with pytest.raises(ValueError, match="no fields of wire type 3"):
@@ -297,7 +297,7 @@ def test_provider_options_are_pairs_or_a_json_object(text: str, options: dict[st
         ),
     ],
 )
-def test_options_that_make_no_sense_are_refused_by_name(arguments: list[str], refused: str) -> None:
+def test_invalid_options_are_rejected_by_name(arguments: list[str], refused: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(arguments)
     assert refused in str(caught.value)
@@ -308,16 +308,16 @@ def test_a_memory_limit_is_in_bytes_or_a_unit(text: str, size: int) -> None:
     assert load([f"--gpu-memory-limit={text}"]).gpu_memory_bytes == size
 
 
-def test_without_them_there_are_no_provider_options_and_no_memory_limit() -> None:
+def test_by_default_there_are_no_provider_options_and_no_memory_limit() -> None:
     assert load([]).gpu_memory_bytes == 0
     assert parsed_options(load([]).provider_options) == {}
 
 
-# The process that is asked why.
+# The process that determines the reason.
 
 
 @has_azure
-def test_the_process_that_is_asked_why_names_the_operators_that_the_cpu_would_run(model_path: Path) -> None:
+def test_the_probe_process_names_the_operators_that_the_cpu_would_run(model_path: Path) -> None:
     command = [sys.executable, "-m", "service.inference.provider_diagnostics", "AzureExecutionProvider", "{}"]
     asked = subprocess.run(command, cwd=ROOT, input=model_path.read_bytes(), capture_output=True, check=True)
     assert asked.stdout.decode() == '["ArgMax", "Cast", "Gemm", "Sigmoid"]\n'
@@ -325,7 +325,7 @@ def test_the_process_that_is_asked_why_names_the_operators_that_the_cpu_would_ru
 
 
 def failing_on_ink(model_path: Path, path: Path) -> Path:
-    """The network with a lookup that has no entry for a pixel of 255: a run that ONNX Runtime itself fails."""
+    """Add a lookup without an entry for a pixel of 255 to the network, so that ONNX Runtime fails a run."""
     model = onnx.load(model_path)
     for node in model.graph.node:
         node.input[:] = ["looked" if name == "ink" else name for name in node.input]
@@ -341,7 +341,7 @@ def failing_on_ink(model_path: Path, path: Path) -> Path:
     return path
 
 
-def test_a_run_that_fails_on_the_cpu_is_a_fault_and_none_of_the_device(model_path: Path, tmp_path: Path) -> None:
+def test_a_failed_run_on_the_cpu_is_not_a_device_failure(model_path: Path, tmp_path: Path) -> None:
     model = Model(failing_on_ink(model_path, tmp_path / "model.onnx"))
     model.predict(np.full((1, 784), 254, np.uint8))
     with pytest.raises(Exception, match="indices element out of data bounds"):

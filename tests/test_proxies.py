@@ -1,4 +1,4 @@
-"""The hosts that this project's commands reach without a proxy, by the rules of Python and of gRPC."""
+"""The hosts that the commands reach without a proxy, by the rules of Python and of gRPC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("present", [{}, {"no_proxy": "far.example"}, {"NO_PROXY": "far.example"}])
-def test_loopback_and_the_named_hosts_are_bypassed_beside_those_of_the_environment(
+def test_loopback_and_the_named_hosts_bypass_proxies_in_addition_to_those_of_the_environment(
     dead: pytest.MonkeyPatch, present: dict[str, str]
 ) -> None:
     for name, value in present.items():
@@ -44,7 +44,7 @@ def test_a_list_for_grpc_alone_is_extended_too(dead: pytest.MonkeyPatch) -> None
     proxies.bypass("10.1.2.3")
     assert proxy("10.1.2.3:50051") is None
     assert proxy("far.example:50051") is None
-    assert os.environ["no_grpc_proxy"].startswith("far.example,")  # noqa: SIM112 (gRPC reads this alone)
+    assert os.environ["no_grpc_proxy"].startswith("far.example,")  # noqa: SIM112 (gRPC only reads this name)
 
 
 @pytest.mark.usefixtures("dead")
@@ -56,7 +56,7 @@ def test_a_proxy_is_described_without_its_password(monkeypatch: pytest.MonkeyPat
     assert proxies.describe("http://far.example:9090/x") == ""
 
 
-def test_the_benchmark_asks_no_proxy_for_its_servers() -> None:
+def test_the_benchmark_bypasses_proxies_for_its_servers() -> None:
     ask = "import bench, urllib.request; print(bool(urllib.request.proxy_bypass('127.0.0.1:1')))"
     command = [sys.executable, "-c", ask]
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The public clients of this field, unchanged, each in a process and an environment of its own.
+"""Public clients, unchanged, each in a separate process and environment.
 
-The environments are made on first use below .venv/clients and kept. Where one cannot be had, for want of a network or
-of Go, its test is skipped with the reason.
+The environments are created on first use below .venv/clients and kept. A test is skipped if its environment cannot be
+created, without a network or without Go.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PROGRAMS = ROOT / "tests" / "public_clients"
 pytestmark = pytest.mark.slow
 
 REQUIREMENTS = requirements("export")
-"""What `pip install digitserve` asks for."""
+"""The requirements of `pip install digitserve`."""
 
 BOUNDS = re.findall(r"^(\S+)>=(.+),<(.+)$", "\n".join(REQUIREMENTS), re.MULTILINE)
-"""Package, the oldest version that it may have, and the first that it may not."""
+"""Package, its oldest allowed version, and its first forbidden version."""
 
 
 def go_program(module: str) -> Path:
-    """A program of the Go ecosystem, built."""
+    """Build a public Go program."""
     go = shutil.which("go")
     if go is None:
         pytest.skip(f"no Go here to build {module} with")
@@ -53,7 +53,7 @@ def go_program(module: str) -> Path:
 
 @pytest.fixture(scope="module")
 def pixels(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten digits, one of each, in numpy's format."""
+    """10 digits, one of each, in numpy's format."""
     path = tmp_path_factory.mktemp("pixels") / "pixels.npy"
     np.save(path, digits[::10])
     return path
@@ -61,8 +61,8 @@ def pixels(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def answers(digits: np.ndarray, server: ServiceProcess) -> list[int]:
-    """What digits.v1 says of them."""
-    from digitserve_client import DigitsClient  # noqa: PLC0415 (its stubs only where they are needed)
+    """The digits that digits.v1 returns for them."""
+    from digitserve_client import DigitsClient  # noqa: PLC0415 (its stubs conflict with others)
 
     with DigitsClient(server.address) as client:
         return [int(digit) for digit in client.predict(digits[::10]).digits]
@@ -121,7 +121,7 @@ def test_tritonclients_example_of_shared_memory_works(
     assert (found["regions"], found["left"], found["mapped"]) == (["input_data", "output_data"], {}, 0)
 
 
-def test_tritonclient_streams_and_meets_a_refusal_in_between(triton: dict[str, Any], answers: list[int]) -> None:
+def test_tritonclient_streams_with_an_error_in_between(triton: dict[str, Any], answers: list[int]) -> None:
     refused = "inputs: are 1 ('picture'); expected one, 'pixels'"
     assert triton["stream"] == [*([str(i), answers[i]] for i in range(5)), refused, ["5", answers[5]]]
 
@@ -137,7 +137,7 @@ def test_tritonclient_has_the_status_of_an_error_that_ends_its_stream(triton: di
     ]
 
 
-def test_tritonclient_raises_its_exception_with_our_sentence(triton: dict[str, Any]) -> None:
+def test_tritonclient_raises_its_exception_with_our_message(triton: dict[str, Any]) -> None:
     refused = triton["refused"]
     assert refused["name"] == ["StatusCode.NOT_FOUND", "model_name: there is no model 'mnist'; 'digits' serves"]
     assert refused["version"] == ["StatusCode.NOT_FOUND", "model_version: there is no version '9'; '1' serves"]
@@ -221,7 +221,7 @@ def test_kserves_http_client_infers_json_and_binary(
     assert "pixels: has shape [10, 28, 28]; expected [n, 784], n from 1 to 1024" in found["refused"]
 
 
-# The packages that the client is installed beside, the module that they are taken up by, and what pip is asked for.
+# Packages installed with the client, the module that imports them, and pip's requirements.
 BESIDE: dict[str, tuple[list[str], list[str]]] = {
     "oldest": ([], [f"{name}=={oldest}" for name, oldest, _ in BOUNDS]),
     "newest": ([], []),
@@ -232,21 +232,21 @@ BESIDE: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_the_client_reads_digits_where_pip_installs_it_beside(
+def test_the_client_reads_digits_with_other_packages_installed(
     name: str, server: ServiceProcess, pixels: Path, answers: list[int], tmp_path: Path, wheels: dict[str, Path]
 ) -> None:
     modules, packages = BESIDE[name]
-    needed = REQUIREMENTS if name in ("oldest", "newest") else requirements("client alone")  # one environment for both
+    needed = REQUIREMENTS if name in ("oldest", "newest") else requirements("client alone")  # both use one environment
     python = python_with(f"beside-{name}", *needed, *packages)
     install(python, wheels["digitserve_client"])
-    found = json.loads(run(python, PROGRAMS / "beside.py", server.address, pixels, *modules, cwd=tmp_path))
+    found = json.loads(run(python, PROGRAMS / "with_other_packages.py", server.address, pixels, *modules, cwd=tmp_path))
     assert found["digits"] == answers
     for package, oldest, next_major in BOUNDS:
         installed = found["versions"][package]
         assert numbers(oldest) <= numbers(installed) < numbers(next_major)
         if name == "oldest":
             assert installed == oldest
-    # The others exclude the newest protobuf; by itself pip takes it.
+    # The other packages exclude the newest protobuf; without them, pip installs it.
     assert (numbers(found["versions"]["protobuf"])[0] == 7) == (name == "newest")
 
 
@@ -263,7 +263,7 @@ def test_the_server_serves_with_the_packages_at_both_ends_of_their_bounds(
     )
     try:
         service.wait_for("serving")
-        found = json.loads(run(python, PROGRAMS / "beside.py", service.address, pixels, cwd=tmp_path))
+        found = json.loads(run(python, PROGRAMS / "with_other_packages.py", service.address, pixels, cwd=tmp_path))
         assert found["digits"] == answers
         assert service.stop() == 0
     finally:

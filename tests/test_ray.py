@@ -1,6 +1,6 @@
-"""On a cluster of four Ray nodes: what every server here answers, nodes killed and replicas added under load, scoring.
+"""Tests on a cluster of four Ray nodes: the API, killed nodes and added replicas under load, and scoring.
 
-Run by `make test-ray`; without Ray each is skipped. The cluster lives in processes of its own, see ray_nodes.py.
+`make test-ray` runs them; without Ray they are skipped. The cluster runs in separate processes: see ray_nodes.py.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from test_grpc_api import (  # noqa: F401
     message,
     predict,
     test_a_hundred_real_digits_are_answered_as_the_reference_does,
-    test_a_method_that_is_not_there_is_unimplemented,
     test_a_passed_deadline_is_deadline_exceeded,
-    test_a_refusal_without_a_request_id_is_given_one,
+    test_a_rejected_call_without_a_request_id_gets_one,
     test_a_stream_answers_every_message_in_order,
     test_a_stream_ends_at_its_first_malformed_message_with_the_replies_before_it,
     test_accepts,
-    test_any_bytes_over_the_socket_are_answered_or_refused_never_internal,
-    test_health_of_a_service_that_is_not_there_is_not_found,
-    test_health_says_serving_under_each_name,
+    test_an_unknown_method_is_unimplemented,
+    test_any_bytes_over_the_socket_are_answered_or_rejected_never_internal,
+    test_health_is_serving_under_each_name,
+    test_health_of_an_unknown_service_is_not_found,
     test_large_batches_do_not_hold_up_small_requests,
-    test_reflection_shows_the_contract_to_those_without_the_proto,
+    test_reflection_describes_the_contract_to_clients_without_the_proto,
     test_refuses,
 )
 
-# The same tables and tests as of the server itself; they find the cluster by the fixture `server` below.
+# The tests of a single server, with the cluster as their fixture `server`.
 from test_inference import (  # noqa: F401
     stub,
-    test_a_refusal_in_a_stream_is_a_reply_and_the_stream_goes_on,
+    test_an_error_in_a_stream_is_a_reply_and_the_stream_continues,
     test_another_model_is_not_found,
-    test_any_bytes_are_refused_never_internal,
-    test_each_mistake_has_its_status_and_sentence,
-    test_metadata_says_what_is_offered,
+    test_any_bytes_are_rejected_never_internal,
+    test_each_error_has_its_status_and_message,
+    test_metadata_describes_the_server_and_the_model,
     test_the_repository_holds_the_one_model,
     test_typed_contents_in_give_typed_contents_out,
-    test_what_is_not_offered_says_so,
+    test_unsupported_rpcs_are_unimplemented,
 )
 from test_scoring import content, score
 
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: `make test-ray` installs it")
 
-WITHIN = 90  # seconds for what a cluster does by itself
+WITHIN = 90  # seconds for an operation of the cluster
 WORKERS = 3
 ENVIRONMENT = {
     **os.environ,
@@ -76,7 +76,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-"""Of the nodes and of those who ask them: nobody else on the machine is let in."""
+"""The token of the nodes and their clients, so that other users of the machine have no access."""
 PREDICT = "/digits.v1.DigitService/Predict"
 
 
@@ -93,7 +93,7 @@ def finished(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
 
 
 class Cluster:
-    """The nodes, and the application on them."""
+    """The nodes and the application on them."""
 
     def __init__(self, process: subprocess.Popen[str], model: Path, port: int, metrics_port: int) -> None:
         self._process = process
@@ -178,12 +178,12 @@ def cluster(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def server(cluster: Cluster) -> SimpleNamespace:
-    """For the tests of a server: the head's proxy."""
+    """The head's proxy, for the tests of a single server."""
     return SimpleNamespace(address=cluster.address)
 
 
 class Load:
-    """Callers that call without a pause, each in a thread; `outcomes` counts how the calls ended."""
+    """Clients that send calls without a pause, each in a thread; `outcomes` counts the results."""
 
     def __init__(self, call: Callable[[], None], callers: int) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -244,7 +244,7 @@ async def test_health_can_be_watched(server: SimpleNamespace) -> None:
         unknown.cancel()
 
 
-async def test_the_callers_request_id_comes_back(server: SimpleNamespace) -> None:
+async def test_the_request_id_of_the_client_is_returned(server: SimpleNamespace) -> None:
     async with aio.insecure_channel(server.address) as channel_:
         for request in (message(bytes(784)), b""):
             call = channel_.unary_unary(PREDICT)(request, metadata=[("x-request-id", "mine")], timeout=10)
@@ -252,8 +252,8 @@ async def test_the_callers_request_id_comes_back(server: SimpleNamespace) -> Non
             assert ("x-request-id", "mine") in list(await call.trailing_metadata())
 
 
-async def test_a_message_beyond_any_batch_is_refused_in_words(server: SimpleNamespace) -> None:
-    """Ray's proxy bounds messages at 2 GB alone, so the handler says what the library says elsewhere."""
+async def test_an_oversized_message_is_rejected_with_its_limit(server: SimpleNamespace) -> None:
+    """Ray's proxy limits messages to 2 GB, so the handler reports the error of the library."""
     async with aio.insecure_channel(server.address, [("grpc.max_send_message_length", -1)]) as channel_:
         with pytest.raises(aio.AioRpcError) as caught:
             await predict(channel_, message(bytes(784 * 5000)))
@@ -266,7 +266,7 @@ def test_a_node_is_killed_under_load_and_no_client_that_retries_loses_a_call(
 ) -> None:
     options = [("grpc.enable_retries", 0)]
     before = cluster.replicas()
-    large = message(np.tile(digits, (10, 1)).tobytes())  # so that many calls are in a replica when it dies
+    large = message(np.tile(digits, (10, 1)).tobytes())  # so that a killed replica has many calls
     with DigitsClient(cluster.address) as client, grpc.insecure_channel(cluster.address, options) as bare:
         call = bare.unary_unary(PREDICT)
         with (
@@ -275,7 +275,7 @@ def test_a_node_is_killed_under_load_and_no_client_that_retries_loses_a_call(
         ):
             time.sleep(2)
             cluster.command("kill 0")
-            cluster.wait_for(lambda now: len(now) == 3 and now != before, "a replica in the place of the dead one")
+            cluster.wait_for(lambda now: len(now) == 3 and now != before, "a replica in the place of the killed one")
             time.sleep(2)
     with capsys.disabled():
         print(f"\nnode killed: with retries {dict(retrying.outcomes)}, without {dict(plain.outcomes)}")
@@ -286,7 +286,7 @@ def test_a_node_is_killed_under_load_and_no_client_that_retries_loses_a_call(
 
 
 def void(_: object) -> None:
-    """Some call's reply, which nobody needs."""
+    """Discard the reply of a call."""
 
 
 def test_replicas_come_with_load_and_go_without_and_no_call_is_lost(
@@ -298,10 +298,10 @@ def test_replicas_come_with_load_and_go_without_and_no_call_is_lost(
             *("--scale-up-after", 1, "--scale-down-after", 3),
         )
         assert replaced.returncode == 0, replaced.stderr
-        cluster.wait_for(lambda now: len(now) == 1, "one replica for one caller")
+        cluster.wait_for(lambda now: len(now) == 1, "one replica for one client")
         began = time.monotonic()
         with Load(lambda: void(client.predict(digits[0])), 24) as heavy:
-            cluster.wait_for(lambda now: len(now) == 3, "three replicas for 25 callers")
+            cluster.wait_for(lambda now: len(now) == 3, "three replicas for 25 clients")
             up = time.monotonic() - began
         began = time.monotonic()
         cluster.wait_for(lambda now: len(now) == 1, "one replica again")
@@ -362,7 +362,7 @@ def test_scoring_on_the_cluster_gives_the_bytes_of_one_process(
         ("nowhere", "expected auto or HOST:PORT, as `ray start --head` prints it"),
     ],
 )
-def test_where_no_ray_answers_is_a_sentence(model_path: Path, tmp_path: Path, address: str, sentence: str) -> None:
+def test_an_address_without_ray_is_an_error(model_path: Path, tmp_path: Path, address: str, sentence: str) -> None:
     scored = score(SAMPLES, tmp_path / "out", model_path, "--ray-address", address)
     assert scored.exit_code == 5
     assert f"--ray-address is {address!r}: {sentence}" in scored.stderr

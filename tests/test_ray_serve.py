@@ -1,4 +1,4 @@
-"""The parts of the cluster that need no cluster: options, metrics of many as one, Ray's failures in our words."""
+"""The parts that need no cluster: options, merged metrics of replicas, and translated errors of Ray."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_an_option_of_the_service_is_the_same_here() -> None:
         (["--target-ongoing", "none"], "--target-ongoing (or DIGITS_TARGET_ONGOING) is 'none'; expected a valid"),
     ],
 )
-def test_a_bad_option_is_a_sentence(arguments: list[str], sentence: str) -> None:
+def test_a_bad_option_is_a_one_line_error(arguments: list[str], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(arguments)
     assert str(caught.value).startswith(sentence)
 
 
-def test_the_service_knows_nothing_of_ray() -> None:
+def test_the_service_does_not_import_ray() -> None:
     look = """
 import sys, service.runtime.server, service.__main__
 print([name for name in sys.modules if name.split(".")[0] in ("ray", "cluster")])
@@ -86,7 +86,7 @@ print([name for name in sys.modules if name.split(".")[0] in ("ray", "cluster")]
 
 
 class Context:
-    """As much of grpcio's context of a call as is asked for."""
+    """The used part of grpcio's context of a call."""
 
     def __init__(self, code: grpc.StatusCode | None, details: str) -> None:
         self.told: dict[str, Any] = {"code": code, "details": details, "trailing": (("request_id", "r"),)}
@@ -130,7 +130,7 @@ GONE = "the replica of this call is gone, or none is ready yet: send the call ag
         (None, "", None, ""),
     ],
 )
-def test_what_ray_says_of_its_failures_is_told_in_our_words(
+def test_errors_of_ray_are_translated(
     code: grpc.StatusCode | None, details: str, expected: grpc.StatusCode | None, sentence: str
 ) -> None:
     registration = pytest.importorskip("ray_serve.registration", reason="Ray is not installed: `make test-ray` does")
@@ -157,7 +157,7 @@ def test_messages_pass_the_proxy_as_bytes_and_each_method_is_registered_once() -
     assert {handler.request_deserializer for handlers in registered.values() for handler in handlers.values()} == {None}
 
 
-async def test_a_call_whose_replica_died_is_sent_again_by_a_client_that_retries(digits: np.ndarray) -> None:
+async def test_a_client_with_retries_repeats_a_call_of_a_killed_replica(digits: np.ndarray) -> None:
     registration = pytest.importorskip("ray_serve.registration", reason="Ray is not installed: `make test-ray` does")
     calls = 0
 

@@ -1,4 +1,4 @@
-"""What of a stream is read before it is asked for, and in what portions it is given."""
+"""Reading ahead of a stream: its limits, and the batches that it returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.transports.grpcio.read_ahead import MAX_DELAY, READ_AHEAD_BYTES, Re
 
 
 class Caller:
-    """A stream as its reader sees it: what the test sends, the end, or what it raises."""
+    """A client's stream: the test sends messages, the end or an exception."""
 
     def __init__(self) -> None:
         self.line: asyncio.Queue[Any] = asyncio.Queue()
@@ -37,21 +37,21 @@ def numbered(first: int, stop: int, size: int = 8) -> list[bytes]:
 
 
 async def taken(ahead: ReadAhead) -> list[list[bytes]]:
-    """All portions to the end of the stream."""
+    """Read all batches to the end of the stream."""
     portions = []
     while portion := await ahead.next_batch():
         portions.append(portion)
-        await asyncio.sleep(0)  # replies are written
+        await asyncio.sleep(0)  # the handler writes its replies
     return portions
 
 
-async def test_every_message_comes_once_and_in_order() -> None:
+async def test_every_message_is_returned_once_and_in_order() -> None:
     caller, sent = Caller(), numbered(0, 1000)
     caller.send(*sent, aio.EOF)
     with ReadAhead(caller.read) as ahead:
         portions = await taken(ahead)
     assert [message for portion in portions for message in portion] == sent
-    assert len(portions) < 100, "those that come one upon the other are given together"
+    assert len(portions) < 100, "messages that arrive together are in one batch"
 
 
 async def test_empty_messages_read_ahead_are_bounded_too() -> None:
@@ -59,12 +59,12 @@ async def test_empty_messages_read_ahead_are_bounded_too() -> None:
     caller.send(*[b""] * 2 * READ_AHEAD_BYTES)
     with ReadAhead(caller.read):
         await until(lambda: caller.read_so_far > 0)
-        for _ in range(4 * READ_AHEAD_BYTES):  # so often the reader can go on, if it wants to
+        for _ in range(4 * READ_AHEAD_BYTES):  # the number of iterations in which the reader could continue
             await asyncio.sleep(0)
         assert caller.read_so_far < READ_AHEAD_BYTES // 32
 
 
-async def test_what_is_read_ahead_is_bounded() -> None:
+async def test_messages_read_ahead_are_bounded() -> None:
     caller = Caller()
     caller.send(*numbered(0, 100, READ_AHEAD_BYTES // 4))
     with ReadAhead(caller.read) as ahead:
@@ -75,14 +75,14 @@ async def test_what_is_read_ahead_is_bounded() -> None:
             assert len(await ahead.next_batch()) == 4
 
 
-async def test_one_large_message_is_given_although_it_is_more_than_may_wait() -> None:
+async def test_one_message_over_the_limit_is_returned() -> None:
     caller = Caller()
     caller.send(bytes(2 * READ_AHEAD_BYTES), b"next", aio.EOF)
     with ReadAhead(caller.read) as ahead:
         assert [len(message) for portion in await taken(ahead) for message in portion] == [2 * READ_AHEAD_BYTES, 4]
 
 
-async def test_what_ended_the_reading_comes_after_all_that_was_read() -> None:
+async def test_the_end_of_the_reading_follows_all_messages() -> None:
     caller = Caller()
     caller.send(b"1", b"2", OSError("gone"))
     with ReadAhead(caller.read) as ahead:
@@ -93,7 +93,7 @@ async def test_what_ended_the_reading_comes_after_all_that_was_read() -> None:
             await ahead.next_batch()
 
 
-async def test_a_caller_that_waits_for_each_reply_never_waits_for_company() -> None:
+async def test_messages_of_a_client_that_waits_for_each_reply_are_not_delayed() -> None:
     caller = Caller()
     with ReadAhead(caller.read) as ahead:
         waits = []
@@ -105,8 +105,8 @@ async def test_a_caller_that_waits_for_each_reply_never_waits_for_company() -> N
     assert sorted(waits)[150] < MAX_DELAY / 2
 
 
-async def test_a_caller_with_some_replies_outstanding_is_seldom_waited_for_in_vain() -> None:
-    """Six at a time: more than six never come, and that is learnt."""
+async def test_messages_of_a_client_with_several_in_flight_are_rarely_delayed() -> None:
+    """The client has 6 messages in flight, and the reader learns not to wait for more."""
     caller, in_vain = Caller(), 0
     with ReadAhead(caller.read) as ahead:
         for _ in range(300):
@@ -119,7 +119,7 @@ async def test_a_caller_with_some_replies_outstanding_is_seldom_waited_for_in_va
     assert in_vain < 30
 
 
-async def test_leaving_ends_the_reading() -> None:
+async def test_leaving_the_context_ends_the_reading() -> None:
     caller = Caller()
     with ReadAhead(caller.read) as ahead:
         caller.send(b"1")

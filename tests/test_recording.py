@@ -1,4 +1,4 @@
-"""The recording of a training: what the playground replays of it."""
+"""The recording of a training, which the playground replays."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_few_epochs_keep_their_weights_the_first_and_the_last_among_them(last: i
     assert len(kept) <= CHECKPOINTS
 
 
-def test_a_letter_tells_a_weight_to_half_a_level() -> None:
+def test_a_letter_encodes_a_weight_to_half_a_level() -> None:
     weights = np.linspace(-2, 2, 4001, dtype=np.float32)
     levels = np.frombuffer(letters(weights).encode(), np.uint8).astype(int) - ord("A") - LEVELS
     assert (levels.min(), levels.max()) == (-LEVELS, LEVELS)

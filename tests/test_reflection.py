@@ -1,4 +1,4 @@
-"""Reflection, v1 and v1alpha: what clients learn of the services, on both transports, and what it costs the server."""
+"""Reflection, v1 and v1alpha, on both transports: the descriptors of the services, and bounded memory."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_file_is_found_by_its_name(channel: grpc.Channel, version: str) -> Non
 UNKNOWN = {
     "there is no symbol 'digits.v1.DigitService.Draw'": {"file_containing_symbol": "digits.v1.DigitService.Draw"},
     "there is no symbol ''": {"file_containing_symbol": ""},
-    # Known to the process and no part of what it serves.
+    # In the process, but not part of its services.
     "there is no symbol 'google.protobuf.MethodOptions'": {"file_containing_symbol": "google.protobuf.MethodOptions"},
     "there is no file 'digits.proto'": {"file_by_filename": "digits.proto"},
     "there is no extension 1 of 'digits.v1.PredictRequest'": {
@@ -113,7 +113,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_is_not_there_is_not_found_and_the_stream_goes_on(channel: grpc.Channel, version: str) -> None:
+def test_an_unknown_symbol_is_not_found_and_the_stream_continues(channel: grpc.Channel, version: str) -> None:
     requests = [pb.ServerReflectionRequest(**request) for request in UNKNOWN.values()]
     replies = ask(channel, version, *requests, pb.ServerReflectionRequest(list_services=""))
     found = [(reply.error_response.error_code, reply.error_response.error_message) for reply in replies[:-1]]
@@ -130,7 +130,7 @@ def test_a_message_without_extensions_has_none(channel: grpc.Channel, version: s
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_request_that_wants_nothing_is_answered_with_an_error(channel: grpc.Channel, version: str) -> None:
+def test_an_empty_request_is_answered_with_an_error(channel: grpc.Channel, version: str) -> None:
     nothing, _ = ask(channel, version, pb.ServerReflectionRequest(), pb.ServerReflectionRequest(list_services=""))
     assert nothing.error_response.error_code == INVALID_ARGUMENT
 
@@ -148,7 +148,7 @@ def test_a_damaged_or_long_request_ends_the_stream(channel: grpc.Channel, versio
     assert error.details().startswith("message: ")
 
 
-def test_the_standard_client_builds_every_service_from_what_it_is_told(channel: grpc.Channel) -> None:
+def test_the_standard_client_builds_every_service_from_the_descriptors(channel: grpc.Channel) -> None:
     database = ProtoReflectionDescriptorDatabase(channel)
     pool: Any = descriptor_pool.DescriptorPool(database)
     assert sorted(database.get_services()) == SERVICES
@@ -157,7 +157,7 @@ def test_the_standard_client_builds_every_service_from_what_it_is_told(channel: 
     assert pool.FindMethodByName("digits.v1.DigitService.Predict").input_type.full_name == "digits.v1.PredictRequest"
 
 
-def test_v1alpha_is_described_as_its_own_contract_has_it(channel: grpc.Channel) -> None:
+def test_v1alpha_is_described_by_its_own_contract(channel: grpc.Channel) -> None:
     symbol = "grpc.reflection.v1alpha.ServerReflection"
     [reply] = ask(channel, "v1", pb.ServerReflectionRequest(file_containing_symbol=symbol))
     [found], expected = files(reply), descriptor_pb2.FileDescriptorProto.FromString(v1alpha.DESCRIPTOR.serialized_pb)
@@ -168,7 +168,7 @@ def test_v1alpha_is_described_as_its_own_contract_has_it(channel: grpc.Channel) 
     )
 
 
-def test_a_slow_reader_delays_itself_alone(server: ServiceProcess, digits: np.ndarray) -> None:
+def test_a_slow_reader_delays_no_other_client(server: ServiceProcess, digits: np.ndarray) -> None:
     request = pb.ServerReflectionRequest(file_containing_symbol="inference.ModelConfig").SerializeToString()
     series = ("grpc_server_msg_received_total", "ServerReflectionInfo")
 
@@ -178,7 +178,7 @@ def test_a_slow_reader_delays_itself_alone(server: ServiceProcess, digits: np.nd
 
     before, memory = received(), resident(server)
     with grpc.insecure_channel(server.address) as channel, DigitsClient(server.address) as others:
-        # 300 MB of replies, of which none is read.
+        # 300 MB of replies, all unread.
         unread = stream(channel, "v1", repeat(request, 20_000))
         wait_until(lambda: received() > before)
         for _ in range(100):
@@ -188,7 +188,7 @@ def test_a_slow_reader_delays_itself_alone(server: ServiceProcess, digits: np.nd
 
 
 def resident(server: ServiceProcess) -> int:
-    """Bytes of memory that the server has."""
+    """Return the server's resident memory in bytes."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 

@@ -1,4 +1,4 @@
-"""A release: one version, a changelog of a fixed form, and notes that come from it."""
+"""A release: one version, a changelog of a fixed form, and release notes from the changelog."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_LINES = 2
 
 
 def sections() -> list[tuple[str, str]]:
-    """The heading and text of each version, the newest first."""
+    """Return the heading and text of each version, the newest first."""
     parts = re.split(r"^## (.+)\n", CHANGELOG, flags=re.MULTILINE)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True))
 

@@ -1,4 +1,4 @@
-"""How reliable an answer is: by its activations, and by whether its picture has the form of MNIST's digits."""
+"""The reliability of an answer, from its activations and the form of its picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service import network
 from service.handlers.reliability import Reliability, are_in_mnist_form
 
 
-def test_server_and_client_tell_mnists_form_by_the_same_rule(digits: np.ndarray) -> None:
+def test_server_and_client_detect_the_form_of_mnist_by_the_same_rule(digits: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     images = digits.reshape(-1, 28, 28)
     changes = [np.roll(images, (int(y), int(x)), (1, 2)) for y, x in rng.integers(-3, 4, (20, 2))]

@@ -1,4 +1,4 @@
-"""Other versions of the model while it serves: nothing lost, no answer of two models, nothing bad taken up."""
+"""Reloads of the model while it serves: no lost call, no mixed answers, and no invalid model."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
     from conftest import ServiceProcess
 
-TOKEN = "a-token-for-model-control"  # noqa: S105 (the test's own)
+TOKEN = "a-token-for-model-control"  # noqa: S105 (only of this test)
 NETWORKS = {name: checkpoint.load(checkpoint.committed(name)) for name in ("sigmoid", "relu")}
 BLANK = np.zeros((1, 784), np.uint8)
 
 
 def activation(version: int | str) -> Any:
-    """Odd versions are the sigmoid network and even ones the ReLU network, so that answers tell which they are of."""
+    """Odd versions are the sigmoid network and even ones the ReLU network, so that their answers differ."""
     return "sigmoid" if int(version) % 2 else "relu"
 
 
@@ -53,7 +53,7 @@ def content(version: int) -> bytes:
 
 
 def add(folder: Path, version: int, data: bytes | None = None) -> None:
-    """Put a version in place whole, as a deployment should."""
+    """Add a version atomically, as a deployment does."""
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
     put(folder / str(version) / "model.onnx", content(version) if data is None else data)
 
@@ -81,7 +81,7 @@ def version_of(service: ServiceProcess) -> str:
 
 
 @on_both_transports
-def test_a_new_version_is_noticed_and_shown_everywhere(folder: Path) -> None:
+def test_a_new_version_is_loaded_and_reported_everywhere(folder: Path) -> None:
     with serving(folder, "--model-poll", "0.05") as service, DigitsClient(service.address) as client:
         assert client.predict(BLANK).model_version == "1"
         add(folder, 10)
@@ -111,14 +111,14 @@ def test_a_new_version_is_noticed_and_shown_everywhere(folder: Path) -> None:
 
 
 @on_both_transports
-def test_sighup_takes_up_a_replaced_file(tmp_path: Path) -> None:
+def test_sighup_loads_a_replaced_file(tmp_path: Path) -> None:
     put(tmp_path / "model.onnx", content(1))
     with serving(tmp_path / "model.onnx") as service:
         put(tmp_path / "model.onnx", content(2))
         service.process.send_signal(signal.SIGHUP)
         service.wait_for("model loaded", model_version="2", activation="relu")
         assert version_of(service) == "2"
-        service.process.send_signal(signal.SIGHUP)  # nothing has changed
+        service.process.send_signal(signal.SIGHUP)  # the file is unchanged
         time.sleep(0.2)
         assert reloads(service) == (1, 0)
         assert service.stop() == 0
@@ -169,7 +169,7 @@ BAD = {
 
 
 @on_both_transports
-def test_what_cannot_serve_is_refused_by_sentence_metric_and_log_while_the_old_one_serves(
+def test_an_unusable_version_is_rejected_in_reply_metric_and_log_while_the_old_one_serves(
     folder: Path, tokens: Path
 ) -> None:
     with (
@@ -205,7 +205,7 @@ def load_model(
 
 
 @on_both_transports
-def test_control_is_off_unless_enabled_and_is_for_those_with_a_token(folder: Path, tokens: Path) -> None:
+def test_model_control_is_off_by_default_and_needs_a_token(folder: Path, tokens: Path) -> None:
     with serving(folder) as service:
         code, said = load_model(service)
         assert (code, "--model-control" in said) == (grpc.StatusCode.UNIMPLEMENTED, True)
@@ -226,25 +226,25 @@ def test_a_bad_newest_version_does_not_keep_a_server_from_starting(folder: Path)
         assert [line["event"] for line in service.lines] == ["starting", "model rejected", "serving"]
         assert version_of(service) == "1"
         time.sleep(0.3)
-        assert reloads(service) == (0, 1)  # once, however often it is looked at
+        assert reloads(service) == (0, 1)  # once, in spite of repeated polls
         add(folder, 2)
         service.wait_for("model loaded", model_version="2")
 
 
-def test_a_folder_without_a_version_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_without_a_version_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     (tmp_path / "01").mkdir()
-    (tmp_path / "3").mkdir()  # its file is still to come
+    (tmp_path / "3").mkdir()  # its file is not yet written
     with pytest.raises(ModelFileError, match=r"has no version; expected .*/1/model\.onnx"):
         ModelRepository(tmp_path).candidates()
 
 
 @pytest.mark.slow
 @on_both_transports
-async def test_a_hundred_swaps_under_load_lose_nothing_and_mix_nothing(
+async def test_a_hundred_swaps_under_load_lose_no_call_and_mix_no_answer(
     folder: Path, tokens: Path, digits: np.ndarray
 ) -> None:
-    """Every answer is wholly that of the version it names; memory is as it was."""
+    """Every answer is that of the version that it names, and memory is unchanged."""
     expected = {name: trained.network.forward(digits).activations for name, trained in NETWORKS.items()}
     answered: list[str] = []
     done = asyncio.Event()
@@ -279,8 +279,8 @@ async def test_a_hundred_swaps_under_load_lose_nothing_and_mix_nothing(
     assert max(memory[80:]) < 1.1 * max(memory[20:40]), [round(m / 2**20) for m in memory]
 
 
-async def test_whoever_came_under_a_version_is_answered_by_it(folder: Path, digits: np.ndarray) -> None:
-    from service.batching.batcher import Batcher  # noqa: PLC0415 (only here)
+async def test_a_call_is_answered_by_the_version_at_its_arrival(folder: Path, digits: np.ndarray) -> None:
+    from service.batching.batcher import Batcher  # noqa: PLC0415 (only for this test)
     from service.observability.statistics import Statistics  # noqa: PLC0415
 
     place = ModelRepository(folder)
@@ -309,8 +309,8 @@ def whole(make_model: Callable[..., Path]) -> bytes:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_gets_past_the_reader(folder: Path, whole: bytes, data: st.DataObject) -> None:
-    """Flipped, cut, doubled or made up: refused with one sentence, or the very same model."""
+def test_no_damaged_file_is_accepted(folder: Path, whole: bytes, data: st.DataObject) -> None:
+    """A flipped, truncated, repeated or generated file is rejected with a one-line error, or is the same model."""
     kind = data.draw(st.sampled_from(["flip", "cut", "insert", "random"]))
     at = data.draw(st.integers(0, len(whole) - 1))
     spoilt = {
@@ -326,7 +326,7 @@ def test_no_damage_gets_past_the_reader(folder: Path, whole: bytes, data: st.Dat
     assert "\n" not in str(caught.value)
 
 
-async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
+async def test_a_volume_that_does_not_answer_is_reported_and_blocks_no_call(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, place, answers = CapturingLogger(), ModelRepository(folder), threading.Event()
@@ -339,12 +339,12 @@ async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
     for _ in range(2):
         with pytest.raises(ReloadRejected, match=r"could not be read within .* s: its volume does not answer"):
             await reloader.reload(lambda model: taken.append(model.info.version))
-    for _ in range(5):  # told once of what is only looked at again
+    for _ in range(5):  # polls of the same file log once
         await reloader.reload(lambda model: taken.append(model.info.version), force=False)
     assert [call.method_name for call in log.calls] == ["error", "error"]
     answers.set()
     async with asyncio.timeout(ANSWERS_WITHIN):
-        while not taken:  # the question that had no answer is still in the way at first
+        while not taken:  # the pending read still blocks the first reloads
             await reloader.reload(lambda model: taken.append(model.info.version), force=False)
             await asyncio.sleep(0.01)
     assert taken == ["2"]
@@ -353,7 +353,7 @@ async def test_a_volume_that_does_not_answer_is_told_and_holds_nothing_up(
 async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tests may run as root, whom no mode keeps out; reading is denied to it here."""
+    """The tests may run as root, who can read any file, so the test denies reading."""
     monkeypatch.setattr("service.runtime.reloader.RETRY_INTERVAL", 0.0)
     log = CapturingLogger()
     reloader = Reloader(ModelRepository(folder), Metrics(CollectorRegistry()), log)  # type: ignore[arg-type]
@@ -373,7 +373,7 @@ async def test_a_file_that_becomes_readable_is_loaded_without_another_change(
     assert [call.args[0] for call in log.calls] == ["model rejected", "model loaded"]
 
 
-async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reloader_continues_after_an_internal_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics(CollectorRegistry())
     place = ModelRepository(folder)
     reloader = Reloader(place, metrics, CapturingLogger())  # type: ignore[arg-type]
@@ -389,7 +389,7 @@ async def test_a_reloader_goes_on_after_a_fault_of_ours(folder: Path, monkeypatc
     assert taken == ["3"]
 
 
-def test_a_folder_that_serves_nothing_is_warned_of_once_and_counted(folder: Path) -> None:
+def test_an_ignored_folder_is_warned_of_once_and_counted(folder: Path) -> None:
     shutil.copytree(folder / "1", folder / "0002")
     (folder / "latest").mkdir()
     (folder / ".staging").mkdir()
@@ -399,7 +399,7 @@ def test_a_folder_that_serves_nothing_is_warned_of_once_and_counted(folder: Path
         assert warned["folder"] == str(folder / "0002")
         assert warned["reason"] == "the name is no version; expected a number from 1, without leading zeros"
         assert version_of(service) == "1"
-        (folder / "5").mkdir()  # and its file has another name
+        (folder / "5").mkdir()  # its file has another name
         put(folder / "5" / "network.onnx", content(5))
         assert service.wait_for("model folder ignored")["reason"] == "holds no model.onnx"
         wait_until(lambda: service.series()["digits_model_folders_ignored", ()] == 2)

@@ -1,4 +1,4 @@
-"""What the terminal shows, at every width: nothing longer than that, the whole picture, bars worth the name."""
+"""The output in a terminal at every width: lines fit, the picture is complete, and bars are visible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGITS = SAMPLES / "digits-100-images-idx3-ubyte"
 WIDTHS = (30, 40, 60, 80, 100, 120, 160, 240)
 
 FULL = np.full(784, 255, np.uint8)
-"""A picture with ink in every column: 28 characters "@" a line."""
+"""A picture with ink in every column: 28 characters "@" per line."""
 
 BRIGHT = Predictions(
     np.array([8]), np.ones((1, 10), np.float32), np.ones((1, 16), np.float32), np.ones((1, 16), np.float32), "1", "id"
@@ -60,7 +60,7 @@ def test_ten_cards_fit_the_width_with_the_whole_picture_and_bars(width: int) -> 
 
 
 @pytest.mark.parametrize(("width", "columns"), [(40, 1), (60, 1), (80, 2), (100, 2), (120, 2), (160, 3)])
-def test_what_is_wide_is_used(width: int, columns: int) -> None:
+def test_a_wide_terminal_is_used(width: int, columns: int) -> None:
     console = terminal(width)
     console.print(render.side_by_side([demo._shown(FULL, BRIGHT, 0, 8, console)] * 10, console))
     assert max(line.count("image 0") for line in lines(console)) == columns
@@ -93,9 +93,9 @@ def test_an_explanation_fits_the_width(width: int, colours: str | None) -> None:
 def test_the_commands_to_try_next_fit_the_width_and_are_commands_still(width: int) -> None:
     images = DIGITS.relative_to(ROOT)
     text = demo.next_steps("127.0.0.1:50061", images, width).plain
-    longest = max(map(len, text.split()))  # which nothing folds
+    longest = max(map(len, text.split()))  # which is never wrapped
     assert max(map(len, text.splitlines())) <= max(width, len("--address ") + longest + len("      " + " \\"))
-    _, *commands = text.replace(" \\\n      ", " ").splitlines()  # as a shell reads them
+    _, *commands = text.replace(" \\\n      ", " ").splitlines()  # as a shell joins them
     program = commands[0].split()[0]
     assert Path(shutil.which(program) or program).resolve() == Path(sys.executable).with_name("digitserve").resolve()
     assert [" ".join(command.split()[1:]) for command in commands] == [
@@ -105,7 +105,7 @@ def test_the_commands_to_try_next_fit_the_width_and_are_commands_still(width: in
     ]
 
 
-def test_what_is_piped_has_eighty_columns_and_no_colour() -> None:
+def test_piped_output_has_eighty_columns_and_no_colour() -> None:
     console = Console(file=io.StringIO(), _environ={})
     assert console.width == 80
     images = read(DIGITS)

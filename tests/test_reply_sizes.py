@@ -1,4 +1,4 @@
-"""No request that is allowed has a reply beyond what a gRPC client takes by default."""
+"""The reply to every valid request is within the default limit of a gRPC client."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from conftest import ServiceProcess
 
 DEFAULT_LIMIT = 4 * 2**20
-"""Bytes of a message that a gRPC client takes unless told otherwise."""
+"""The default limit of a gRPC client, in bytes of a message."""
 
 BATCH = 1024
 PIXELS = bytes(784 * BATCH)
@@ -84,24 +84,24 @@ def handlers(model_path: Path) -> tuple[DigitsHandler, InferenceHandler, Statist
     return DigitsHandler(predictor), InferenceHandler(predictor, metadata), statistics
 
 
-def test_the_largest_request_of_every_rpc_has_a_reply_that_every_client_takes(
+def test_the_largest_request_of_every_rpc_has_a_reply_within_the_default_limit(
     handlers: tuple[DigitsHandler, InferenceHandler, Statistics],
 ) -> None:
     digits, inference, statistics = handlers
     rpcs = {**digits.unary, **inference.unary}
     sizes = {(name, what): len(asyncio.run(rpcs[name](raw, float("inf")))) for (name, what), raw in LARGEST.items()}
-    for images in range(1, 65537):  # as many sizes of batches as any server can have run
+    for images in range(1, 65537):  # all sizes of batches that a server can have run
         statistics.record_run(images, 2**40)
     sizes["ModelStatistics", "all sizes"] = len(asyncio.run(rpcs["ModelStatistics"](b"", float("inf"))))
     assert {size: what for what, size in sizes.items() if size > DEFAULT_LIMIT} == {}
     refuse = {"RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"}
     assert {name for name, _ in sizes} == {
         name for name in rpcs if name not in refuse and "SharedMemory" not in name
-    }, "an RPC without a row here"
+    }, "an RPC is missing in the table"
 
 
 @given(images=st.integers(1, BATCH), neurons=st.lists(st.sampled_from(NEURONS), unique=True, max_size=42))
-def test_an_explanation_is_refused_or_fits(
+def test_an_explanation_is_rejected_or_fits(
     handlers: tuple[DigitsHandler, InferenceHandler, Statistics], images: int, neurons: list[tuple[int, int]]
 ) -> None:
     try:
@@ -113,7 +113,7 @@ def test_an_explanation_is_refused_or_fits(
 
 
 @on_both_transports
-def test_clients_as_they_come_receive_the_largest_replies(server: ServiceProcess) -> None:
+def test_clients_with_default_settings_receive_the_largest_replies(server: ServiceProcess) -> None:
     with grpc.insecure_channel(server.address) as channel:
         for (name, what), raw in LARGEST.items():
             if name in ("Predict", "Explain", "GetNetwork", "ModelInfer"):

@@ -1,4 +1,4 @@
-"""What a server needs and does not get: it says so in a sentence or serves in full; it never hangs."""
+"""Exhausted resources: the server reports a one-line error or serves completely; it never hangs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def can_unshare() -> bool:
     return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0  # noqa: S607
 
 
-needs_mounts = pytest.mark.skipif(not can_unshare(), reason="needs root and unshare, to mount what is to be missing")
+needs_mounts = pytest.mark.skipif(not can_unshare(), reason="needs root and unshare, to mount over folders")
 
 
 def shell(script: str, words: list[str]) -> list[str]:
@@ -56,8 +56,8 @@ def shell(script: str, words: list[str]) -> list[str]:
 
 
 @needs_mounts
-def test_it_writes_nothing_and_so_serves_where_nothing_can_be_written(model_path: Path) -> None:
-    """Every disk read-only, no shared memory, and no room where temporary files go."""
+def test_it_serves_on_a_read_only_file_system(model_path: Path) -> None:
+    """Every disk is read-only, without shared memory and without space for temporary files."""
     script = (
         "mount -t tmpfs -o size=4k none /var/tmp && (cat /dev/zero > /var/tmp/full 2>/dev/null; true)"
         " && umount -l /dev/shm && mount -o remount,ro,bind /"
@@ -67,19 +67,19 @@ def test_it_writes_nothing_and_so_serves_where_nothing_can_be_written(model_path
         assert service.stop() == 0
 
 
-@pytest.mark.parametrize("way", ["a full disk", "nobody who reads", "no standard error"])
-def test_a_log_that_cannot_be_written_ends_nothing(model_path: Path, way: str) -> None:
+@pytest.mark.parametrize("way", ["a full disk", "a closed pipe", "no standard error"])
+def test_the_server_serves_without_a_writable_log(model_path: Path, way: str) -> None:
     port, metrics_port = free_port(), free_port()
     words = [*command(model_path), "--port", str(port), "--metrics-port", str(metrics_port)]
     reader, writer = os.pipe()
     os.close(reader)
-    redirect = {"a full disk": "2>/dev/full", "nobody who reads": "", "no standard error": "2>&-"}[way]
+    redirect = {"a full disk": "2>/dev/full", "a closed pipe": "", "no standard error": "2>&-"}[way]
     process = subprocess.Popen(["sh", "-c", f'exec "$@" {redirect}', "sh", *words], cwd=ROOT, stderr=writer)  # noqa: S607
     os.close(writer)
     try:
         service = Quiet(port, metrics_port)
         service.wait()
-        still_serves(service)  # type: ignore[arg-type] # an address and its metrics is all it needs
+        still_serves(service)  # type: ignore[arg-type] # it only uses the address and the metrics
         assert service.series()["digits_log_lines_dropped_total", ()] > 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(ANSWERS_WITHIN) == 0
@@ -89,7 +89,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(model_path: Path, way: str) -
 
 
 class Quiet(ServiceProcess):
-    """A server whose log nobody has: known by its ports."""
+    """A server without a readable log, with known ports."""
 
     def __init__(self, port: int, metrics_port: int) -> None:
         self.lines = [
@@ -104,7 +104,7 @@ class Quiet(ServiceProcess):
         wait_until(lambda: self.get("/healthz").startswith("SERVING"), OSError)
 
 
-def test_with_64_file_handles_it_serves_those_it_has_and_the_others_later(model_path: Path) -> None:
+def test_with_64_file_handles_it_serves_open_connections_and_others_later(model_path: Path) -> None:
     words = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *command(model_path)]
     with started(*words) as service:
         still_serves(service)
@@ -127,7 +127,7 @@ def test_a_clock_that_jumps_forward_and_back_disturbs_no_call(model_path: Path, 
         "LD_PRELOAD": str(FAKETIME),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # as with a real jump, which the monotonic clock does not follow
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # as in a real jump, which leaves the monotonic clock unchanged
     }
     with started(*command(model_path, "--shutdown-grace", "5"), **fake) as service:
         for jump in ("+0", "+40d", "-3650d", "+3650d", "+0"):
@@ -140,7 +140,7 @@ def test_a_clock_that_jumps_forward_and_back_disturbs_no_call(model_path: Path, 
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
-def test_a_port_that_is_taken_ends_the_start_with_a_sentence(model_path: Path, option: str) -> None:
+def test_a_port_in_use_ends_the_start_with_a_one_line_error(model_path: Path, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

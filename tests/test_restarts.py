@@ -1,4 +1,4 @@
-"""Servers that are stopped, replaced or killed behind a client that knows two of them."""
+"""Stopped, replaced and killed servers of a client with two addresses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 class Replicas:
-    """Two servers on ports of their own, each of which can go and come back."""
+    """Two servers with fixed ports, each of which the test can stop and restart."""
 
     def __init__(self, model: Path, transport: str) -> None:
         self._model = model
@@ -41,7 +41,7 @@ class Replicas:
         return service
 
     def again(self, number: int) -> float:
-        """Start one that has ended; the seconds until it serves."""
+        """Restart an ended server; return the seconds until it serves."""
         began = time.monotonic()
         self.services[number].close()
         self.services[number] = self.begin(self.ports[number])
@@ -58,7 +58,7 @@ def replicas(model_path: Path, transport: str) -> Iterator[Replicas]:
 
 @contextlib.asynccontextmanager
 async def load(target: str, callers: int) -> AsyncIterator[tuple[list[int], list[DigitsError]]]:
-    """Callers that ask until the block ends: the port's answers and the failures."""
+    """Run clients until the block ends; yield the number of answers and the failures."""
     answered, failed, done = [0], list[DigitsError](), asyncio.Event()
 
     async def ask(client: AsyncDigitsClient) -> None:
@@ -78,7 +78,7 @@ async def load(target: str, callers: int) -> AsyncIterator[tuple[list[int], list
             await asyncio.gather(*asking)
 
 
-async def test_a_rolling_restart_of_two_loses_nothing(replicas: Replicas, tell: Callable[[str], None]) -> None:
+async def test_a_rolling_restart_of_two_loses_no_call(replicas: Replicas, tell: Callable[[str], None]) -> None:
     least = 50_000 if LONG else 1_500
     restarts = 0
     async with load(replicas.target, 8) as (answered, failed):
@@ -92,7 +92,7 @@ async def test_a_rolling_restart_of_two_loses_nothing(replicas: Replicas, tell: 
     tell(f"{replicas.transport}: rolling restart, {restarts} restarts: {answered[0]} answered, {len(failed)} failed")
 
 
-async def test_a_killed_replica_loses_at_most_what_it_had_in_hand(
+async def test_a_killed_replica_loses_at_most_its_calls_in_flight(
     replicas: Replicas, tell: Callable[[str], None]
 ) -> None:
     kills = 10 if LONG else 1
@@ -103,7 +103,7 @@ async def test_a_killed_replica_loses_at_most_what_it_had_in_hand(
             replicas.services[kill % 2].process.send_signal(signal.SIGKILL)
             before = answered[0]
             await asyncio.sleep(0.5)
-            await until(lambda before=before: answered[0] > before + callers)  # the other serves on
+            await until(lambda before=before: answered[0] > before + callers)  # the other continues to serve
             slowest = max(slowest, await asyncio.to_thread(replicas.again, kill % 2))
             await asyncio.sleep(0.5)
     assert {e.code for e in failed} <= {StatusCode.UNAVAILABLE}
@@ -112,6 +112,6 @@ async def test_a_killed_replica_loses_at_most_what_it_had_in_hand(
         await asyncio.to_thread(still_serves, service)
     tell(
         f"{replicas.transport}: kill -9, {kills} times: {answered[0]} answered, "
-        f"{len(failed)} failed of at most {kills * callers} in hand; "
+        f"{len(failed)} failed of at most {kills * callers} in flight; "
         f"serving {slowest:.2f} s after its start"
     )

@@ -1,4 +1,4 @@
-"""What docs/scaling.md counts with: bytes and series of the real server, and the arithmetic from there to tables."""
+"""The inputs of docs/scaling.md: bytes and series of the real server, and the computation of its tables."""
 
 from __future__ import annotations
 
@@ -68,13 +68,11 @@ def between(server: ServiceProcess) -> Iterator[Between]:
 
 
 @pytest.mark.parametrize("images", [1, 256])
-def test_a_call_is_as_many_bytes_as_the_tables_count(
-    between: Between, digits: npt.NDArray[np.uint8], images: int
-) -> None:
+def test_the_bytes_of_a_call_match_the_tables(between: Between, digits: npt.NDArray[np.uint8], images: int) -> None:
     batch = digits.repeat(3, axis=0)[:images]
     calls = 200 if images == 1 else 20
     with DigitsClient(between.address) as client:
-        for _ in range(10):  # the connection's own beginning, and headers that are sent in full once
+        for _ in range(10):  # the preface of the connection, and headers that are sent in full once
             client.predict(batch)
         before = dict(between.counted)
         for _ in range(calls):
@@ -82,10 +80,10 @@ def test_a_call_is_as_many_bytes_as_the_tables_count(
         after = dict(between.counted)
     each = {way: (after[way] - before[way]) / calls for way in after}
     assert each["in"] == pytest.approx(WIRE[images][0], rel=0.02)
-    assert 0.65 < each["out"] / WIRE[images][1] < 1.05, "the transports differ; the tables take the larger"
+    assert 0.65 < each["out"] / WIRE[images][1] < 1.05, "the transports differ; the tables use the larger value"
 
 
-def test_a_replica_has_as_many_series_as_the_tables_count(
+def test_the_series_of_a_replica_match_the_tables(
     model_path: Path, transport: str, digits: npt.NDArray[np.uint8]
 ) -> None:
     with serving(model_path) as service, DigitsClient(service.address) as client:
@@ -109,20 +107,20 @@ def test_a_cost_is_read_from_the_row_of_the_server_that_it_names() -> None:
         cpu_of("9 images", "ours", text)
 
 
-def test_a_fleet_is_what_its_formulas_say() -> None:
+def test_a_fleet_matches_its_formulas() -> None:
     assumed = Assumed(full=0.5, cores=10, gigabits=10, price=1.0, zone_price=0.01, zones=2)
     fleet = Fleet(mode=SendMode(name="x", images=1, cpu_us=10), rate=1e6, assumed=assumed)
     assert fleet.busy == pytest.approx(10)
     assert fleet.pods == 20
     on_wire = WIRE[1][0] * (1 + 66 / 1448)
     assert fleet.gigabits == pytest.approx(on_wire * 8 / 1000)
-    assert fleet.machines == (3, 3), "never fewer than three: one can be lost, or drained"
+    assert fleet.machines == (3, 3), "at least 3, so that one can be lost or drained"
     machines, zones = fleet.dollars
     assert machines == 3 * 730
     assert zones == pytest.approx(1e6 * sum(WIRE[1]) * (1 + 66 / 1448) / 2 / 1e9 * 0.02 * 730 * 3600)
 
 
-def test_the_tables_of_the_docs_are_what_the_script_prints() -> None:
+def test_the_tables_of_the_docs_match_the_script() -> None:
     done = subprocess.run(
         [sys.executable, "bench/scaling.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

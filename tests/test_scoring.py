@@ -1,4 +1,4 @@
-"""python -m digitserve score: every form of input, what is done with what cannot be read, and runs that are killed."""
+"""python -m digitserve score: every form of input, unreadable input, and killed runs."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ BAD_ROWS: list[tuple[str, pa.Array, list[str]]] = [
 
 
 @pytest.mark.parametrize(("column", "reasons"), [row[1:] for row in BAD_ROWS], ids=[row[0] for row in BAD_ROWS])
-def test_a_row_that_cannot_be_read_is_reported_and_the_others_are_scored(
+def test_an_unreadable_row_is_reported_and_the_others_are_scored(
     tmp_path: Path, model_path: Path, column: pa.Array, reasons: list[str]
 ) -> None:
     write_parquet(tmp_path / "x.parquet", column)
@@ -171,7 +171,7 @@ def test_a_row_that_cannot_be_read_is_reported_and_the_others_are_scored(
         assert reason in row["reason"]
 
 
-def test_an_input_of_which_nothing_can_be_read_is_reported_row_by_row(tmp_path: Path, model_path: Path) -> None:
+def test_an_unreadable_input_is_reported_row_by_row(tmp_path: Path, model_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", pa.array([b"0123456789"] * 3, pa.binary(10)))
     assert score(tmp_path / "x.parquet", tmp_path / "out", model_path).exit_code == 1
     assert len(table(tmp_path / "out")) == 0
@@ -251,7 +251,7 @@ def test_each_error_has_its_message(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_file_that_breaks_off_under_way_ends_the_run_with_a_sentence(
+def test_a_file_that_ends_during_the_run_is_a_one_line_error(
     tmp_path: Path, model_path: Path, digits: np.ndarray, workers: int
 ) -> None:
     path = write_parquet(tmp_path / "x.parquet", COLUMNS["binary"](digits))
@@ -269,7 +269,7 @@ def test_a_column_may_have_a_dot_in_its_name(tmp_path: Path, model_path: Path) -
     assert score(tmp_path / "x.parquet", tmp_path / "out", model_path, "--column", "a.b").exit_code == 0
 
 
-def test_what_is_not_installed_is_named(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("digitserve.score.engines.has_ray", lambda: False)
     refused = score(IMAGES, tmp_path / "out", model_path, "--engine", "ray")
     assert (refused.exit_code, "pip install 'digitserve[ray]'" in refused.stderr) == (5, True)
@@ -278,7 +278,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, model_path: Path, monkey
     assert (refused.exit_code, "pip install 'digitserve[score]'" in refused.stderr) == (5, True)
 
 
-def test_an_empty_folder_is_a_mistake(tmp_path: Path, model_path: Path) -> None:
+def test_an_empty_folder_is_an_error(tmp_path: Path, model_path: Path) -> None:
     (tmp_path / "in").mkdir()
     result = score(tmp_path / "in", tmp_path / "out", model_path)
     assert (result.exit_code, result.stderr.strip()) == (
@@ -296,7 +296,7 @@ def test_a_run_that_is_complete_is_left_as_it_is(tmp_path: Path, model_path: Pat
     assert content(tmp_path / "out") == before
 
 
-def test_the_folder_of_another_run_is_refused_until_it_is_overwritten(
+def test_the_folder_of_another_run_is_rejected_without_overwrite(
     tmp_path: Path, model_path: Path, make_model: Callable[..., Path]
 ) -> None:
     score(IMAGES, tmp_path / "out", model_path)
@@ -320,7 +320,7 @@ def test_an_input_that_changed_since_is_another_run(tmp_path: Path, model_path: 
     assert "holds another run: its input has fingerprint" in refused.stderr
 
 
-def test_a_damaged_manifest_is_told(tmp_path: Path, model_path: Path) -> None:
+def test_a_damaged_manifest_is_reported(tmp_path: Path, model_path: Path) -> None:
     score(IMAGES, tmp_path / "out", model_path)
     (tmp_path / "out" / "_manifest.json").write_text("{")
     assert "_manifest.json: is damaged" in score(IMAGES, tmp_path / "out", model_path).stderr
@@ -337,7 +337,7 @@ rows = st.one_of(
     shard_rows=st.integers(1, 60),
 )
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_however_many_work_the_bytes_are_the_same_and_no_row_is_lost(
+def test_any_number_of_workers_gives_the_same_bytes_and_loses_no_row(
     tmp_path_factory: pytest.TempPathFactory,
     model_path: Path,
     pixels: list[bytes | None],
@@ -358,7 +358,7 @@ def test_however_many_work_the_bytes_are_the_same_and_no_row_is_lost(
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An input that takes some seconds: pictures among images, so that a kill finds work under way."""
+    """An input of pictures and images that takes seconds, so that a kill interrupts work."""
     folder = tmp_path_factory.mktemp("many")
     digits = mnist.read_idx(IMAGES)
     mnist.write_idx(np.tile(digits, (2000, 1, 1)), folder / "digits.idx")
@@ -368,7 +368,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_after(parts: int, command: list[str], output: Path) -> None:
-    """Start the command, and kill -9 it when so many parts are there; its workers must not outlive it."""
+    """Start the command and kill -9 it when that many parts are written; its workers must end too."""
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         deadline = time.monotonic() + ANSWERS_WITHIN
         while len(list(output.glob("part-*"))) < parts:
@@ -378,14 +378,14 @@ def killed_after(parts: int, command: list[str], output: Path) -> None:
         process.kill()
         process.wait()
         while members(process.pid):
-            assert time.monotonic() < deadline, "a worker outlived the run that was killed"
+            assert time.monotonic() < deadline, "a worker outlived the killed run"
             time.sleep(0.05)
 
 
 def members(session: int) -> list[int]:
-    """The processes of a session."""
+    """Return the processes of a session."""
     found = []
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):  # noqa: PTH208 (names alone are wanted)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):  # noqa: PTH208 (only the names)
         try:
             if os.getsid(pid) == session:
                 found.append(pid)
@@ -396,7 +396,7 @@ def members(session: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_again_and_again_and_run_again_gives_the_bytes_of_an_undisturbed_run(
+def test_a_run_resumed_after_kills_gives_the_bytes_of_an_uninterrupted_run(
     tmp_path: Path, model_path: Path, many: Path, workers: int
 ) -> None:
     options: list[Any] = ["--shard-rows", 2000]
@@ -410,14 +410,14 @@ def test_killed_again_and_again_and_run_again_gives_the_bytes_of_an_undisturbed_
     done = len(list(output.glob("part-*")))
     result = score(many, output, model_path, *options, workers=workers)
     assert f"resuming: {done} of 102 files are done" in result.stderr
-    assert result.exit_code == 1, "one picture in fifty is broken"
+    assert result.exit_code == 1, "one picture of 50 is broken"
     assert content(output) == content(tmp_path / "whole")
     assert len(errors(output)) == 60
     assert len(table(output)) == 200_000 + 3000 - 60
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_one_sentence_and_keeps_what_is_done(tmp_path: Path, model_path: Path, many: Path) -> None:
+def test_ctrl_c_prints_one_line_and_keeps_finished_parts(tmp_path: Path, model_path: Path, many: Path) -> None:
     output = tmp_path / "out"
     said = interrupted(many, output, model_path, lambda _: len(list(output.glob("part-*"))) >= 5)
     assert "Traceback" not in said
@@ -426,19 +426,19 @@ def test_ctrl_c_is_one_sentence_and_keeps_what_is_done(tmp_path: Path, model_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("begun", [2, 3], ids=["the first worker begins", "the second worker begins"])
-def test_ctrl_c_while_the_workers_begin_is_one_sentence_too(
+def test_ctrl_c_during_the_start_of_workers_prints_one_line_too(
     tmp_path: Path, model_path: Path, many: Path, begun: int
 ) -> None:
-    """Every process of a terminal gets the signal; those of the pool come after the resource tracker, with imports."""
+    """The signal reaches every process of a terminal, also pool processes during their imports."""
     said = interrupted(many, tmp_path / "out", model_path, lambda pid: len(children(pid)) >= begun)
     assert "Traceback" not in said
 
 
 def interrupted(source: Path, output: Path, model: Path, when: Callable[[int], bool]) -> str:
-    """What a run on two workers says when it and they get Ctrl-C as soon as `when` holds of its process."""
+    """Run with 2 workers, send Ctrl-C to all processes once `when` is true, and return standard error."""
     command = [sys.executable, "-m", "digitserve", "score", source, "--output", output, "--model", model]
     command += ["--workers", 2, "--shard-rows", 2000]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
@@ -458,7 +458,7 @@ def children(pid: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_runs_into_one_folder_are_one_too_many(tmp_path: Path, model_path: Path, many: Path) -> None:
+def test_a_second_run_into_the_same_folder_is_rejected(tmp_path: Path, model_path: Path, many: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "digitserve", "score", many, "--output", output, "--model", model_path]
     command += ["--workers", 1, "--shard-rows", 2000]
@@ -476,7 +476,7 @@ def test_two_runs_into_one_folder_are_one_too_many(tmp_path: Path, model_path: P
     assert len(table(output)) == 200_000 + 3000 - 60
 
 
-def test_help_is_quick_and_says_what_the_output_holds() -> None:
+def test_help_is_quick_and_describes_the_output() -> None:
     shown = CliRunner().invoke(app, ["score", "--help"], env={"COLUMNS": "200"}).output
     for text in ("id, digit, activations, model version", "_errors.jsonl", "--overwrite", "kill -9", "Exit status"):
         assert text in shown

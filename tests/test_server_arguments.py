@@ -1,4 +1,4 @@
-"""Every channel argument of the grpcio transport does what it is set for; grpcio ignores keys that it does not know."""
+"""Every channel argument of the grpcio transport has its effect; grpcio ignores unknown keys."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OWN = ("service", "client", "cluster", "play", "bench")
 
 
 def keys_in_sources(*folders: str) -> set[str]:
-    """What stands first in a pair and looks like a channel argument."""
+    """Return the first elements of pairs that look like channel arguments."""
     trees = (ast.parse(path.read_text()) for folder in folders for path in (ROOT / folder).rglob("*.py"))
     pairs = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Tuple) and len(node.elts) == 2)
     firsts = (pair.elts[0] for pair in pairs)
@@ -63,7 +63,7 @@ def test_grpcio_knows_every_channel_argument_that_we_set() -> None:
 
 
 async def check(server: Bare, size: int = 0, **options: Any) -> StatusCode:
-    """The status of a health check of a name that long, which is NOT_FOUND where nothing is in the way."""
+    """Return the status of a health check with a name of that length; NOT_FOUND if the call is admitted."""
     sends = [("grpc.use_local_subchannel_pool", 1)]
     async with aio.insecure_channel(server.address, sends) as channel_:
         stub: Any = health_pb2_grpc.HealthStub(channel_)
@@ -75,12 +75,12 @@ async def check(server: Bare, size: int = 0, **options: Any) -> StatusCode:
 
 
 async def heard(peer: socket.socket, until: int, within: float = 20) -> list[tuple[int, bytes]]:
-    """As `frames`, while the server of this process goes on."""
+    """Read `frames` in a thread, so that the server of this process continues."""
     return await asyncio.to_thread(frames, peer, until, within)
 
 
 async def met(server: Bare) -> socket.socket:
-    """A connection whose settings are exchanged."""
+    """Connect and exchange settings."""
     peer = connected(server, PREFACE)
     await heard(peer, SETTINGS)
     peer.sendall(frame(SETTINGS, ACK, 0, b""))
@@ -104,7 +104,7 @@ async def messages_are_as_large_as_a_batch() -> None:
 
 
 async def metadata_has_one_bound() -> None:
-    """Between two bounds gRPC refuses by chance, so each is tried often."""
+    """Between two bounds, gRPC rejects calls at random, so the test sends many."""
     for limit, allowed, refused in ((16_384, 15_000, 17_000), (4_096, 3_000, 5_000)):
         async with listening(max_metadata_bytes=limit) as server:
             for size, code in ((allowed, StatusCode.OK), (refused, StatusCode.RESOURCE_EXHAUSTED)):
@@ -127,14 +127,14 @@ async def streams_are_bounded() -> None:
 
 
 async def a_peer_within_the_bound_is_not_refused() -> None:
-    """One that opens a stream as soon as another has ended, before the server has put that away."""
+    """The peer opens a stream as soon as another has ended, before the server has removed it."""
     async with listening(streams=4) as server:
         with contextlib.closing(await met(server)) as peer:
             assert await asyncio.to_thread(refused, peer, 4, 4000) == 0
 
 
 def refused(peer: socket.socket, at_a_time: int, count: int) -> int:
-    """How many of `count` health checks end without an answer."""
+    """Return how many of `count` health checks end without an answer."""
     path = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", CHECK.encode()))
     calls = [frame(1, 4, stream, path) + frame(0, END, stream, bytes(5)) for stream in range(1, 2 * count, 2)]
     peer.sendall(b"".join(calls[:at_a_time]))
@@ -150,19 +150,19 @@ def refused(peer: socket.socket, at_a_time: int, count: int) -> int:
 
 
 async def calls_that_nobody_takes_are_bounded() -> None:
-    """While the event loop stands still: all up to 4,096, beyond that a growing share is refused."""
+    """The event loop is blocked: gRPC admits all calls up to 4,096, and rejects a growing share beyond."""
     async with listening(streams=20_000) as server:
         with contextlib.closing(await met(server)) as peer:
             path = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", CHECK.encode()))
             peer.sendall(b"".join(frame(1, 4, stream, path) for stream in range(1, 28_000, 2)))
             with ThreadPoolExecutor(1) as thread:
-                refused = thread.submit(lambda: list(islice(reset(peer), 1000))).result()  # the loop waits here
+                refused = thread.submit(lambda: list(islice(reset(peer), 1000))).result()  # blocks the loop
             assert min(refused) > 2 * 4000
-            assert max(refused) > 2 * 6000  # some that came between were let in
+            assert max(refused) > 2 * 6000  # some calls in between were admitted
 
 
 def reset(peer: socket.socket) -> Iterator[int]:
-    """The streams that are reset."""
+    """Yield the streams that are reset."""
     return (stream for kind, _, stream, _ in each_frame(peer) if kind == RST_STREAM)
 
 
@@ -180,7 +180,7 @@ async def an_idle_connection_is_asked_to_end() -> None:
 
 
 async def pings_at_the_interval_are_welcome_without_a_call() -> None:
-    """Each is sent a while after the last was answered, so that no two come too soon, however busy the machine is."""
+    """Each ping follows the answer to the last one with a delay, so that none is too early on a busy machine."""
     async with listening(ping_interval=0.1) as server:
         with contextlib.closing(await met(server)) as calm:
             for number in range(8):
@@ -202,7 +202,7 @@ async def a_silent_peer_is_asked_whether_it_is_there() -> None:
 
 
 async def a_peer_whose_kernel_does_not_answer_is_left() -> None:
-    """The kernel ends a connection after so long without an acknowledgement: the C core leaves that to it."""
+    """The kernel ends a connection after that time without an acknowledgement; the C core relies on it."""
     async with listening(keepalive_timeout=17) as server:
         with contextlib.closing(await met(server)) as peer:
             assert kernel_waits(peer.getsockname()[1]) == 17_000
@@ -237,5 +237,5 @@ async def test_server(effect: Callable[[], Awaitable[None]]) -> None:
 
 
 def test_the_documented_keepalive_of_grpc_clients_is_permitted_with_slack() -> None:
-    """grpc-go and grpc-java ping every 10 s at most; packets of a busy network come a while apart from that."""
+    """grpc-go and grpc-java ping at most every 10 s, and a busy network delays packets."""
     assert 2 * Limits(max_batch_size=1).ping_interval <= 10

@@ -1,7 +1,7 @@
-"""scripts/setup, which makes .venv: whatever ends it at whatever moment, the next run works.
+"""scripts/setup, which creates .venv: after any interruption, the next run works.
 
-The project that it installs here is a small one without dependencies, whose build is done by a backend of its own: with
-a real interpreter, venv and pip, without a network.
+It installs a small project without dependencies, with its own build backend. Interpreter, venv and pip are real, and no
+network is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from conftest import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.slow  # ten environments made
+pytestmark = pytest.mark.slow  # creates 10 environments
 
 WITHIN = 120  # seconds, on the busiest machine
 
@@ -77,7 +77,7 @@ def build_editable(folder, *_):
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Path]:
-    """A clone to be, in a folder whose name wants quoting; no build waits after the test."""
+    """A small project in a folder whose name needs quoting; the end of the test releases its build."""
     folder = tmp_path / "a clone"
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "setup", folder / "scripts")
@@ -96,8 +96,8 @@ def project(tmp_path: Path) -> Iterator[Path]:
 
 
 def setup(project: Path) -> subprocess.Popen[str]:
-    """As make runs it, in a process group of its own, as a terminal has one for it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    """Start scripts/setup as make does, in a separate process group, as in a terminal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     return subprocess.Popen(
         [project / "scripts" / "setup", "client", ".venv/run.stamp"],
         cwd=project,
@@ -118,7 +118,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 
 def assert_works(project: Path) -> None:
-    """A run to the end, and an environment whose interpreter, pip, scripts and activation are those of .venv."""
+    """Run to the end; check that interpreter, pip, scripts and activation are those of .venv."""
     process = setup(project)
     said, complaint = process.communicate(timeout=WITHIN)
     assert process.returncode == 0, (said, complaint)
@@ -134,7 +134,7 @@ def assert_works(project: Path) -> None:
 
 
 @pytest.mark.parametrize(("moment", "number"), [("venv", signal.SIGINT), ("pip", signal.SIGKILL)])
-def test_after_a_first_run_that_was_ended_the_next_works(project: Path, moment: str, number: signal.Signals) -> None:
+def test_the_run_after_an_interrupted_first_run_works(project: Path, moment: str, number: signal.Signals) -> None:
     (project / "hold").touch()
     process = setup(project)
     reached = {"venv": lambda: list(project.glob(".venv*/bin/python")), "pip": (project / "building").exists}
@@ -146,7 +146,7 @@ def test_after_a_first_run_that_was_ended_the_next_works(project: Path, moment: 
     assert_works(project)
 
 
-def test_after_a_change_of_the_environment_that_was_ended_the_next_works(project: Path) -> None:
+def test_the_run_after_an_interrupted_change_works(project: Path) -> None:
     assert_works(project)
     (project / "building").unlink()
     (project / "hold").touch()
@@ -156,19 +156,19 @@ def test_after_a_change_of_the_environment_that_was_ended_the_next_works(project
     os.killpg(process.pid, signal.SIGINT)
     _, complaint = process.communicate(timeout=WITHIN)
     assert (process.returncode, complaint) == (130, "")
-    assert not list((project / ".venv").glob("*.stamp")), "make would take it for whole"
+    assert not list((project / ".venv").glob("*.stamp")), "make would consider it complete"
     (project / "hold").unlink()
     assert_works(project)
 
 
-def test_without_a_network_it_says_so_and_with_one_it_works(project: Path) -> None:
+def test_without_a_network_setup_reports_it_and_with_one_it_works(project: Path) -> None:
     (project / "fail").touch()
     assert_says_no_network(project)
     (project / "fail").unlink()
     assert_works(project)
 
 
-def test_what_else_was_installed_stays_through_changes_that_fail_or_end_between_two_renames(project: Path) -> None:
+def test_other_installed_packages_survive_failed_and_interrupted_changes(project: Path) -> None:
     assert_works(project)
     (project / ".venv/bin/else").touch()
     os.utime(project / "constraints.txt")
@@ -189,7 +189,7 @@ def assert_says_no_network(project: Path) -> None:
     assert "no network" in (project / "build/setup.log").read_text()
 
 
-def test_a_second_setup_waits_for_the_first_and_has_nothing_left_to_do(project: Path) -> None:
+def test_a_second_setup_waits_for_the_first_and_installs_no_package(project: Path) -> None:
     (project / "hold").touch()
     first = setup(project)
     wait_for((project / "building").exists, first)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from conftest import ServiceProcess
 
-SHM = Path("/dev/shm")  # noqa: S108 (what is tested)
+SHM = Path("/dev/shm")  # noqa: S108 (the subject of the test)
 pytestmark = pytest.mark.skipif(not SHM.is_dir(), reason="no /dev/shm: expected Linux")
 
 ME = os.geteuid()
@@ -204,7 +204,7 @@ def test_a_region_that_is_truncated_under_calls_ends_them_and_not_the_server(
 
 
 @on_both_transports
-def test_without_the_option_nothing_is_offered(server: ServiceProcess) -> None:
+def test_without_the_option_shared_memory_is_off(server: ServiceProcess) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.RpcError, match="shared memory is off; expected a server with --shared-memory"):
@@ -269,7 +269,7 @@ def test_only_an_object_is_opened(
         assert reason.endswith("cannot be opened for reading and writing: No such file or directory")
 
 
-def test_an_object_of_another_user_is_refused(
+def test_an_object_of_another_user_is_rejected(
     regions: SharedMemoryRegions, make_object: Callable[[bytes], Path]
 ) -> None:
     path = make_object(bytes(10))
@@ -287,7 +287,7 @@ def test_an_object_of_another_user_is_refused(
 @pytest.mark.parametrize(
     "peer", ["", "ipv4:10.0.0.1:5", "ipv6:[fe80::1]:5", "ipv4:127.0.0.1.evil:5", "ipv6:%5B2001::%5D:1"]
 )
-def test_a_client_elsewhere_has_none(regions: SharedMemoryRegions, peer: str) -> None:
+def test_a_client_on_another_machine_has_no_shared_memory(regions: SharedMemoryRegions, peer: str) -> None:
     call_as(peer)
     with pytest.raises(Unimplemented, match="shared memory is for clients on the server's machine"):
         regions.status("")
@@ -366,7 +366,7 @@ def test_an_object_that_is_replaced_is_still_the_registered_one(
     ],
 )
 @on_both_transports
-def test_parameters_that_are_wrong_are_named(
+def test_invalid_parameters_are_named(
     stub: Any, make_object: Callable[[bytes], Path], key: str, value: dict[str, Any], problem: str
 ) -> None:
     register(stub, "source", make_object(bytes(784)), 784)

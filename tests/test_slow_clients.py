@@ -1,4 +1,4 @@
-"""Peers that are slow, silent, greedy or speak nonsense: they harm their own connection alone."""
+"""Slow, silent, greedy and invalid peers only affect their own connection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-# `grpc-status: 8` as HPACK spells it, plain and in its Huffman code.
+# `grpc-status: 8` in HPACK, plain and in its Huffman code.
 RESOURCE_EXHAUSTED = (b"\x0bgrpc-status\x018", b"\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f\x81\x7b")
 SLOW = {
     "says nothing": b"",
@@ -48,7 +48,7 @@ SLOW = {
 }
 
 
-def test_a_thousand_connections_that_are_slow_or_silent_cost_little_and_leave_nothing(
+def test_a_thousand_slow_or_silent_connections_take_bounded_memory_and_leave_no_handle(
     model_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
     count = 1000 if LONG else 210
@@ -61,7 +61,7 @@ def test_a_thousand_connections_that_are_slow_or_silent_cost_little_and_leave_no
         for peer in peers:
             peer.close()
         wait_until(lambda: handles(service) <= level + 5)
-        assert held - before < 0.25 * len(peers)  # a quarter of a megabyte each
+        assert held - before < 0.25 * len(peers)  # at most 0.25 MB each
         still_serves(service)
         tell(
             f"{transport}: {len(peers)} connections of {len(SLOW)} kinds of slow: {before:.0f} -> {held:.0f} MB, "
@@ -70,7 +70,7 @@ def test_a_thousand_connections_that_are_slow_or_silent_cost_little_and_leave_no
 
 
 @pytest.mark.usefixtures("transport")
-def test_a_flood_of_pings_or_headers_harms_nobody_else(model_path: Path) -> None:
+def test_a_flood_of_pings_or_headers_does_not_affect_other_clients(model_path: Path) -> None:
     pings = b"".join(frame(6, 0, 0, n.to_bytes(8, "big")) for n in range(10_000))
     long_name = literal(b"x-flood", b"y" * 100) * 140
     headers = PREFACE + frame(1, 0, 1, HEADERS + long_name)
@@ -81,7 +81,7 @@ def test_a_flood_of_pings_or_headers_harms_nobody_else(model_path: Path) -> None
             assert ended_by_server(peer)
             still_serves(service)
         with contextlib.closing(connected(service, flood)) as peer:
-            ended_by_server(peer, within=1)  # ended, or read and thrown away: what counts is below
+            ended_by_server(peer, within=1)  # ended or discarded; the check is below
             still_serves(service)
         assert resident(service) < before + 40
 
@@ -91,11 +91,11 @@ def test_a_flood_of_pings_or_headers_harms_nobody_else(model_path: Path) -> None
 def test_metadata_over_the_limit_ends_its_call_alone_in_small_frames_too(model_path: Path, size: int) -> None:
     field = literal(b"x-large", b"y" * 100)
     block = HEADERS + field * (size // len(field))
-    first, *more = [block[i : i + 16384] for i in range(0, len(block), 16384)]  # the most that is always allowed
+    first, *more = [block[i : i + 16384] for i in range(0, len(block), 16384)]  # the largest allowed size
     sent = frame(1, 0, 1, first) + b"".join(frame(9, 0, 1, part) for part in more) + frame(9, 4, 1, b"")
     with serving(model_path) as service, contextlib.closing(connected(service, PREFACE)) as peer:
         frames(peer, SETTINGS)
-        # Acknowledged first: until then grpcio allows what HTTP/2 does by default.
+        # First acknowledge the settings. Until then, grpcio has HTTP/2's default limits.
         peer.sendall(frame(SETTINGS, 1, 0, b"") + sent + frame(0, 1, 1, framed(b"")))
         kind, answer = frames(peer, 1)[-1]
         assert kind == 1
@@ -105,7 +105,7 @@ def test_metadata_over_the_limit_ends_its_call_alone_in_small_frames_too(model_p
         still_serves(service)
 
 
-def test_a_message_over_the_limit_is_refused_compressed_or_not_in_bounded_memory(
+def test_a_message_over_the_limit_is_rejected_compressed_or_not_in_bounded_memory(
     model_path: Path, tell: Callable[[str], None], transport: str
 ) -> None:
     bomb = PredictRequest(pixels=bytes(100 * 2**20)).SerializeToString()
@@ -126,13 +126,13 @@ def test_a_message_over_the_limit_is_refused_compressed_or_not_in_bounded_memory
         still_serves(service)
         tell(
             f"{transport}: {2 * times} messages of 100 MB, half of them gzipped to 0.1 MB: "
-            f"refused, {before:.0f} -> {after:.0f} MB"
+            f"rejected, {before:.0f} -> {after:.0f} MB"
         )
 
 
 @pytest.mark.usefixtures("transport")
-def test_a_caller_that_does_not_read_holds_up_nobody_else(model_path: Path) -> None:
-    """A stream whose replies nobody takes is held by flow control: no reply piles up beyond its window."""
+def test_a_client_that_does_not_read_delays_no_other_client(model_path: Path) -> None:
+    """Flow control limits the unread replies of a stream to its window."""
     message = PredictRequest(pixels=bytes(784 * 1000), include_hidden_layers=True).SerializeToString()
     data = b"\0" + len(message).to_bytes(4, "big") + message
     path = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", f"{PREDICT}Stream".encode()))

@@ -1,4 +1,4 @@
-"""Very many requests of mixed kind with other models coming in: memory, handles and errors stay as they were."""
+"""Many mixed requests during reloads: memory, handles and errors stay constant."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 TOTAL = int(os.environ.get("SOAK_REQUESTS", "1000000"))
 SETTLED = TOTAL // 10
-"""Requests after which what the server holds is its level."""
+"""The number of requests after which memory and handles are the baseline."""
 
 HEALTH = "grpc.health.v1.Health"
-"""Each new client begins with a call of it."""
+"""The first call of each new client."""
 
 ROUND = ((PREDICT, predict_request, 1, 12_000), (INFER, infer_request, 1, 6_000), (PREDICT, predict_request, 5, 1_900))
 LARGE = (PREDICT, predict_request, 300, 100)
 
 
 class Seen(NamedTuple):
-    """What was held when so many requests had been answered."""
+    """Memory and handles after that many answered requests."""
 
     requests: int
     megabytes: float
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 
 
 class Odd(threading.Thread):
-    """A caller of what is not plain: wrong versions, wrong sizes, hidden layers, channels opened anew; it counts."""
+    """A client of unusual calls, with counts: wrong versions, wrong sizes, hidden layers and new channels."""
 
     def __init__(self, address: str) -> None:
         super().__init__(daemon=True)
@@ -99,9 +99,9 @@ def test_soak(tmp_path: Path, tell: Callable[[str], None], transport: str) -> No
     first, last = (float(np.median([one.megabytes for one in some])) for some in (level[:5], level[-5:]))
     tell(
         f"{transport}: soak, {answered + odd.asked} requests in {time.monotonic() - began:.0f} s, "
-        f"{odd.refused} refused as they should be, {seen[-1].reloads:.0f} reloads; "
-        f"memory {first:.0f} MB after {level[0].requests}, "
-        f"{max(one.megabytes for one in level):.0f} at most, {last:.0f} at the end; handles "
+        f"{odd.refused} rejected as expected, {seen[-1].reloads:.0f} reloads. "
+        f"Memory {first:.0f} MB after {level[0].requests}, "
+        f"{max(one.megabytes for one in level):.0f} at most, {last:.0f} at the end. Handles "
         f"{min(one.handles for one in level):.0f} to {max(one.handles for one in level):.0f}"
     )
     keep(transport, seen)
@@ -118,7 +118,7 @@ def look(service: ServiceProcess, requests: int) -> Seen:
 
 
 def keep(transport: str, seen: list[Seen]) -> None:
-    """For `scripts/draw_soak.py`, which draws docs/images/soak.png."""
+    """Write the series for `scripts/draw_soak.py`, which draws docs/images/soak.png."""
     found: dict[str, Any] = {}
     path = ROOT / "build" / "soak.json"
     path.parent.mkdir(exist_ok=True)

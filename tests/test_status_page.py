@@ -1,4 +1,4 @@
-"""The status page: what it shows of a real server, on both transports, and that nothing from outside gets into it."""
+"""The status page of a real server, on both transports: its content, and no content of clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def get(service: ServiceProcess, path: str = "/") -> tuple[int, dict[str, str], 
 
 
 class Document(HTMLParser):
-    """Reads the text of a page, and every reference to another file."""
+    """A parser of the text of a page, and of its references to other files."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Document(HTMLParser):
 
 @pytest.mark.slow
 @on_both_transports
-def test_the_page_shows_what_serves_its_traffic_and_the_last_rejection(
+def test_the_page_shows_the_model_the_traffic_and_the_last_rejection(
     model_path: Path, transport: str, digits: npt.NDArray[np.uint8]
 ) -> None:
     with serving(model_path) as service, DigitsClient(service.address) as client:
@@ -82,7 +82,7 @@ def test_the_page_shows_what_serves_its_traffic_and_the_last_rejection(
 
 
 @on_both_transports
-def test_the_page_loads_nothing_and_runs_no_script(server: ServiceProcess) -> None:
+def test_the_page_loads_no_file_and_runs_no_script(server: ServiceProcess) -> None:
     _, headers, page = get(server)
     document = Document(page)
     assert "script" not in document.tags
@@ -150,7 +150,7 @@ def test_the_history_is_bounded_and_counts_prediction_calls_alone() -> None:
         history.sample()
     samples = history.samples
     assert len(samples) == SAMPLES
-    assert samples[0].calls > 0  # the sample before it is beyond the bound
+    assert samples[0].calls > 0  # earlier samples are beyond the bound
     assert samples[0].failed_calls == 0
     assert samples[0].p99 is not None
     assert 0.0015 < samples[0].p99 <= 0.0025

@@ -1,4 +1,4 @@
-"""Digits digits from strokes: reproducible, in MNIST's form, and of many kinds."""
+"""Synthetic digits from strokes: reproducible, in MNIST's form, and diverse."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_template_is_within_its_box_and_fits_the_segments(digit: int, template
     assert 0 <= digit <= 9
     assert spline.points.min() >= 0
     assert spline.points.max() <= 1
-    assert np.ptp(spline.points[:, 1]) >= 0.9, "a template is as high as its box"
+    assert np.ptp(spline.points[:, 1]) >= 0.9, "a template has the height of its box"
     np.testing.assert_allclose(spline.start.sum(axis=1), 1)
 
 

@@ -1,4 +1,4 @@
-"""What serving installs is known: every package, its version and its licence."""
+"""Every package of the serving image is listed with its version and licence."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PERMISSIVE = ("Apache", "MIT", "BSD", "0BSD", "PSF", "Zlib", "CC0", "Zope", "AND
 
 
 def listed() -> dict[str, tuple[str, str]]:
-    """Name -> version and licence, as docs/licences.md has them."""
+    """Return version and licence by name, from docs/licences.md."""
     rows = LISTED.findall((ROOT / "docs" / "licences.md").read_text())
     return {canonicalize_name(name): (version, licence) for name, version, licence in rows if name != "Name"}
 
 
 def needed() -> set[str]:
-    """What serving asks for and what that brings with it, as installed here."""
+    """Return the installed requirements of serving, including transitive ones."""
     found, line = set[str](), requirements()
     while line:
         asked = Requirement(line.pop())
@@ -31,7 +31,7 @@ def needed() -> set[str]:
         try:
             line += distribution(name).requires or []
         except PackageNotFoundError:
-            continue  # of another platform
+            continue  # for another platform
         found.add(name)
     return found
 
@@ -45,15 +45,15 @@ def test_every_package_that_serving_installs_is_listed_at_its_version() -> None:
     assert {name: version for name, (version, _) in listed().items()} == {name: pinned[name] for name in listed()}
 
 
-def test_every_licence_lets_anyone_use_and_pass_it_on() -> None:
+def test_every_licence_allows_use_and_redistribution() -> None:
     for name, (_, licence) in listed().items():
         for word in re.split(r"[;\s]+(?:AND|OR)?\s*", licence):
             known = any(word.startswith(start) for start in PERMISSIVE)
             assert known or word in ("Public", "License", "Software", "3-Clause", ""), (name, licence)
 
 
-def test_every_reason_for_which_something_is_refused_is_explained_to_the_operator() -> None:
-    """Each value of a label that counts refusals, drops, reloads and rotations, and each such counter."""
+def test_every_reason_of_a_rejection_is_documented() -> None:
+    """Check each label value of the counters of rejections, drops, reloads and rotations, and each such counter."""
     from prometheus_client import CollectorRegistry  # noqa: PLC0415
 
     from service.observability.metrics import Metrics  # noqa: PLC0415
@@ -74,7 +74,7 @@ def test_every_reason_for_which_something_is_refused_is_explained_to_the_operato
     assert seen == told
 
 
-def test_each_counter_of_the_service_stands_in_the_reference_of_metrics() -> None:
+def test_each_counter_of_the_service_is_in_the_reference_of_metrics() -> None:
     from prometheus_client import CollectorRegistry  # noqa: PLC0415
 
     from service.observability.metrics import Metrics  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What a caller's `grpc-timeout` may be: up to eight digits and a unit, as gRPC's HTTP/2 protocol says."""
+"""The values of `grpc-timeout`: up to 8 digits and a unit, as in gRPC's HTTP/2 protocol."""
 
 from __future__ import annotations
 

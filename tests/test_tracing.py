@@ -1,4 +1,4 @@
-"""Traces, as a collector receives them: real servers, real calls, and what came over OTLP."""
+"""Traces as a collector receives them: real servers, real calls, and spans over OTLP."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOT_SAMPLED = ("traceparent", f"00-{CALLER}-b7ad6b7169203331-00")
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP receiver over gRPC that keeps what it is sent."""
+    """An OTLP receiver over gRPC that records its spans."""
 
     def __init__(self, address: str = "127.0.0.1:0", *, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -67,7 +67,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def trace(self, trace_id: str, name: str) -> list[Span]:
-        """The spans of a trace, once its span `name`, the last to end, has come."""
+        """Return the spans of a trace once its last span, `name`, has arrived."""
 
         def found() -> list[Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]
@@ -91,14 +91,14 @@ def one(spans: list[Span], name: str) -> Span:
 
 
 def traceparent(number: int) -> tuple[str, str, str]:
-    """A trace of a test's own: its id, and the metadata of a caller who records it."""
+    """Return the ids of a new trace, and the metadata of a client that records it."""
     trace_id = f"{number:032x}"
     return trace_id, "traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"
 
 
 @contextlib.contextmanager
 def traced(model: Path, endpoint: str, *arguments: str, **env: str) -> Iterator[ServiceProcess]:
-    """A server that sends its spans to `endpoint` every 50 ms."""
+    """Start a server that sends its spans to `endpoint` every 50 ms."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "50", "DIGITS_TRANSPORT": "grpcio", **env}.items():
             patch.setenv(name, value)
@@ -115,7 +115,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def service(model_path: Path, collector: Collector) -> Iterator[ServiceProcess]:
-    """A server that traces what its callers trace and nothing else; requests of more than 64 images go to a thread."""
+    """A server that only traces the calls that its clients trace; requests of more than 64 images run in a thread."""
     with traced(model_path, collector.endpoint, "--trace-sample-ratio", "0", "--inline-images", "64") as service:
         yield service
 
@@ -184,7 +184,9 @@ def test_the_other_protocol_and_the_other_rpcs_are_traced_too(channel: grpc.Chan
     assert len(collector.trace(trace_id, "digits.v1.DigitService/GetNetwork")) == 1
 
 
-def test_the_resource_says_what_sent_it_and_the_standard_variables_hold(model_path: Path, collector: Collector) -> None:
+def test_the_resource_names_the_server_and_follows_the_standard_variables(
+    model_path: Path, collector: Collector
+) -> None:
     env = {
         "OTEL_SERVICE_NAME": "digits-of-the-post",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
@@ -211,9 +213,7 @@ def test_the_resource_says_what_sent_it_and_the_standard_variables_hold(model_pa
     ],
     ids=["nonsense", "zeros", "version", "no parent"],
 )
-def test_a_trace_context_that_says_nothing_begins_a_trace_by_our_own_ratio(
-    model_path: Path, context: list[tuple[str, str]]
-) -> None:
+def test_an_invalid_trace_context_starts_a_trace_by_the_ratio(model_path: Path, context: list[tuple[str, str]]) -> None:
     collector = Collector()
     with traced(model_path, collector.endpoint, "--trace-sample-ratio", "1") as service:
         with grpc.insecure_channel(service.address) as channel:
@@ -226,9 +226,7 @@ def test_a_trace_context_that_says_nothing_begins_a_trace_by_our_own_ratio(
     assert root.trace_state == ""
 
 
-def test_the_caller_decides_what_is_recorded_and_the_ratio_where_it_does_not(
-    channel: grpc.Channel, collector: Collector
-) -> None:
+def test_the_client_decides_on_recording_and_otherwise_the_ratio(channel: grpc.Channel, collector: Collector) -> None:
     call(channel, PREDICT, IMAGE, NOT_SAMPLED)
     call(channel, PREDICT, IMAGE)  # the ratio is 0
     trace_id, *context = traceparent(5)
@@ -238,7 +236,7 @@ def test_the_caller_decides_what_is_recorded_and_the_ratio_where_it_does_not(
     assert CALLER not in {span.trace_id.hex() for span in collector.spans}
 
 
-def test_a_refusal_is_no_error_of_the_server_and_names_what_was_wrong(
+def test_a_rejected_call_is_no_error_of_the_server_and_has_the_reason(
     channel: grpc.Channel, collector: Collector
 ) -> None:
     trace_id, *context = traceparent(6)
@@ -254,7 +252,9 @@ def test_a_refusal_is_no_error_of_the_server_and_names_what_was_wrong(
     assert attributes(event)["exception.message"] == "pixels: is empty; expected n x 784 bytes, n at least 1"
 
 
-def test_a_request_whose_time_ran_out_in_the_line_says_so(channel: grpc.Channel, collector: Collector) -> None:
+def test_the_span_of_a_request_past_its_deadline_in_the_queue_has_the_reason(
+    channel: grpc.Channel, collector: Collector
+) -> None:
     trace_id, *context = traceparent(14)
     request = oip.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784)])
     request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 784])
@@ -268,7 +268,7 @@ def test_a_request_whose_time_ran_out_in_the_line_says_so(channel: grpc.Channel,
     assert (attributes(root)["error.type"], root.status.code) == ("DEADLINE_EXCEEDED", Status.STATUS_CODE_ERROR)
 
 
-def test_what_the_conventions_call_a_fault_is_an_error(channel: grpc.Channel, collector: Collector) -> None:
+def test_the_server_errors_of_the_conventions_are_errors(channel: grpc.Channel, collector: Collector) -> None:
     trace_id, *context = traceparent(7)
     method = "inference.GRPCInferenceService/TraceSetting"
     with pytest.raises(grpc.RpcError):
@@ -295,7 +295,7 @@ def test_the_log_and_the_exemplars_name_the_trace(service: ServiceProcess, chann
 
     trace_id, *context = traceparent(10)
     assert refused("recorded", tuple(context))["trace_id"] == trace_id
-    assert refused("by the caller alone", NOT_SAMPLED)["trace_id"] == CALLER
+    assert refused("only by the client", NOT_SAMPLED)["trace_id"] == CALLER
     assert "trace_id" not in refused("by nobody")
 
     long_id = "r" * 100
@@ -311,7 +311,7 @@ def test_the_log_and_the_exemplars_name_the_trace(service: ServiceProcess, chann
 
 
 def exemplars(service: ServiceProcess, code: str | None) -> list[dict[str, str]]:
-    """Of Predict: on its calls by status code, or on the buckets of its latency."""
+    """Return the exemplars of Predict: of its calls with that code, or of its latency buckets."""
     from urllib.request import Request, urlopen  # noqa: PLC0415
 
     request = Request(service.metrics_url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
@@ -327,7 +327,7 @@ def exemplars(service: ServiceProcess, code: str | None) -> list[dict[str, str]]
 
 
 def test_requests_that_shared_a_run_name_the_same_one(channel: grpc.Channel, collector: Collector) -> None:
-    """A large request keeps the model's thread busy, so those that come meanwhile wait and share the next run."""
+    """A large request keeps the model's thread busy, so that requests which arrive meanwhile share the next run."""
     large = PredictRequest(pixels=bytes(784 * 1024)).SerializeToString()
     predict = channel.unary_unary(f"/{PREDICT}")
     for attempt in range(20):
@@ -342,7 +342,7 @@ def test_requests_that_shared_a_run_name_the_same_one(channel: grpc.Channel, col
         if len(set(numbers)) < len(numbers):
             break
     else:
-        pytest.fail("no two requests ever shared a run")
+        pytest.fail("no two requests shared a run")
     shared = max(numbers, key=numbers.count)
     alike = [run for run, number in zip(runs, numbers, strict=True) if number == shared]
     assert len({(run.start_time_unix_nano, run.end_time_unix_nano) for run in alike}) == 1
@@ -385,7 +385,7 @@ def test_each_message_of_a_stream_has_a_span_up_to_a_bound(channel: grpc.Channel
     assert len(spans) == 1 + 5 * MAX_TRACED_MESSAGES
 
 
-def test_a_refusal_within_a_stream_is_on_its_message(channel: grpc.Channel, collector: Collector) -> None:
+def test_an_error_in_a_stream_is_on_its_message(channel: grpc.Channel, collector: Collector) -> None:
     trace_id, *context = traceparent(12)
     method = "inference.GRPCInferenceService/ModelStreamInfer"
     wrong = oip.ModelInferRequest(model_name="letters").SerializeToString()
@@ -396,9 +396,7 @@ def test_a_refusal_within_a_stream_is_on_its_message(channel: grpc.Channel, coll
     assert attributes(one(spans, "message"))["error.type"] == "service.errors.ModelNotFound"
 
 
-async def test_the_clients_hand_on_the_trace_that_they_are_called_in(
-    service: ServiceProcess, collector: Collector
-) -> None:
+async def test_the_clients_propagate_the_current_trace(service: ServiceProcess, collector: Collector) -> None:
     def context() -> list[tuple[str, str]]:
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
@@ -423,7 +421,7 @@ def assert_child(collector: Collector, caller: Any, name: str) -> None:
     assert int.from_bytes(child.parent_span_id) == parent.span_id
 
 
-def test_a_stop_sends_what_is_in_line(model_path: Path) -> None:
+def test_a_stop_sends_the_queued_spans(model_path: Path) -> None:
     collector = Collector()
     env = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
     with traced(model_path, collector.endpoint, **env) as service:
@@ -439,7 +437,7 @@ def test_a_stop_sends_what_is_in_line(model_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_collector_that_is_not_there_costs_spans_and_never_a_request(model_path: Path) -> None:
+def test_a_missing_collector_loses_spans_and_no_request(model_path: Path) -> None:
     collector = Collector()
     collector.stop()
     with traced(model_path, collector.endpoint, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="100") as service:
@@ -447,7 +445,7 @@ def test_a_collector_that_is_not_there_costs_spans_and_never_a_request(model_pat
             for _ in range(1000):
                 call(channel, PREDICT, IMAGE)
         series = service.series()
-        # The first batch is still being tried while the line takes 4,096 more.
+        # The exporter still retries the first batch while the queue fills with 4,096 spans.
         assert series["digits_trace_spans_total", ("dropped",)] + series["digits_trace_spans_total", ("failed",)] >= 800
         assert series["digits_trace_spans_total", ("sent",)] == 0
         assert series["grpc_server_handled_total", ("OK", "Predict", "digits.v1.DigitService", "unary")] == 1000
@@ -459,7 +457,7 @@ def test_a_collector_that_is_not_there_costs_spans_and_never_a_request(model_pat
 
 
 @pytest.mark.slow
-def test_the_log_tells_when_the_collector_is_back(model_path: Path) -> None:
+def test_the_recovery_of_the_collector_is_logged(model_path: Path) -> None:
     collector = Collector()
     port = collector.endpoint.rsplit(":", 1)[1]
     collector.stop()
@@ -472,7 +470,7 @@ def test_the_log_tells_when_the_collector_is_back(model_path: Path) -> None:
         service.wait_for("trace export failed")
         again = Collector(f"127.0.0.1:{port}")
         until = time.monotonic() + ANSWERS_WITHIN
-        while not again.spans and time.monotonic() < until:  # the exporter's connection waits before it tries again
+        while not again.spans and time.monotonic() < until:  # the exporter waits before it connects again
             call(channel, PREDICT, IMAGE)
             time.sleep(0.2)
         service.wait_for("trace export recovered")
@@ -481,7 +479,7 @@ def test_the_log_tells_when_the_collector_is_back(model_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_collector_that_hangs_holds_up_no_stop_beyond_the_grace(model_path: Path) -> None:
+def test_a_hanging_collector_delays_no_stop_beyond_the_grace(model_path: Path) -> None:
     collector = Collector(seconds=100)
     with traced(model_path, collector.endpoint, "--shutdown-grace", "1") as service:
         with grpc.insecure_channel(service.address) as channel:
@@ -493,7 +491,7 @@ def test_a_collector_that_hangs_holds_up_no_stop_beyond_the_grace(model_path: Pa
     collector.stop()
 
 
-def test_without_an_endpoint_nothing_of_it_is_loaded_and_the_plain_parts_serve(model_path: Path) -> None:
+def test_without_an_endpoint_no_tracing_module_is_loaded(model_path: Path) -> None:
     look = f"""
 import asyncio, json, sys
 from service.config import Settings
@@ -510,7 +508,7 @@ asyncio.run(main())
     assert json.loads(seen.stdout) == ["service.batching.batcher", "service.transports.grpcio.instrumentation", False]
 
 
-def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_path: Path) -> None:
+def test_without_the_extra_the_error_names_it(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text(
         "raise ModuleNotFoundError('No module named opentelemetry')"
@@ -544,9 +542,7 @@ def test_without_the_extra_the_start_says_how_to_have_it(model_path: Path, tmp_p
         ("OTEL_SPAN_EVENT_COUNT_LIMIT", "many"),
     ],
 )
-def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sentence(
-    model_path: Path, variable: str, value: str
-) -> None:
+def test_an_invalid_standard_variable_is_a_one_line_error(model_path: Path, variable: str, value: str) -> None:
     arguments = (
         "--model",
         model_path,
@@ -568,14 +564,14 @@ def test_a_standard_variable_that_the_sdk_cannot_use_ends_the_start_with_a_sente
 
 
 @needs_native
-def test_the_native_transport_leaves_it_to_grpcio(model_path: Path, collector: Collector) -> None:
+def test_tracing_uses_grpcio_instead_of_the_native_transport(model_path: Path, collector: Collector) -> None:
     with traced(model_path, collector.endpoint, DIGITS_TRANSPORT="auto") as service:
         (chosen,) = [line for line in service.lines if line["event"] == "transport chosen"]
         assert (chosen["transport"], chosen["reason"]) == ("grpcio", "native does not offer --otlp-endpoint")
 
 
 def test_the_run_that_failed_is_in_the_trace(model_path: Path) -> None:
-    """No input makes a real session fail, so the model's predict is replaced."""
+    """No input fails a real session, so the test replaces the model's predict."""
     look = f"""
 import asyncio, grpc
 from service.config import Settings

@@ -1,4 +1,4 @@
-"""The training: reproducible, exact in what it hands over, and able to learn."""
+"""The training: reproducible, exact in its exported parameters, and able to learn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHORT = Recipe(seeds=2, epochs=60, batch=20, distortion=Distortion().times(0.15)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A short training on a hundred digits: what it was asked, what it said on the way, and what it came to."""
+    """A short training on 100 digits: its recipe, its progress and its result."""
 
     recipe: Recipe
     epochs: list[train.Epoch]
@@ -62,7 +62,7 @@ def test_the_same_recipe_gives_the_same_weights_to_the_last_bit(short: Run, exam
 
 
 @pytest.mark.slow
-def test_learns_a_hundred_digits_by_heart(short: Run, examples: Examples) -> None:
+def test_the_training_memorizes_a_hundred_digits(short: Run, examples: Examples) -> None:
     assert short.epochs[-1].loss.mean() < short.epochs[0].loss.mean() / 10
     for network in short.networks:
         forward = network.forward(examples.images)
@@ -71,7 +71,7 @@ def test_learns_a_hundred_digits_by_heart(short: Run, examples: Examples) -> Non
 
 
 @pytest.mark.slow
-def test_the_accuracy_told_on_the_way_is_that_of_the_network_handed_over(short: Run, examples: Examples) -> None:
+def test_the_reported_accuracy_is_that_of_the_returned_network(short: Run, examples: Examples) -> None:
     told = short.epochs[-1].accuracy
     assert told is not None
     for accuracy, network in zip(told, short.networks, strict=True):
@@ -79,7 +79,7 @@ def test_the_accuracy_told_on_the_way_is_that_of_the_network_handed_over(short: 
 
 
 @pytest.mark.slow
-def test_the_learning_curve_is_drawn_the_same_every_time(tmp_path: Path, short: Run) -> None:
+def test_the_drawing_of_the_learning_curve_is_reproducible(tmp_path: Path, short: Run) -> None:
     for name in ("first.png", "second.png"):
         plots.learning_curve(short.epochs, "a title", tmp_path / name)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
@@ -88,13 +88,13 @@ def test_the_learning_curve_is_drawn_the_same_every_time(tmp_path: Path, short: 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(seed=st.integers(0, 2**32 - 1), size=st.floats(0.01, 3))
 @settings(max_examples=10, deadline=None)
-def test_the_network_handed_over_computes_what_was_trained(
+def test_the_returned_network_computes_the_trained_function(
     digits: npt.NDArray[np.uint8], activation: Any, seed: int, size: float
 ) -> None:
     layers = random_layers(seed, size)
     trained = jax.nn.sigmoid(train.logits(activation, tuple((f32(W), f32(b)) for W, b in layers), f32(digits / 255)))
     handed_over = train.to_network(activation, layers).forward(digits).activations
-    np.testing.assert_allclose(handed_over, trained, atol=1e-3)  # float32 against float64
+    np.testing.assert_allclose(handed_over, trained, atol=1e-3)  # float32 compared with float64
 
 
 def f32(array: npt.NDArray[Any]) -> jax.Array:
@@ -162,7 +162,7 @@ def test_a_shift_moves_the_digit_by_so_many_pixels() -> None:
 
 
 @pytest.mark.slow
-def test_synthetic_digits_are_learnt_beside_the_examples(examples: Examples) -> None:
+def test_synthetic_digits_are_learnt_with_the_examples(examples: Examples) -> None:
     recipe = replace(SHORT, synthetic_share=2.0, synthetic_pool=200)
     drawn = commands_train._synthetic(recipe)
     assert drawn is not None
@@ -185,7 +185,7 @@ def test_a_recipe_without_synthetic_digits_draws_none() -> None:
         ("--learning-rate", "-1", "should be greater than or equal to 0"),
     ],
 )
-def test_a_wrong_option_is_refused_by_name(
+def test_a_wrong_option_is_rejected_by_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str, value: str, expected: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -195,7 +195,7 @@ def test_a_wrong_option_is_refused_by_name(
     assert expected in said
 
 
-def test_training_without_data_is_one_sentence(
+def test_training_without_data_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(monkeypatch, "train", "--data", str(tmp_path)) == 1
@@ -204,7 +204,7 @@ def test_training_without_data_is_one_sentence(
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`python -m export` with these arguments; its exit status."""
+    """Run `python -m export` with these arguments; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["export", *arguments])
     try:
         return main()

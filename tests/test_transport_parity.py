@@ -1,4 +1,4 @@
-"""The same messages to both transports, plain, random and hostile: the same status, sentence, details and reply."""
+"""Both transports answer plain, random and hostile messages with the same status, message, details and reply."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MESSAGE_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_messag
 
 
 class Heard(NamedTuple):
-    """What a caller hears of one call."""
+    """The result of one call."""
 
     replies: tuple[bytes, ...]
     code: grpc.StatusCode
@@ -54,7 +54,7 @@ def channels(addresses: tuple[str, str]) -> Iterator[list[grpc.Channel]]:
         channel.close()
 
 
-def test_both_make_the_same_series_but_for_those_of_the_native_one(model_path: Path) -> None:
+def test_both_have_the_same_series_except_those_of_the_native_transport(model_path: Path) -> None:
     with serving(model_path, "--transport", "grpcio") as a, serving(model_path, "--transport", "native") as b:
         of_grpcio, of_native = ({name for name, _ in service.series()} for service in (a, b))
     assert of_native - of_grpcio == NATIVE_SERIES
@@ -75,7 +75,7 @@ def ask(channel: grpc.Channel, path: str, message: bytes, **options: Any) -> Hea
 
 
 def converse(channel: grpc.Channel, path: str, messages: list[bytes], **options: Any) -> Heard:
-    """One message after the other, each when the reply to the last is here, so that each is a batch of its own."""
+    """Send each message after the reply to the last one, so that each is a separate batch."""
     line: queue.Queue[bytes | None] = queue.Queue()
     stream = channel.stream_stream(path)(iter(line.get, None), timeout=20, **options)
     replies: list[bytes] = []
@@ -123,14 +123,14 @@ def infer_request(rng: random.Random) -> bytes:
 
 
 def oip_request(images: int, told: int) -> bytes:
-    """So many images, whatever its shape tells."""
+    """Create a request with `images` images and a shape of `told` images."""
     request = pb.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(784 * images)])
     request.inputs.add(name="pixels", datatype="UINT8", shape=[told, 784])
     return request.SerializeToString()
 
 
 def damaged(rng: random.Random, message: bytes) -> bytes:
-    """Some bytes changed near the front, where the fields are, or cut, doubled, put in pieces together anew."""
+    """Change bytes near the front of a message, in its fields, or truncate, repeat or shuffle it."""
     data, kind = bytearray(message), rng.randrange(8)
     for _ in range(rng.choice([1, 1, 2, 5]) if kind < 4 else 0):
         data[min(int(rng.expovariate(0.03)), len(data) - 1)] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
@@ -193,7 +193,7 @@ def test_any_stream_is_answered_alike(
 def test_every_other_rpc_is_answered_alike(channels: list[grpc.Channel], path: str) -> None:
     for message in (b"", b"\x0a\x06digits", b"\x0a\x01x", b"\x0a\x16digits.v1.DigitService", b"\x10\x01", b"\xff"):
         first, second = (ask(channel, path, message) for channel in channels)
-        if path.endswith(("Metadata", "List")):  # protobuf writes a map in an order of the process's own
+        if path.endswith(("Metadata", "List")):  # protobuf's order of a map differs by process
             first, second = (
                 heard._replace(replies=tuple(bytes(sorted(reply)) for reply in heard.replies))
                 for heard in (first, second)
@@ -213,11 +213,11 @@ def test_a_message_over_the_limit_has_the_same_status(channels: list[grpc.Channe
     message = PredictRequest(pixels=bytes(784 * 5000)).SerializeToString()
     first, second = (ask(channel, PREDICT, message) for channel in channels)
     assert first == second
-    # An overload has RetryInfo in its details: without any, to send it again is of no use.
+    # An overload has RetryInfo in its details. Without details, a retry is useless.
     assert (first.code, first.details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, b"")
 
 
-def test_a_stream_goes_on_after_a_bad_message_and_ends_with_one_over_the_limit(channels: list[grpc.Channel]) -> None:
+def test_a_stream_continues_after_a_bad_message_and_ends_with_one_over_the_limit(channels: list[grpc.Channel]) -> None:
     good, bad, large = (oip_request(*sizes) for sizes in ((1, 1), (1, 2), (5000, 5000)))
     first, second = (converse(channel, STREAMS[1], [good, bad, good, large]) for channel in channels)
     assert first == second
@@ -227,7 +227,7 @@ def test_a_stream_goes_on_after_a_bad_message_and_ends_with_one_over_the_limit(c
 
 
 @pytest.mark.parametrize("size", [100, 15_000, 20_000, 100_000])
-def test_metadata_is_taken_up_to_the_same_limit(channels: list[grpc.Channel], size: int) -> None:
+def test_metadata_is_accepted_up_to_the_same_limit(channels: list[grpc.Channel], size: int) -> None:
     message = PredictRequest(pixels=bytes(784)).SerializeToString()
     first, second = (ask(channel, PREDICT, message, metadata=[("x-large", "y" * size)]) for channel in channels)
     assert first.code is second.code
@@ -245,7 +245,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("sent", [row[1] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
-def test_a_hostile_connection_disturbs_nobody(
+def test_a_hostile_connection_does_not_affect_other_clients(
     addresses: tuple[str, str], channels: list[grpc.Channel], sent: bytes
 ) -> None:
     host, port = addresses[1].rsplit(":", 1)

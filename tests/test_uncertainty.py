@@ -1,4 +1,4 @@
-"""What speaks against an answer is said with it: an unclear network, a picture of several digits or of none."""
+"""Warnings of an answer: an unclear result, or a picture of several digits or of none."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_an_unclear_answer_names_the_second(row: np.ndarray, said: tuple[str, ..
 
 
 @pytest.mark.parametrize(("digit", "holes", "sure"), [(3, 0, True), (3, 1, False), (8, 2, True), (8, 0, False)])
-def test_an_answer_that_does_not_fit_the_holes_of_its_ink_is_doubted(digit: int, holes: int, sure: bool) -> None:
+def test_an_answer_that_contradicts_the_holes_of_its_ink_has_a_warning(digit: int, holes: int, sure: bool) -> None:
     said = doubts(activations(**{f"d{digit}": 0.99}), Inspection((), holes))
     assert (not said) is sure
     assert sure or f"the ink encloses {holes} area" in said[0]
 
 
-def test_predictions_tell_second_sure_and_warnings_of_each_image() -> None:
+def test_predictions_contain_second_sure_and_warnings_of_each_image() -> None:
     rows = np.stack([CLEAR, activations(d3=0.5, d5=0.45)])
     found = Predictions(rows.argmax(axis=1), rows, None, None, "1", "id", (Inspection(("picture: odd",)), Inspection()))
     assert found.second.tolist() == [1, 5]
@@ -99,7 +99,7 @@ def dash() -> Image.Image:
         (dash(), "picture: the ink is much wider than high; expected one digit"),
     ],
 )
-def test_what_is_not_one_digit_is_warned_of(picture: Image.Image, said: str) -> None:
+def test_a_picture_without_a_single_digit_has_a_warning(picture: Image.Image, said: str) -> None:
     assert said in prepare_picture(picture).inspections[0].warnings
 
 
@@ -134,7 +134,7 @@ def test_each_leaves_out_the_sign_between_two_digits() -> None:
     assert len(prepare_bytes(png(picture), each=True).pixels) == 2
 
 
-async def test_every_call_says_what_speaks_against_its_answers(server: ServiceProcess) -> None:
+async def test_every_call_returns_the_warnings_of_its_answers(server: ServiceProcess) -> None:
     async def batches() -> AsyncIterator[Image.Image]:
         for digits in ([1, 0], [7]):
             yield draw_digits(digits)
@@ -155,7 +155,9 @@ def run(server: ServiceProcess, *arguments: object) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_predict_tells_warnings_reads_each_and_saves_what_was_sent(server: ServiceProcess, tmp_path: Path) -> None:
+def test_predict_prints_warnings_reads_each_digit_and_saves_the_sent_pixels(
+    server: ServiceProcess, tmp_path: Path
+) -> None:
     draw_digits([7, 1]).save(tmp_path / "two.png")
     (whole,) = json.loads(run(server, "--json", tmp_path / "two.png").stdout)
     assert whole["warnings"][0] == "picture: 2 digits side by side; expected one, or --each"
@@ -171,7 +173,7 @@ def test_predict_tells_warnings_reads_each_and_saves_what_was_sent(server: Servi
     )
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(server: ServiceProcess, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_one_line_error(server: ServiceProcess, tmp_path: Path) -> None:
     draw_digits([7]).save(tmp_path / "seven.png")
     done = run(server, "--json", "--save-png", tmp_path / "seven.png" / "folder", tmp_path / "seven.png")
     assert done.returncode != 0

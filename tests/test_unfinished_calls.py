@@ -1,4 +1,4 @@
-"""Calls whose message is late, or never comes."""
+"""Calls with a late or missing message."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def headers(path: str) -> bytes:
 
 
 def first_ends(peer: socket.socket, count: int) -> set[int]:
-    """The first streams that the server ends; those that end together do so in any order."""
+    """Return the first streams that the server ends; streams that end together do so in any order."""
     ends = (stream for kind, flags, stream, _ in each_frame(peer) if kind == 1 and flags & END_STREAM)
     return set(itertools.islice(ends, count))
 
 
 @on_both_transports
-def test_calls_without_a_message_are_answered_and_hold_up_no_stop(model_path: Path) -> None:
+def test_calls_without_a_message_are_answered_and_delay_no_stop(model_path: Path) -> None:
     with serving(model_path, "--shutdown-grace", "60") as service, grpc.insecure_channel(service.address) as channel:
         for path in PATHS:
             call: Any = channel.stream_unary(path)
@@ -58,7 +58,7 @@ def test_calls_without_a_message_are_answered_and_hold_up_no_stop(model_path: Pa
 
 
 @on_both_transports
-def test_a_call_without_a_token_ends_at_its_headers_its_message_unread(model_path: Path, tmp_path: Path) -> None:
+def test_a_call_without_a_token_ends_before_its_message(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("a-token-of-some-length")
     half = b"\0\0\0\3\x13\x0a\x90\x06" + bytes(100)
     with (
@@ -72,7 +72,7 @@ def test_a_call_without_a_token_ends_at_its_headers_its_message_unread(model_pat
         assert series["grpc_server_msg_received_total", ("Predict", "digits.v1.DigitService", "unary")] == 0
 
 
-async def test_grpcio_ends_a_call_whose_message_does_not_come_and_no_other() -> None:
+async def test_grpcio_only_ends_the_call_whose_message_does_not_arrive() -> None:
     async with listening(message_timeout=0.3) as server, grpc.aio.insecure_channel(server.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
@@ -91,7 +91,7 @@ async def test_grpcio_bounds_how_many_slow_messages_of_single_calls_it_holds(mon
         return message
 
     echo: Any = SimpleNamespace(name="t.T", unary={"One": answer}, streams={}, batches={}, alternatives={})
-    monkeypatch.setattr(open_calls, "_UNFINISHED_BYTES", 0)  # four, whatever their size
+    monkeypatch.setattr(open_calls, "_UNFINISHED_BYTES", 0)  # 4 messages of any size
     async with listening([echo], message_timeout=60) as server:
         with contextlib.closing(connected(server, PREFACE)) as peer:
             for stream in range(1, 21, 2):

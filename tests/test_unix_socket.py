@@ -32,7 +32,7 @@ pytestmark = on_both_transports
 
 @pytest.fixture
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A path that is short enough; those of `tmp_path` have the test's name."""
+    """A short path; those of `tmp_path` contain the test's name and are too long."""
     return tmp_path_factory.mktemp("s") / "digits.sock"
 
 
@@ -120,7 +120,7 @@ def test_calls_need_a_token_there_too(model_path: Path, path: Path, tmp_path: Pa
             assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_it_has_no_tls_beside_a_port_that_has(model_path: Path, path: Path, tmp_path: Path) -> None:
+def test_the_socket_has_no_tls_if_the_port_has(model_path: Path, path: Path, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("localhost")
     tls = ("--tls-cert", pair.certificate, "--tls-key", pair.key)
@@ -143,7 +143,7 @@ def test_the_socket_of_a_server_that_was_killed_is_replaced(model_path: Path, pa
     assert not path.exists()
 
 
-def test_a_client_goes_on_after_a_restart(model_path: Path, path: Path) -> None:
+def test_a_client_continues_after_a_restart(model_path: Path, path: Path) -> None:
     with DigitsClient(f"unix:{path}", timeout=ANSWERS_WITHIN) as client:
         for _ in range(2):
             with serving(model_path, "--listen", f"unix:{path}") as service:
@@ -175,7 +175,7 @@ def reason_not_to_start(model_path: Path, *arguments: str) -> str:
         service.close()
 
 
-def test_the_path_of_a_server_that_lives_is_taken(service: ServiceProcess, path: Path, model_path: Path) -> None:
+def test_the_path_of_a_running_server_is_in_use(service: ServiceProcess, path: Path, model_path: Path) -> None:
     reason = reason_not_to_start(model_path, "--listen", f"unix:{path}")
     assert reason == f"--listen: a server listens on {path}; expected a path of its own, or stop that server"
     with DigitsClient(f"unix:{path}", timeout=ANSWERS_WITHIN) as client:
@@ -202,7 +202,7 @@ def test_a_folder_that_is_missing_is_named(model_path: Path, path: Path) -> None
         ("/sys/digits.sock", "not permitted to create /sys/digits.sock; expected a folder that this user may write to"),
     ],
 )
-def test_a_place_without_room_for_a_socket_is_named(path: str, reason: str) -> None:
+def test_a_place_without_permission_for_a_socket_is_named(path: str, reason: str) -> None:
     with pytest.raises(AddressInUse) as caught:
         UnixSocketFile(path).ensure_bindable()
     assert str(caught.value) == f"--listen: {reason}"
@@ -215,7 +215,7 @@ def test_a_place_without_room_for_a_socket_is_named(path: str, reason: str) -> N
         *("unix:/run/%41", "unix:/run/a?b", "unix:/run/a#b", "unix:/run/a\nb", "unix:/" + "a" * MAX_PATH_BYTES),
     ],
 )
-def test_what_is_no_path_of_a_socket_is_refused_by_name(text: str) -> None:
+def test_an_invalid_socket_path_is_rejected_by_name(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^--listen \(or DIGITS_LISTEN\) is .* expected unix:PATH, the path"):
         load([f"--listen={text}"])
 
@@ -234,7 +234,7 @@ def test_the_longest_path_can_be_bound(path: Path) -> None:
     assert [*path.parent.iterdir()] == []
 
 
-def test_a_file_that_another_server_has_put_there_stays(path: Path) -> None:
+def test_the_socket_of_another_server_stays(path: Path) -> None:
     ours = UnixSocketFile(str(path))
     with socket.socket(socket.AF_UNIX) as listener, ours.binding() as bound_path:
         listener.bind(bound_path)

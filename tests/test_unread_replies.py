@@ -1,4 +1,4 @@
-"""Clients that do not read their replies, on grpcio: they hold little, not for long, and delay nobody else."""
+"""Clients that do not read their replies, on grpcio: bounded memory and time, and no delay of other clients."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def called(stream: int, path: str, message: bytes) -> bytes:
     parts = [data[at : at + 16384] for at in range(0, len(data), 16384)]
     return frame(1, 4, stream, head) + b"".join(
         frame(0, int(part is parts[-1]), stream, part) for part in parts
-    )  # END_STREAM with the last
+    )  # END_STREAM with the last frame
 
 
 def ended(peer: socket.socket, streams: int, kinds: tuple[int, ...] = (RST_STREAM,)) -> set[int]:
-    """So many streams that the server ends, by reset unless told otherwise."""
+    """Wait until the server has ended that many streams, by reset by default; return them."""
     found: set[int] = set()
     for kind, flags, stream, _ in each_frame(peer):
         if kind in kinds and (kind == RST_STREAM or flags & 1):
@@ -66,7 +66,7 @@ def ended_calls(server: Bare, reason: str) -> float:
     return server.value("digits_calls_ended_total", reason=reason)
 
 
-def test_explanations_that_are_not_read_take_bounded_memory_and_the_calls_behind_them_wait(
+def test_unread_explanations_take_bounded_memory_and_later_calls_wait(
     model_path: Path, tell: Callable[[str], None]
 ) -> None:
     neurons = [Neuron(layer=layer, index=index) for layer, size in ((1, 16), (2, 16), (3, 10)) for index in range(size)]
@@ -90,13 +90,13 @@ def test_explanations_that_are_not_read_take_bounded_memory_and_the_calls_behind
 
 
 @pytest.mark.parametrize("path", ["/t.T/One", "/t.T/Many", f"{HEALTH}/Check", f"{HEALTH}/Watch"])
-async def test_a_call_whose_reply_is_not_read_ends_and_no_other(path: str) -> None:
+async def test_only_the_call_with_an_unread_reply_ends(path: str) -> None:
     async with listening([echoing()], message_timeout=0.3) as server:
         with contextlib.closing(connected(server, NO_WINDOW)) as peer:
             peer.sendall(called(1, path, b""))
             assert await asyncio.to_thread(ended, peer, 1) == {1}
             assert ended_calls(server, "unread") == 1
-            # The connection goes on.
+            # The connection continues.
             peer.sendall(WINDOW + called(3, "/t.T/One", b""))
             assert await asyncio.to_thread(ended, peer, 1, (HEADERS_FRAME,)) == {3}
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -104,7 +104,7 @@ async def test_a_call_whose_reply_is_not_read_ends_and_no_other(path: str) -> No
             assert len(await one(b"", timeout=ANSWERS_WITHIN)) == REPLY
 
 
-async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_loses_its_calls(
+async def test_beyond_the_bound_of_the_process_the_largest_connection_loses_its_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(unsent_replies, "MAX_PROCESS_BYTES", 5 * REPLY)
@@ -123,7 +123,7 @@ async def test_beyond_the_bound_of_the_process_the_connection_that_holds_most_lo
             assert await asyncio.to_thread(ended, little, 2, (HEADERS_FRAME,)) == {1, 3}
 
 
-async def test_a_connection_that_holds_too_much_has_its_next_call_wait_until_it_reads(
+async def test_the_next_call_of_a_connection_with_unread_replies_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(unsent_replies, "MAX_CONNECTION_BYTES", 2 * REPLY)

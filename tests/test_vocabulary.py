@@ -1,4 +1,4 @@
-"""Names are the field's terms: the words of a former dialect do not come back as identifiers or as names of files."""
+"""Names are standard terms: no identifier or file name has a word of the former dialect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMER = {
     "company": "adaptive batch size",
     "stranger": "unauthenticated",
-    "patience": "the timeout's own name",
+    "patience": "the timeout's name",
     "outbox": "span export",
     "keeper": "device recovery",
     "sentence": "message",
@@ -28,9 +28,9 @@ FORMER = {
     "heard": "received",
     "came": "arrivals",
     "held": "gated, locked",
-    "given": "the argument's own name",
+    "given": "the argument's name",
     "found": "result",
-    "kept": "the container's own name",
+    "kept": "the container's name",
     "said": "output, message",
     "whole": "complete",
     "together": "batch",
@@ -49,7 +49,7 @@ FORMER = {
     "refused": "rejected",
     "spelled": "name, code",
 }
-"""Names that are refused as a whole, whatever underscores stand around them, and what to say in their place."""
+"""Forbidden names, without leading and trailing underscores, and their replacements."""
 PACKAGES = (
     *("service", "export", "client", "digitserve", "playground", "ray_serve", "commandline"),
     *("bench", "scripts", "fuzz"),
@@ -59,7 +59,7 @@ RUST = sorted(path for path in (ROOT / "native").rglob("*.rs") if "target" not i
 
 
 def python_names(path: Path) -> Iterator[tuple[str, int]]:
-    """Every name that a file gives to something, with its line."""
+    """Yield every name that a file defines, with its line."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):

@@ -1,4 +1,4 @@
-"""What does not go on is noticed: a run that never comes back, an event loop that stands still; and nothing else is."""
+"""The watchdog detects hung runs, a blocked event loop and ended threads, without false alarms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BLANK = np.zeros((1, 784), np.uint8)
 
 
 class Dog:
-    """A watchdog that is quick and whose barks are written down; `log` and `told` grow on other threads."""
+    """A watchdog with short intervals that records its reports; `log` and `told` grow on other threads."""
 
     def __init__(
         self, patience: float, *threads: threading.Thread, active_runs: Callable[[], Sequence[int]] = tuple
@@ -60,7 +60,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "TICK", 0.02)
 
 
-async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_its_return(model_path: Path) -> None:
+async def test_a_hung_run_is_reported_with_its_stack_and_so_is_its_return(model_path: Path) -> None:
     held, watched = Held(Model(model_path)), Dog(0.1)
     run = asyncio.create_task(asyncio.to_thread(watched.dog.monitor(held).predict, BLANK))
     await until(lambda: len(watched.told) == 1)
@@ -77,7 +77,7 @@ async def test_a_run_that_does_not_come_back_is_told_with_its_place_and_so_is_it
     assert [call.args for call in watched.log.calls] == [("watchdog stall",), ("watchdog recovered",)]
 
 
-async def test_a_run_that_python_does_not_see_is_told_and_one_after_another_is_no_stall() -> None:
+async def test_a_hung_native_run_is_reported_and_consecutive_runs_are_no_stall() -> None:
     numbers: list[int] = [0]
 
     def runs_in_turn() -> list[int]:
@@ -91,7 +91,7 @@ async def test_a_run_that_python_does_not_see_is_told_and_one_after_another_is_n
     watched.dog.stop()
 
 
-async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:
+async def test_a_failed_run_is_no_stall(model_path: Path) -> None:
     held, watched = Held(Model(model_path)), Dog(0.1)
     held.go.set()
     held.fail = {1}
@@ -102,18 +102,16 @@ async def test_a_run_that_fails_has_come_back(model_path: Path) -> None:
     assert watched.told == []
 
 
-async def test_an_event_loop_that_stands_still_is_told_to_other_threads_meanwhile() -> None:
+async def test_a_blocked_event_loop_is_reported_to_other_threads() -> None:
     watched = Dog(0.1)
-    wait_until(
-        lambda: watched.dog.unhealthy_reason.startswith("the event loop has stood still")
-    )  # which keeps it from going on
+    wait_until(lambda: watched.dog.unhealthy_reason.startswith("the event loop has stood still"))  # which blocks it
     await until(lambda: watched.told != [] and not watched.dog.unhealthy_reason)
     watched.dog.stop()
     assert any("test_watchdog.py" in place for place in watched.log.calls[0].kwargs["stack"])
     assert watched.count == 1
 
 
-async def test_zero_is_never(model_path: Path) -> None:
+async def test_zero_disables_the_watchdog(model_path: Path) -> None:
     held, watched = Held(Model(model_path)), Dog(0)
     run = asyncio.create_task(asyncio.to_thread(watched.dog.monitor(held).predict, BLANK))
     await asyncio.sleep(0.3)
@@ -124,7 +122,7 @@ async def test_zero_is_never(model_path: Path) -> None:
     assert watched.told == []
 
 
-async def test_a_thread_that_ends_is_told_though_nothing_waits() -> None:
+async def test_an_ended_thread_is_reported_without_a_waiting_request() -> None:
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="worker")
     thread.start()
@@ -138,7 +136,7 @@ async def test_a_thread_that_ends_is_told_though_nothing_waits() -> None:
 
 
 @needs_native
-async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_native_thread_is_reported(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at_start(monkeypatch, "native-model-0")
     options = ["--transport=native", "--provider=cpu", "--port=0", "--metrics-port=0", "--shutdown-grace=0"]
     log: Any = CapturingLogger()
@@ -149,11 +147,11 @@ async def test_a_native_thread_that_fails_is_told(model_path: Path, monkeypatch:
     await server.stop()
 
 
-# The whole server, both transports.
+# Tests of the whole server, on both transports.
 
 
 @pytest.mark.slow
-def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
+def test_a_hung_device_is_reported_everywhere_until_it_continues(
     model_path: Path, transport: str, tmp_path: Path
 ) -> None:
     del transport
@@ -186,9 +184,7 @@ def test_a_device_that_hangs_is_told_by_everything_until_it_goes_on(
 
 
 @pytest.mark.slow
-def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
-    model_path: Path, transport: str, tmp_path: Path
-) -> None:
+def test_a_hung_run_does_not_delay_the_end_of_the_process(model_path: Path, transport: str, tmp_path: Path) -> None:
     del transport
     broken = tmp_path / "broken"
     with (
@@ -200,7 +196,7 @@ def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
         caller.start()
         under_way = ("digits_requests_in_flight", ("Predict", "digits.v1.DigitService", "unary"))
         wait_until(lambda: service.series()[under_way])
-        time.sleep(0.5)  # from there to the device
+        time.sleep(0.5)  # until the run reaches the device
         assert service.stop() == 1
         assert service.lines[-1]["event"] == "forced exit"
         caller.join()
@@ -208,7 +204,7 @@ def test_a_run_that_never_comes_back_does_not_keep_the_process_from_ending(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("transport")
-def test_a_process_that_was_frozen_is_not_thought_stuck(model_path: Path) -> None:
+def test_a_frozen_process_is_no_stall(model_path: Path) -> None:
     with serving(model_path, "--watchdog-timeout", "2") as service:
         service.process.send_signal(signal.SIGSTOP)
         time.sleep(4)

@@ -1,7 +1,7 @@
-"""The server on a GPU by WebGPU: what it tells of it, reloads, drains, lost devices.
+"""The server on a GPU by WebGPU: its reports of the device, reloads, drains and lost devices.
 
-The GPU is one in software (tests/software_gpu.py). Nothing is replayed: kernels, sessions, lost devices and their
-recovery are those of onnxruntime-ep-webgpu. tests/test_api_on_webgpu.py has the tests of the API.
+The GPU is a software GPU (tests/software_gpu.py). Kernels, sessions, lost devices and their recovery are real: those of
+onnxruntime-ep-webgpu. tests/test_api_on_webgpu.py has the tests of the API.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def server(model_path: Path, transport: str, webgpu: None) -> Iterator[ServicePr
         yield service
 
 
-def test_what_it_runs_on_is_told_by_log_health_metrics_metadata_and_configuration(server: ServiceProcess) -> None:
+def test_the_provider_is_in_log_health_metrics_metadata_and_configuration(server: ServiceProcess) -> None:
     assert server.get("/healthz") == f"SERVING on {DEVICE}\n"
     assert f'provider="{DEVICE}"' in server.get("/metrics")
     assert {line.get("provider") for line in server.lines if line["event"] == "serving"} == {DEVICE}
@@ -64,9 +64,9 @@ def test_what_it_runs_on_is_told_by_log_health_metrics_metadata_and_configuratio
 
 
 def run_alone(program: str) -> str:
-    """What `program` prints in a process of its own: the plugin looks for devices once in a process.
+    """Run `program` in a separate process and return its output: the plugin lists devices once in a process.
 
-    A process of the tests may have registered the plugin before it could find the GPU in software.
+    The test process can have registered the plugin before the software GPU was available.
     """
     prelude = 'import sys\nsys.path[:0] = ["tests", "client"]\n'
     command = [sys.executable, "-c", prelude + program]
@@ -122,12 +122,12 @@ print("all answered")
 """
 
 
-def test_models_that_share_the_device_run_and_are_loaded_at_the_same_time(model_path: Path) -> None:
-    """The process would end with SIGSEGV if two threads used the device at once."""
+def test_models_that_share_the_device_run_and_load_concurrently(model_path: Path) -> None:
+    """The process would end with SIGSEGV if two threads used the device concurrently."""
     assert run_alone(SHARE.format(path=str(model_path))) == "all answered\n"
 
 
-async def test_versions_are_swapped_under_load_and_nothing_is_lost_or_mixed(
+async def test_versions_are_swapped_under_load_without_lost_calls_or_mixed_answers(
     folder: Path, tokens: Path, transport: str, digits: np.ndarray
 ) -> None:
     del transport
@@ -174,14 +174,14 @@ async def test_every_call_that_was_sent_before_the_stop_is_answered(model_path: 
         assert await asyncio.to_thread(service.ended) == 0
 
 
-# A device that fails for real: its driver says so.
+# A real failure of the device, by its driver.
 
 
 @contextmanager
 def on_failing_driver(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[ServiceProcess, Path]]:
-    """A server, and the file that says how its driver fails while it is there."""
+    """Start a server; yield it and the file that contains how its driver fails."""
     fault = folder / "fault"
     for variable, value in software_gpu.failing_environment(folder, fault).items():
         monkeypatch.setenv(variable, value)
@@ -193,13 +193,13 @@ def predict_code(channel: grpc.Channel, images: int = 1) -> grpc.StatusCode:
     try:
         channel.unary_unary("/digits.v1.DigitService/Predict")(message(bytes(784 * images)), timeout=ANSWERS_WITHIN)
     except grpc.RpcError as e:
-        assert "webgpu" not in e.details()  # nothing internal, such as where in its source
+        assert "webgpu" not in e.details()  # no internals, such as a line of its source
         return e.code()
     return grpc.StatusCode.OK
 
 
 @software_gpu.needs_software
-def test_a_lost_device_is_told_by_everything_and_recovered_without_a_restart(
+def test_a_lost_device_is_reported_everywhere_and_recovered_without_a_restart(
     model_path: Path, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
@@ -248,10 +248,10 @@ def test_it_stops_cleanly_while_its_device_is_lost(
 
 
 @software_gpu.needs_software
-def test_a_run_for_which_there_is_no_memory_fails_and_leaves_nothing_broken_behind(
+def test_a_run_without_memory_fails_and_later_runs_succeed(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """WebGPU keeps a buffer that it could not have, and gives it to every later run of that size."""
+    """WebGPU keeps a buffer after its failed allocation, and uses it in every later run of that size."""
     with (
         on_failing_driver(model_path, tmp_path, monkeypatch) as (service, fault),
         grpc.insecure_channel(service.address) as channel,

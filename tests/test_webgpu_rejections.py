@@ -1,6 +1,6 @@
-"""What WebGPU cannot run is refused in a sentence, and what it runs on is listed; on a GPU in software.
+"""WebGPU rejects models and devices that it cannot use, and lists its devices; on a software GPU.
 
-tests/test_plugins.py has what needs no device.
+tests/test_plugins.py has the tests without a device.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ pytestmark = [*software_gpu.marks, pytest.mark.usefixtures("webgpu")]
 
 @software_gpu.needs_software
 @pytest.mark.usefixtures("software")
-def test_a_driver_in_software_is_refused_unless_it_is_allowed(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_software_driver_is_rejected_by_default(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER")
     assert "which computes on the CPU: install the driver of the GPU" in refusal(
         "--model", model_path, "--provider", "webgpu"
@@ -41,14 +39,14 @@ def test_a_driver_in_software_is_refused_unless_it_is_allowed(
 
 @software_gpu.needs_software
 @pytest.mark.usefixtures("software")
-def test_auto_takes_no_gpu_in_software_and_says_why(model_path: Path) -> None:
+def test_auto_does_not_use_a_software_gpu_and_logs_the_reason(model_path: Path) -> None:
     with serving(model_path, "--provider", "auto") as service:
         [line] = [line for line in service.lines if line["event"] == "provider chosen"]
         assert line["reason"] == "webgpu cannot be used: its device is no GPU; name it to use it"
         assert service.get("/healthz") == "SERVING on CPUExecutionProvider\n"
 
 
-def test_a_node_without_a_kernel_on_the_gpu_is_refused_by_its_operator(model_path: Path, tmp_path: Path) -> None:
+def test_a_node_without_a_kernel_on_the_gpu_is_rejected_by_its_operator(model_path: Path, tmp_path: Path) -> None:
     path = with_hardmax(model_path, tmp_path / "model.onnx")
     assert refusal("--model", path, "--provider", "webgpu") == (
         "--provider (or DIGITS_PROVIDER) is 'webgpu', but it has no kernel for Hardmax of the model, which the CPU "
@@ -57,7 +55,7 @@ def test_a_node_without_a_kernel_on_the_gpu_is_refused_by_its_operator(model_pat
 
 
 def with_hardmax(model_path: Path, path: Path) -> Path:
-    """The network with an operator, of no effect, that WebGPU has no kernel for."""
+    """Add an operator without effect to the network, for which WebGPU has no kernel."""
     model = onnx.load(model_path)
     producer = next(node for node in model.graph.node if "activations" in node.output)
     producer.output[:] = ["plain"]
@@ -76,19 +74,19 @@ def with_hardmax(model_path: Path, path: Path) -> Path:
     return path
 
 
-def test_an_option_that_the_plugin_does_not_know_or_take_is_refused_by_name(model_path: Path) -> None:
+def test_an_invalid_option_of_the_plugin_is_rejected_by_name(model_path: Path) -> None:
     arguments = ("--model", model_path, "--provider", "webgpu", "--provider-options")
     assert refusal(*arguments, "nonsense=1").endswith("but it has no option nonsense: see --provider-options")
     assert refusal(*arguments, "validationMode=much").endswith("Invalid validation mode: much")
 
 
-def test_a_device_number_that_is_not_there_is_refused_with_those_that_are(model_path: Path) -> None:
+def test_a_missing_device_number_is_rejected_with_the_valid_ones(model_path: Path) -> None:
     assert refusal("--model", model_path, "--provider", "webgpu", "--device-id", "1").endswith(
         "but it has no device 1: expected 0 to 0; see --list-providers"
     )
 
 
-def test_a_plugin_that_no_package_has_is_found_by_its_library(model_path: Path, tmp_path: Path) -> None:
+def test_a_plugin_without_a_package_is_found_by_its_library(model_path: Path, tmp_path: Path) -> None:
     import onnxruntime_ep_webgpu  # noqa: PLC0415 (an extra)
 
     library = tmp_path / "libplugin.so"

@@ -1,4 +1,4 @@
-"""The workflows of CI and release, and the unit of systemd: they parse and call only what exists."""
+"""The workflows of CI and release, and the systemd unit: they parse, and call existing programs."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ PLATFORMS = {
     "aarch64-apple-darwin": ("darwin", "arm64"),
     "x86_64-apple-darwin": ("darwin", "x86_64"),
 }
-"""What Python calls the platforms that Rust calls so."""
+"""Python's names of the platforms, by those of Rust."""
 
 
-def test_the_extra_native_names_the_wheel_of_this_version_where_there_is_one_and_nothing_elsewhere() -> None:
+def test_the_extra_native_names_the_wheel_of_this_version_for_platforms_with_one() -> None:
     (named,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["native"]
     requirement = Requirement(named)
     assert (requirement.name, str(requirement.specifier)) == ("digitserve-native", f"=={__version__}")
@@ -116,7 +116,7 @@ def unit() -> list[tuple[str, str]]:
     return [tuple(line.split("=", 1)) for line in UNIT.read_text().splitlines() if re.match(r"[A-Za-z]+=", line)]  # type: ignore[misc]
 
 
-def test_the_unit_starts_the_service_with_options_that_it_takes_and_lets_it_drain(
+def test_the_unit_starts_the_service_with_valid_options_and_lets_it_drain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = dict(unit())
@@ -133,7 +133,7 @@ def test_the_unit_starts_the_service_with_options_that_it_takes_and_lets_it_drai
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze: install systemd")
-def test_systemd_takes_the_unit() -> None:
+def test_systemd_accepts_the_unit() -> None:
     done = subprocess.run(["systemd-analyze", "verify", UNIT], capture_output=True, text=True, check=False)  # noqa: S607
     said = [line for line in done.stderr.splitlines() if "is not executable" not in line]  # it is not installed here
     assert said == []

@@ -1,7 +1,7 @@
-"""Each alert that can be caused within minutes: caused for real, it fires, and clears when its cause is gone.
+"""Each alert that can be caused within minutes: with a real cause it fires, and it clears without the cause.
 
-Run by `make e2e-alerts`, in this order, for some 25 minutes: a replica is missed only if it was there for longer than
-it is gone, so the tests before that one are its history.
+`make e2e-alerts` runs the tests in this order, for about 25 minutes. The alert on a missing replica needs a longer
+history with the replica than without it, which the earlier tests provide.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def in_model_volume(stack: Stack, script: str) -> None:
 
 @pytest.fixture(scope="module")
 def scaled(stack: Stack) -> Stack:
-    """Three replicas behind Envoy that Prometheus has seen, and no alert."""
+    """Three replicas behind Envoy, scraped by Prometheus, without an alert."""
     stack.files, stack.settings = SCALE, {"REPLICAS": str(REPLICAS), "DIGITS_MODEL_POLL": "1"}
     stack.up()
     until("every replica is scraped", lambda: query(UP).get("") == REPLICAS)
@@ -59,8 +59,8 @@ def scaled(stack: Stack) -> Stack:
     return stack
 
 
-def test_a_rejected_model_is_reported_until_a_good_one_is_there(scaled: Stack) -> None:
-    # Put in place by renaming, as a deployment does it.
+def test_a_rejected_model_is_reported_until_a_valid_one_is_loaded(scaled: Stack) -> None:
+    # By renaming, as a deployment does.
     in_model_volume(scaled, f"cp {MODEL} /model/good && head -c 5000 {MODEL} > /model/bad && mv /model/bad {MODEL}")
     cause = Cause("the model's file cut short")
     cause.fires("DigitserveReloadRejected", 2 * MINUTE)
@@ -78,7 +78,7 @@ def test_a_stopped_envoy_is_reported(scaled: Stack) -> None:
     cause.clears("DigitserveEnvoyDown", 2 * MINUTE)
 
 
-def test_no_replica_behind_envoy_is_reported_by_envoy_and_by_the_service(scaled: Stack, images: list[bytes]) -> None:
+def test_an_envoy_without_replicas_is_reported_by_envoy_and_by_the_service(scaled: Stack, images: list[bytes]) -> None:
     scaled.compose("stop", "service")
     cause = Cause("docker compose stop service, and a call")
     assert predict_once(images[0]) is None
@@ -91,34 +91,34 @@ def test_no_replica_behind_envoy_is_reported_by_envoy_and_by_the_service(scaled:
     cause.clears("DigitserveEnvoyUnavailable", 8 * MINUTE)
 
 
-def test_a_container_that_restarts_again_and_again_is_reported(scaled: Stack) -> None:
-    """It clears an hour after the last start, which no test waits for."""
+def test_a_container_that_restarts_repeatedly_is_reported(scaled: Stack) -> None:
+    """It clears an hour after the last start; the test does not wait for that."""
     start = 'process_start_time_seconds{job="digitserve"}'
     victim = scaled.containers("service")[0]["Id"]
     until("every replica is scraped", lambda: query(UP).get("") == REPLICAS)
-    cause = Cause("one replica killed three times")
+    cause = Cause("one replica killed 3 times")
     for _ in range(3):
         before = set(query(start).values())
         (container,) = [one for one in scaled.containers("service") if one["Id"] == victim]
         kill_with_calls(container)
         until("it is scraped again", lambda seen=before: set(query(start).values()) - seen, within=2 * MINUTE)
-        time.sleep(15)  # a recorded sample of this start before the next
+        time.sleep(15)  # so that a sample of this start is recorded
     cause.fires("DigitserveRestarting", 2 * MINUTE)
 
 
-def test_a_replica_that_is_gone_and_a_certificate_that_expires_are_reported(
+def test_a_missing_replica_and_an_expiring_certificate_are_reported(
     scaled: Stack, images: list[bytes], tmp_path: Path
 ) -> None:
     expires = tmp_path / "tls"
     expires.mkdir(mode=0o755)
     scaled.files, scaled.settings = TLS, {**scaled.settings, "TLS_DIRECTORY": str(expires)}
     certificate(expires, days=3)
-    expiring = Cause("a certificate of three days at Envoy")
+    expiring = Cause("a certificate of 3 days at Envoy")
     scaled.up("--no-deps", "envoy")
     until("every replica was there for most of the time", lambda: surplus() > 7 * MINUTE, within=20 * MINUTE)
     gone = scaled.containers("service")[0]["Id"]
     docker("rm", "--force", gone)
-    missing = Cause("docker rm --force of one of three")
+    missing = Cause("docker rm --force of one of 3")
     missing.fires("DigitserveReplicasMissing", 9 * MINUTE)
     expiring.fires("DigitserveEnvoyCertificateExpires", 12 * MINUTE)
     missing.ends("docker compose up")
@@ -131,7 +131,7 @@ def test_a_replica_that_is_gone_and_a_certificate_that_expires_are_reported(
 
 
 def test_a_queue_that_stays_full_is_reported(scaled: Stack, digits: npt.NDArray[np.uint8]) -> None:
-    # Batches of 256 images are more work for the model than for the transport, so that they wait.
+    # Batches of 256 images take the model longer than the transport, so that they queue.
     scaled.files = SCALE
     scaled.settings = {
         **scaled.settings,
@@ -153,6 +153,6 @@ def test_a_queue_that_stays_full_is_reported(scaled: Stack, digits: npt.NDArray[
 
 
 def surplus() -> float:
-    """Seconds of the last hour that Prometheus saw every replica, less those that it saw another number."""
+    """Return the seconds of the last hour with every replica, minus those with another number."""
     counted = f"2 * (job:digits_replicas:up == bool {REPLICAS}) - 1"
     return 5 * sum(query(f"sum_over_time(({counted})[1h:5s])").values())

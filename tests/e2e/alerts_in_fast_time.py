@@ -1,6 +1,6 @@
-"""The alerts that alerts.py leaves out, caused for real; the times of the rules are a twentieth of the real ones.
+"""The alerts that alerts.py omits, with real causes; the times of the rules are divided by 20.
 
-Run by `make e2e-alerts`. promtool runs the rules with their real times: deploy/prometheus/tests/alerts.yml.
+`make e2e-alerts` runs them. promtool tests the rules with their real times: deploy/prometheus/tests/alerts.yml.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("docker_stack",)
 
 BASE = ["docker-compose.yml", FAULTS, FAST]
-SOON, LATER = 60, 300  # seconds: more than the shortened rules take, on a busy machine
+SOON, LATER = 60, 300  # seconds: longer than the shortened rules take, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def _no_fault_is_left(faults: Faults) -> Iterator[None]:
 
 @contextlib.contextmanager
 def serving(stack: Stack, files: list[str] | None = None, **settings: str) -> Iterator[list[str]]:
-    """The service with these settings, and its containers."""
+    """Run the service with these settings; yield its containers."""
     before = stack.files, stack.settings
     stack.files, stack.settings = files or BASE, {**stack.settings, **settings}
     try:
@@ -97,9 +97,9 @@ def test_faults_of_the_service_are_reported(stack: Stack, faults: Faults, images
             cause.clears(f"Digitserve{alert}", LATER)
 
 
-def test_calls_that_clients_give_up_are_reported(stack: Stack, faults: Faults, images: list[bytes]) -> None:
+def test_calls_past_their_deadline_are_reported(stack: Stack, faults: Faults, images: list[bytes]) -> None:
     with serving(stack):
-        cause = Cause("a run takes 200 ms, deadlines are 50 ms")
+        cause = Cause("runs take 200 ms, deadlines are 50 ms")
         faults.begin("slow")
         with Load(images, callers=16, timeout=0.05).running():
             cause.fires("DigitserveClientsGiveUp", SOON)
@@ -108,7 +108,7 @@ def test_calls_that_clients_give_up_are_reported(stack: Stack, faults: Faults, i
         cause.clears("DigitserveClientsGiveUp", LATER)
 
 
-def test_images_that_are_not_like_those_of_training_are_reported(
+def test_out_of_distribution_images_are_reported(
     stack: Stack, digits: npt.NDArray[np.uint8], images: list[bytes]
 ) -> None:
     with serving(stack):
@@ -124,7 +124,7 @@ def test_images_that_are_not_like_those_of_training_are_reported(
         cause.clears("DigitserveConfidenceLow", LATER)
 
 
-def test_what_a_process_runs_out_of_is_reported(stack: Stack, faults: Faults) -> None:
+def test_exhausted_resources_of_a_process_are_reported(stack: Stack, faults: Faults) -> None:
     with serving(stack, SERVICE_MEMORY="1G", DIGITS_MAX_CONNECTIONS="16"):
         cause = Cause("the process holds 450 MB more")
         faults.begin("memory")
@@ -145,7 +145,7 @@ def test_what_a_process_runs_out_of_is_reported(stack: Stack, faults: Faults) ->
 
         (container,) = stack.containers("service")
         handles = round(sum(query('process_open_fds{job="digitserve"}').values()))
-        cause = Cause("`prlimit` leaves a tenth of the file handles")
+        cause = Cause("`prlimit` leaves 10% of the file handles")
         limit_handles(container["State"]["Pid"], handles + handles // 10)
         cause.fires("DigitserveFileHandlesLow", LATER)
         limit_handles(container["State"]["Pid"], 65536)
@@ -154,7 +154,7 @@ def test_what_a_process_runs_out_of_is_reported(stack: Stack, faults: Faults) ->
 
 
 def limit_handles(pid: int, soft: int) -> None:
-    """Set the soft limit of a process on the engine's machine, as a process of the same user may."""
+    """Set the soft limit of a process on the engine's machine, from a process of the same user."""
     limit = (
         f"import resource as r; _, hard = r.prlimit({pid}, r.RLIMIT_NOFILE); "
         f"r.prlimit({pid}, r.RLIMIT_NOFILE, (min({soft}, hard), hard))"
@@ -183,24 +183,24 @@ def test_a_replica_that_is_starved_or_frozen_is_reported(stack: Stack) -> None:
         until("it is healthy", lambda: docker(*health).strip() == "healthy")
 
 
-def test_a_replica_that_restarts_again_and_again_is_reported(stack: Stack) -> None:
+def test_a_replica_that_restarts_repeatedly_is_reported(stack: Stack) -> None:
     with serving(stack):
-        cause = Cause("a replica killed three times")
+        cause = Cause("a replica killed 3 times")
         start = 'process_start_time_seconds{job="digitserve"}'
         for _ in range(3):
             before = set(query(start).values())
             (container,) = stack.containers("service")
             kill_with_calls(container)
             until("it is scraped again", lambda seen=before: set(query(start).values()) - seen, within=LATER)
-            time.sleep(4)  # a recorded sample of this start before the next
+            time.sleep(4)  # so that a sample of this start is recorded
         cause.fires("DigitserveRestarting", SOON)
         cause.ends("no start for an hour")
         cause.clears("DigitserveRestarting", LATER)
 
 
-def test_failed_handshakes_and_a_certificate_that_expires_are_reported(stack: Stack, faults: Faults) -> None:
+def test_failed_handshakes_and_an_expiring_certificate_are_reported(stack: Stack, faults: Faults) -> None:
     certificate(faults.folder, days=3)
-    cause = Cause("the service's certificate of three days")
+    cause = Cause("the service's certificate of 3 days")
     with serving(stack, DIGITS_TLS_CERT="/faults/tls.crt", DIGITS_TLS_KEY="/faults/tls.key"):
         cause.fires("DigitserveCertificateExpires", LATER)
         certificate(faults.folder, days=30)
@@ -217,9 +217,7 @@ def test_failed_handshakes_and_a_certificate_that_expires_are_reported(stack: St
         cause.clears("DigitserveHandshakesFail", LATER)
 
 
-def test_a_device_that_fails_and_a_run_that_hangs_are_reported(
-    stack: Stack, faults: Faults, images: list[bytes]
-) -> None:
+def test_a_failed_device_and_a_hung_run_are_reported(stack: Stack, faults: Faults, images: list[bytes]) -> None:
     with serving(stack, DIGITS_PROVIDER="cuda", DIGITS_WATCHDOG_TIMEOUT="2"):
         assert predict_once(images[0])
         cause = Cause("the device is lost")
@@ -234,12 +232,12 @@ def test_a_device_that_fails_and_a_run_that_hangs_are_reported(
         cause.clears("DigitserveReplicaNotServing", SOON)
         cause.clears("DigitserveDeviceFails", LATER)
 
-        cause = Cause("a run does not come back")
+        cause = Cause("a run hangs")
         faults.begin("device", "hangs")
         assert predict_once(images[0]) is None
         cause.fires("DigitserveStalled", SOON)
         faults.end("device")
-        cause.ends("it comes back")
+        cause.ends("it returns")
         until("it answers", lambda: predict_once(images[0]))
         cause.clears("DigitserveStalled", LATER)
 
@@ -258,19 +256,19 @@ def test_a_full_queue_and_a_server_of_grpcio_that_ends_are_reported(
         cause.ends("the clients are gone")
         cause.clears("DigitserveQueueFull", LATER)
 
-        cause = Cause("a path that is no text, to grpcio's own accept loop")
+        cause = Cause("a path that is not text, to grpcio's accept loop")
         with socket.create_connection(("localhost", GRPC_PORT), 20) as peer:
             headers = HEADERS.replace(literal(b":path", PREDICT.encode()), literal(b":path", b"/\xff"))
             peer.sendall(PREFACE + frame(1, 4, 1, headers) + frame(0, 1, 1, bytes(5)))
             cause.fires("DigitserveTransportRestarts", SOON)
         until("the next server answers", lambda: predict_once(images[0]))
-        cause.ends("no other for ten minutes")
+        cause.ends("no other for 10 minutes")
         cause.clears("DigitserveTransportRestarts", LATER)
 
 
 def test_other_models_and_repeated_calls_are_reported(stack: Stack, faults: Faults, images: list[bytes]) -> None:
     with serving(stack, [*SCALE, FAULTS, FAST], REPLICAS="1", DIGITS_PROVIDER="cuda"):
-        cause = Cause("a run in ten fails, behind Envoy")
+        cause = Cause("a run in 10 fails, behind Envoy")
         stack.up("--no-recreate", "--scale", "service=2")
         until("both are scraped", lambda: len(query('up{job="digitserve"} == 1')) == 2)
         faults.begin("flaky")

@@ -57,7 +57,7 @@ def curl(path: str, *options: str, url: str = f"http://localhost:{HTTP_PORT}") -
 
 
 @pytest.mark.usefixtures("stack")
-def test_the_image_is_small_and_says_what_it_is() -> None:
+def test_the_image_is_small_and_has_its_labels() -> None:
     rows = docker("history", "--format", "{{.Size}}\t{{.CreatedBy}}", "digitserve:e2e").splitlines()
     for row in rows:
         size, made_by = row.split("\t")
@@ -93,7 +93,7 @@ def test_up_answers_a_digit_from_outside_in_the_order_of_its_parts(stack: Stack,
     assert service["State"]["Health"]["Status"] == prometheus["State"]["Health"]["Status"] == "healthy"
 
 
-def test_a_hundred_digits_are_read_and_prometheus_counted_them(stack: Stack) -> None:
+def test_a_hundred_digits_are_read_and_counted_by_prometheus(stack: Stack) -> None:
     """The smoke test reads the ports, which differ from the defaults here, from compose."""
     command = [sys.executable, "scripts/smoke.py"]
     done = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
@@ -112,7 +112,7 @@ def test_curl_reads_a_digit_over_http(images: list[bytes]) -> None:
     assert output["data"] == [0]
 
 
-def test_a_proxy_that_docker_gives_every_container_stands_in_no_way(stack: Stack, tmp_path: Path) -> None:
+def test_a_proxy_that_docker_sets_in_every_container_is_bypassed(stack: Stack, tmp_path: Path) -> None:
     proxy = "http://127.0.0.1:1"
     proxies = {"default": {"httpProxy": proxy, "httpsProxy": proxy, "allProxy": proxy}}
     (tmp_path / "config.json").write_text(json.dumps({"proxies": proxies}))
@@ -137,7 +137,7 @@ def test_the_client_in_a_container_reads_digits_too(stack: Stack) -> None:
     assert '"digit": 0' in said
 
 
-def test_the_service_runs_without_rights_on_a_file_system_it_cannot_write(stack: Stack) -> None:
+def test_the_service_runs_without_rights_on_a_read_only_file_system(stack: Stack) -> None:
     look = r"""
 import os, re
 status = open("/proc/1/status").read()
@@ -198,7 +198,7 @@ def test_a_container_whose_flags_choose_other_ports_is_healthy() -> None:
         docker("rm", "--force", container)
 
 
-def test_the_logs_are_json_and_hold_nothing_else(stack: Stack) -> None:
+def test_the_logs_are_only_json(stack: Stack) -> None:
     (service,) = stack.containers("service")
     done = subprocess.run(["docker", "logs", service["Id"]], capture_output=True, text=True, check=True)
     lines = (done.stdout + done.stderr).splitlines()
@@ -235,13 +235,13 @@ def flooded(stack: Stack, images: list[bytes], kind: str) -> None:
     assert [container["State"]["Pid"] for container in stack.containers("service")] == before
 
 
-def test_the_image_serves_natively_unless_told_otherwise(stack: Stack) -> None:
+def test_the_image_uses_the_native_transport_by_default(stack: Stack) -> None:
     (service,) = stack.containers("service")
     assert '"transport": "native"' in docker("logs", service["Id"], both=True)
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_flood_of_frames_leaves_other_clients_their_answers(stack: Stack, images: list[bytes], kind: str) -> None:
+def test_a_flood_of_frames_does_not_affect_other_clients(stack: Stack, images: list[bytes], kind: str) -> None:
     flooded(stack, images, kind)
 
 
@@ -318,7 +318,7 @@ def test_envoy_spreads_http_requests_over_the_replicas(images: list[bytes]) -> N
     assert len([count for count in counts.values() if count]) == 3
 
 
-def test_the_page_shows_what_replicas_behind_envoy_answer(stack: Stack, images: list[bytes]) -> None:
+def test_the_page_shows_the_answers_of_replicas_behind_envoy(stack: Stack, images: list[bytes]) -> None:
     page_answers(stack, images[0])
 
 
@@ -340,7 +340,7 @@ def get(url: str, body: bytes | None = None) -> str:
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_flood_of_envoy_leaves_other_clients_their_answers(stack: Stack, images: list[bytes], kind: str) -> None:
+def test_a_flood_of_envoy_does_not_affect_other_clients(stack: Stack, images: list[bytes], kind: str) -> None:
     flooded(stack, images, kind)
 
 
@@ -366,7 +366,7 @@ def test_a_replica_killed_under_load_loses_no_call(stack: Stack, images: list[by
     say(f"Envoy repeated {repeated:.0f} calls; the engine started the replica again, and it is healthy")
 
 
-def test_another_setting_of_the_service_leaves_prometheus_as_it_is(stack: Stack) -> None:
+def test_a_new_setting_of_the_service_does_not_restart_prometheus(stack: Stack) -> None:
     (before,), old = stack.containers("prometheus"), {one["Id"] for one in stack.containers("service")}
     stack.settings = {**stack.settings, "DIGITS_LOG_LEVEL": "debug"}
     stack.up()
@@ -398,7 +398,7 @@ def test_a_new_model_reaches_every_replica_and_no_call_is_lost(stack: Stack, ima
     assert {container["Id"] for container in stack.containers("service")} == new, "compose up replaces no container"
 
 
-def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack: Stack, images: list[bytes]) -> None:
+def test_a_failed_or_interrupted_roll_keeps_the_old_replicas(stack: Stack, images: list[bytes]) -> None:
     old = {container["Id"] for container in stack.containers("service")}
     kept = dict(stack.settings)
     stack.settings = {**kept, "DIGITS_MAX_BATCH_SIZE": "0", "ROLL_TIMEOUT": "60"}  # no replica starts with that
@@ -424,7 +424,7 @@ def test_a_roll_that_fails_or_is_interrupted_leaves_the_old_replicas_alone(stack
     assert len(stack.containers("service")) == 3
 
 
-def test_a_roll_beside_what_a_killed_one_left_changes_nothing_and_says_what(stack: Stack) -> None:
+def test_a_roll_after_a_killed_one_is_rejected_with_the_containers_to_remove(stack: Stack) -> None:
     kept = dict(stack.settings)
     stack.settings = {**kept, "DIGITS_SHUTDOWN_GRACE": "9"}
     stack.up("--no-recreate", "--scale", "service=6")
@@ -442,7 +442,7 @@ def test_a_roll_beside_what_a_killed_one_left_changes_nothing_and_says_what(stac
     assert len(stack.containers("service")) == 3
 
 
-def test_tls_at_the_edge_answers_callers_with_tls_alone(stack: Stack, images: list[bytes], tmp_path: Path) -> None:
+def test_tls_at_the_edge_only_answers_clients_with_tls(stack: Stack, images: list[bytes], tmp_path: Path) -> None:
     subprocess.run([ROOT / "scripts/certificate", tmp_path], cwd=ROOT, check=True, capture_output=True)
     tmp_path.chmod(0o755)
     stack.files, stack.settings = TLS, {**stack.settings, "TLS_DIRECTORY": str(tmp_path)}

@@ -1,6 +1,6 @@
 """Our client in one process with other packages; prints digits and package versions as JSON.
 
-python beside.py ADDRESS PIXELS.npy [MODULE ...]
+python with_other_packages.py ADDRESS PIXELS.npy [MODULE ...]
 """
 
 from __future__ import annotations
