@@ -1,10 +1,10 @@
-# The verbs of this project; `make` alone lists them.
+# The commands of this project; `make` without a target lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run play page web test test-all check docs docs-serve docs-links reference format lint prose types stubs stubs-check bench chaos fuzz native-fuzz native-model native-sanitize conformance licences sbom audit lock test-ray data native native-check gpu webgpu gpu-report test-gpu bench-gpu up down smoke rolling-update certificate e2e e2e-alerts dist clean
 
 PY := .venv/bin/python
-# One worker a core, eight at most, and a file on one of them, so that what its tests share is made once.
+# One worker per core, at most 8. Each file runs on one worker, so that its shared fixtures are created once.
 # `.venv/bin/python -m pytest FILE` runs a file without workers.
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 SPHINX := .venv/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs
@@ -16,7 +16,7 @@ EXPORTED := $(wildcard export/*.py) $(wildcard export/weights/*.safetensors)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/run.stamp model.onnx ## export, serve, send ten real digits, serve on until Ctrl-C
+run: .venv/run.stamp model.onnx ## export, serve, send 10 real digits, serve until Ctrl-C
 	@$(PY) scripts/run.py
 
 play: .venv/play.stamp model.onnx ## draw digits in a browser, see every layer of the network
@@ -30,7 +30,7 @@ web: ## build playground/static from playground/web; needs Node 20
 	@command -v npm >/dev/null || { echo "web: npm was not found: install Node from https://nodejs.org" >&2; exit 1; }
 	@cd playground/web && npm ci --silent --no-fund --no-audit && npm run --silent build
 
-test: .venv/dev.stamp model.onnx ## run the quick tests, in three minutes on two cores
+test: .venv/dev.stamp model.onnx ## run the quick tests, in 3 minutes on 2 cores
 	@$(PYTEST) -m "not slow"
 
 test-all: .venv/dev.stamp model.onnx ## run every test, the slow ones too
@@ -42,10 +42,10 @@ gpu: .venv-gpu/stamp ## make .venv-gpu: ONNX Runtime for CUDA and all else (3 GB
 webgpu: .venv/webgpu.stamp ## add the WebGPU plugin to .venv: any vendor's GPU (16 MB)
 	@echo "webgpu: .venv/bin/python -m service --provider webgpu"
 
-gpu-report: ## GPU tests and CPU against GPU in one report; WHEELS=DIR
+gpu-report: ## report GPU tests and CPU against GPU; WHEELS=DIR
 	@scripts/gpu-report
 
-test-gpu: .venv-gpu/stamp ## the tests on a GPU, NVIDIA's and WebGPU's
+test-gpu: .venv-gpu/stamp ## run the tests on a GPU, NVIDIA's and WebGPU's
 	@.venv-gpu/bin/python -m pytest -m gpu
 
 bench-gpu: .venv-gpu/stamp model.onnx ## CPU against GPU: from which batch on the GPU is faster
@@ -76,7 +76,7 @@ prose: .venv/dev.stamp ## check pages for plain English and sentence length
 types: .venv/dev.stamp ## check types
 	@$(PY) -m mypy
 
-format: .venv/dev.stamp ## put the code in its format
+format: .venv/dev.stamp ## format the code
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
@@ -97,28 +97,28 @@ native-check: .venv/dev.stamp
 		cargo fmt --check --manifest-path fuzz/Cargo.toml; cargo fmt --check --manifest-path model-check/Cargo.toml; \
 		cargo test --quiet --locked --manifest-path model-check/Cargo.toml; \
 		if cargo deny --version >/dev/null 2>&1; then cargo deny --log-level error --locked check bans licenses sources; \
-		else echo "native-check: the crates' licences and sources not looked at: cargo install cargo-deny"; fi; \
+		else echo "native-check: the crates' licences and sources are not checked: cargo install cargo-deny"; fi; \
 	else echo "native-check: skipped, cargo was not found: install Rust from https://rustup.rs"; fi
 
-up: ## bring the stack up in containers; .env chooses what
+up: ## start the stack in containers; settings are in .env
 	docker compose up --build --detach --wait
 
-down: ## take it down; models and measurements stay in volumes
+down: ## stop the stack; models and measurements stay in volumes
 	docker compose down --remove-orphans
 
-smoke: .venv/run.stamp ## send digits to the stack, see that Prometheus counts them
+smoke: .venv/run.stamp ## send digits to the stack, check the counts of Prometheus
 	@$(PY) scripts/smoke.py
 
-rolling-update: ## take new settings, model or image to every replica in turn
+rolling-update: ## roll out new settings, model or image without losing calls
 	scripts/rolling-update
 
 certificate: ## make tls/tls.crt and tls.key for localhost
 	scripts/certificate tls
 
-e2e: .venv/dev.stamp ## every claim of the compose files, on a Docker engine
+e2e: .venv/dev.stamp ## test the compose files on a Docker engine
 	@$(PY) -m pytest tests/e2e/stack.py --capture=no --verbosity=1
 
-e2e-alerts: .venv/dev.stamp ## cause every alert for real, on a Docker engine; an hour
+e2e-alerts: .venv/dev.stamp ## cause every alert on a Docker engine; an hour
 	@E2E_PROJECT=digitserve-alerts E2E_FIRST_PORT=51150 $(PY) -m pytest tests/e2e/alerts.py tests/e2e/alerts_in_fast_time.py --capture=no --verbosity=1
 
 dist: .venv/run.stamp ## build the wheels of server and client into dist/
@@ -155,7 +155,7 @@ native-model: ## search the schedules of native's threads, with loom
 	@command -v cargo >/dev/null || { echo "native-model: cargo was not found: install Rust from https://rustup.rs" >&2; exit 1; }
 	@cd native/model-check && cargo test --locked
 
-native-sanitize: .venv/dev.stamp model.onnx ## native's tests under Thread- and AddressSanitizer
+native-sanitize: .venv/dev.stamp model.onnx ## run native's tests under Thread- and AddressSanitizer
 	@scripts/sanitize
 
 licences: .venv/dev.stamp ## write docs/licences.md, the serving packages' licences
@@ -167,16 +167,16 @@ sbom: .venv/dev.stamp ## write build/sbom.json, the serving packages in CycloneD
 audit: .venv/dev.stamp ## query PyPI for vulnerabilities of the serving packages
 	@scripts/audit vulnerabilities
 
-test-ray: .venv/ray.stamp ## the tests on a cluster of four Ray nodes; some minutes
+test-ray: .venv/ray.stamp ## run the tests on a cluster of 4 Ray nodes; some minutes
 	@$(PY) -m pytest tests/test_ray.py tests/test_ray_serve.py --verbosity=1
 
-bench: .venv/dev.stamp model.onnx ## this server beside its peers, ten minutes; needs h2load
+bench: .venv/dev.stamp model.onnx ## compare this server with others, 10 minutes; needs h2load
 	@$(PY) -m bench
 
-lock: ## write constraints.txt anew from the newest versions
+lock: ## write constraints.txt from the newest versions
 	@scripts/lock
 
-clean: ## remove what was made: .venv, model.onnx, caches
+clean: ## remove generated files: .venv, model.onnx, caches
 	rm -rf .venv .venv-gpu .venv*.new .venv*.old model.onnx build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis native/target
 	rm -rf native/model-check/target native/fuzz/target native/fuzz/corpus native/fuzz/artifacts
 	rm -rf playground/web/node_modules examples/go/pb examples/java/target examples/node/node_modules examples/rust/target
@@ -185,7 +185,7 @@ clean: ## remove what was made: .venv, model.onnx, caches
 model.onnx: .venv/run.stamp $(EXPORTED)
 	@$(PY) -m export onnx --out $@
 
-# A larger set of packages serves the smaller's needs too, so either target can come first.
+# A larger set of packages includes the smaller one, so the targets can be built in any order.
 .venv/run.stamp: $(REQUIREMENTS) scripts/setup
 	@$(NEWER_DEV_STAMP) || scripts/setup client $@
 	@touch $@
@@ -198,11 +198,11 @@ model.onnx: .venv/run.stamp $(EXPORTED)
 	@$(NEWER_DEV_STAMP) || scripts/setup play $@
 	@touch $@
 
-# Ray is in no other set: what it pulls in is pinned beside, and no test but test-ray's own misses it.
+# Ray is in no other set. Its dependencies are pinned separately, and only the tests of test-ray need it.
 .venv/ray.stamp: .venv/dev.stamp constraints-ray.txt
 	@scripts/setup dev,ray $@
 
-# A site is built for `make check` and for readers; no test but that one needs it.
+# The site is built for `make check` and for readers; only its test needs Sphinx.
 .venv/docs.stamp: .venv/dev.stamp
 	@scripts/setup dev,docs $@
 

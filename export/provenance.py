@@ -32,7 +32,7 @@ def made(recipe: Recipe, command: str) -> dict[str, Any]:
     return {
         **asdict(recipe),
         "seed": KEPT_SEED,
-        "seed_rule": "the first seed, whatever the others do",
+        "seed_rule": "the first seed, independent of the others",
         "command": command,
         "data_sha256": mnist.FILES,
         "libraries": {"python": platform.python_version()} | {name: metadata.version(name) for name in _LIBRARIES},

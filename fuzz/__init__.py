@@ -1,1 +1,1 @@
-"""Fuzzing: whatever is read from others is read whole or refused by name. `make fuzz` runs it long, with atheris."""
+"""Fuzzing: every reader of foreign bytes accepts or rejects its input by name. `make fuzz` runs it with atheris."""

@@ -13,7 +13,7 @@ with atheris.instrument_imports(include=["service", "client", "export", "google.
 
 
 def main() -> None:
-    """Fuzz one target; what breaks it is left beside as crash-*, for a test to be made of."""
+    """Fuzz one target; a failing input is written to a file crash-*, for a regression test."""
     targets.no_environment()
     known = targets.targets()
     if len(sys.argv) < 2 or sys.argv[1] not in known:

@@ -1,6 +1,6 @@
-"""Good inputs to begin from, and what damage does to them.
+"""Valid inputs as seeds, and damaged variants of them.
 
-python -m fuzz.seeds TARGET FOLDER writes them for a fuzzer that is not Python's.
+python -m fuzz.seeds TARGET FOLDER writes them for a fuzzer of another language.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 
 
 def seeds(target: str) -> list[bytes]:
-    """Good inputs of a target."""
+    """Return valid inputs of a target."""
     made: dict[str, Callable[[], list[bytes]]] = {
         "messages": _messages,
         "http": _http_bodies,
@@ -43,7 +43,7 @@ def seeds(target: str) -> list[bytes]:
 
 
 def damaged(rng: random.Random, good: bytes, other: bytes) -> bytes:
-    """Bytes changed, cut out, doubled, put in, or the front of one joined to the end of another."""
+    """Change, remove, repeat or insert bytes, or join the front of one input to the end of another."""
     data = bytearray(good)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
         at, kind = rng.randrange(len(data) + 1), rng.randrange(6)
@@ -93,7 +93,7 @@ def _http_bodies() -> list[bytes]:
 
 
 def _bodies() -> list[bytes]:
-    """For native/fuzz: how a body is compressed, how frames cut it, and the body: one message, or two."""
+    """Yield seeds for native/fuzz: the compression of a body, its frames, and a body of one or two messages."""
     messages = [message[1:] for message in _messages()[:5]]
     packed = ((1, gzip.compress), (2, zlib.compress))
     seeds = [bytes([0, 4]) + _framed(0, message) + _framed(0, message) for message in messages]
@@ -112,12 +112,12 @@ def _pictures() -> list[bytes]:
         for form in ("PNG", "GIF", "TIFF", "BMP", "PPM", "JPEG", "WEBP"):
             written = io.BytesIO()
             exif = Image.Exif()
-            exif[0x0112] = 6  # turned
+            exif[0x0112] = 6  # rotated
             try:
                 picture.save(written, form, exif=exif) if form in ("JPEG", "WEBP", "PNG") else picture.save(
                     written, form
                 )
-            except (OSError, ValueError):  # a form that has no such mode
+            except (OSError, ValueError):  # a format without this mode
                 continue
             seeds.append(written.getvalue())
     return seeds

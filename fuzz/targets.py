@@ -1,4 +1,4 @@
-"""What reads bytes from others, each as a function that raises only where a promise is broken."""
+"""The readers of foreign bytes, each as a function that only raises an exception if a guarantee is broken."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ MOST_IMAGES = 8
 
 
 class BrokenPromise(AssertionError):
-    """Something that was read led to what must never be."""
+    """An input broke a guarantee of its reader."""
 
 
 def model_file() -> bytes:
-    """A good model.onnx, to begin from."""
+    """Return a valid model.onnx as a seed."""
     return graph.build(checkpoint.load(checkpoint.committed("sigmoid")), version="1")
 
 
 class Messages:
-    """Any message to any RPC: an answer, or a status other than INTERNAL whose text is short and of one line.
+    """Any message to any RPC: a reply, or a status other than INTERNAL with a short text of one line.
 
     The first byte chooses the RPC.
     """
@@ -79,16 +79,16 @@ class Messages:
             if status.code == code_pb2.INTERNAL:
                 raise
             if len(status.message) > 600 or not status.message.isprintable():
-                raise BrokenPromise(f"the caller would hear {status.message!r}") from error
+                raise BrokenPromise(f"the client would receive {status.message!r}") from error
 
     def close(self) -> None:
-        """End what was begun."""
+        """Close the batcher and the event loop."""
         self._runner.run(self._batcher.close())
         self._runner.close()
 
 
 def any_model_file(data: bytes) -> None:
-    """Any file as a model: one that serves, or ModelFileError; with its digest made right too, so that parsers run."""
+    """Any file as a model: a valid one, or ModelFileError; also with a corrected digest, so that parsers run."""
     for content in (data, sealed(data)):
         path = FOLDER / "model.onnx"
         path.write_bytes(content)
@@ -99,7 +99,7 @@ def any_model_file(data: bytes) -> None:
 
 
 def sealed(data: bytes) -> bytes:
-    """The file with the digest that its content has, as whoever wrote it on purpose would give it."""
+    """Return the file with the correct digest of its content, as an attacker would write it."""
     start = data.find(_MARK) + len(_MARK)
     if start < len(_MARK) or len(data) < start + 64:
         return data
@@ -127,7 +127,7 @@ def any_idx(data: bytes) -> None:
 
 
 def any_options(data: bytes) -> None:
-    """Any text in any option: settings, or a sentence that names it. The first byte chooses the option."""
+    """Any text in any option: settings, or an error that names it. The first byte chooses the option."""
     names = sorted(Settings.model_fields)
     value = data[1:].decode(errors="replace").replace("\0", "")
     flag = f"--{names[data[0] % len(names)].replace('_', '-')}" if data else "--model"
@@ -135,14 +135,14 @@ def any_options(data: bytes) -> None:
         load([f"{flag}={value}"])
     except SettingsError as e:
         if not str(e).startswith(flag):
-            raise BrokenPromise(f"{flag}={value!r} is refused with {str(e)!r}") from e
-    except SystemExit as e:  # argparse, for a switch
+            raise BrokenPromise(f"{flag}={value!r} is rejected with {str(e)!r}") from e
+    except SystemExit as e:  # argparse, for a switch without a valid value
         if e.code != 2:
             raise BrokenPromise(f"{flag}={value!r} ends with status {e.code}") from e
 
 
 def any_tokens(data: bytes) -> None:
-    """Any file of tokens: one that lets nobody in who is not in it, or CredentialsError."""
+    """Any token file: it only admits its own tokens, or is rejected with CredentialsError."""
     path = FOLDER / "tokens"
     path.write_bytes(data)
     try:
@@ -155,12 +155,12 @@ def any_tokens(data: bytes) -> None:
     except Unauthenticated:
         return
     if b"nobody-has-this-token" not in data:
-        raise BrokenPromise("a token was taken that is not in the file")
+        raise BrokenPromise("a token that is not in the file was accepted")
 
 
 def _one_line(error: Exception) -> None:
     if "\n" in str(error) or len(str(error)) > 2000:
-        raise BrokenPromise(f"{str(error)[:200]!r} is not a sentence") from error
+        raise BrokenPromise(f"{str(error)[:200]!r} is not a short message of one line") from error
 
 
 def _log() -> Any:
@@ -168,7 +168,7 @@ def _log() -> Any:
 
 
 def targets() -> dict[str, Callable[[], Callable[[bytes], None]]]:
-    """By name; each is built when asked for."""
+    """The targets by name; each is created on demand."""
     return {
         "messages": Messages,
         "http": _http_requests,
@@ -187,6 +187,6 @@ def _http_requests() -> Callable[[bytes], None]:
 
 
 def no_environment() -> None:
-    """Forget the options that the environment sets: what is tried is what the target is given."""
+    """Remove the options of the environment, so that only the input sets options."""
     for name in [name for name in os.environ if name.startswith("DIGITS_")]:
         del os.environ[name]

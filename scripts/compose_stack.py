@@ -1,4 +1,4 @@
-"""The addresses of the compose stack on this machine, from `docker compose config`, as .env chooses them."""
+"""Find the addresses of the compose stack on this machine, by `docker compose config`, which reads .env."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StackAddresses:
 
 
 def read_stack(root: Path) -> StackAddresses:
-    """Ask compose, which reads .env and COMPOSE_FILE; the defaults without a docker command that has compose."""
+    """Read compose's configuration, from .env and COMPOSE_FILE; return the defaults without docker compose."""
     command = ["docker", "compose", "config", "--format", "json"]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
@@ -35,7 +35,7 @@ def read_stack(root: Path) -> StackAddresses:
 
 
 def parse_config(config: dict[str, Any]) -> StackAddresses:
-    """Find the addresses in what `docker compose config --format json` prints."""
+    """Find the addresses in the output of `docker compose config --format json`."""
     services = config["services"]
     edge = services.get("envoy", services["service"])
     tls, tokens = _mount(edge, ENVOY_TLS), _mount(services["service"], TOKENS)
@@ -52,7 +52,7 @@ def _published(service: dict[str, Any], target: int) -> str | None:
     port = next((port for port in service.get("ports", []) if port["target"] == target), None)
     if port is None:
         return None
-    host = port.get("host_ip", "0.0.0.0")  # noqa: S104 (published on all addresses, loopback among them)
+    host = port.get("host_ip", "0.0.0.0")  # noqa: S104 (published on all addresses, including loopback)
     loopback = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "localhost"}  # noqa: S104 (as above)
     host = loopback.get(host, f"[{host}]" if ":" in host else host)
     return f"{host}:{port['published']}"

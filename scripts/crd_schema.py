@@ -1,9 +1,9 @@
-"""Writes tests/crds from published CustomResourceDefinitions: the schemas that our manifests for operators are held to.
+"""Write tests/crds from published CustomResourceDefinitions: the schemas of our manifests for operators.
 
     python scripts/crd_schema.py CRD.yaml [CRD.yaml ...]
 
-Of each kind in WANTED it keeps one version, without descriptions and without the branches that no manifest of ours can
-use, which are most of it; and it forbids what is not named, as an API server does that is asked to be strict.
+It keeps one version of each kind in WANTED, without descriptions and without the branches that our manifests never
+use. It forbids unknown fields, as an API server does with strict validation.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ WANTED: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-"""Kind: the version that is kept, and the branches of it that are not."""
+"""The kept version of each kind, and its removed branches."""
 
 
 def schema(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The file name and the JSON schema that a CustomResourceDefinition becomes. Raises KeyError for another kind."""
+    """Convert a CustomResourceDefinition to a file name and a JSON schema; raise KeyError for another kind."""
     kind = definition["spec"]["names"]["kind"]
     version, unwanted = WANTED[kind]
     (published,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == version]
@@ -50,7 +50,7 @@ def schema(definition: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def strict(node: Any) -> Any:
-    """The schema without descriptions, and with nothing allowed that it does not name."""
+    """Return the schema without descriptions; it rejects unknown fields."""
     if isinstance(node, list):
         return [strict(item) for item in node]
     if not isinstance(node, dict):
@@ -65,7 +65,7 @@ def strict(node: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 written, 2 wrong usage."""
+    """Write the schemas; return 0, or 2 for wrong usage."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: python scripts/crd_schema.py CRD.yaml [CRD.yaml ...]", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""Writes the Grafana dashboard from scripts/dashboard_panels.py.
+"""Write the Grafana dashboard from scripts/dashboard_panels.py.
 
     python scripts/dashboard.py [--check]
 
-With --check it writes nothing and ends with status 1 where the file is not what it would write.
+With --check it only compares the file, and ends with status 1 if the file is out of date.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAME_IN_EVERY_ROW = ("Time", "Value", "__name__", "job", "alertstate", "name")
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole of it, in Grafana 11's schema."""
+    """Return the dashboard in Grafana 11's schema."""
     panels: list[dict[str, Any]] = []
     y = 0
     for question, answers in {**CALLS, **OPERATION}.items():
@@ -108,7 +108,7 @@ def _panel(number: int, panel: Panel, box: dict[str, int]) -> dict[str, Any]:
 
 
 def _columns() -> dict[str, Any]:
-    """Leave out the columns of the sample, and labels that are the same in every row."""
+    """Omit the columns of the sample, and labels that are the same in every row."""
     return {"id": "organize", "options": {"excludeByName": dict.fromkeys(SAME_IN_EVERY_ROW, True)}}
 
 
@@ -136,7 +136,7 @@ def main() -> int:
     if "--check" not in sys.argv[1:]:
         OUT.write_text(text)
     elif OUT.read_text() != text:
-        print(f"{OUT.name} is not what scripts/dashboard.py writes: run it", file=sys.stderr)
+        print(f"{OUT.name}: not up to date; expected the output of scripts/dashboard.py", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""The dashboard's panels on what surrounds calls: answers, changes, the load balancer, resources, Prometheus."""
+"""The dashboard's other panels: answers, changes, the load balancer, resources and Prometheus."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
             "Models loaded and rejected",
             "short",
             ((increase("digits_model_reloads_total", "10m", "instance, result"), "{{instance}} {{result}}"),),
-            "In ten minutes.",
+            "In 10 minutes.",
         ),
         Panel(
             "Certificates and tokens",
@@ -54,7 +54,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
                     "{{instance}} {{kind}} {{result}}",
                 ),
             ),
-            "Rotations in ten minutes.",
+            "Rotations in 10 minutes.",
         ),
         Panel(
             "Time left of the certificate",
@@ -164,7 +164,7 @@ OPERATION: dict[str, tuple[Panel, ...]] = {
                 (f"sum(digits_log_lines_dropped_total{{{REPLICA}}})", "log lines since the start"),
                 (
                     f'sum by (result) (increase(digits_trace_spans_total{{{REPLICA},result!="sent"}}[10m]))',
-                    "spans {{result}} in ten minutes",
+                    "spans {{result}} in 10 minutes",
                 ),
             ),
             "A full disk or a collector that does not answer.",

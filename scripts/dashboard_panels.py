@@ -1,4 +1,4 @@
-"""The dashboard's panels on calls: a row for each question of docs/runbook.md, a panel for each answer."""
+"""The dashboard's panels on calls: a row for each question of docs/runbook.md, with panels for its answers."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ CALLS: dict[str, tuple[Panel, ...]] = {
                 (increase("digits_device_failures_total", "10m", "reason"), "{{reason}}"),
                 (f"sum(increase(digits_stalls_total{{{REPLICA}}}[10m]))", "stalls"),
             ),
-            "In ten minutes.",
+            "In 10 minutes.",
             steps=((1, RED),),
         ),
     ),
     "How fast is it?": (
         Panel("p50", "s", (handling(0.5),), "Half of the unary calls are faster, by the server's clock."),
-        Panel("p99", "s", (handling(0.99),), "One call in a hundred takes longer.", steps=((0.01, ORANGE),)),
+        Panel("p99", "s", (handling(0.99),), "1% of calls take longer.", steps=((0.01, ORANGE),)),
         Panel("p99.9", "s", (handling(0.999),), "The objective: below 10 ms.", steps=((0.01, RED),)),
         Panel(
             "Latency distribution",

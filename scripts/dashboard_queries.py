@@ -1,4 +1,4 @@
-"""What panels of the dashboard are made of: their fields, matchers and PromQL."""
+"""The parts of the dashboard's panels: their fields, matchers and PromQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GREEN, ORANGE, RED = "green", "orange", "red"
 class Panel(NamedTuple):
     """One panel: queries with their legends. Units are Grafana's: s, short, percentunit, reqps, bytes.
 
-    `steps` are the values from which it is orange or red, or green again; below the first one it is `base`.
+    `steps` are the values from which the colour is orange, red or green again; below the first one it is `base`.
     """
 
     title: str

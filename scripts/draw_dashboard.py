@@ -1,4 +1,4 @@
-"""Draws the Grafana dashboard without Grafana, in its colours: every panel from Prometheus's range API, as one PNG.
+"""Draw the Grafana dashboard without Grafana, in its colours: every panel from Prometheus's range API, as one PNG.
 
 python scripts/draw_dashboard.py http://localhost:9090 MINUTES OUT.png
 """
@@ -46,7 +46,7 @@ LEGEND: dict[str, Any] = {
 
 
 def query(prometheus: str, panel: dict[str, Any], expr: str, times: list[float]) -> list[dict[str, Any]]:
-    """The series that a panel's query gives: at these times, or now for a table."""
+    """Return the series of a panel's query at these times, or now for a table."""
     expr = expr.replace("$instance", ".*").replace("$__rate_interval", "1m")
     if panel["type"] == "table":
         kind, parameters = "query", {"query": expr}
@@ -59,14 +59,14 @@ def query(prometheus: str, panel: dict[str, Any], expr: str, times: list[float])
 
 
 def legend(template: str, metric: dict[str, str]) -> str:
-    """Grafana's {{label}} filled in."""
+    """Fill in Grafana's {{label}}."""
     for label, value in metric.items():
         template = template.replace("{{" + label + "}}", value)
     return template
 
 
 def formatter(unit: str) -> Any:
-    """Grafana's spelling of a unit."""
+    """Format a value as Grafana does."""
     if unit == "percentunit":
         return PercentFormatter(1, decimals=None)
     if unit == "s":
@@ -78,7 +78,7 @@ def formatter(unit: str) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """A time of two or three digits in the unit that suits it."""
+    """Format a time with two or three digits in a suitable unit."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -86,7 +86,7 @@ def duration(seconds: float) -> str:
 
 
 def draw_lines(axes: Any, panel: dict[str, Any], results: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
-    """Lines over a faint fill, broken where there is no sample, and their names below."""
+    """Draw lines with a faint fill, with gaps between samples, and their names below."""
     highest = 0.0
     for (name, series), color in zip(results, SERIES * len(results), strict=False):
         values = {round(float(at)): float(value) for at, value in series["values"] if math.isfinite(float(value))}
@@ -109,7 +109,7 @@ def draw_lines(axes: Any, panel: dict[str, Any], results: list[tuple[str, dict[s
 
 
 def show_times(axes: Any, times: list[float]) -> None:
-    """Clock times below, a faint grid behind."""
+    """Draw clock times below and a faint grid."""
     axes.set_xlim(times[0], times[-1])
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: time.strftime("%H:%M:%S", time.gmtime(at))))
@@ -121,7 +121,7 @@ def show_times(axes: Any, times: list[float]) -> None:
 
 
 def draw_heatmap(axes: Any, results: list[tuple[str, dict[str, Any]]], times: list[float]) -> None:
-    """Calls a second in each bucket; Prometheus's buckets hold all below them."""
+    """Draw calls/s in each bucket, from Prometheus's cumulative buckets."""
     results = sorted(((name, series) for name, series in results if name != "+Inf"), key=lambda one: float(one[0]))
     if not results:
         return
@@ -136,7 +136,7 @@ def draw_heatmap(axes: Any, results: list[tuple[str, dict[str, Any]]], times: li
 
 
 def draw_stat(axes: Any, panel: dict[str, Any], results: list[tuple[str, dict[str, Any]]]) -> None:
-    """The last values, each on the colour of its threshold."""
+    """Draw the last values, each on the colour of its threshold."""
     defaults = panel["fieldConfig"]["defaults"]
     for i, (name, series) in enumerate(results):
         value = float(series["values"][-1][1])
@@ -151,7 +151,7 @@ def draw_stat(axes: Any, panel: dict[str, Any], results: list[tuple[str, dict[st
 
 
 def draw_table(axes: Any, results: list[tuple[str, dict[str, Any]]]) -> None:
-    """A row for each series, of the labels that differ or say most."""
+    """Draw a row for each series, with the most informative labels."""
     lines = []
     for _, series in results:
         labels = [
@@ -165,7 +165,7 @@ def draw_table(axes: Any, results: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], times: list[float]) -> None:
-    """One panel in its place, `height` lines being the whole figure."""
+    """Draw one panel in its place, in a figure of `height` lines."""
     box = panel["gridPos"]
     left, bottom = box["x"] / 24 + 0.003, 1 - (box["y"] + box["h"]) / height + 0.1 / height
     width, tall = box["w"] / 24 - 0.006, (box["h"] - 0.2) / height
@@ -198,7 +198,7 @@ def draw(figure: Any, height: float, prometheus: str, panel: dict[str, Any], tim
 
 
 def main() -> None:
-    """Draw each panel where `gridPos` has it."""
+    """Draw each panel at its `gridPos`."""
     proxies.bypass()
     prometheus, minutes, out = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     panels = json.loads(DASHBOARD.read_text())["panels"]

@@ -1,10 +1,10 @@
-"""Takes the pictures of the playground for the documents, from the page as it opens from disk, or measures its frames.
+"""Take the pictures of the playground for the documentation, from the page on disk, or measure its frames.
 
     python scripts/draw_playground.py [FOLDER]      docs/images: playground.gif and pictures of chapters
     python scripts/draw_playground.py --all FOLDER  every chapter at three widths, light and dark
     python scripts/draw_playground.py --frames      times between frames while it moves, with a slowed processor
 
-Needs chromium and chromium-driver. `make web` builds the page before.
+It needs chromium and chromium-driver. Build the page first, with `make web`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHAPTERS = re.findall(
     r'"([a-z0-9-]+)"', (ROOT / "playground/web/src/tour.ts").read_text().split("SLUGS = [")[1].split("]")[0]
 )
 WIDTHS = {1440: 900, 1024: 768, 390: 844}
-"""CSS pixels, and the height that goes with them."""
+"""Widths in CSS pixels, with their heights."""
 
 PICTURES = {
     "inside-desktop": (1440, "light", "layer-1"),
@@ -49,12 +49,12 @@ THREE = [
 """A stroke, in pixels from the middle of a pad of 280."""
 
 FILM = (1280, 720)
-"""CSS pixels of the animation, which is shown at seven tenths of it."""
+"""Size of the animation in CSS pixels; it is shown at 70%."""
 TENTH = 100
-"""Milliseconds that one frame of the animation stays."""
+"""Milliseconds per frame of the animation."""
 
 THROTTLING = {390: (1, 4, 6), 1440: (1,)}
-"""Width -> how many times slower than this machine's processor."""
+"""Slowdown of this machine's processor, by width."""
 
 FRAMES = """
 const done = arguments[arguments.length - 1], times = [], ends = performance.now() + arguments[0];
@@ -70,9 +70,9 @@ requestAnimationFrame(function next(now) {
 
 
 def main() -> None:
-    """Do what the arguments ask for."""
+    """Run the command that the arguments select."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs/images", help="where the pictures go")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs/images", help="folder of the pictures")
     parser.add_argument("--all", action="store_true", help="every chapter at three widths, light and dark")
     parser.add_argument("--frames", action="store_true", help="measure the frames instead")
     args = parser.parse_args()
@@ -114,7 +114,7 @@ def _go(browser: Any, chapter: str) -> None:
 
 
 def _settle(browser: Any) -> None:
-    """Wait until what was asked for is painted."""
+    """Wait until the page is painted."""
     browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(arguments[0])))")
 
 
@@ -139,13 +139,13 @@ def _take_pictures(browser: Any, folder: Path) -> None:
         _settle(browser)
         shown = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
         path = folder / f"{name}.png"
-        # A palette by area alone has no place for the accents, which are thin.
+        # A palette by area would omit the accents, which are thin.
         shown.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).save(path, optimize=True)
         print(f"wrote {path}")
 
 
 def _film(browser: Any, path: Path) -> None:
-    """A digit is drawn, flows through, and three chapters explain it."""
+    """Record the drawing of a digit, its flow through the network, and three chapters."""
     _open(browser, *FILM, "dark", "draw")
     browser.find_element(By.ID, "clear").click()
     frames = [*_drawing(browser), *_playing(browser, 22), *_still(browser, 6)]
@@ -186,7 +186,7 @@ def _shot(browser: Any) -> Image.Image:
 
 
 def _palette(frames: list[Image.Image]) -> Image.Image:
-    """One for all frames, so that what stays does not change its colour."""
+    """Create one palette for all frames, so that unchanged areas keep their colour."""
     chosen = frames[:: max(1, len(frames) // 6)]
     width, height = chosen[0].size
     sheet = Image.new("RGB", (width, height * len(chosen)))
@@ -225,7 +225,7 @@ def _measure(browser: Any) -> None:
 
 
 def _busy(browser: Any) -> float:
-    """Seconds that the page's main thread has worked."""
+    """Return the seconds of work of the page's main thread."""
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     return float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
 

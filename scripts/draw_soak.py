@@ -1,4 +1,4 @@
-"""Draw docs/images/soak.png from build/soak.json, which the soak of `make chaos` leaves."""
+"""Draw docs/images/soak.png from build/soak.json, which the soak of `make chaos` writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = {"grpcio": "#3b6ea5", "native": "#c1693c"}
 
 
 def main() -> None:
-    """Memory over requests, a line for each transport."""
+    """Draw memory over requests, with a line for each transport."""
     figure, axes = plt.subplots(figsize=(8, 3.6), dpi=110)
     for transport, seen in json.loads(SEEN.read_text()).items():
         requests = [one["requests"] / 1e3 for one in seen]

@@ -1,6 +1,6 @@
-"""Tests and benchmarks of the GPU of this machine, in one Markdown report: `make gpu-report`.
+"""Write tests and benchmarks of this machine's GPU into one Markdown report: `make gpu-report`.
 
-Each part has a deadline, so that the whole ends in less than six minutes; what did not finish is in the report too.
+Each part has a deadline, so that the report takes less than 6 minutes. It lists unfinished parts too.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SUITES = {
     "WebGPU": [f"tests/test_{name}.py" for name in ("webgpu", "webgpu_rejections", "api_on_webgpu", "plugins")],
 }
 TEST_DEADLINE, BENCH_DEADLINE, COMMAND_DEADLINE = 75, 80, 30
-"""Seconds of each suite, of the bench on each transport, and of each question to a driver."""
+"""Deadlines in seconds: of each suite, of the bench on each transport, and of each query of a driver."""
 VERSIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-webgpu", "numpy", "grpcio", "digitserve-native")
 
 
 @dataclass
 class Part:
-    """A section of the report: what a command printed, and how it ended."""
+    """A section of the report: the output of a command, and its error."""
 
     title: str
     text: str
@@ -39,19 +39,19 @@ class Part:
 
 
 def main() -> int:
-    """Write build/gpu-report/report.md; exit status 1 where a test failed or a part did not finish."""
+    """Write build/gpu-report/report.md; return 1 if a test failed or a part did not finish."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--largest", type=int, default=65536, help="most images in a run of the bench")
-    parser.add_argument("--providers", default="cpu,cuda,webgpu", help="of the bench, the CPU first")
-    parser.add_argument("--seconds", type=float, default=0.2, help="how long one measurement of the bench takes")
-    parser.add_argument("--skip-tests", action="store_true", help="leave the tests out")
+    parser.add_argument("--largest", type=int, default=65536, help="maximum images in a run of the bench")
+    parser.add_argument("--providers", default="cpu,cuda,webgpu", help="providers of the bench, the CPU first")
+    parser.add_argument("--seconds", type=float, default=0.2, help="seconds of one measurement of the bench")
+    parser.add_argument("--skip-tests", action="store_true", help="do not run the tests")
     options = parser.parse_args()
     began = time.monotonic()
     FOLDER.mkdir(parents=True, exist_ok=True)
     parts = [machine(), providers()]
     if not options.skip_tests:
         parts += [tests(name, files) for name, files in SUITES.items()]
-    # Bare runs of the model are the same on both.
+    # Runs of the bare model do not depend on the transport.
     parts += [bench(transport, options, largest) for transport, largest in (("native", options.largest), ("grpcio", 1))]
     took = time.monotonic() - began
     report = render(parts, took)
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def render(parts: list[Part], seconds: float) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     when = datetime.now(UTC).isoformat(timespec="minutes")
     lines = ["# GPU report", "", f"{when}; took {seconds:.0f} s.", ""]
     for part in parts:
@@ -72,7 +72,7 @@ def render(parts: list[Part], seconds: float) -> str:
 
 
 def run(command: list[str], deadline: float, environment: dict[str, str] | None = None) -> tuple[str, str]:
-    """What a command printed, and why it did not end well, if so."""
+    """Run a command; return its output, and why it failed or an empty text."""
     environment = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(
@@ -87,7 +87,7 @@ def run(command: list[str], deadline: float, environment: dict[str, str] | None 
 
 
 def machine() -> Part:
-    """CPU, GPUs, driver, versions."""
+    """Return CPU, GPUs, driver and versions."""
     gpu, missing = run(
         ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"],
         COMMAND_DEADLINE,
@@ -118,13 +118,13 @@ def _cpu_lines() -> list[str]:
 
 
 def providers() -> Part:
-    """What `--list-providers` prints."""
+    """Return the output of `--list-providers`."""
     output, ended = run([sys.executable, "-m", "service", "--list-providers"], COMMAND_DEADLINE)
     return Part("Execution providers", f"```text\n{output}```", ended)
 
 
 def tests(name: str, files: list[str]) -> Part:
-    """How a suite ended, with each failure and the reasons of what was skipped."""
+    """Run a suite; return its results, with each failure and the reasons of skips."""
     results = FOLDER / f"tests-{name.lower()}.xml"
     results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={results}", *files]
@@ -136,8 +136,8 @@ def tests(name: str, files: list[str]) -> Part:
 
 
 def outcome(results: Path) -> str:
-    """The counts of a JUnit file, the failures by name, and the skips by reason."""
-    cases = list(ET.parse(results).iter("testcase"))  # noqa: S314 (pytest wrote it here)
+    """Return the counts of a JUnit file, the failures by name, and the skips by reason."""
+    cases = list(ET.parse(results).iter("testcase"))  # noqa: S314 (a file of our pytest)
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skips = [skip.get("message") or "" for case in cases if (skip := case.find("skipped")) is not None]
     seconds = sum(float(case.get("time", 0)) for case in cases)
@@ -152,7 +152,7 @@ def outcome(results: Path) -> str:
 
 
 def bench(transport: str, options: argparse.Namespace, largest: int) -> Part:
-    """CPU against GPU on a transport, with its picture."""
+    """Compare CPU and GPU on a transport, with a picture."""
     title = f"CPU against GPU, {transport} transport"
     out = FOLDER / transport
     shutil.rmtree(out, ignore_errors=True)

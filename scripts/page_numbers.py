@@ -1,9 +1,9 @@
-"""Writes what the playground computes with in the browser: both networks, some digits, a recorded training.
+"""Write the data of the playground's computations in the browser: both networks, digits and a recorded training.
 
-    python scripts/page_numbers.py [RECORDING]     after a change of weights; RECORDING is what `train --record` wrote
+    python scripts/page_numbers.py [RECORDING]     after a change of weights; RECORDING is from `train --record`
 
-The first layer's weights are 24-bit integers times a step, which takes a third off the file and changes no activation
-by more than 2e-6; everything else is float32. Without RECORDING the page keeps the one that it has.
+The first layer's weights are 24-bit integers times a step. This reduces the file by a third and changes no activation
+by more than 2e-6. The other numbers are float32. Without RECORDING the page keeps its recording.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILE = ROOT / "playground/static/numbers.js"
 BEFORE, AFTER = "globalThis.NUMBERS = ", ";\n"
 SAMPLES = ROOT / "samples"
 HARD = 6
-"""How many samples are offered of those that the sigmoid network reads worst."""
+"""Number of offered samples that the sigmoid network reads worst."""
 
 BITS = 24
 
@@ -37,7 +37,7 @@ BITS = 24
 def main() -> None:
     """Write playground/static/numbers.js."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("recording", nargs="?", type=Path, help="what `python -m export train --record` wrote")
+    parser.add_argument("recording", nargs="?", type=Path, help="file of `python -m export train --record`")
     path = parser.parse_args().recording
     recording = json.loads(path.read_text()) if path else read()["recording"]
     FILE.write_text(text(numbers(recording)))
@@ -45,17 +45,17 @@ def main() -> None:
 
 
 def read() -> Any:
-    """What the file holds."""
+    """Read the data in the file."""
     return json.loads(FILE.read_text().removeprefix(BEFORE).removesuffix(AFTER))
 
 
 def text(content: dict[str, Any]) -> str:
-    """The file: a script, since a page that is opened from disk may load no JSON."""
+    """Return the file: a script, because a page from disk cannot load JSON."""
     return f"{BEFORE}{json.dumps(content, separators=(',', ':'))}{AFTER}"
 
 
 def numbers(recording: dict[str, Any]) -> dict[str, Any]:
-    """What the page computes with."""
+    """Return the data of the page."""
     checkpoints = {name: checkpoint.load(checkpoint.committed(name)) for name in get_args(Activation)}
     return {
         "networks": {
@@ -67,7 +67,7 @@ def numbers(recording: dict[str, Any]) -> dict[str, Any]:
 
 
 def packed(network: Network) -> dict[str, Any]:
-    """The parameters, and the digest that a server gives of the same."""
+    """Return the parameters, and their digest as a server reports it."""
     first, *others = network.parameters().values()
     step, integers = fixed_point(first)
     rest = np.concatenate([values.reshape(-1) for values in others])
@@ -80,9 +80,9 @@ def packed(network: Network) -> dict[str, Any]:
 
 
 def fixed_point(weights: Floats) -> tuple[float, npt.NDArray[np.uint8]]:
-    """The step, and each weight in steps: a plane of low bytes, one of middle bytes, one of high bytes.
+    """Return the step, and the weights in steps: a plane of low bytes, one of middle bytes, one of high bytes.
 
-    The sign is in the lowest bit, so that the high bytes, of which most are small, compress.
+    The sign is in the lowest bit, so that the high bytes, which are mostly small, compress.
     """
     step = float(np.abs(weights).max()) / 2 ** (BITS - 1)
     steps = np.rint(weights.reshape(-1) / step).astype(np.int64).clip(-(2 ** (BITS - 1)) + 1, 2 ** (BITS - 1) - 1)
@@ -91,11 +91,11 @@ def fixed_point(weights: Floats) -> tuple[float, npt.NDArray[np.uint8]]:
 
 
 def samples(network: Network) -> dict[str, list[dict[str, Any]]]:
-    """Of each digit the sample that the network reads best, and the few that it reads worst, the worst first."""
+    """Return the best sample of each digit, and the samples that the network reads worst, the worst first."""
     images = np.fromfile(SAMPLES / "digits-100-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 784)
     labels = np.fromfile(SAMPLES / "digits-100-labels-idx1-ubyte", np.uint8, offset=8)
     worst_first = np.argsort(_margins(network.forward(images).activations, labels), kind="stable").tolist()
-    best = {int(labels[i]): i for i in worst_first}  # the last of each label stays
+    best = {int(labels[i]): i for i in worst_first}  # the last one of each label remains
 
     def offered(chosen: list[int]) -> list[dict[str, Any]]:
         return [{"label": int(labels[i]), "pixels": _base64(images[i])} for i in chosen]
@@ -104,7 +104,7 @@ def samples(network: Network) -> dict[str, list[dict[str, Any]]]:
 
 
 def _margins(outputs: npt.NDArray[np.float64], labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """By how much the output of the label exceeds the largest other, (n,); below 0 where it is misread."""
+    """Return how far the label's output exceeds the largest other one, (n,); negative if misread."""
     is_label = np.arange(outputs.shape[1]) == labels[:, None]
     margins: npt.NDArray[np.float64] = outputs[is_label] - np.where(is_label, -np.inf, outputs).max(axis=1)
     return margins

@@ -1,8 +1,8 @@
-"""Writes the PrometheusRule of deploy/kubernetes and of the Helm chart from the rule files that compose mounts.
+"""Write the PrometheusRule of deploy/kubernetes and of the Helm chart from the rule files that compose mounts.
 
     python scripts/prometheus_rule.py [--check]
 
-With --check it writes nothing and ends with status 1 if a file is not what it would write.
+With --check it only compares the files, and ends with status 1 if one is out of date.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def outputs() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 written or the same, 1 not the same, 2 wrong usage."""
+    """Write or compare the files; return 0 if written or equal, 1 if different, 2 for wrong usage."""
     if arguments == ["--check"]:
         stale = [path for path, text in outputs().items() if not path.exists() or path.read_text() != text]
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what {Path(__file__).name} writes: run it", file=sys.stderr)
+            print(f"{path.relative_to(ROOT)}: not up to date; run {Path(__file__).name}", file=sys.stderr)
         return 1 if stale else 0
     if arguments:
         print("usage: python scripts/prometheus_rule.py [--check]", file=sys.stderr)

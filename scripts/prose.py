@@ -34,16 +34,20 @@ PAGES = (
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
 SOURCES: tuple[str, ...] = (
-    *("service", "commandline", "digitserve", "playground", "ray_serve", "bench", "deploy/prometheus"),
+    *("service", "commandline", "digitserve", "playground", "ray_serve", "bench"),
     *(f"client/digitserve_client/{name}.py" for name in ("__init__", "address", "base", "client", "connection")),
     *(f"client/digitserve_client/{name}.py" for name in ("connection_diagnostics", "credentials", "messages")),
     *(f"client/digitserve_client/{name}.py" for name in ("pixels", "uncertainty", "waiting")),
-    *("client/README.md", "native/src"),
+    *("client/README.md", "native", "tests", "scripts", "export", "examples", "fuzz", "deploy", ".github", "proto"),
+    *(f"compose.{name}.yml" for name in ("alertmanager", "gpu", "scale", "tls", "tokens", "webgpu")),
+    "docker-compose.yml",
 )
 """The folders and files of programs that `make prose` checks, likewise."""
 
 SUFFIXES = {".md", ".py", ".rs", ".yml", ".yaml"}
 GENERATED = {"pb", "target", "node_modules", "_minpb.py"}
+EXAMPLES = {"scripts/prose.py", "tests/test_prose.py"}
+"""Files that contain the habits as data."""
 
 MAX_WORDS = 25
 
@@ -74,7 +78,7 @@ HABITS = {
     r"\bwants? to be\b|\bis held to\b|\bheld (against|to)\b": "compared with, checked against",
     rf"\b({NUMBERS})\b|\b(two|three|four|five|six|seven|eight|nine)\s+({UNITS})\b": "digits",
 }
-"""Habits of translated prose, as regular expressions, and what is expected instead."""
+"""Habits of translated prose, as regular expressions, and the expected expressions."""
 
 
 class Finding(NamedTuple):
@@ -91,7 +95,7 @@ class Finding(NamedTuple):
 
 
 def sentences(text: str) -> Iterator[tuple[int, str]]:
-    """Each sentence of a block, with the offset where it begins."""
+    """Yield each sentence of a block, with its offset."""
     offset = 0
     for end in [*re.finditer(r"(?<!e\.g)(?<!i\.e)[.!?][)*\"]*(?=\s)", text), None]:
         stop = end.end() if end else len(text)
@@ -118,9 +122,10 @@ def findings(page: str, text: str) -> Iterator[Finding]:
 
 
 def files(path: Path) -> Iterator[Path]:
-    """The files with prose below a path, without generated ones."""
+    """Yield the files with prose below a path, without generated ones."""
     below = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return (file for file in below if file.suffix in SUFFIXES and not GENERATED & set(file.parts))
+    below = [file for file in below if file.suffix in SUFFIXES and not GENERATED & set(file.parts)]
+    return (file for file in below if shown(file) not in EXAMPLES)
 
 
 def main() -> int:
@@ -137,7 +142,7 @@ def main() -> int:
 
 
 def shown(path: Path) -> str:
-    """The path below the root of the clone, if it is there."""
+    """Return the path relative to the clone, if it is in the clone."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 

@@ -2,7 +2,7 @@
 
     python scripts/reference.py [--check]
 
-With --check it writes nothing, names the pages that are not up to date, and ends with status 1 if there are any.
+With --check it only names the pages that are out of date, and ends with status 1 if there are any.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ ELSEWHERE = {
     "bench": "`make bench` runs it in a clone; see [Performance](performance.md).",
 }
 INNER = {"export": export.__main__.app, "play": playground.__main__.app}
-"""Programs with a command line of their own, which typer makes too."""
+"""Programs with their own command line, also of typer."""
 
 USUAL = {"help", "version", "install_completion", "show_completion"}
 

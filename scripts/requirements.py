@@ -1,9 +1,9 @@
-"""What pyproject.toml asks for, one requirement a line: what is installed without building the project.
+"""Print requirements from pyproject.toml, one per line, for an installation without a build of the project.
 
 python scripts/requirements.py [export] [EXTRA ...]
 
-Prints what serving needs, with `export` what exporting needs too, and the extras. With the extra `gpu` ONNX Runtime for
-CUDA takes the place of the one for the CPU, which pip cannot express: both are one import package and overwrite each
+It prints the requirements of serving, of exporting with `export`, and of the extras. With the extra `gpu`, ONNX Runtime
+for CUDA replaces the one for the CPU. pip cannot express this: both have the same import package and overwrite each
 other's files.
 """
 
@@ -16,13 +16,13 @@ from pathlib import Path
 
 
 def client_requirements(folder: Path) -> list[str]:
-    """What the client alone needs."""
+    """Return the requirements of the client alone."""
     project = tomllib.loads((folder / "client" / "pyproject.toml").read_text())["project"]
     return sorted(project["dependencies"])
 
 
 def requirements(folder: Path, names: list[str]) -> list[str]:
-    """The requirements of the project in a folder, with those that its extras name of our two projects."""
+    """Return the requirements of the project in a folder, including extras that name our two projects."""
     server, client = (tomllib.loads((folder / path / "pyproject.toml").read_text()) for path in (".", "client"))
     projects = {project["project"]["name"]: project["project"] for project in (server, client)}
     only_export = set() if "export" in names else set(server["tool"]["digitserve"]["export-dependencies"])

@@ -1,4 +1,4 @@
-"""The main job in one go: serve, send real digits, show the answers, and go on serving until Ctrl-C."""
+"""Run the main job: serve, send real digits, show the answers, and serve until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UP_WITHIN = 60  # seconds
 
 
 def main() -> int:
-    """The server's exit status, or the demonstration's where that failed; 130 where Ctrl-C came before its end."""
+    """Return the exit status of the server, of a failed demonstration, or 130 after an early Ctrl-C."""
     settings = local_server.settings()
     local_server.end_if_taken(settings)
     address = local_server.address(settings)
@@ -55,7 +55,7 @@ def _announce(address: str, transport: TransportChoice) -> None:
 
 
 def _end_with(server: subprocess.Popen[bytes], demo: subprocess.Popen[bytes]) -> None:
-    """A demonstration without a server has nothing to wait for."""
+    """End a demonstration whose server has ended."""
     server.wait()
     if demo.poll() is None:
         demo.terminate()

@@ -1,4 +1,4 @@
-"""The page that looks inside in one go: serve the model, unless a server is up already, and the page, until Ctrl-C."""
+"""Serve the playground's page until Ctrl-C, and the model, unless a server is running."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import local_server
 
 
 def main() -> int:
-    """The exit status of whichever of the two ended first; 130 where Ctrl-C came before there was a page."""
+    """Return the exit status of the first process to end; 130 after a Ctrl-C before the page is served."""
     settings = local_server.settings()
     address = local_server.address(settings)
     processes = local_server.Processes()
     if local_server.answers(address):
-        print(f"a server is up at {address}: the page asks that one", flush=True)
+        print(f"a server is up at {address}: the page calls that server", flush=True)
     else:
         local_server.end_if_taken(settings)
         server = processes.start_service()

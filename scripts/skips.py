@@ -1,8 +1,8 @@
-"""List the tests that no run executed, from pytest's JUnit files; status 1 where one is not accepted.
+"""List the tests that no run executed, from pytest's JUnit files; status 1 if one is not accepted.
 
     python scripts/skips.py build/ci/*.xml
 
-A test that one run skips and another executes is not in the list. tests/accepted_skips.toml says which may be.
+A test that one run skips and another executes is not in the list. tests/accepted_skips.toml lists the accepted ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ACCEPTED = Path(__file__).parent.parent / "tests" / "accepted_skips.toml"
 
 @dataclass(frozen=True)
 class Accepted:
-    """Tests that may be skipped for one reason."""
+    """Accepted skips for one reason."""
 
     tests: str
     """A pattern of module or module::test."""
@@ -30,26 +30,26 @@ class Accepted:
     """A pattern of the reason of the skip."""
     why: str
     without: tuple[str, ...] = ()
-    """Commands; where one of them is on the PATH the skip is not accepted."""
+    """Commands; if one of them is installed, the skip is not accepted."""
 
     def covers(self, test: str, reason: str) -> bool:
-        """Whether that test may be skipped for that reason on this machine."""
+        """Return whether the skip of that test for that reason is accepted on this machine."""
         if any(map(shutil.which, self.without)):
             return False
         return fnmatchcase(reason, self.reason) and fnmatchcase(test, self.tests)
 
 
 def read_accepted(path: Path) -> list[Accepted]:
-    """The entries of the file; TypeError for a key that is unknown or missing."""
+    """Read the entries of the file; raise TypeError for an unknown or missing key."""
     entries = tomllib.loads(path.read_text())["skip"]
     return [Accepted(**{**entry, "without": tuple(entry.get("without", ()))}) for entry in entries]
 
 
 def skipped(reports: list[Path]) -> dict[str, str]:
-    """Test -> reason, of those that no report has as executed."""
+    """Return the reason by test, for tests that no report has as executed."""
     reasons, executed = dict[str, str](), set[str]()
     for report in reports:
-        for case in ET.parse(report).iter("testcase"):  # noqa: S314 (pytest wrote it here)
+        for case in ET.parse(report).iter("testcase"):  # noqa: S314 (a file of our pytest)
             name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
             skip = case.find("skipped")
             if skip is None or skip.get("type") == "pytest.xfail":
@@ -60,14 +60,14 @@ def skipped(reports: list[Path]) -> dict[str, str]:
 
 
 def _reason(skip: ET.Element) -> str:
-    """The text of the skip; of a whole module pytest has it after its place, as a tuple's last element."""
+    """Return the reason of a skip. For a module, pytest has it as the last element of a tuple."""
     if skip.get("message") != "collection skipped":
         return skip.get("message", "")
     return (skip.text or "").rpartition("Skipped: ")[2].rstrip("')\"")
 
 
 def main(reports: list[Path], accepted: list[Accepted]) -> int:
-    """Print one line for each reason; the exit status."""
+    """Print one line for each reason; return the exit status."""
     counts, rejected = defaultdict[str, int](int), dict[str, str]()
     for test, reason in skipped(reports).items():
         accepted_entry = next((entry for entry in accepted if entry.covers(test, reason)), None)
@@ -84,8 +84,8 @@ def main(reports: list[Path], accepted: list[Accepted]) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("reports", nargs="+", type=Path, help="files that pytest wrote with --junitxml")
-    parser.add_argument("--accepted", type=Path, default=ACCEPTED, help="the table of skips that are accepted")
+    parser.add_argument("reports", nargs="+", type=Path, help="files of pytest's option --junitxml")
+    parser.add_argument("--accepted", type=Path, default=ACCEPTED, help="the table of accepted skips")
     return parser.parse_args()
 
 
@@ -93,5 +93,5 @@ if __name__ == "__main__":
     arguments = _arguments()
     for path in arguments.reports:
         if not path.exists():
-            sys.exit(f"skips: {path}: no such file; expected what pytest wrote")
+            sys.exit(f"skips: {path}: no such file; expected a report of pytest")
     sys.exit(main(arguments.reports, read_accepted(arguments.accepted)))

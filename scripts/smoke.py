@@ -1,10 +1,9 @@
-"""Send a hundred real digits through each published port, and see that Prometheus counted them.
+"""Send 100 real digits through each published port, and check that Prometheus counts them.
 
 python scripts/smoke.py [HOST:PORT [PROMETHEUS_URL]]
 
-Without arguments it asks compose for the addresses, the certificate and the tokens, which .env may have changed, and
-sends the digits over HTTP too. The client's variables DIGITS_ADDRESS, DIGITS_TLS_CA and DIGITS_TOKEN_FILE have the last
-word.
+Without arguments it reads addresses, certificate and tokens from compose, which reads .env, and sends the digits over
+HTTP too. The client's variables DIGITS_ADDRESS, DIGITS_TLS_CA and DIGITS_TOKEN_FILE override them.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SAMPLES = ROOT / "samples"
-RIGHT_AT_LEAST = 90  # of a hundred; the networks read more than 95
-SEEN_WITHIN = 30  # seconds: some scrapes
+RIGHT_AT_LEAST = 90  # of 100; the networks read more than 95
+SEEN_WITHIN = 30  # seconds: several scrapes
 COUNTED = 'sum(digits_predictions_total{job="digitserve"})'
 
 
 class SmokeError(Exception):
-    """What is wrong, in a sentence."""
+    """The check failed; the text is the problem."""
 
 
 def chosen_stack(arguments: list[str]) -> StackAddresses:
-    """Return what the command line names, else the variables of the client, else what compose says."""
+    """Return the addresses of the command line, of the client's variables, or of compose, in this order."""
     if arguments:
         prometheus = arguments[1] if len(arguments) > 1 else StackAddresses.prometheus
         return StackAddresses(
@@ -69,7 +68,7 @@ def _variable(name: str) -> Path | None:
 
 
 def first_token(tokens: Path) -> str:
-    """The first of the server's tokens."""
+    """Return the first of the server's tokens."""
     try:
         lines = [line.strip() for line in tokens.read_text().splitlines()]
     except OSError as e:
@@ -78,9 +77,9 @@ def first_token(tokens: Path) -> str:
 
 
 def send_grpc(stack: StackAddresses, images: npt.NDArray[np.uint8], token: str | None) -> list[int]:
-    """Send each digit in a call of its own."""
+    """Send each digit in a separate call."""
     with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "token"  # the client takes it from a file
+        file = Path(directory) / "token"  # the client reads it from a file
         if token is not None:
             file.touch(mode=0o600)
             file.write_text(token)
@@ -104,7 +103,7 @@ def send_http(stack: StackAddresses, images: npt.NDArray[np.uint8], token: str |
 
 
 def check(address: str, digits: list[int], labels: npt.NDArray[np.uint8]) -> None:
-    """Print how many digits were read right; SmokeError where they are too few."""
+    """Print the number of correct digits; raise SmokeError if there are too few."""
     right = sum(digit == label for digit, label in zip(digits, labels, strict=True))
     print(f"{address}: {right} of {len(digits)} digits read right")
     if right < RIGHT_AT_LEAST:
@@ -112,7 +111,7 @@ def check(address: str, digits: list[int], labels: npt.NDArray[np.uint8]) -> Non
 
 
 def query(prometheus: str, query: str) -> float:
-    """The one value that a query of Prometheus has now; 0 where it has none."""
+    """Return the current value of a query of Prometheus, or 0 without one."""
     url = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
     try:
         with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 (the operator's own URL)
@@ -123,7 +122,7 @@ def query(prometheus: str, query: str) -> float:
 
 
 def wait_until_counted(prometheus: str, before: float, digits: int) -> float:
-    """Seconds until Prometheus had counted the digits."""
+    """Return the seconds until Prometheus has counted the digits."""
     began = time.monotonic()
     while (seconds := time.monotonic() - began) < SEEN_WITHIN:
         if query(prometheus, COUNTED) - before >= digits:
@@ -135,7 +134,7 @@ def wait_until_counted(prometheus: str, before: float, digits: int) -> float:
 
 
 def main() -> int:
-    """Exit status: 0 all is well, 1 something is not, with a sentence."""
+    """Run the check; return 0, or 1 after a message if it fails."""
     stack = chosen_stack(sys.argv[1:])
     proxies.bypass()
     images = read(SAMPLES / "digits-100-images-idx3-ubyte")

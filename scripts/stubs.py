@@ -1,9 +1,9 @@
-"""Generates the server's and the client's stubs from proto/, or with --check says whether they are up to date.
+"""Generate the server's and the client's stubs from proto/, or check with --check that they are up to date.
 
 Both packages register a contract under its path below proto/, so that one process can hold both.
 
-The compiler is that of the oldest grpcio and protobuf that pyproject.toml allows: generated code runs with what made it
-and with newer ones, of protobuf's next major version too, and refuses to run with older ones.
+The compiler is that of the oldest grpcio and protobuf that pyproject.toml allows. Generated code runs with these and
+newer versions, including protobuf's next major version, but not with older ones.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ STUBS = {
     "service/pb": ("digits", "grpc", "inference"),
     "client/digitserve_client/pb": ("digits",),
 }
-"""Folders of stubs, and what of proto/ each holds."""
+"""Folders of stubs, with the parts of proto/ in each."""
 COMPILER = "grpcio-tools==1.75.1"
-"""The lower bounds of grpcio (1.75.1) and protobuf (6.31.1) in pyproject.toml follow from it."""
+"""It determines the lower bounds of grpcio (1.75.1) and protobuf (6.31.1) in pyproject.toml."""
 TOOLS = ROOT / ".venv" / "stubs"
 
 
 class CompilerMissingError(Exception):
-    """The pinned compiler is not here and cannot be installed."""
+    """The pinned compiler is not installed and cannot be installed."""
 
 
 def compiler() -> Path:
     """Return the folder that holds the compiler, installed there on first use.
 
-    By itself: beside what the tests use it would hold protobuf below 7, which it needs for none of this.
+    The folder is separate, because in the tests' environment the compiler would require protobuf below 7.
     """
     folder = TOOLS / COMPILER
     if not folder.exists():
@@ -49,7 +49,7 @@ def compiler() -> Path:
             shutil.copytree(scratch, f"{scratch}.whole")
         try:
             Path(f"{scratch}.whole").rename(folder)
-        except OSError:  # another run was quicker
+        except OSError:  # another run installed it first
             shutil.rmtree(f"{scratch}.whole")
     return folder
 
@@ -68,7 +68,7 @@ def _compile(out: Path, protos: list[Path]) -> None:
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *outputs, *map(str, protos)]
     if subprocess.run(command, env={**os.environ, "PYTHONPATH": str(compiler())}, check=False).returncode:
-        sys.exit("protoc rejected a .proto; its message stands above")
+        sys.exit("protoc rejected a .proto; its message is above")
 
 
 def _import_within(package: str, stub: str) -> str:
@@ -80,7 +80,7 @@ def _import_within(package: str, stub: str) -> str:
 
 
 def check(fresh: Path) -> list[str]:
-    """The generated files that are missing, stale or no longer wanted."""
+    """Return the generated files that are missing, stale or obsolete."""
     wanted, present = (
         {path.relative_to(root) for folder in STUBS for path in (root / folder).rglob("*_pb2*.py*")}
         for root in (fresh, ROOT)
@@ -100,7 +100,7 @@ def main() -> None:
             sys.exit(str(error))
         if "--check" in sys.argv[1:]:
             if stale := check(fresh):
-                sys.exit(f"not what proto/ says: {', '.join(stale)}; run `make stubs`")
+                sys.exit(f"not up to date with proto/: {', '.join(stale)}; run `make stubs`")
         else:
             for folder in STUBS:
                 shutil.rmtree(ROOT / folder, ignore_errors=True)

@@ -90,7 +90,7 @@ def test_a_missing_report_is_an_error(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        f"skips: {tmp_path}/none.xml: no such file; expected what pytest wrote\n",
+        f"skips: {tmp_path}/none.xml: no such file; expected a report of pytest\n",
     )
 
 

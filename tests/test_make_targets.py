@@ -164,7 +164,7 @@ def test_play_uses_a_running_server_and_does_not_stop_it(environment: dict[str, 
         port = service.address.rpartition(":")[2]
         with started("run_playground.py", {**environment, "DIGITS_PORT": port}) as process:
             shown = lines_until(process.stdout, "look inside at")
-            assert shown[0] == f"a server is up at 127.0.0.1:{port}: the page asks that one\n"
+            assert shown[0] == f"a server is up at 127.0.0.1:{port}: the page calls that server\n"
             process.send_signal(signal.SIGTERM)
             process.wait(ANSWERS_WITHIN)
         time.sleep(0.2)

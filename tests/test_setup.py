@@ -184,7 +184,7 @@ def assert_says_no_network(project: Path) -> None:
     process = setup(project)
     _, complaint = process.communicate(timeout=WITHIN)
     assert process.returncode == 1
-    assert "setup: all that pip said is in build/setup.log" in complaint
+    assert "setup: the output of pip is in build/setup.log" in complaint
     assert complaint.endswith("setup: pip could not install: is there a network, and room on the disk?\n")
     assert "no network" in (project / "build/setup.log").read_text()
 

@@ -1,5 +1,5 @@
-// Tries what a client relies on, against two servers, and prints a line for each behaviour: one server in plain text
-// without tokens, one with TLS and tokens.
+// Checks the behaviours that clients rely on, with two servers, and prints a line for each behaviour. One server is in
+// plain text without tokens, the other has TLS and tokens.
 //
 //   node check.js ADDRESS SECURE_ADDRESS CA_FILE TOKEN
 import assert from "node:assert/strict";
@@ -20,7 +20,7 @@ if (process.argv.length !== 6) {
 const [address, secureAddress, caFile, token] = process.argv.slice(2);
 
 const load = (path) => loadPackageDefinition(loadSync(path, { keepCase: true, defaults: true, enums: String }));
-const packaged = createRequire(import.meta.url).resolve; // these packages bring the .proto of what they serve
+const packaged = createRequire(import.meta.url).resolve; // these packages contain the .proto of their services
 const reflectionProto = (version) =>
   packaged("@grpc/reflection").replace(/build.*/, `build/proto/grpc/reflection/${version}/reflection.proto`);
 const healthProto = packaged("grpc-health-check").replace(/build.*/, "proto/health/v1/health.proto");
@@ -33,7 +33,7 @@ const plain = new DigitService(address, insecure);
 const compressed = new DigitService(address, insecure, GZIP);
 const secure = new DigitService(secureAddress, credentials.createSsl(readFileSync(caFile)));
 
-// The samples are ten of each digit, from 0 to 9; this is the first of one.
+// Returns the first sample of a digit; there are 10 of each, from 0 to 9.
 const samples = readFileSync("../../samples/digits-100-images-idx3-ubyte").subarray(16);
 const image = (digit) => samples.subarray(digit * 10 * IMAGE_SIZE, (digit * 10 + 1) * IMAGE_SIZE);
 
@@ -110,7 +110,7 @@ const behaviours = {
     await behaviours.unary();
   },
 
-  // A stream that is given up after its first reply; the connection serves on.
+  // A stream that is cancelled after its first reply; the connection stays usable.
   async cancel() {
     const stream = plain.PredictStream(deadline());
     stream.write({ pixels: image(0) });

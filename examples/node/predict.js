@@ -1,4 +1,4 @@
-// Sends the first of the sample digits, a 0, and prints what the server reads in it.
+// Sends the first of the sample digits, a 0, and prints the server's answer.
 import { readFileSync } from "node:fs";
 import { credentials, loadPackageDefinition } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";

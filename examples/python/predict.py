@@ -1,4 +1,4 @@
-"""Sends the first of the sample digits, a 0, and prints what the server reads in it."""
+"""Send the first of the sample digits, a 0, and print the server's answer."""
 
 import os
 from pathlib import Path

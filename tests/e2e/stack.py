@@ -407,7 +407,7 @@ def test_a_failed_or_interrupted_roll_keeps_the_old_replicas(stack: Stack, image
         failed = subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False)
         say(failed.stderr.strip().splitlines()[-1])
         assert failed.returncode == 1
-        assert "roll: failed; removed the 3 new replicas, the 3 old ones go on" in failed.stderr
+        assert "roll: failed; removed the 3 new replicas, the 3 old ones continue to serve" in failed.stderr
         assert "--max-batch-size (or DIGITS_MAX_BATCH_SIZE) is '0'" in failed.stderr
         assert {container["Id"] for container in stack.containers("service")} == old
 

@@ -1,5 +1,5 @@
-// Tries what a client relies on, against two servers, and prints a line for each behaviour: one server in plain text
-// without tokens, one with TLS and tokens.
+// Checks the behaviours that clients rely on, with two servers, and prints a line for each behaviour. One server is in
+// plain text without tokens, the other has TLS and tokens.
 //
 //	go run ./check ADDRESS SECURE_ADDRESS CA_FILE TOKEN
 package main
@@ -32,7 +32,7 @@ const (
 	timeout   = 30 * time.Second
 )
 
-// checks holds what the behaviours need: the clients and the sample digits, ten of each from 0 to 9.
+// checks holds the clients and the sample digits, 10 of each from 0 to 9.
 type checks struct {
 	plain, secure grpc.ClientConnInterface
 	token         string
@@ -163,7 +163,7 @@ func (c *checks) deadline(ctx context.Context) error {
 	return c.unary(ctx)
 }
 
-// cancel gives a stream up after its first reply; the connection serves on.
+// cancel cancels a stream after its first reply; the connection stays usable.
 func (c *checks) cancel(ctx context.Context) error {
 	cancellable, cancel := context.WithCancel(ctx)
 	defer cancel()

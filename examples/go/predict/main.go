@@ -1,4 +1,4 @@
-// Sends the first of the sample digits, a 0, and prints what the server reads in it.
+// Sends the first of the sample digits, a 0, and prints the server's answer.
 package main
 
 import (

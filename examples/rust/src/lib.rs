@@ -1,3 +1,3 @@
-//! What `build.rs` generated of `proto/digits/v1/digits.proto`.
+//! The code that `build.rs` generates from `proto/digits/v1/digits.proto`.
 
 tonic::include_proto!("digits.v1");

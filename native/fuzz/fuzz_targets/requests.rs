@@ -1,7 +1,7 @@
 //! Any bytes as the body of a call: cut into messages, perhaps decompressed, and each decoded as every kind of request.
 //!
-//! A decoded request lies within its message and holds whole images, and it is the same whatever the chunks. Anything
-//! else is left to Python without a panic, in bounded memory.
+//! A decoded request is within its message, holds complete images, and does not depend on the chunks. Other bodies are
+//! passed to Python without a panic, in bounded memory.
 
 #![no_main]
 

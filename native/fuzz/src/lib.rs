@@ -1,5 +1,5 @@
-//! What the fuzz targets share: the modules that read what clients send, none of which calls Python, and the same
-//! messages for a complete protobuf parser, to compare with.
+//! The parts that the fuzz targets share: the modules that read requests without calling Python. For comparison, it
+//! also has the same messages for a complete protobuf parser.
 
 #[path = "../../src/decode.rs"]
 pub mod decode;

@@ -12,7 +12,7 @@ use crate::sync::Notify;
 #[derive(Debug)]
 pub struct Error;
 
-/// A connection that records what became of its streams. `B` is an unsent message, which the peer takes with `read`.
+/// A connection that records the ends of its streams. `B` is an unsent message, which the peer takes with `read`.
 pub struct Connection<B> {
     streams: Mutex<Streams<B>>,
     ended: Notify,

@@ -1,4 +1,4 @@
-//! The crate with one mistake at a time: the search finds it.
+//! The search finds each single mistake in the crate.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Tries what a client relies on, against two servers, and prints a line for each behaviour: one server in plain text
-//! without tokens, one with TLS and tokens.
+//! Checks the behaviours that clients rely on, with two servers, and prints a line for each behaviour. One server is in
+//! plain text without tokens, the other has TLS and tokens.
 //!
 //! ```sh
 //! cargo run --bin check ADDRESS SECURE_ADDRESS CA_FILE TOKEN
@@ -22,7 +22,7 @@ const SERVICE: &str = "digits.v1.DigitService";
 type Error = Box<dyn std::error::Error>;
 type Checked = Result<(), Error>;
 
-/// The channels to both servers, and the sample digits: ten of each, from 0 to 9.
+/// The channels to both servers, and the sample digits: 10 of each, from 0 to 9.
 struct Checks {
     plain: Channel,
     secure: Channel,
@@ -61,7 +61,7 @@ async fn main() -> Checked {
     exit(i32::from(all_hold.contains(&false)))
 }
 
-/// Prints what came of a check; whether the behaviour holds.
+/// Prints the result of a check; returns whether the behaviour holds.
 async fn report(behaviour: &str, check: impl Future<Output = Checked>) -> bool {
     match check.await {
         Ok(()) => println!("{behaviour}: ok"),

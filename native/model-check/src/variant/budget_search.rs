@@ -20,7 +20,7 @@ fn check_empty(budget: &Budget) {
     assert!(budget.usages().is_empty());
 }
 
-/// A run on the model's thread charges a reply, the I/O thread sends it and another, and nothing remains.
+/// A run on the model's thread charges a reply, the I/O thread sends it and another, and no charge remains.
 pub fn every_charge_is_released() {
     let budget = Budget::new(1000);
     let connection = budget.register(true);
@@ -44,7 +44,7 @@ pub fn every_charge_is_released() {
     check_empty(&budget);
 }
 
-/// A task that waits for capacity is woken when there is some, whatever is released at the same time.
+/// A task that waits for capacity is woken when there is some, also during other releases.
 pub fn a_waiting_call_gets_its_capacity() {
     let connection = Budget::new(1000).register(true);
     let charges = [12 * MB, 13 * MB].map(|bytes| Charge::new(connection.0.clone(), bytes));

@@ -137,7 +137,7 @@ impl World {
         }
     }
 
-    /// Every request was answered once, and nothing remains.
+    /// Every request was answered once, and the queue is empty.
     fn check(&self) {
         let ends = self.connection.ends();
         assert_eq!(ends, vec![1; ends.len()], "answered once");
@@ -216,7 +216,7 @@ pub fn large_calls_are_shared_with_the_io_thread() {
     world.check();
 }
 
-/// Two threads queue at the same time what the limit allows once.
+/// Two threads concurrently queue a request of which the limit allows one.
 pub fn the_limit_holds_for_both_lanes() {
     let world = World::new(3);
     world.call(1, false);
@@ -232,7 +232,7 @@ pub fn the_limit_holds_for_both_lanes() {
     world.check();
 }
 
-/// Two I/O threads queue at the same time, each in its own lane, what the limit allows once.
+/// Two I/O threads concurrently queue a request, each in its own lane, and the limit allows one.
 pub fn the_limit_holds_for_two_io_threads() {
     let [first, second] = World::of_threads(3);
     first.call(1, false);

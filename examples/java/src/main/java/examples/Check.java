@@ -48,7 +48,7 @@ public final class Check {
   private final ManagedChannel plain;
   private final ManagedChannel secure;
   private final String token;
-  private final ByteString samples; // ten of each digit, from 0 to 9
+  private final ByteString samples; // 10 of each digit, from 0 to 9
 
   /** One behaviour: returns where it holds, and throws where it does not. */
   private interface Behaviour {
