@@ -46,7 +46,7 @@ async def closed(reader: asyncio.StreamReader) -> bool:
 
 
 async def disconnected(reader: asyncio.StreamReader) -> bool:
-    """Wait until the server closes the connection, whatever it sends before."""
+    """Wait until the server closes the connection; discard its data."""
     async with asyncio.timeout(ANSWERS_WITHIN):
         try:
             while await reader.read(2**16):
