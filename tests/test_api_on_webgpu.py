@@ -50,8 +50,8 @@ stub = test_inference.stub
 channels = test_transport_parity.channels
 
 test_digits = test_grpc_api.test_a_hundred_real_digits_are_answered_as_the_reference_does
-test_accepts = test_grpc_api.test_accepts
-test_refuses = test_grpc_api.test_refuses
+test_valid_requests_are_accepted = test_grpc_api.test_valid_requests_are_accepted
+test_invalid_requests_are_rejected = test_grpc_api.test_invalid_requests_are_rejected
 test_stream = test_grpc_api.test_a_stream_answers_every_message_in_order
 test_malformed_stream = test_grpc_api.test_a_stream_ends_at_its_first_malformed_message_with_the_replies_before_it
 test_open_inference = test_inference.test_raw_bytes_in_give_raw_bytes_out_as_the_reference_has_them

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_saving_a_loaded_file_gives_the_same_bytes(tmp_path: Path) -> None:
     for activation in ("sigmoid", "relu"):
         committed = checkpoint.committed(activation)  # type: ignore[arg-type]
         copy = tmp_path / activation

@@ -52,7 +52,7 @@ def reference(digits: np.ndarray) -> Any:
     return checkpoint.load(checkpoint.committed("sigmoid")).network.forward(digits)
 
 
-def test_answers_come_as_arrays(client: DigitsClient, digits: np.ndarray) -> None:
+def test_answers_are_arrays(client: DigitsClient, digits: np.ndarray) -> None:
     found = client.predict(digits, include_hidden_layers=True)
     expected = reference(digits)
     np.testing.assert_array_equal(found.digits, expected.digit)
@@ -179,7 +179,7 @@ def test_another_version_is_not_found(client: DigitsClient, digits: np.ndarray) 
         client.predict(digits[:1], model_version="9")
 
 
-def test_a_server_that_is_not_there_is_unavailable_within_the_deadline(digits: np.ndarray) -> None:
+def test_a_missing_server_is_unavailable_within_the_deadline(digits: np.ndarray) -> None:
     began = time.monotonic()
     with DigitsClient("127.0.0.1:1", timeout=2) as client:
         with pytest.raises(DigitsError) as caught:
@@ -291,7 +291,7 @@ def test_details_that_contradict_the_status_are_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_waiting_for_a_server_that_comes_up_late(model_path: Path, digits: np.ndarray) -> None:
+def test_a_client_waits_for_a_server_that_starts_late(model_path: Path, digits: np.ndarray) -> None:
     with serving(model_path) as first:
         port = first.address.rsplit(":", 1)[1]
         first.stop()
@@ -455,7 +455,7 @@ def test_answers_are_a_sequence(client: DigitsClient, digits: np.ndarray) -> Non
         found["1"]  # type: ignore[index]
 
 
-def test_demo_shows_ten_digits_latencies_and_what_to_try_next(server: ServiceProcess) -> None:
+def test_demo_shows_ten_digits_latencies_and_next_commands(server: ServiceProcess) -> None:
     done = run("demo", "--address", server.address)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("right") + done.stdout.count(", not ") == 10

@@ -486,14 +486,14 @@ def stages() -> dict[str, str]:
     return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL))
 
 
-def test_the_published_image_has_the_model_where_the_service_looks_for_it() -> None:
+def test_the_published_image_has_the_model_at_the_path_of_the_service() -> None:
     (out,) = re.findall(r'"--out", "([^"]+)"', stages()["model"])
     (copied,) = re.findall(r"^COPY --from=model --chown=10001:10001 (\S+) (\S+)$", stages()["published"], re.MULTILINE)
     (model,) = re.findall(r"DIGITS_MODEL=(\S+)", stages()["service"])
     assert (out, model) == copied
 
 
-def test_the_last_stage_serves_and_compose_names_stages_that_there_are() -> None:
+def test_the_last_stage_serves_and_compose_names_existing_stages() -> None:
     assert list(stages())[-1] == "published"
     assert re.search(r"^FROM service AS published$", (ROOT / "service/Dockerfile").read_text(), re.MULTILINE)
     for _, _, definition in services():
@@ -527,7 +527,7 @@ def test_the_gpu_image_has_one_onnx_runtime_and_starts_on_the_gpu_alone() -> Non
     assert "\nonnxruntime-gpu==" in (ROOT / "constraints-gpu.txt").read_text()
 
 
-def test_the_webgpu_image_has_a_plugin_beside_the_cpus_onnx_runtime_and_starts_on_the_gpu_alone() -> None:
+def test_the_webgpu_image_has_a_plugin_and_onnx_runtime_for_the_cpu_and_only_starts_on_a_gpu() -> None:
     command = [sys.executable, "scripts/requirements.py", "webgpu"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert [package for package in printed if package.startswith("onnxruntime")] == [

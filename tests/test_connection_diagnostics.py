@@ -410,7 +410,7 @@ def test_an_async_client_may_be_made_before_any_loop_and_outlive_several(server:
         asyncio.run(ask())
 
 
-def test_an_async_client_in_two_loops_at_once_is_named_as_the_mistake(server: ServiceProcess) -> None:
+def test_an_async_client_in_two_loops_is_an_error(server: ServiceProcess) -> None:
     client = AsyncDigitsClient(server.address)
 
     async def ask() -> int:

@@ -125,7 +125,7 @@ def test_a_failed_run_of_a_batch_counts_a_failure_for_each_message(model: Model)
     assert (statistics.fail.count, statistics.success.count) == (3, 2)
 
 
-def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(handler: DigitsHandler) -> None:
+def test_the_packed_reply_equals_that_of_protobuf(handler: DigitsHandler) -> None:
     request = PredictRequest(pixels=bytes(784 * 20), include_hidden_layers=True).SerializeToString()
     raw = asyncio.run(handler.predict(request))
     assert PredictResponse.FromString(raw).SerializeToString() == raw

@@ -135,7 +135,7 @@ def metadata(archive: zipfile.ZipFile) -> Message:
 
 
 @pytest.mark.slow
-def test_the_server_by_itself_exports_serves_and_names_what_the_other_commands_need(
+def test_the_server_alone_exports_serves_and_names_the_extras_of_other_commands(
     wheels: dict[str, Path], python_of: Callable[..., Path], tmp_path: Path, digits: Any
 ) -> None:
     command = python_of(wheels["digitserve"]).with_name("digitserve")
@@ -213,7 +213,7 @@ def shared(model_path: Path) -> Iterator[ServiceProcess]:
 
 
 @pytest.mark.slow
-def test_the_client_works_beside_a_users_own_service_and_client(
+def test_the_client_works_in_a_folder_with_other_service_and_client_modules(
     client_alone: Path, project: Path, shared: ServiceProcess
 ) -> None:
     told = run(
@@ -224,7 +224,7 @@ def test_the_client_works_beside_a_users_own_service_and_client(
 
 
 @pytest.mark.slow
-def test_the_client_by_itself_is_light_and_typed(client_alone: Path, project: Path) -> None:
+def test_the_client_alone_is_light_and_typed(client_alone: Path, project: Path) -> None:
     listed = json.loads(run(client_alone, "-m", "pip", "list", "--format", "json", cwd=project))
     assert not {"onnxruntime", "onnx", "pydantic", "typer", "digitserve"} & {one["name"] for one in listed}
     mypy = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", project / "cache"]

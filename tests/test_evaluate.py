@@ -21,7 +21,7 @@ def bright(*lit: int) -> list[float]:
     return [0.9 if digit in lit else 0.1 for digit in range(10)]
 
 
-def test_counts_each_digit_by_what_it_was_read_as() -> None:
+def test_each_digit_is_counted_by_its_answer() -> None:
     activations = np.array([bright(3), bright(3), bright(5), bright(7)])
     measurement = evaluate.Measurement.of(activations, np.array([3, 3, 3, 7], np.uint8))
     assert measurement.images == 4
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_a_model_is_a_one_line_error(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_picture_of_the_mistakes_is_the_same_every_time(tmp_path: Path) -> None:
+def test_the_picture_of_the_errors_is_reproducible(tmp_path: Path) -> None:
     measurement = evaluate.Measurement(np.diag(np.arange(10)), one_bright=1.0)
     for name in ("first.png", "second.png"):
         plots.confusion(measurement, tmp_path / name)

@@ -123,15 +123,13 @@ def test_answers_as_predict_does(variant: tuple[DigitsHandler, Network], digits:
     assert explained.SerializeToString() == predicted
 
 
-def test_the_packed_reply_is_byte_for_byte_what_protobuf_writes(
-    variant: tuple[DigitsHandler, Network], digits: np.ndarray
-) -> None:
+def test_the_packed_reply_equals_that_of_protobuf(variant: tuple[DigitsHandler, Network], digits: np.ndarray) -> None:
     request = ExplainRequest(pixels=digits[:3].tobytes(), neurons=[Neuron(layer=3, index=9), Neuron(layer=1)])
     raw = asyncio.run(variant[0].explain(request.SerializeToString()))
     assert ExplainResponse.FromString(raw).SerializeToString() == raw
 
 
-def test_the_network_is_what_was_exported(variant: tuple[DigitsHandler, Network]) -> None:
+def test_the_network_is_the_exported_one(variant: tuple[DigitsHandler, Network]) -> None:
     handler, network = variant
     reply = GetNetworkResponse.FromString(asyncio.run(handler.get_network(b"")))
     assert list(reply.layer_sizes) == [784, 16, 16, 10]

@@ -130,7 +130,7 @@ async def call_each(channel: aio.Channel, messages: Iterator[bytes]) -> set[grpc
     return codes
 
 
-def test_a_picture_with_damaged_exif_is_read_as_it_lies() -> None:
+def test_a_picture_with_damaged_exif_is_read_without_rotation() -> None:
     picture, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     Image.radial_gradient("L").resize((30, 40)).save(picture, "JPEG", exif=exif)

@@ -65,7 +65,7 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize(("request_", "images"), [row[1:] for row in ACCEPTED], ids=[row[0] for row in ACCEPTED])
-async def test_accepts(channel: aio.Channel, request_: bytes, images: int) -> None:
+async def test_valid_requests_are_accepted(channel: aio.Channel, request_: bytes, images: int) -> None:
     reply = await predict(channel, request_)
     assert (len(reply.digits), len(reply.activations), reply.model_version) == (images, images * 10, "1")
 
@@ -94,7 +94,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("request_", "code", "field", "sentence"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
-async def test_refuses(
+async def test_invalid_requests_are_rejected(
     channel: aio.Channel, request_: bytes, code: StatusCode, field: str | None, sentence: str
 ) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
@@ -203,7 +203,7 @@ async def test_a_passed_deadline_is_deadline_exceeded(channel: aio.Channel) -> N
     assert {error.code() for error in late} == {StatusCode.DEADLINE_EXCEEDED}
 
 
-async def test_large_batches_do_not_hold_up_small_requests(channel: aio.Channel, digits: np.ndarray) -> None:
+async def test_large_batches_do_not_delay_small_requests(channel: aio.Channel, digits: np.ndarray) -> None:
     large = message(np.tile(digits, (10, 1)).tobytes())
     replies = await asyncio.gather(
         *(predict(channel, large if i % 5 == 0 else message(digits[i % 100].tobytes())) for i in range(100))

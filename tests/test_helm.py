@@ -92,7 +92,7 @@ LABELS = ("labels", "matchLabels", "selector")
 
 @needs_kustomize
 @pytest.mark.parametrize(("settings", "folder"), [((), "base"), (PRODUCTION, "overlays/production")])
-def test_the_chart_renders_what_kustomize_builds(settings: tuple[str, ...], folder: str) -> None:
+def test_the_chart_renders_the_manifests_of_kustomize(settings: tuple[str, ...], folder: str) -> None:
     ours, theirs = comparable(rendered(*settings)), comparable(built(folder))
     assert set(ours) == set(theirs)
     for name, manifest in ours.items():

@@ -150,7 +150,7 @@ async def test_stop_lets_requests_finish_and_closes_idle_connections(model: Mode
             writer.close()
 
 
-async def test_stop_cancels_what_outlasts_the_grace(model: Model) -> None:
+async def test_stop_cancels_requests_that_outlast_the_grace(model: Model) -> None:
     async with running(model) as http:
         reader, writer = await http.connect()
         writer.write(infer_request())

@@ -97,7 +97,7 @@ def test_every_form_of_a_request_gets_the_answer_of_grpc(
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_outputs_are_binary_where_requested(client: Client, stub: GRPCInferenceServiceStub, digits: np.ndarray) -> None:
+def test_outputs_are_binary_on_request(client: Client, stub: GRPCInferenceServiceStub, digits: np.ndarray) -> None:
     expected = infer_over_grpc(stub, digits[:3])
     outputs = [{"name": "digit", "parameters": {"binary_data": True}}, {"name": "activations"}]
     for fields in (
@@ -132,7 +132,7 @@ def test_a_client_that_does_not_accept_gzip_gets_a_plain_response(
     assert len(reply.json["outputs"]) == len(OUTPUTS)
 
 
-def test_the_id_the_version_and_the_request_id_come_back(client: Client, digits: np.ndarray) -> None:
+def test_the_id_the_version_and_the_request_id_are_returned(client: Client, digits: np.ndarray) -> None:
     reply = client.post(
         "/v2/models/digits/versions/1/infer", infer_document(digits[:1], id="r7"), **{"x-request-id": "mine"}
     )
@@ -518,7 +518,7 @@ def multipart(*files: bytes) -> bytes:
     return b"".join(header + file + b"\r\n" for file in files) + b"--XX--\r\n"
 
 
-def test_without_the_option_there_is_no_http_port(model_path: Path) -> None:
+def test_the_http_port_is_off_by_default(model_path: Path) -> None:
     with serving(model_path) as service:
         assert all("http" not in line for line in service.lines if line["event"] == "serving")
 

@@ -97,7 +97,7 @@ async def test_a_watcher_sees_serving_and_then_not_serving_before_the_end(model_
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_skips_the_drain_wait_and_answers_what_is_in_flight(
+async def test_a_second_signal_skips_the_drain_wait_and_answers_calls_in_flight(
     model_path: Path, second: signal.Signals
 ) -> None:
     with serving(model_path, "--drain-wait", "600", "--shutdown-grace", "100") as service:
@@ -133,7 +133,7 @@ async def test_a_third_signal_ends_it_at_once(model_path: Path) -> None:
     assert service.lines[-1]["reason"].startswith("a third signal, SIG")
 
 
-async def test_an_open_watch_does_not_hold_up_the_stop(model_path: Path) -> None:
+async def test_an_open_watch_does_not_delay_the_stop(model_path: Path) -> None:
     with serving(model_path, "--shutdown-grace", "100") as service:
         async with aio.insecure_channel(service.address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())

@@ -27,7 +27,7 @@ IMAGES = "digits-100-images-idx3-ubyte"
 
 
 @given(arrays(np.uint8, array_shapes(max_dims=4)))
-def test_reads_back_what_it_wrote(tmp_path_factory: pytest.TempPathFactory, array: npt.NDArray[np.uint8]) -> None:
+def test_a_written_file_is_read_back(tmp_path_factory: pytest.TempPathFactory, array: npt.NDArray[np.uint8]) -> None:
     path = tmp_path_factory.mktemp("idx") / "array"
     mnist.write_idx(array, path)
     np.testing.assert_array_equal(mnist.read_idx(path), array)

@@ -381,7 +381,7 @@ def test_every_series_of_an_alert_exists_and_no_alert_fires(ask: Ask, transport:
 
 
 @needs_prometheus
-def test_the_autoscalers_metric_is_there_by_pod(ask: Ask) -> None:
+def test_the_metric_of_the_autoscaler_exists_by_pod(ask: Ask) -> None:
     series, query = adapted()
     (found,) = ask(series)
     assert POD.items() <= found["metric"].items()

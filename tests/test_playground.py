@@ -137,7 +137,7 @@ def drawn_seven() -> bytes:
 
 @needs_browser
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
-def test_the_page_computes_what_onnx_runtime_computes(
+def test_the_page_computes_the_results_of_onnx_runtime(
     browser: Chrome, make_model: Callable[..., Path], digits: np.ndarray, activation: str
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (100, 784), dtype=np.uint8)

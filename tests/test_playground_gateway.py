@@ -156,7 +156,7 @@ def test_the_served_models_are_described(page: str, digits: np.ndarray) -> None:
     assert get(page, "gateway") == {"services": 1}
 
 
-def test_the_network_comes_to_the_last_bit(page: str) -> None:
+def test_the_network_is_returned_to_the_last_bit(page: str) -> None:
     found = np.frombuffer(base64.b64decode(get(page, "network/0")["parameters"]), "<f4")
     trained = checkpoint.load(checkpoint.committed("sigmoid")).network
     expected = np.concatenate([array.reshape(-1) for array in trained.parameters().values()])

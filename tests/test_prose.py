@@ -69,6 +69,7 @@ PROGRAMS = {
     "messages": ("x.py", 'raise ValueError(f"{x}: nobody asked")\n', [1, 1]),
     "not names": ("x.py", 'x = "nobody"  # noqa: E501\n', []),
     "not programs": ("x.py", 'x = """\nnobody = lambda told: told\nnobody(1)\n"""\n', []),
+    "not recorded output": ("x.py", 'x = "[E:device] nobody told it"\n', []),
     "comments of Rust": ("x.rs", "//! A server\n//! that nobody runs.\nlet nobody = 1;\n/// Nobody.\n", [2, 4]),
     "comments of YAML": ("x.yml", "nobody: 1\n# nobody\n", [2]),
 }

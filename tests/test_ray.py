@@ -37,14 +37,14 @@ from test_grpc_api import (  # noqa: F401
     test_a_rejected_call_without_a_request_id_gets_one,
     test_a_stream_answers_every_message_in_order,
     test_a_stream_ends_at_its_first_malformed_message_with_the_replies_before_it,
-    test_accepts,
     test_an_unknown_method_is_unimplemented,
     test_any_bytes_over_the_socket_are_answered_or_rejected_never_internal,
     test_health_is_serving_under_each_name,
     test_health_of_an_unknown_service_is_not_found,
-    test_large_batches_do_not_hold_up_small_requests,
+    test_invalid_requests_are_rejected,
+    test_large_batches_do_not_delay_small_requests,
     test_reflection_describes_the_contract_to_clients_without_the_proto,
-    test_refuses,
+    test_valid_requests_are_accepted,
 )
 
 # The tests of a single server, with the cluster as their fixture `server`.
@@ -289,7 +289,7 @@ def void(_: object) -> None:
     """Discard the reply of a call."""
 
 
-def test_replicas_come_with_load_and_go_without_and_no_call_is_lost(
+def test_replicas_scale_with_the_load_and_no_call_is_lost(
     cluster: Cluster, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with DigitsClient(cluster.address) as client, Load(lambda: void(client.predict(digits[0])), 1) as steady:
@@ -312,7 +312,7 @@ def test_replicas_come_with_load_and_go_without_and_no_call_is_lost(
     assert set(steady.outcomes) == set(heavy.outcomes) == {"OK"}
 
 
-def test_another_model_comes_to_all_replicas_and_no_call_is_lost(
+def test_all_replicas_load_another_model_and_no_call_is_lost(
     cluster: Cluster, make_model: Callable[..., Path], digits: np.ndarray
 ) -> None:
     versions: Counter[str] = Counter()

@@ -200,7 +200,7 @@ def test_extensions_are_found_by_the_type_that_they_extend() -> None:
     assert index.symbols == {"google.api.http": "google/api/annotations.proto"}
 
 
-def test_a_file_comes_with_all_that_it_imports_once_and_first() -> None:
+def test_a_file_follows_its_imports_which_are_sent_once() -> None:
     imports = {"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}
     index = SymbolIndex(
         [descriptor_pb2.FileDescriptorProto(name=name, dependency=on) for name, on in imports.items()], []

@@ -129,7 +129,7 @@ def test_files_of_every_kind_in_one_folder(tmp_path: Path, model_path: Path, dig
     assert found["id"].to_pylist()[-1] == "pictures/11.png"
 
 
-def test_ids_come_from_the_column_that_is_named(tmp_path: Path, model_path: Path, digits: np.ndarray) -> None:
+def test_ids_are_those_of_the_named_column(tmp_path: Path, model_path: Path, digits: np.ndarray) -> None:
     ids = pa.array([None if i == 3 else 1000 + i for i in range(100)], pa.int64())
     write_parquet(tmp_path / "x.parquet", COLUMNS["binary"](digits), key=ids)
     assert score(tmp_path / "x.parquet", tmp_path / "out", model_path, "--id-column", "key").exit_code == 0

@@ -112,7 +112,7 @@ def test_the_probe_finds_a_service_healthy(server: ServiceProcess, service: str)
     assert "status: SERVING" in run(probe, f"-addr={server.address}", f"-service={service}", "-gzip")
 
 
-def test_the_probe_fails_on_a_service_that_there_is_not(server: ServiceProcess) -> None:
+def test_the_probe_fails_on_an_unknown_service(server: ServiceProcess) -> None:
     probe = toolchains.go_tool("grpc-health-probe")
     assert "NotFound" in run(probe, f"-addr={server.address}", "-service=digits.v2", status=RPC_FAILED)
 
