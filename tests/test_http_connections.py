@@ -393,7 +393,7 @@ def test_pipelined_requests_of_a_client_that_disconnects_do_not_run(model: Model
 )
 @pytest.mark.parametrize("part", [1, 1000], ids=["byte by byte", "whole"])
 async def test_a_request_to_upgrade_is_answered_as_if_without(model: Model, request_: bytes, part: int) -> None:
-    """The HTTP client of Java sends `upgrade: h2c` with its first request, whatever its body."""
+    """The HTTP client of Java sends `upgrade: h2c` with its first request, also with a body."""
     upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
     sent = b"POST /v2/repository/index HTTP/1.1\r\nhost: a\r\n" + upgrade + request_ + GET + upgrade + b"\r\n" + LIVE
     async with running(model) as http:
