@@ -1,4 +1,4 @@
-"""`POST /v1/explain` and `GET /v1/network`: what gRPC answers, as JSON, and every mistake by its message."""
+"""`POST /v1/explain` and `GET /v1/network`: the answers of gRPC as JSON, and the message of each mistake."""
 
 from __future__ import annotations
 

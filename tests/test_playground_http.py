@@ -1,4 +1,4 @@
-"""The page's client over HTTP: what it makes of servers that are none, and where it sends a token."""
+"""The page's client over HTTP: servers that are not digitserve, and the addresses that get a token."""
 
 from __future__ import annotations
 
