@@ -92,6 +92,24 @@ def test_a_broad_pen_becomes_thin_enough_for_the_holes_of_an_eight(side: int, pe
     assert max(np.ptp(np.argwhere(placed > 76), axis=0)) + 1 >= 18
 
 
+@pytest.mark.parametrize("side", [28, 64, 300])
+def test_a_faint_stroke_becomes_as_dark_as_the_others(side: int) -> None:
+    picture = Image.new("L", (side, side), 255)
+    draw = ImageDraw.Draw(picture)
+    draw.line([(0.3 * side, 0.15 * side), (0.7 * side, 0.15 * side)], 0, max(1, side // 14))
+    draw.line([(0.7 * side, 0.15 * side), (0.7 * side, 0.85 * side)], 120, max(1, side // 14))
+    rows = to_mnist(picture).reshape(28, 28).max(axis=1)
+    assert rows[14:25].min() >= 240, rows
+
+
+def test_a_digit_wider_than_high_becomes_narrower_than_high() -> None:
+    picture = Image.new("L", (300, 300), 255)
+    ImageDraw.Draw(picture).line([(60, 90), (240, 90), (150, 210)], 0, 14, joint="curve")
+    rows, columns = np.nonzero(to_mnist(picture).reshape(28, 28) > 76)
+    assert np.ptp(rows) + 1 >= 19
+    assert 16 <= np.ptp(columns) + 1 <= 19
+
+
 def test_a_thin_stroke_between_broad_ones_outlasts_their_thinning() -> None:
     picture = Image.new("L", (300, 300), 255)
     draw = ImageDraw.Draw(picture)

@@ -26,6 +26,15 @@ PEN, BROADEST_PEN = 2.3, 3.0
 """Pixels in the 20x20 box: the median of MNIST's pens, to which a thinner one is broadened; and what a broader one is
 thinned to, so that it does not fill the digit's holes."""
 
+WIDEST = 0.9
+"""Largest width over height. A wider digit is compressed to it: the network reads it more often."""
+
+PRESSURE_REACH = 2
+"""Pixels of the 28x28 around a pixel. The fullest ink among them becomes full."""
+
+FAINTEST_STROKE = 0.15
+"""Share of the fullest ink. A stroke below it stays fainter than the others."""
+
 _EDGE = 0.3
 """Share of the fullest ink from which a pixel is the digit's: the blur of a lens around it would make it smaller."""
 
@@ -61,9 +70,11 @@ def _extent(inked: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
 
 
 def _enlarged(digit: Grey) -> Grey:
-    """The digit with its longer side of 20 x `ENLARGEMENT`."""
-    scale = BOX * ENLARGEMENT / max(digit.shape)
-    height, width = (max(1, round(n * scale)) for n in digit.shape)
+    """The digit with its longer side of 20 x `ENLARGEMENT`, at most `WIDEST`."""
+    height, width = digit.shape
+    compressed = min(width, WIDEST * height)
+    scale = BOX * ENLARGEMENT / max(height, compressed)
+    height, width = (max(1, round(n * scale)) for n in (height, compressed))
     method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     picture = Image.fromarray(digit.astype(np.float32)).resize((width, height), method)
     return np.asarray(picture, np.float64).clip(0, 1)
@@ -113,12 +124,18 @@ def _placed(digit: Grey) -> Levels:
     scale = BOX / max(digit.shape)
     height, width = (max(1, round(n * scale)) for n in digit.shape)
     small = np.asarray(Image.fromarray(digit.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
-    small = small.astype(np.float64) * 255 / small.max()
+    small = _with_even_pressure(small.astype(np.float64) / small.max()) * 255
     placed = np.zeros((SIDE, SIDE), np.uint8)
     top, left = (round((SIDE - 1) / 2 - centre) for centre in _centre_of_mass(small))
     top, left = (min(max(at, 0), SIDE - n) for at, n in zip((top, left), small.shape, strict=True))
     placed[top : top + height, left : left + width] = small.round()
     return placed
+
+
+def _with_even_pressure(digit: Grey) -> Grey:
+    """Raise faint strokes to full ink: MNIST's digits were black and white before they were scaled."""
+    around = _grown(digit, PRESSURE_REACH)[PRESSURE_REACH:-PRESSURE_REACH, PRESSURE_REACH:-PRESSURE_REACH]
+    return np.asarray(digit / np.maximum(around, FAINTEST_STROKE))
 
 
 def _centre_of_mass(levels: npt.NDArray[np.floating | np.uint8]) -> tuple[float, float]:

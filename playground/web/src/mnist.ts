@@ -12,6 +12,9 @@ const EDGE = 0.3; // of the fullest ink: fainter pixels are no part of the digit
 const ENLARGEMENT = 8; // pixels for each of the 28x28, at which the pen is measured and changed
 const PEN = 2.3; // pixels in the box: the median of MNIST's pens, to which a thinner one is broadened
 const BROADEST_PEN = 3.0; // what a broader one is thinned to, so that it does not fill the digit's holes
+const WIDEST = 0.9; // largest width over height; a wider digit is compressed to it
+const PRESSURE_REACH = 2; // pixels of the 28x28 around a pixel; the fullest ink among them becomes full
+const FAINTEST_STROKE = 0.15; // of the fullest ink: a stroke below it stays fainter than the others
 
 export interface Grey { readonly width: number; readonly height: number; readonly data: Float64Array }
 
@@ -30,9 +33,9 @@ export function toMnist(levels: Grey): Centred | null {
   if (!bounds || Math.max(bounds.width, bounds.height) < SMALLEST * Math.max(levels.width, levels.height)) return null;
   const ink = { ...levels, data: levels.data.map((v) => (v >= FAINTEST_INK ? v / 255 : 0)) };
   const extent = boundsOf(ink, EDGE * largest(ink.data), true)!;
-  const { picture, left, top } = withAPenLikeMnists(enlarged(crop(ink, extent)));
-  const scale = Math.max(extent.width, extent.height) / (BOX * ENLARGEMENT);
-  const from = { x: extent.x + left * scale, y: extent.y + top * scale, width: picture.width * scale, height: picture.height * scale };
+  const large = enlarged(crop(ink, extent)), { picture, left, top } = withAPenLikeMnists(large);
+  const across = extent.width / large.width, down = extent.height / large.height;
+  const from = { x: extent.x + left * across, y: extent.y + top * down, width: picture.width * across, height: picture.height * down };
   return { ...place(picture), from, massBefore: centreOf(ink) };
 }
 
@@ -68,10 +71,10 @@ function crop(grey: Grey, { x, y, width, height }: { x: number; y: number; width
 
 const largest = (values: Float64Array): number => values.reduce((a, b) => Math.max(a, b), 0);
 
-/** The digit with its longer side of BOX x ENLARGEMENT. */
+/** The digit with its longer side of BOX x ENLARGEMENT, at most WIDEST. */
 function enlarged(digit: Grey): Grey {
-  const scale = BOX * ENLARGEMENT / Math.max(digit.width, digit.height);
-  const [width, height] = [digit.width, digit.height].map((n) => Math.max(1, halfToEven(n * scale)));
+  const compressed = Math.min(digit.width, WIDEST * digit.height), scale = BOX * ENLARGEMENT / Math.max(compressed, digit.height);
+  const [width, height] = [compressed, digit.height].map((n) => Math.max(1, halfToEven(n * scale)));
   const picture = resize(digit, width, height, scale < 1 ? BOX_FILTER : BICUBIC);
   picture.data.forEach((value, i) => { picture.data[i] = Math.min(1, Math.max(0, value)); });
   return picture;
@@ -144,7 +147,9 @@ function place(picture: Grey): Pick<Centred, "pixels" | "to" | "digit"> {
   const scale = BOX / Math.max(picture.width, picture.height);
   const width = Math.max(1, halfToEven(picture.width * scale)), height = Math.max(1, halfToEven(picture.height * scale));
   const digit = resize(picture, width, height), most = largest(digit.data);
-  digit.data.forEach((value, i) => { digit.data[i] = value * (255 / most); });
+  digit.data.forEach((value, i) => { digit.data[i] = value / most; });
+  const around = inner(grown(digit, PRESSURE_REACH), PRESSURE_REACH).data;
+  digit.data.forEach((value, i) => { digit.data[i] = value / Math.max(around[i], FAINTEST_STROKE) * 255; });
   const [cx, cy] = centreOf(digit), middle = (SIDE - 1) / 2;
   const x = Math.min(Math.max(halfToEven(middle - cx), 0), SIDE - width);
   const y = Math.min(Math.max(halfToEven(middle - cy), 0), SIDE - height);

@@ -47,6 +47,21 @@ test("a hairline is thickened to the breadth of MNIST's pens", () => {
   expect(ink(toMnist(drawing([50, 20, 2, 200]))!.pixels)).toBeGreaterThan(30);
 });
 
+test("a drawing wider than high is compressed, and all of it is moved", () => {
+  const { from, to } = toMnist(drawing([20, 100, 200, 20], [200, 100, 20, 100]))!;
+  expect(to.height).toBe(20);
+  expect(to.width).toBeLessThanOrEqual(19);
+  expect(from.x).toBeLessThanOrEqual(20);
+  expect(from.x + from.width).toBeGreaterThanOrEqual(220);
+});
+
+test("a faint stroke becomes as dark as the others", () => {
+  const levels = drawing([60, 40, 100, 20], [140, 40, 20, 160]);
+  for (let y = 80; y < 200; y += 1) levels.data.fill(130, y * SIZE + 140, y * SIZE + 160);
+  const rows = Array.from({ length: SIDE }, (_, y) => Math.max(...toMnist(levels)!.pixels.subarray(y * SIDE, (y + 1) * SIDE)));
+  expect(Math.min(...rows.slice(14, 25))).toBeGreaterThanOrEqual(240);
+});
+
 test("without centring the drawing stays where it is", () => {
   const [x] = centre(toUncentred(drawing([0, 0, 40, 200])));
   expect(x).toBeLessThan(4);
