@@ -99,7 +99,7 @@ def test_a_faint_stroke_becomes_as_dark_as_the_others(side: int) -> None:
     draw.line([(0.3 * side, 0.15 * side), (0.7 * side, 0.15 * side)], 0, max(1, side // 14))
     draw.line([(0.7 * side, 0.15 * side), (0.7 * side, 0.85 * side)], 120, max(1, side // 14))
     rows = to_mnist(picture).reshape(28, 28).max(axis=1)
-    assert rows[14:25].min() >= 240, rows
+    assert rows[14:25].min() >= 230, rows
 
 
 def test_a_digit_wider_than_high_becomes_narrower_than_high() -> None:

@@ -54,6 +54,45 @@ def test_an_answer_that_contradicts_the_holes_of_its_ink_has_a_warning(digit: in
     assert sure or f"the ink encloses {holes} area" in said[0]
 
 
+def ring(*, bar: bool = False, tilt: float = 0) -> Image.Image:
+    picture = Image.new("L", (300, 300), 230)
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((95, 50, 205, 250), outline=30, width=12)
+    if bar:
+        draw.line([(105, 160), (195, 155)], 30, 12)
+    return picture.rotate(tilt, fillcolor=230)
+
+
+def eight(tilt: float) -> Image.Image:
+    picture = Image.new("L", (300, 300), 230)
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((105, 40, 195, 145), outline=30, width=12)
+    draw.ellipse((95, 135, 205, 250), outline=30, width=12)
+    return picture.rotate(tilt, fillcolor=230)
+
+
+NO_WAIST = "answer: 8, but the outline has no waist; expected two loops"
+
+
+@pytest.mark.parametrize("tilt", [-10, 0, 10])
+def test_a_ring_with_a_bar_is_not_a_sure_eight(tilt: float) -> None:
+    (inspection,) = prepare_picture(ring(bar=True, tilt=tilt)).inspections
+    assert doubts(activations(d8=0.95), inspection) == (NO_WAIST,)
+    (inspection,) = prepare_picture(eight(tilt)).inspections
+    assert doubts(activations(d8=0.95), inspection) == ()
+
+
+def test_a_zero_is_not_warned_of_its_missing_waist() -> None:
+    (inspection,) = prepare_picture(ring()).inspections
+    assert doubts(activations(d0=0.95), inspection) == ()
+
+
+def test_the_eights_of_mnist_have_a_waist(digits: np.ndarray, labels: np.ndarray) -> None:
+    for digit in digits[labels == 8]:
+        (inspection,) = prepare_picture(Image.fromarray(digit.reshape(28, 28))).inspections
+        assert NO_WAIST not in doubts(activations(d8=0.95), inspection)
+
+
 def test_predictions_contain_second_sure_and_warnings_of_each_image() -> None:
     rows = np.stack([CLEAR, activations(d3=0.5, d5=0.45)])
     found = Predictions(rows.argmax(axis=1), rows, None, None, "1", "id", (Inspection(("picture: odd",)), Inspection()))

@@ -42,7 +42,8 @@ def inspect(ink: Grey) -> Inspection:
     """What is seen of the ink of one digit, (height, width) 0..1."""
     rows, columns = (np.flatnonzero((ink > _INKED * ink.max()).any(axis=axis)) for axis in (1, 0))
     digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Inspection(_describe(digit), _count_holes(digit > _INKED * ink.max()))
+    inked = digit > _INKED * ink.max()
+    return Inspection(_describe(digit), _count_holes(inked), _waist(inked))
 
 
 def _describe(ink: Grey) -> tuple[str, ...]:
@@ -73,6 +74,28 @@ def _count_holes(digit: Mask) -> int:
     doubled[:-1] &= doubled[1:]
     doubled[:, :-1] &= doubled[:, 1:]
     return sum(1 for part in label(doubled) if part.top > 0 and part.area > 4 * enough)
+
+
+def _waist(digit: Mask) -> float:
+    """Measure how far the left or right outline bends inwards between its bulges, as a share of the width."""
+    rows = digit[digit.any(axis=1)]
+    left, right = rows.argmax(axis=1), rows[:, ::-1].argmax(axis=1)
+    return max(_deepest_hollow(-left), _deepest_hollow(-right)) / digit.shape[1]
+
+
+def _deepest_hollow(outline: npt.NDArray[np.int64]) -> float:
+    """Measure the largest distance of an outline, in pixels, below the upper half of its convex hull."""
+    hull: list[tuple[int, int]] = []
+    for row, at in enumerate(outline.tolist()):
+        while len(hull) > 1 and _bends_up(hull[-2], hull[-1], (row, at)):
+            hull.pop()
+        hull.append((row, at))
+    rows, peaks = zip(*hull, strict=True)
+    return float((np.interp(np.arange(len(outline)), rows, peaks) - outline).max())
+
+
+def _bends_up(first: tuple[int, int], second: tuple[int, int], third: tuple[int, int]) -> bool:
+    return (second[1] - first[1]) * (third[0] - first[0]) <= (third[1] - first[1]) * (second[0] - first[0])
 
 
 def _parts(ink: Grey) -> list[Part]:

@@ -15,14 +15,21 @@ LOWEST_TOP, HIGHEST_SECOND = 0.6, 0.2
 _HOLES = {0: (0, 1), 1: (0,), 2: (0, 1), 3: (0,), 4: (0, 1), 5: (0,), 6: (0, 1), 7: (0,), 8: (1, 2), 9: (0, 1)}
 """How many areas of paper each digit encloses as people write it."""
 
+_LEAST_WAIST = 0.07
+"""Share of the width by which the outline of an 8 bends inwards between its loops. A ring with a bar has no waist."""
+
 Floats = npt.NDArray[np.float32]
 
 
 class Inspection(NamedTuple):
-    """The findings on one prepared picture: messages, and the number of areas that its ink encloses."""
+    """The findings on one prepared picture: messages, the number of areas that its ink encloses, and its waist.
+
+    The waist is the distance by which the outline bends inwards, as a share of the width.
+    """
 
     warnings: tuple[str, ...] = ()
     holes: int | None = None
+    waist: float | None = None
 
 
 def runners_up(activations: Floats) -> npt.NDArray[np.int64]:
@@ -40,4 +47,6 @@ def doubts(activations: Floats, inspection: Inspection) -> tuple[str, ...]:
         expected = " or ".join(map(str, _HOLES[digit]))
         areas = "1 area" if inspection.holes == 1 else f"{inspection.holes} areas"
         warnings.append(f"answer: {digit}, but the ink encloses {areas}; expected {expected}")
+    if digit == 8 and inspection.waist is not None and inspection.waist < _LEAST_WAIST:
+        warnings.append("answer: 8, but the outline has no waist; expected two loops")
     return tuple(warnings)
