@@ -34,13 +34,9 @@ PAGES = (
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
 SOURCES: tuple[str, ...] = (
-    *("service", "commandline", "digitserve", "playground", "ray_serve", "bench"),
-    *(f"client/digitserve_client/{name}.py" for name in ("__init__", "address", "base", "client", "connection")),
-    *(f"client/digitserve_client/{name}.py" for name in ("connection_diagnostics", "credentials", "messages")),
-    *(f"client/digitserve_client/{name}.py" for name in ("pixels", "uncertainty", "waiting")),
-    *("client/README.md", "native", "tests", "scripts", "export", "examples", "fuzz", "deploy", ".github", "proto"),
+    *("service", "commandline", "digitserve", "playground", "ray_serve", "bench", "client", "native", "tests", "scripts"),
+    *("export", "examples", "fuzz", "deploy", ".github", "proto", "docker-compose.yml"),
     *(f"compose.{name}.yml" for name in ("alertmanager", "gpu", "scale", "tls", "tokens", "webgpu")),
-    "docker-compose.yml",
 )
 """The folders and files of programs that `make prose` checks, likewise."""
 

@@ -1,4 +1,4 @@
-"""The connected parts of the ink, and which of them are the digit: not table, frame or specks."""
+"""Find the connected parts of the ink, and select the digit: no table, frame or specks."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 
 _LEAST_INSIDE = 0.3
-"""Share of the ink, by its nearness to the middle, that must lie inside before what runs off the edge is left out."""
+"""Share of the ink inside, weighted towards the middle, from which parts on the edge are omitted."""
 
 _LEAST_ON_EDGE = 0.1
-"""Share of the weightiest part's ink that a part on the edge must have where the digit itself runs off."""
+"""Share of the heaviest part's weight that a part on the edge needs, if the digit itself crosses the edge."""
 
 _BORDER = 0.1
-"""Nearness to the middle, 0..1, on average over a part on the edge, below which it only runs along it."""
+"""Mean weight, 0..1, of a part that crosses the edge; a part along the edge has less."""
 
 _SPECK = 1 / 20
 """Share of the largest part's area below which a part is a speck."""
 
 
 _LEAST_ENCLOSED = 0.15
-"""Share of a frame's height that a digit in it has; less is the dot in a 0, or dust."""
+"""Share of a frame's height that a digit in it has. A smaller part is the dot in a 0, or dust."""
 
 _NEARLY_ALL = 0.9
 
-
 _SMALLEST_BOX = 24
-"""Pixels of its shorter side: in less there is no room for a digit."""
+"""Pixels of a box's shorter side. A smaller box has no room for a digit."""
 
 
 class Part(NamedTuple):
@@ -98,7 +97,7 @@ def grown(mask: Mask) -> Mask:
 
 
 def without_edges(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
-    """Without what runs off the picture, such as a table beside the page, unless that is the digit; maybe none."""
+    """Omit parts that cross the edge, such as a table next to the page, unless they are the digit; maybe all."""
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) for n in shape)
     along = np.concatenate([[0], np.cumsum(columns)])
 
@@ -118,7 +117,7 @@ def without_edges(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
 
 
 def without_frames(parts: list[Part]) -> list[Part]:
-    """Without a line drawn around everything else: a box, or a circle."""
+    """Omit lines around the other parts: a box, or a circle."""
     return [part for part in parts if not is_frame(part, parts)]
 
 
@@ -142,7 +141,7 @@ def is_box(part: Part, shape: tuple[int, ...]) -> bool:
 
 
 def without_specks(parts: list[Part]) -> list[Part]:
-    """Without dust: what is small beside the largest part."""
+    """Omit dust: parts much smaller than the largest."""
     enough = _SPECK * max((part.area for part in parts), default=0)
     return [part for part in parts if part.area >= enough]
 

@@ -1,4 +1,4 @@
-"""The bytes of a picture -> its pixels, upright and grey; every error of Pillow becomes an ImageError."""
+"""Decode the bytes of a picture to upright, grey pixels; every error of Pillow becomes an ImageError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from digitserve_client.pixels import ImageError
 __all__ = ["FORMATS", "LARGEST_IMAGE", "cut_out", "decode", "open_undecoded", "to_grey", "upright"]
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-"""What is opened: of all that Pillow knows, not what starts other programs (EPS); AVIF and HEIF by their brand."""
+"""The formats that are opened, none of which starts other programs as EPS does; AVIF and HEIF by their brand."""
 
 LARGEST_IMAGE = 100_000_000  # pixels: more than any camera, less than a decompression bomb
 
@@ -28,14 +28,14 @@ _FLAT = 25
 """Grey levels within which an opaque part has one brightness."""
 
 _FULL_SCALES = (1, 255, 1023, 4095, 16383, 65535)
-"""What is white in floats and in 8, 10, 12, 14 and 16 bits: the least that holds the brightest pixel."""
+"""White in floats and in 8, 10, 12, 14 and 16 bits: the smallest scale that holds the brightest pixel."""
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 
 
 def decode(content: bytes) -> Image.Image:
-    """The picture in a file's content, decoded; ImageError for what is none, damaged or too large."""
+    """Decode the picture in a file's content; ImageError if it is no picture, damaged or too large."""
     picture = open_undecoded(content)
     if picture.width * picture.height > LARGEST_IMAGE:
         raise ImageError(_TOO_LARGE)
@@ -79,15 +79,15 @@ def _register_heif() -> None:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says the camera was held."""
+    """Rotate the picture by its EXIF orientation."""
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # noqa: BLE001 (as above; what is damaged is its EXIF)
+    except Exception:  # noqa: BLE001 (as above; its EXIF is damaged)
         return picture
 
 
 def to_grey(picture: Image.Image) -> Image.Image:
-    """Grey of 8 bits; what is transparent takes the opposite of the drawing's own brightness."""
+    """Convert to 8-bit grey; transparent pixels take the opposite of the drawing's own brightness."""
     try:
         return _to_grey(picture)
     except Exception as e:  # noqa: BLE001 (Pillow raises ValueError, OSError and more for modes that it cannot convert)

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 WORKING_SIDE = 256
-"""Pixels of the longer side while the ink is looked for: a photograph has more than that takes."""
+"""Pixels of the longer side during segmentation; a photograph has more than it needs."""
 
 LARGEST_FILE = 64 * 2**20
 
@@ -54,7 +54,7 @@ _IDX_IMAGES = b"\x00\x00\x08\x03"
 Pixels = npt.NDArray[np.uint8]
 Grey = npt.NDArray[np.float64]
 Polarity: TypeAlias = Literal["unknown", "light-on-dark"]
-"""What is known of a picture's ink: of a drawing on black, that it is the light."""
+"""The polarity of a picture's ink; a drawing on black is light on dark."""
 
 
 class NoDigitError(ImageError):
@@ -63,7 +63,7 @@ class NoDigitError(ImageError):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Images in MNIST's form, (n, 784), and for each what was seen of it; no `inspections` for an IDX file's."""
+    """Images in MNIST's form, (n, 784), and the inspection of each; no `inspections` for an IDX file."""
 
     pixels: Pixels
     inspections: tuple[Inspection, ...] = ()
@@ -89,7 +89,7 @@ def prepare_open(file: BinaryIO, *, each: bool = False) -> Prepared:
 
 
 def prepare_file(file: BinaryIO) -> Prepared:
-    """As `prepare_path`, for an open binary file, from where it stands."""
+    """As `prepare_path`, for an open binary file, from its current position."""
     name = getattr(file, "name", "the file")
     try:
         return prepare_open(file)
@@ -156,7 +156,7 @@ def _prepare(picture: Image.Image, polarity: Polarity, *, each: bool) -> Prepare
     else:
         ink = segmentation.find(_working(grey))
     if ink is None:
-        raise NoDigitError("shows no digit: nothing on it is darker or lighter than the rest")
+        raise NoDigitError("shows no digit: no part of it is darker or lighter than the rest")
     digits = layout.separate(ink) if each else [ink]
     pixels = np.stack([preparation.normalize(digit).reshape(-1) for digit in digits])
     return Prepared(pixels, tuple(layout.inspect(digit) for digit in digits))
@@ -168,7 +168,7 @@ def _working(grey: Image.Image) -> Grey:
 
 
 def _drawn(grey: Image.Image, smallest: float) -> Grey | None:
-    """The ink of a drawing, 0..1; None where it is all blank or smaller than that share of the side."""
+    """The ink of a drawing, 0..1; None if it is blank or smaller than that share of the side."""
     levels = _working(grey)
     inked = levels >= segmentation.FAINTEST_INK
     if not inked.any() or np.ptp(np.argwhere(inked), axis=0).max() + 1 < smallest * max(levels.shape):
@@ -178,7 +178,7 @@ def _drawn(grey: Image.Image, smallest: float) -> Grey | None:
 
 def _content(file: BinaryIO) -> bytes:
     try:
-        content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not tell
+        content = file.read(LARGEST_FILE + 1)  # not by its size, which a device or a pipe does not have
     except UnicodeDecodeError:
         content = None
     if not isinstance(content, bytes):

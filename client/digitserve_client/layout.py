@@ -18,20 +18,23 @@ _LEAST_HEIGHT = 0.45
 """Share of the highest part's height that another digit has; less is a dot, a comma or the sign between two."""
 
 _OVERLAP = 0.2
-"""Share of the narrower part's columns that it shares with another where both are strokes of one digit."""
+"""Share of the narrower part's columns that another part shares, if both are strokes of one digit."""
 
 _WIDEST = 1.5
+"""Largest width over height of one digit."""
+
 _MOST_PARTS = 5
-_SOLID = 0.75
-_SLENDER = 2.0
-"""Columns a row of one digit; parts of one digit; share of its box that is ink, and rows a column where it is a 1."""
+"""Largest number of parts of one digit."""
+
+_SOLID, _SLENDER = 0.75, 2.0
+"""Share of its box that a solid shape fills. Height over width of a 1, which may fill its box."""
 
 _SMALLEST_HOLE = 1 / 400
 """Share of the digit's larger side, squared."""
 
 
 def separate(ink: Grey) -> list[Grey]:
-    """The ink of each digit, from left to right; what is too small for a digit is left out where there are several."""
+    """Return the ink of each digit, from left to right. Omit parts too small for a digit if there are several."""
     groups = _groups(_parts(ink))
     if len(groups) == 1:
         return [ink]
@@ -39,7 +42,7 @@ def separate(ink: Grey) -> list[Grey]:
 
 
 def inspect(ink: Grey) -> Inspection:
-    """What is seen of the ink of one digit, (height, width) 0..1."""
+    """Inspect the ink of one digit, (height, width) 0..1."""
     rows, columns = (np.flatnonzero((ink > _INKED * ink.max()).any(axis=axis)) for axis in (1, 0))
     digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     inked = digit > _INKED * ink.max()
@@ -47,7 +50,7 @@ def inspect(ink: Grey) -> Inspection:
 
 
 def _describe(ink: Grey) -> tuple[str, ...]:
-    """What speaks against the ink being one digit, each a sentence."""
+    """List the evidence against one digit, as messages."""
     parts = _parts(ink)
     groups = _groups(parts)
     if len(groups) > 1:
@@ -66,10 +69,10 @@ def _describe(ink: Grey) -> tuple[str, ...]:
 
 
 def _count_holes(digit: Mask) -> int:
-    """The areas of paper that the ink encloses: one in a 0, 6 and 9, two in an 8."""
+    """Count the areas of paper that the ink encloses: 1 in a 0, 6 and 9, 2 in an 8."""
     outside = np.pad(~digit, 1, constant_values=True)
     enough = _SMALLEST_HOLE * max(digit.shape) ** 2
-    # Paper is connected over sides alone where ink is over corners too: each row is set apart by half a step.
+    # Ink is connected over corners too, paper over sides only: double the pixels, and thin the paper.
     doubled = outside.repeat(2, axis=0).repeat(2, axis=1)
     doubled[:-1] &= doubled[1:]
     doubled[:, :-1] &= doubled[:, 1:]
@@ -80,7 +83,7 @@ def _waist(digit: Mask) -> float:
     """Measure how far the left or right outline bends inwards between its bulges, as a share of the width."""
     rows = digit[digit.any(axis=1)]
     left, right = rows.argmax(axis=1), rows[:, ::-1].argmax(axis=1)
-    return max(_deepest_hollow(-left), _deepest_hollow(-right)) / digit.shape[1]
+    return float(max(_deepest_hollow(-left), _deepest_hollow(-right)) / digit.shape[1])
 
 
 def _deepest_hollow(outline: npt.NDArray[np.int64]) -> float:
@@ -103,7 +106,7 @@ def _parts(ink: Grey) -> list[Part]:
 
 
 def _groups(parts: list[Part]) -> list[list[Part]]:
-    """The parts by the digit that they belong to, from left to right."""
+    """Group the parts by digit, from left to right."""
     groups: list[list[Part]] = []
     for part in sorted(parts, key=lambda each: each.left):
         if groups and _share_columns(groups[-1], part):

@@ -1,7 +1,7 @@
-"""Ink, as segmentation found it -> 28x28 pixels in MNIST's form.
+"""Convert the ink of one digit to 28x28 pixels in MNIST's form.
 
-MNIST's page (LeCun, Cortes, Burges: "The MNIST database of handwritten digits") gives the form: the digit is scaled
-into 20x20 pixels with its proportions kept, and put into 28x28 so that its centre of mass is in the middle.
+MNIST's page defines the form (LeCun, Cortes, Burges: "The MNIST database of handwritten digits"). The digit is scaled
+into 20x20 pixels, and placed in 28x28 with its centre of mass in the middle.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ BOX = 20
 """Pixels of the longer side of the digit."""
 
 ENLARGEMENT = 8
-"""The pen is measured and changed at this many pixels for each of the 28x28, so that a step is a fraction of one."""
+"""Pixels for each of the 28x28, at which the pen is measured and changed in fractions of a pixel."""
 
 PEN, BROADEST_PEN = 2.3, 3.0
-"""Pixels in the 20x20 box: the median of MNIST's pens, to which a thinner one is broadened; and what a broader one is
-thinned to, so that it does not fill the digit's holes."""
+"""Pixels in the 20x20 box. The first is the median of MNIST's pens; a thinner pen is broadened to it. A pen broader
+than the second is thinned to it, so that the digit's holes stay open."""
 
 WIDEST = 0.9
 """Largest width over height. A wider digit is compressed to it: the network reads it more often."""
@@ -41,14 +41,14 @@ _EDGE = 0.3
 _LARGEST_SIDES = range(18, 22)
 _FARTHEST_FROM_MIDDLE = 1.1
 _LEAST_PEAK = 200
-"""What all of MNIST's test digits keep to: pixels of the longer side, pixels of the centre of mass, brightest level."""
+"""The limits of MNIST's test digits: longer side, distance of the centre of mass in pixels, brightest level."""
 
 Levels = npt.NDArray[np.uint8]
 Grey = npt.NDArray[np.float64]
 
 
 def is_in_mnist_form(levels: Levels) -> bool:
-    """Whether a picture, light on black, is a digit as MNIST has them: its size, its place and its contrast."""
+    """Whether a picture, light on black, has the size, place and contrast of MNIST's digits."""
     if levels.shape != (SIDE, SIDE) or np.median(levels) > 0 or levels.max() < _LEAST_PEAK:
         return False
     rows, columns = _extent(levels > 0)
@@ -83,13 +83,13 @@ def _enlarged(digit: Grey) -> Grey:
 def _with_a_pen_like_mnists(digit: Grey) -> Grey:
     pen = pen_width(digit) / ENLARGEMENT
     target = min(max(pen, PEN), BROADEST_PEN)
-    # The digit is scaled by what its outline gains or loses, and its pen with it.
+    # A changed outline changes the scale of the digit, and of its pen.
     by = round((target - pen) * BOX / (BOX - target) * ENLARGEMENT / 2)
     return _grown(digit, by) if by >= 0 else _thinned(digit, -by)
 
 
 def _thinned(digit: Grey, by: int) -> Grey:
-    """The digit thinned by so many pixels on all sides; a stroke too thin to outlast it stays as it is."""
+    """Thin the digit by this number of pixels on all sides; strokes that would vanish keep their width."""
     padded = np.pad(digit, 2 * by)
     eroded = 1 - _grown(1 - padded, by)[by:-by, by:-by]
     opened = _grown(eroded, by)[by:-by, by:-by]
@@ -107,7 +107,7 @@ def pen_width(digit: Grey) -> float:
 
 
 def _grown(digit: Grey, by: int) -> Grey:
-    """The digit grown by so many pixels on all sides: by squares and crosses in turn, which together make octagons."""
+    """Grow the digit by this number of pixels on all sides, by crosses and squares in turn, which form octagons."""
     grown = np.pad(digit, by)
     for step in range(by):
         around = np.pad(grown, 1)
@@ -120,7 +120,7 @@ def _grown(digit: Grey, by: int) -> Grey:
 
 
 def _placed(digit: Grey) -> Levels:
-    """The enlarged digit scaled into 20x20 and put into 28x28 by its centre of mass."""
+    """Scale the enlarged digit into 20x20, and place it in 28x28 by its centre of mass."""
     scale = BOX / max(digit.shape)
     height, width = (max(1, round(n * scale)) for n in digit.shape)
     small = np.asarray(Image.fromarray(digit.astype(np.float32)).resize((width, height), Image.Resampling.BOX))

@@ -1,4 +1,4 @@
-"""Ruled and squared paper: straight lines from edge to edge of the picture, taken out of the ink."""
+"""Erase the lines of ruled and squared paper: straight lines from edge to edge of the picture."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Grey = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 SMALLEST_PICTURE = 64
-"""Pixels of the shorter side below which a line cannot be told from a stroke."""
+"""Pixels of the shorter side below which lines and strokes look alike."""
 
 _FAINTEST_LINE = 0.15
 """Share of the pen's rise over the paper; below it, the level alone distinguishes paper from ink."""
 
 _AS_DARK_AS_PEN = 0.7
 _FEWEST_DARK = 3
-"""A line as dark as the pen may be a stroke, such as the base of a 2 cut out tightly; three of them are paper."""
+"""Lines as dark as the pen, from which they are paper. One may be a stroke, such as the base of a tightly cut 2."""
 
 _STEEPEST = 0.12
 _UNBROKEN = 0.9
 _THICKEST = 1 / 24
-"""Of a line: rows a column, share of its length that has ink, share of the picture's side."""
+"""Limits of a line: rows per column, share of its length with ink, thickness as a share of the picture's side."""
 
 
 class Line(NamedTuple):
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 def erase(rise: Grey) -> Grey:
-    """The rise over the paper without such lines, rows and columns; strokes that cross them stay whole."""
+    """Erase such lines, rows and columns, from the rise over the paper; strokes that cross them stay whole."""
     if min(rise.shape) < SMALLEST_PICTURE:
         return rise
     pen = float(np.percentile(rise, 99.5))
@@ -45,7 +45,7 @@ def erase(rise: Grey) -> Grey:
 
 
 def erase_box(rise: Grey, pen: float) -> Grey:
-    """The rise within the outline of a box without its four sides, for a pen that rises so far."""
+    """Erase the four sides of a box from the rise within its outline; `pen` is the pen's rise."""
     inset = max(2, min(rise.shape) // 10)  # beyond the sides that are crossed
 
     def sides(values: Grey) -> list[Line]:
@@ -104,7 +104,7 @@ def _runs(column: Mask) -> list[tuple[int, int]]:
 
 
 def _erased(rise: Grey, lines: list[Line], pen: float) -> Grey:
-    """The rise without the lines; where a stroke crosses one, it goes on from its one side to the other."""
+    """Erase the lines from the rise; a stroke that crosses a line stays connected."""
     erased = rise.copy()
     height, width = rise.shape
     row, columns = np.arange(height)[:, None], np.arange(width)

@@ -1,4 +1,4 @@
-"""A grey picture -> where its ink is: paper and light taken away, frames, edges and specks left out."""
+"""Find the ink of a grey picture: subtract paper and light; omit frames, edges and specks."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FAINTEST_INK = 25.0
-"""Grey levels, of 255, between ink and paper below which a page is blank."""
+"""Grey levels, of 255, between ink and paper. A page with less contrast is blank."""
 
 _FAINTEST_OUTLINE = 0.2
 """Share of the pen's rise over the paper."""
 
 _FAINTER, _LEAST_DARK = 0.6, 0.3
-"""Share of the threshold over which ink counts where it goes on from darker, which must be that share of the whole."""
+"""Share of the threshold for the faint ends of strokes, and the share of a stroke that must exceed the threshold."""
 
 _SMALLEST_OUTLINE = 0.15
 """Share of the picture's longer side."""
 
 _LEAST_IN_BOX = 0.3
-"""Share of a box's height that a digit in it has; where less is left, the box was the digit."""
+"""Share of a box's height that a digit in it has. If less remains, the box was the digit."""
 
 _FAINTEST_OF_PEAK = 0.06
 """Share of the darkest ink below which a drawing's pixel is noise, such as JPEG's."""
@@ -50,10 +50,10 @@ _COARSE = 64
 """Pixels of the longer side on which light and paper are judged: they change slowly."""
 
 _WIDER_THAN_A_STROKE = 25
-"""Coarse pixels: what is darker than its surroundings and narrower than this is ink, not shadow."""
+"""Coarse pixels. A dark area narrower than this is ink, not shadow."""
 
 _MOST_GAIN = 3.0
-"""How much darker a shadow may be than the light for the ink in it to count as much."""
+"""Largest factor by which ink in a shadow is amplified."""
 
 Grey = npt.NDArray[np.float64]
 Levels = npt.NDArray[np.uint8]
@@ -76,7 +76,7 @@ def find(grey: Grey) -> Grey | None:
 
 
 def _without_outlines(rise: Grey) -> Grey:
-    """The rise without boxes and circles around the digit, though fainter than the pen or touched by it."""
+    """Erase boxes and circles around the digit, also those fainter than the pen or touched by it."""
     pen = float(np.percentile(rise, 99.5))
     rise = rise.copy()
     for part in label(rise > _FAINTEST_OUTLINE * pen):
@@ -94,7 +94,7 @@ def _without_outlines(rise: Grey) -> Grey:
 
 
 def _with_fainter_ends(rise: Grey, threshold: float) -> Mask:
-    """What rises over the threshold, and what is a little fainter and connected with it, as where a pen is lifted."""
+    """Mask the ink over the threshold, and fainter ink connected to it, as at the end of a stroke."""
     inked = rise > threshold
     noise = 1.4826 * float(np.median(np.abs(rise - np.median(rise))))  # its standard deviation, were it Gaussian
     fainter = max(_FAINTER * threshold, 4 * noise)
@@ -116,9 +116,9 @@ def _soft(rise: Grey) -> tuple[Grey, float]:
 
 
 def _on_clean_ground(grey: Grey) -> Grey | None:
-    """The ink of a drawing or a binarized scan, whose ground is all black or all white, else None.
+    """The ink of a drawing or a binarized scan, on all black or all white ground, else None.
 
-    There is no light to even out, and what runs off the edge is the digit.
+    There is no light to even out, and ink that crosses the edge is the digit's.
     """
     ground = float(np.median(grey))
     if ground not in (0, 255):
@@ -133,12 +133,12 @@ def _on_clean_ground(grey: Grey) -> Grey | None:
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
-    """Whether what stands out most from the median of its surroundings is the lighter."""
+    """Whether the strongest deviations from the median of their surroundings are lighter."""
     coarse = _resized(grey, _COARSE // 2)
     surroundings = np.asarray(_image(coarse).filter(ImageFilter.MedianFilter(_COARSE // 4 + 1)), dtype=np.float64)
     off = grey - _resized(surroundings, max(grey.shape), grey.shape)
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) for n in grey.shape)
-    # Cubes, so that little ink outweighs much noise; less towards the edges, where a table beside the page may show.
+    # Cubes, so that little ink outweighs much noise; less near the edges, as they may show a table next to the page.
     return float(rows @ off**3 @ columns) > 0
 
 
@@ -148,7 +148,7 @@ def _over_paper(grey: Grey) -> Grey:
         return grey - _paper(grey)
     darkness = 255.0 - grey
     paper = _paper(darkness)
-    light = 255.0 - paper  # what falls on the paper falls on the ink too
+    light = 255.0 - paper  # the ink receives the same light as the paper
     return (darkness - paper) * np.clip(np.percentile(light, 90) / np.maximum(light, 1), 1, _MOST_GAIN)
 
 
@@ -157,15 +157,15 @@ def _paper(rise: Grey) -> Grey:
     coarse = np.asarray(_image(_resized(rise, _COARSE)))
     margin = _WIDER_THAN_A_STROKE
     padded = np.pad(coarse, margin, mode="edge")
-    # A pixel more is added than was taken, so that no line is left where page and table, or light and shadow, meet.
+    # A pixel more is added than was taken: no line remains between page and table, or light and shadow.
     opened = _over_squares(np.max, margin + 2, _over_squares(np.min, margin, padded))
     return _resized(opened[margin:-margin, margin:-margin].astype(np.float64), max(rise.shape), rise.shape)
 
 
 def _over_squares(extreme: Callable[..., Levels], side: int, values: Levels) -> Levels:
-    """The least or the greatest of the square around each value, along one axis and then the other.
+    """The minimum or maximum of the square around each value, along one axis and then the other.
 
-    Pillow's rank filter does the same in fifty times the time, which a person who is drawing would feel.
+    Pillow's rank filter computes the same in 50 times the time, a visible delay while drawing.
     """
     padded = np.pad(values, side // 2, mode="edge")
     rows = extreme(sliding_window_view(padded, side, axis=0), axis=-1)
@@ -185,7 +185,7 @@ def _image(values: Grey) -> Image.Image:
 
 
 def _otsu(values: Grey) -> float:
-    """The level that best parts the values in two: largest variance between the parts (Otsu, 1979)."""
+    """The level with the largest variance between the values below and above it (Otsu, 1979)."""
     counts, edges = np.histogram(np.clip(values, 0, 255), bins=256, range=(0, 256))
     weight = np.cumsum(counts)
     mean = np.cumsum(counts * edges[:-1])
