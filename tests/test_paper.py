@@ -79,3 +79,23 @@ def test_the_ink_in_a_hard_shadow_counts_as_much_as_in_the_light(digit: int) -> 
     levels = np.asarray(draw_digits([digit]), float)
     for shadow in (X > 210, 0.4 * X + Y > 270, (X > 280) & (Y > 280)):
         assert difference(Image.fromarray(np.where(shadow, 0.55 * levels, levels).astype(np.uint8)), digit) < 14
+
+
+@pytest.mark.parametrize("ground", [225, 255])
+@pytest.mark.parametrize("digit", [0, 1, 4, 7])
+def test_an_underline_is_left_out(digit: int, ground: int) -> None:
+    levels = np.where(np.asarray(draw_digits([digit])) > 200, ground, 40).astype(np.uint8)
+    bottom = np.nonzero(levels < 100)[0].max()
+    underlined = np.where((bottom + 25 < Y) & (bottom + 35 > Y) & (X > 140) & (X < 260), 40, levels)
+    plain = to_mnist(Image.fromarray(levels)).astype(int)
+    assert np.abs(to_mnist(Image.fromarray(underlined.astype(np.uint8))) - plain).mean() < 2
+
+
+@pytest.mark.parametrize("digit", [4, 7])
+def test_a_small_digit_stands_out_from_uneven_paper(digit: int) -> None:
+    small = draw_digits([digit]).resize((SIZE // 3, SIZE // 3), Image.Resampling.BOX)
+    page = Image.new("L", (SIZE, SIZE), 225)
+    page.paste(small, (SIZE // 3, SIZE // 3))
+    waves = 22 * np.sin(X / 9) * np.sin(Y / 11)
+    crumpled = (np.asarray(page, float) * 0.8 + waves).clip(0, 255).astype(np.uint8)
+    assert difference(Image.fromarray(crumpled), digit) < 14

@@ -30,6 +30,9 @@ _LEAST_ENCLOSED = 0.15
 
 _NEARLY_ALL = 0.9
 
+_FLATTEST, _LEAST_GAP = 0.35, 0.08
+"""Largest height over width of an underline; its smallest distance from the digit, as a share of the digit's height."""
+
 _SMALLEST_BOX = 24
 """Pixels of a box's shorter side. A smaller box has no room for a digit."""
 
@@ -77,7 +80,12 @@ class Part(NamedTuple):
 
 def digit_mask(inked: Mask) -> Mask:
     """The ink of the digit alone."""
-    return to_mask(without_specks(without_frames(without_edges(label(inked), inked.shape))), inked.shape)
+    return to_mask(digit_parts(without_edges(label(inked), inked.shape)), inked.shape)
+
+
+def digit_parts(parts: list[Part]) -> list[Part]:
+    """Omit frames, specks and an underline."""
+    return without_underline(without_specks(without_frames(parts)))
 
 
 def to_mask(parts: Iterable[Part], shape: tuple[int, ...]) -> Mask:
@@ -138,6 +146,17 @@ def is_box(part: Part, shape: tuple[int, ...]) -> bool:
     near = max(1, round(0.1 * min(mask.shape)))
     sides = (mask[:near].any(0), mask[-near:].any(0), mask[:, :near].any(1), mask[:, -near:].any(1))
     return min(float(side.mean()) for side in sides) > _NEARLY_ALL
+
+
+def without_underline(parts: list[Part]) -> list[Part]:
+    """Omit a flat line below the digit, as under a 6 or a 9."""
+    lowest = max(parts, key=lambda part: part.bottom, default=None)
+    above = [part for part in parts if part is not lowest]
+    if lowest is None or not above:
+        return parts
+    top, bottom = min(part.top for part in above), max(part.bottom for part in above)
+    is_flat = lowest.height < _FLATTEST * lowest.width and lowest.width > _FLATTEST * (bottom - top)
+    return above if is_flat and lowest.top - bottom >= _LEAST_GAP * (bottom - top) else parts
 
 
 def without_specks(parts: list[Part]) -> list[Part]:

@@ -13,13 +13,12 @@ from digitserve_client import rulings
 from digitserve_client.components import (
     Mask,
     digit_mask,
+    digit_parts,
     grown,
     is_box,
     is_frame,
     label,
     to_mask,
-    without_frames,
-    without_specks,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +45,9 @@ _FAINTEST_OF_PEAK = 0.06
 _MOST_SHADOW = 0.2
 """Share of a picture that may be a little darker than white before it is a photograph, over-exposed."""
 
+_UNEVEN = 3.0
+"""Ratio of the darkest ink to Otsu's level, from which that level separates the paper's own light and dark areas."""
+
 _COARSE = 64
 """Pixels of the longer side on which light and paper are judged: they change slowly."""
 
@@ -65,7 +67,7 @@ def find(grey: Grey) -> Grey | None:
     if drawn is not None:
         return drawn
     rise = _without_outlines(rulings.erase(_over_paper(grey)))
-    inked = rise > _otsu(rise)
+    inked = rise > _ink_level(rise)
     if not inked.any() or rise[inked].mean() - np.median(rise[~inked]) < FAINTEST_INK:
         return None
     soft, threshold = _soft(rise)
@@ -108,7 +110,7 @@ def _with_fainter_ends(rise: Grey, threshold: float) -> Mask:
 
 def _soft(rise: Grey) -> tuple[Grey, float]:
     """The rise as ink 0..1, and the rise from which a pixel is more ink than paper."""
-    threshold = _otsu(rise)
+    threshold = _ink_level(rise)
     full = float(np.percentile(rise[rise > threshold], 75))
     # The printed lines of an exercise book are ink too, but fainter than the pen.
     threshold = max(threshold, 0.4 * full)
@@ -129,7 +131,7 @@ def _on_clean_ground(grey: Grey) -> Grey | None:
     if peak < FAINTEST_INK or shadow.mean() > _MOST_SHADOW:
         return None
     soft, _ = _soft(rise)
-    return np.where(to_mask(without_specks(without_frames(label(grown(soft > 0)))), grey.shape), soft, 0.0)
+    return np.where(to_mask(digit_parts(label(grown(soft > 0))), grey.shape), soft, 0.0)
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
@@ -182,6 +184,17 @@ def _resized(values: Grey, side: int, shape: tuple[int, ...] | None = None) -> G
 
 def _image(values: Grey) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def _ink_level(rise: Grey) -> float:
+    """The rise between paper and ink; a small digit on uneven paper has much darker ink than Otsu's level."""
+    level = _otsu(rise)
+    darker = rise[rise > level]
+    if not darker.size:
+        return level
+    second = _otsu(darker)
+    ink = darker[darker > second]
+    return second if ink.size and ink.mean() > _UNEVEN * max(level, 1) else level
 
 
 def _otsu(values: Grey) -> float:
