@@ -34,7 +34,18 @@ PAGES = (
 """The pages that `make prose` checks. A page joins the list when it has no findings."""
 
 SOURCES: tuple[str, ...] = (
-    *("service", "commandline", "digitserve", "playground", "ray_serve", "bench", "client", "native", "tests", "scripts"),
+    *(
+        "service",
+        "commandline",
+        "digitserve",
+        "playground",
+        "ray_serve",
+        "bench",
+        "client",
+        "native",
+        "tests",
+        "scripts",
+    ),
     *("export", "examples", "fuzz", "deploy", ".github", "proto", "docker-compose.yml"),
     *(f"compose.{name}.yml" for name in ("alertmanager", "gpu", "scale", "tls", "tokens", "webgpu")),
 )
