@@ -5,10 +5,11 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Modules of the crate. The rest of a variant are stand-ins.
-const REAL: [&str; 8] = ["budget", "call", "charges", "inline", "lane", "queue", "responder", "response"];
+const REAL: [&str; 10] =
+    ["budget", "call", "charges", "inline", "lane", "pixels", "queue", "regions", "responder", "response"];
 const STAND_INS: [&str; 3] = ["python_host", "runner", "server_state"];
 /// Modules that get `src/variant/*_search.rs` as a child, which can use their private items.
-const SEARCHED: [&str; 2] = ["budget", "queue"];
+const SEARCHED: [&str; 3] = ["budget", "queue", "regions"];
 
 struct Mistake {
     name: &'static str,
@@ -17,7 +18,7 @@ struct Mistake {
     wrong: &'static str,
 }
 
-const MISTAKES: [Mistake; 11] = [
+const MISTAKES: [Mistake; 12] = [
     // A deadlock that once occurred: an expired request is failed, which calls Python, with the lane locked.
     Mistake {
         name: "fails_locked",
@@ -51,8 +52,9 @@ const MISTAKES: [Mistake; 11] = [
     Mistake {
         name: "rest_kept",
         module: "queue",
-        right: "if !requests.is_empty() {\n            self.large_ready.notify_one();\n        }",
-        wrong: "",
+        right: "if !requests.is_empty() {\n            self.large_ready.notify_one();\n        }\n        drop(requests);\n        \
+                self.release(dequeued)",
+        wrong: "drop(requests);\n        self.release(dequeued)",
     },
     Mistake {
         name: "wrong_thread_woken",
@@ -77,6 +79,13 @@ const MISTAKES: [Mistake; 11] = [
         module: "budget",
         right: "notified.as_mut().enable();\n            if self.has_capacity(bytes) {\n                return;\n            }",
         wrong: "if self.has_capacity(bytes) {\n                return;\n            }",
+    },
+    Mistake {
+        name: "written_unregistered",
+        module: "regions",
+        right: "let is_registered = self.region.is_registered.read().unwrap_or_else(PoisonError::into_inner);\n        \
+                if !*is_registered {",
+        wrong: "if !*self.region.is_registered.read().unwrap_or_else(PoisonError::into_inner) {",
     },
     Mistake {
         name: "charge_kept",

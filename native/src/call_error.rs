@@ -4,6 +4,7 @@ use bytes::Bytes;
 use pyo3::prelude::*;
 
 use crate::auth::AuthError;
+use crate::region_error::RegionError;
 
 #[derive(Debug)]
 pub enum CallError {
@@ -17,6 +18,8 @@ pub enum CallError {
     ServerStopping,
     MalformedMessage,
     Unauthenticated(AuthError),
+    /// A tensor in shared memory cannot be read or written.
+    Region(RegionError),
     /// An exception that Python raised.
     Exception(Py<PyAny>),
 }
@@ -28,6 +31,7 @@ impl CallError {
             Self::ServerStopping => Self::ServerStopping,
             Self::MalformedMessage => Self::MalformedMessage,
             Self::Unauthenticated(error) => Self::Unauthenticated(*error),
+            Self::Region(error) => Self::Region(error.clone()),
             Self::Overloaded { queued_images, max_queued_images, retry_after } => Self::Overloaded {
                 queued_images: *queued_images,
                 max_queued_images: *max_queued_images,

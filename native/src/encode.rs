@@ -100,21 +100,29 @@ impl Tensors<'_> {
             + id_len(self.id)
             + if self.in_stream { field_len(FINAL_RESPONSE.len()) } else { 0 }
             + outputs
-                .map(|output| field_len(tensor_metadata_len(output, images)) + field_len(output.byte_len(images)))
+                .map(|output| {
+                    field_len(tensor_metadata_len(output, images)) + field_len(self.outputs.reply_len(output, images))
+                })
                 .sum::<usize>()
     }
 
-    /// One entry of `raw_output_contents`.
+    /// One entry of `raw_output_contents`, which is empty for an output in shared memory.
     fn put_contents(&self, out: &mut BytesMut, output: OutputTensor, predictions: &Predictions) {
-        let Rows { first, images } = self.rows;
-        put_field_header(out, 6, output.byte_len(images));
-        if output == OutputTensor::Digit {
-            for digit in &predictions.digits[first..first + images] {
-                out.put_i64_le(i64::from(*digit));
-            }
-        } else {
-            put_floats(out, predictions.layer_rows(output, self.rows));
+        put_field_header(out, 6, self.outputs.reply_len(output, self.rows.images));
+        if !self.outputs.is_placed(output) {
+            put_values(out, output, predictions, self.rows);
         }
+    }
+}
+
+/// Writes the values of an output as Open Inference Protocol and Triton's shared memory have them, little-endian.
+pub fn put_values(out: &mut BytesMut, output: OutputTensor, predictions: &Predictions, rows: Rows) {
+    if output == OutputTensor::Digit {
+        for digit in &predictions.digits[rows.first..rows.first + rows.images] {
+            out.put_i64_le(i64::from(*digit));
+        }
+    } else {
+        put_floats(out, predictions.layer_rows(output, rows));
     }
 }
 

@@ -3,27 +3,45 @@
 use crate::inference::{to_digit, Predictions, CLASSES, HIDDEN, PIXELS};
 use crate::lane::Entry;
 use crate::message::Span;
+use crate::pixels::Pixels;
+use crate::region_error::RegionError;
+use crate::regions::RegionSlice;
 use crate::session::{OutputRows, Session, MAX_RUN};
 
 /// The images of one run at most, reused by all runs of a thread.
 pub struct FloatBatch {
     pixels: Vec<f32>,
+    /// The elements of `pixels` that the next run has so far.
+    filled: usize,
     digits: Vec<i64>,
+    /// Bytes of shared memory, before they are converted; empty until they are needed.
+    bytes: Vec<u8>,
+}
+
+/// An entry of the batch that could not be read, by its index; it has no predictions.
+pub type Unread = (usize, RegionError);
+
+/// Why an entry is not added to the batch.
+enum AddError {
+    /// Its pixels cannot be read.
+    Region(RegionError),
+    /// The run of a part failed.
+    Run(String),
 }
 
 impl FloatBatch {
     pub fn new() -> Self {
-        Self { pixels: vec![0.0; MAX_RUN * PIXELS], digits: vec![0; MAX_RUN] }
+        Self { pixels: vec![0.0; MAX_RUN * PIXELS], filled: 0, digits: vec![0; MAX_RUN], bytes: Vec::new() }
     }
 
-    /// Runs the batch, `images` in all; the error is ONNX Runtime's.
+    /// Runs the batch, `images` in all, except for its unread entries; the error is ONNX Runtime's.
     pub fn predict(
         &mut self,
         session: &Session,
         batch: &[Entry],
         images: usize,
         with_hidden_layers: bool,
-    ) -> Result<Predictions, String> {
+    ) -> Result<(Predictions, Vec<Unread>), String> {
         let hidden = if with_hidden_layers { images * HIDDEN } else { 0 };
         let mut predictions = Predictions {
             digits: Vec::with_capacity(images),
@@ -31,30 +49,69 @@ impl FloatBatch {
             layer1: vec![0.0; hidden],
             layer2: vec![0.0; hidden],
         };
-        let mut filled = 0;
-        for entry in batch {
-            let Span { mut start, mut len } = entry.pixels;
-            while len > 0 {
-                let part = Span { start, len: len.min(self.pixels.len() - filled) };
-                for slice in entry.message.slices(part) {
-                    convert(slice, &mut self.pixels[filled..filled + slice.len()]);
-                    filled += slice.len();
-                }
-                (start, len) = (start + part.len, len - part.len);
-                if filled == self.pixels.len() {
-                    self.run(session, filled / PIXELS, &mut predictions)?;
-                    filled = 0;
+        let mut unread = Vec::new();
+        self.filled = 0;
+        for (at, entry) in batch.iter().enumerate() {
+            let first = predictions.digits.len() + self.filled / PIXELS;
+            match self.add(session, &entry.pixels, &mut predictions) {
+                Ok(()) => {}
+                Err(AddError::Run(error)) => return Err(error),
+                Err(AddError::Region(error)) => {
+                    unread.push((at, error));
+                    self.rewind(first, &mut predictions);
                 }
             }
         }
-        if filled > 0 {
-            self.run(session, filled / PIXELS, &mut predictions)?;
-        }
-        Ok(predictions)
+        self.run(session, &mut predictions)?;
+        predictions.truncate();
+        Ok((predictions, unread))
     }
 
-    /// Runs the first `images` images; adds their predictions to those of earlier parts.
-    fn run(&mut self, session: &Session, images: usize, predictions: &mut Predictions) -> Result<(), String> {
+    /// Adds the pixels of one entry, and runs each part that is full.
+    fn add(&mut self, session: &Session, pixels: &Pixels, predictions: &mut Predictions) -> Result<(), AddError> {
+        let (mut start, len) = (0, pixels.len());
+        while start < len {
+            let part = (len - start).min(self.pixels.len() - self.filled);
+            match pixels {
+                Pixels::Message(message, span) => {
+                    for slice in message.slices(Span { start: span.start + start, len: part }) {
+                        convert(slice, &mut self.pixels[self.filled..self.filled + slice.len()]);
+                        self.filled += slice.len();
+                    }
+                }
+                Pixels::Region(slice) => self.read(slice, start, part).map_err(AddError::Region)?,
+            }
+            start += part;
+            if self.filled == self.pixels.len() {
+                self.run(session, predictions).map_err(AddError::Run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads `len` bytes of shared memory from `start` on.
+    fn read(&mut self, slice: &RegionSlice, start: usize, len: usize) -> Result<(), RegionError> {
+        self.bytes.resize(self.pixels.len(), 0);
+        let bytes = &mut self.bytes[..len];
+        slice.read(start, bytes)?;
+        convert(bytes, &mut self.pixels[self.filled..self.filled + len]);
+        self.filled += len;
+        Ok(())
+    }
+
+    /// Forgets all images from `first` on, which are those of one entry. If a part of them has run, all before have.
+    fn rewind(&mut self, first: usize, predictions: &mut Predictions) {
+        let done = predictions.digits.len();
+        predictions.digits.truncate(first);
+        self.filled = first.saturating_sub(done) * PIXELS;
+    }
+
+    /// Runs the images so far; adds their predictions to those of earlier parts.
+    fn run(&mut self, session: &Session, predictions: &mut Predictions) -> Result<(), String> {
+        let images = self.filled / PIXELS;
+        if images == 0 {
+            return Ok(());
+        }
         let first = predictions.digits.len();
         let Predictions { digits, activations, layer1, layer2 } = predictions;
         let hidden = first * HIDDEN..(first + images) * HIDDEN;
@@ -68,6 +125,7 @@ impl FloatBatch {
         for digit in &self.digits[..images] {
             digits.push(to_digit(*digit).ok_or("digit: out of range; expected 0 to 9")?);
         }
+        self.filled = 0;
         Ok(())
     }
 }

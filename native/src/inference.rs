@@ -35,12 +35,29 @@ impl ModelSpec {
     }
 }
 
-/// A valid request: the range of its images in the message, `images` times `PIXELS` bytes, and the reply's format.
+/// A valid request: its images, `images` times `PIXELS` bytes, and the reply's format.
 #[derive(Debug)]
 pub struct InferRequest {
-    pub pixels: Span,
+    pub pixels: PixelSource,
     pub images: usize,
     pub format: ResponseFormat,
+    /// Of the outputs that go into shared memory.
+    pub placements: Vec<(OutputTensor, Placement)>,
+}
+
+/// The place of a request's pixels.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PixelSource {
+    Message(Span),
+    Region(Placement),
+}
+
+/// The place of a tensor in shared memory, as the request names it: the bytes of a region from `offset` on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub region: String,
+    pub offset: u64,
+    pub byte_size: u64,
 }
 
 /// How the reply is encoded.
@@ -65,7 +82,9 @@ impl ResponseFormat {
                 PREDICT_OVERHEAD + images * (1 + 4 * floats)
             }
             Self::Tensors { id, outputs, .. } => {
-                TENSORS_OVERHEAD + id.len() + outputs.iter().map(|output| output.byte_len(images)).sum::<usize>()
+                TENSORS_OVERHEAD
+                    + id.len()
+                    + outputs.iter().map(|output| outputs.reply_len(output, images)).sum::<usize>()
             }
         }
     }
@@ -137,14 +156,17 @@ impl OutputTensor {
 pub struct OutputTensors {
     list: [OutputTensor; 4],
     len: usize,
+    /// By output: whether its values go into shared memory.
+    is_placed: [bool; 4],
 }
 
 impl OutputTensors {
     pub const ALL: Self = Self {
         list: [OutputTensor::Activations, OutputTensor::Digit, OutputTensor::Layer1, OutputTensor::Layer2],
         len: 4,
+        is_placed: [false; 4],
     };
-    pub const NONE: Self = Self { list: Self::ALL.list, len: 0 };
+    pub const NONE: Self = Self { len: 0, ..Self::ALL };
 
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -155,13 +177,27 @@ impl OutputTensors {
     }
 
     /// `None` if the output is there already.
-    pub fn push(&mut self, output: OutputTensor) -> Option<()> {
+    pub fn push(&mut self, output: OutputTensor, is_placed: bool) -> Option<()> {
         if self.iter().any(|other| other == output) {
             return None;
         }
         self.list[self.len] = output;
         self.len += 1;
+        self.is_placed[output as usize] = is_placed;
         Some(())
+    }
+
+    pub const fn is_placed(&self, output: OutputTensor) -> bool {
+        self.is_placed[output as usize]
+    }
+
+    /// Bytes of an output's values in the reply.
+    pub const fn reply_len(&self, output: OutputTensor, images: usize) -> usize {
+        if self.is_placed(output) {
+            0
+        } else {
+            output.byte_len(images)
+        }
     }
 }
 
@@ -175,6 +211,14 @@ pub struct Predictions {
 }
 
 impl Predictions {
+    /// Shortens the layers to as many rows as there are digits.
+    pub fn truncate(&mut self) {
+        let images = self.digits.len();
+        self.activations.truncate(images * CLASSES);
+        self.layer1.truncate(images * HIDDEN);
+        self.layer2.truncate(images * HIDDEN);
+    }
+
     /// The values of a layer for these rows.
     pub fn layer_rows(&self, output: OutputTensor, rows: Rows) -> &[f32] {
         let layer = match output {

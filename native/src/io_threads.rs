@@ -19,6 +19,7 @@ use crate::metrics::{ConnectionMetrics, ModelMetrics, RpcMetrics};
 use crate::model_version::ModelVersion;
 use crate::python_host::PythonHost;
 use crate::queue::BatchQueue;
+use crate::regions::{Region, Regions};
 use crate::route::{Route, RpcKind};
 use crate::server_state::ServerState;
 use crate::session::Session;
@@ -74,6 +75,7 @@ pub struct ServerParts {
     pub limits: Limits,
     pub buckets: Buckets,
     pub health_services: Vec<String>,
+    pub regions_user: Option<u32>,
 }
 
 /// By index. It derefs to the state of the first, for common fields.
@@ -94,6 +96,8 @@ impl IoThreads {
                 model: Swap::new(ModelVersion::new(parts.model.clone_ref(py), parts.spec.clone())),
                 tokens: Swap::new(TokenDigests::new()),
                 tls: Swap::new(None),
+                regions: Swap::new(Regions::default()),
+                regions_user: parts.regions_user,
                 routes: ordered_routes.iter().map(|route| (route.path.clone(), route.clone())).collect(),
                 ordered_routes,
                 model_metrics: parts.buckets.model_metrics(),
@@ -142,6 +146,27 @@ impl IoThreads {
 
     pub fn set_tls(&self, acceptor: &TlsAcceptor) {
         self.iter().for_each(|state| state.tls.store(Some(acceptor.clone())));
+    }
+
+    pub fn add_region(&self, owner: u32, region: Region) {
+        let region = Arc::new(region);
+        for state in self.iter() {
+            let mut regions = Regions::clone(&state.regions.load());
+            regions.insert(owner, region.clone());
+            state.regions.store(regions);
+        }
+    }
+
+    /// After its return no thread writes into the region.
+    pub fn remove_region(&self, owner: u32, name: &str) {
+        for state in self.iter() {
+            let mut regions = Regions::clone(&state.regions.load());
+            let region = regions.remove(owner, name);
+            state.regions.store(regions);
+            if let Some(region) = region {
+                region.unregister();
+            }
+        }
     }
 
     pub fn set_serving(&self, is_serving: bool) {

@@ -6,16 +6,15 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use crate::call_error::CallError;
-use crate::message::{Message, Span};
 use crate::metrics::{nanos, ModelMetrics};
 use crate::model_version::ModelVersion;
+use crate::pixels::Pixels;
 use crate::responder::Responder;
 use crate::sync::{now, AtomicUsize, Mutex, MutexGuard};
 
 /// A queued request.
 pub struct Entry {
-    pub message: Message,
-    pub pixels: Span,
+    pub pixels: Pixels,
     pub images: usize,
     pub enqueued_at: Instant,
     pub deadline: Option<Instant>,

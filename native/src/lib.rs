@@ -17,6 +17,7 @@ mod message;
 mod onnxruntime;
 mod prefix;
 mod protobuf;
+mod region_error;
 mod socket;
 mod status;
 mod swap;
@@ -29,6 +30,8 @@ mod decompression;
 mod encode;
 mod framing;
 mod inference;
+mod pixels;
+mod regions;
 mod session;
 
 // Accounting.

@@ -1,5 +1,6 @@
 //! The calls into Python: runs of the model, handlers, and the status of errors.
 
+use std::io;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::auth::AuthError;
 use crate::call_error::{CallError, CallResult};
+use crate::region_error::{Problem, RegionError};
 use crate::status::{Status, CODES, INTERNAL};
 
 /// The Python object that the server calls: `PythonCallbacks` of the native transport.
@@ -109,7 +111,21 @@ impl PythonHost {
                 let arguments = (*queued_images, *max_queued_images, *retry_after);
                 self.0.call_method1(py, intern!(py, "overloaded"), arguments)
             }
+            CallError::Region(error) => self.region_exception(py, error),
             CallError::Exception(error) => Ok(error.clone_ref(py)),
+        }
+    }
+
+    fn region_exception(&self, py: Python<'_>, error: &RegionError) -> PyResult<Py<PyAny>> {
+        let RegionError { tensor, region, problem } = error;
+        match *problem {
+            Problem::TooShort { available, expected } => {
+                self.0.call_method1(py, intern!(py, "region_too_short"), (tensor, region, available, expected))
+            }
+            Problem::Unregistered => self.0.call_method1(py, intern!(py, "region_unknown"), (tensor, region)),
+            Problem::Truncated => self.0.call_method1(py, intern!(py, "region_truncated"), (tensor, region)),
+            Problem::NotWritten => self.0.call_method1(py, intern!(py, "region_not_written"), (tensor, region)),
+            Problem::Os(errno) => Ok(PyErr::from(io::Error::from_raw_os_error(errno)).into_value(py).into_any()),
         }
     }
 }

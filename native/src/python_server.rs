@@ -1,6 +1,8 @@
 //! The class `Server` that Python starts and stops, and `Handshake`.
 
+use std::fs::File;
 use std::num::NonZeroUsize;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +21,10 @@ use crate::lane::Entry;
 use crate::limits::Limits;
 use crate::message::{Message, Span};
 use crate::metrics_export::{export_closed, export_model, export_rejected, export_rpc, take_statistics};
+use crate::pixels::Pixels;
 use crate::python_session::Session;
 use crate::queue::BatchQueue;
+use crate::regions::Region;
 use crate::responder::Responder;
 use crate::runner::Runner;
 use crate::server::{listen, run, Accepted, Acceptor, BACKLOG};
@@ -45,7 +49,7 @@ pub struct Server {
 impl Server {
     #[new]
     #[pyo3(signature = (callbacks, routes, *, model, model_name, model_version, limits, io_threads,
-                        max_queued_images, inline_images, buckets, health_services))]
+                        max_queued_images, inline_images, buckets, health_services, regions_user))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // keywords, converted from Python
     fn new(
         py: Python<'_>,
@@ -60,12 +64,13 @@ impl Server {
         inline_images: usize,
         buckets: Buckets,
         health_services: Vec<String>,
+        regions_user: Option<u32>,
     ) -> PyResult<Self> {
         let max_batch_size = limits.max_batch_size;
         let queue = BatchQueue::new(io_threads.get(), max_queued_images, max_batch_size, inline_images);
         let slots = ConnectionSlots::new(io_threads.get(), limits.connections);
         let spec = ModelSpec { name: model_name, version: model_version, max_batch_size };
-        let parts = ServerParts { callbacks, routes, model, spec, limits, buckets, health_services };
+        let parts = ServerParts { callbacks, routes, model, spec, limits, buckets, health_services, regions_user };
         let threads = IoThreads::new(py, &parts, io_threads, queue)?;
         let (senders, receivers): (_, Vec<_>) = (0..io_threads.get()).map(|_| mpsc::unbounded_channel()).unzip();
         let receivers = Mutex::new(receivers.into_iter().map(Some).collect());
@@ -147,6 +152,20 @@ impl Server {
         Ok(())
     }
 
+    /// Lets requests of `owner` use a region, and duplicates its `descriptor`; `OSError` if it cannot.
+    fn add_region(&self, owner: u32, name: String, descriptor: RawFd, offset: u64, byte_size: u64) -> PyResult<()> {
+        // SAFETY: Python holds it open during this call.
+        #[allow(unsafe_code)]
+        let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned()?;
+        self.threads.add_region(owner, Region::new(name, File::from(file), offset, byte_size));
+        Ok(())
+    }
+
+    /// Forgets a region; waits for writes into it.
+    fn remove_region(&self, py: Python<'_>, owner: u32, name: &str) {
+        py.detach(|| self.threads.remove_region(owner, name));
+    }
+
     /// Queues n x 784 bytes for a Python handler, with its deadline in seconds. `pending` is a `PendingPrediction`.
     ///
     /// The queue holds the bytes object itself: its only copy is into the array of the batch.
@@ -155,10 +174,10 @@ impl Server {
         let remaining = remaining.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let lane = self.threads.queue.least_loaded_lane();
         let state = self.threads.get(lane);
+        let span = Span { start: 0, len: pixels.len() };
         let entry = Entry {
-            pixels: Span { start: 0, len: pixels.len() },
             images: pixels.len() / PIXELS,
-            message: Message::from(Bytes::from_owner(pixels)),
+            pixels: Pixels::Message(Message::from(Bytes::from_owner(pixels)), span),
             enqueued_at: now,
             deadline: remaining.and_then(|remaining| now.checked_add(remaining)),
             model: state.model.load(),

@@ -13,10 +13,14 @@ use crate::aligned::Aligned;
 use crate::call_error::CallError;
 use crate::lane::{Dequeued, Entry, Lane};
 use crate::metrics::{nanos, ModelMetrics};
+use crate::session::MAX_RUN;
 use crate::sync::{now, AtomicBool, AtomicU64, AtomicUsize, Condvar, Notify};
 
 /// How long an I/O thread may run large requests while no small ones arrive.
 const INLINE_BUDGET: Duration = Duration::from_micros(500);
+/// Images of a large batch that runs without Python, in parts of `MAX_RUN`: more are no faster, and other threads can run
+/// them meanwhile.
+const MAX_LARGE_BATCH: usize = 4 * MAX_RUN;
 /// The time without a small request after which none is expected.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Nanoseconds an image that `retry_after` assumes before the first run.
@@ -185,13 +189,23 @@ impl BatchQueue {
         let mut requests = self.large.lock();
         let Some(first) = requests.front() else { return Vec::new() };
         let max_images = self.inline_capacity();
+        let max_batch = max_images.min(self.large_batch_limit(first));
         let is_inline = first.images <= max_images && self.is_idle(lane, now());
-        let dequeued = if is_inline { self.large.dequeue(&mut requests, max_images) } else { Dequeued::default() };
+        let dequeued = if is_inline { self.large.dequeue(&mut requests, max_batch) } else { Dequeued::default() };
         if !requests.is_empty() {
             self.large_ready.notify_one();
         }
         drop(requests);
         self.release(dequeued).into_batch(metrics)
+    }
+
+    /// The most images of a large batch that begins with `first`, which may have more itself.
+    fn large_batch_limit(&self, first: &Entry) -> usize {
+        if first.model.session().is_some() {
+            MAX_LARGE_BATCH
+        } else {
+            self.max_batch_size
+        }
     }
 
     /// The images that a run is expected to finish within `INLINE_BUDGET`; 0 before the first run.
@@ -203,13 +217,19 @@ impl BatchQueue {
     /// Waits for large requests; `None` once the queue is closed and their lane empty.
     pub fn large_batch(&self, metrics: &ModelMetrics) -> Option<Vec<Entry>> {
         let mut requests = self.large.lock();
-        while requests.is_empty() {
+        let max_images = loop {
+            if let Some(first) = requests.front() {
+                break self.large_batch_limit(first);
+            }
             if self.is_closed.load(Relaxed) {
                 return None;
             }
             requests = self.large_ready.wait(requests).unwrap_or_else(PoisonError::into_inner);
+        };
+        let dequeued = self.large.dequeue(&mut requests, max_images);
+        if !requests.is_empty() {
+            self.large_ready.notify_one();
         }
-        let dequeued = self.large.dequeue(&mut requests, self.max_batch_size);
         drop(requests);
         Some(self.release(dequeued).into_batch(metrics))
     }

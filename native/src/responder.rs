@@ -11,10 +11,12 @@ use tokio::sync::oneshot;
 use crate::call::Call;
 use crate::call_error::{CallError, CallResult};
 use crate::charges::ReplyBuf;
-use crate::encode::encode_reply;
-use crate::inference::{Predictions, ResponseFormat, Rows};
+use crate::encode::{encode_reply, put_values};
+use crate::inference::{OutputTensor, Predictions, ResponseFormat, Rows};
 use crate::metrics::{nanos, Statistics};
 use crate::model_version::ModelVersion;
+use crate::region_error::RegionError;
+use crate::regions::RegionSlice;
 use crate::response::{send_trailers_only, send_unary};
 
 /// Sends the result of one queued request.
@@ -22,19 +24,48 @@ pub enum Responder {
     Unary {
         respond: SendResponse<ReplyBuf>,
         call: Call,
-        format: ResponseFormat,
-        received_at: Instant,
+        reply: Reply,
     },
     Stream {
         sender: oneshot::Sender<CallResult>,
-        format: ResponseFormat,
-        received_at: Instant,
+        reply: Reply,
     },
     /// A `PendingPrediction` of the native transport.
     Python(Py<PyAny>),
 }
 
+/// The reply to one request, except for its predictions.
+pub struct Reply {
+    pub format: ResponseFormat,
+    /// The outputs that go into shared memory.
+    pub placed: Vec<(OutputTensor, RegionSlice)>,
+    pub received_at: Instant,
+}
+
+impl Reply {
+    /// Writes the outputs into shared memory, and the reply into `out`.
+    fn write(
+        &self,
+        model: &ModelVersion,
+        predictions: &Predictions,
+        rows: Rows,
+        out: &mut BytesMut,
+    ) -> Result<(), RegionError> {
+        let encoding_at = Instant::now();
+        for (output, slice) in &self.placed {
+            put_values(out, *output, predictions, rows);
+            let written = slice.write(out);
+            out.clear();
+            written?;
+        }
+        encode_reply(out, &self.format, predictions, rows, &model.spec);
+        record_success(&model.statistics, self.received_at, encoding_at);
+        Ok(())
+    }
+}
+
 /// The result of a run: its arrays, and the Python object if a Python handler needs it.
+#[derive(Default)]
 pub struct BatchOutput {
     pub predictions: Predictions,
     pub object: Option<Py<PyAny>>,
@@ -52,40 +83,41 @@ impl Responder {
 
     pub fn needs_hidden_layers(&self) -> bool {
         match self {
-            Self::Unary { format, .. } | Self::Stream { format, .. } => format.needs_hidden_layers(),
+            Self::Unary { reply, .. } | Self::Stream { reply, .. } => reply.format.needs_hidden_layers(),
             Self::Python(_) => true,
         }
     }
 
     /// Sends these rows of the output. All requests of a batch encode into the one `buffer`.
     pub fn send(self, model: &ModelVersion, output: &BatchOutput, rows: Rows, buffer: &mut BytesMut) {
-        let encoding_at = Instant::now();
-        let ModelVersion { spec, statistics, .. } = model;
+        let written = match &self {
+            Self::Unary { reply, .. } | Self::Stream { reply, .. } => {
+                reply.write(model, &output.predictions, rows, buffer)
+            }
+            Self::Python(_) => Ok(()),
+        };
+        if let Err(error) = written {
+            return self.fail(CallError::Region(error), &model.statistics);
+        }
         match self {
-            Self::Unary { respond, call, format, received_at } => {
-                encode_reply(buffer, &format, &output.predictions, rows, spec);
-                record_success(statistics, received_at, encoding_at);
+            Self::Unary { respond, call, .. } => {
                 call.route.metrics.messages_sent.add(1);
                 let reply = ReplyBuf::new(buffer.split().freeze(), call.usage.clone());
                 send_unary(respond, reply, call.succeed());
             }
-            Self::Stream { sender, format, received_at } => {
-                encode_reply(buffer, &format, &output.predictions, rows, spec);
-                record_success(statistics, received_at, encoding_at);
-                drop(sender.send(Ok(buffer.split().freeze())));
-            }
+            Self::Stream { sender, .. } => drop(sender.send(Ok(buffer.split().freeze()))),
             Self::Python(pending) => Python::attach(|py| complete(&pending, py, output, rows)),
         }
     }
 
     pub fn fail(self, error: CallError, statistics: &Statistics) {
         match self {
-            Self::Unary { respond, call, received_at, .. } => {
-                statistics.fail.add(nanos(received_at.elapsed()), 1);
+            Self::Unary { respond, call, reply } => {
+                statistics.fail.add(nanos(reply.received_at.elapsed()), 1);
                 send_trailers_only(respond, call.fail(&error));
             }
-            Self::Stream { sender, received_at, .. } => {
-                statistics.fail.add(nanos(received_at.elapsed()), 1);
+            Self::Stream { sender, reply } => {
+                statistics.fail.add(nanos(reply.received_at.elapsed()), 1);
                 drop(sender.send(Err(error)));
             }
             Self::Python(pending) => Python::attach(|py| fail(&pending, py, error)),
@@ -117,6 +149,7 @@ fn fail(pending: &Py<PyAny>, py: Python<'_>, error: CallError) {
             CallError::DeadlineExceeded
             | CallError::ServerStopping
             | CallError::MalformedMessage
+            | CallError::Region(_)
             | CallError::Unauthenticated(_) => pending.call_method0(py, "fail_deadline_exceeded"),
         },
     );

@@ -11,8 +11,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::call_error::CallError;
-use crate::float_batch::FloatBatch;
-use crate::inference::{to_digit, Predictions, Rows, CLASSES, HIDDEN};
+use crate::float_batch::{FloatBatch, Unread};
+use crate::inference::{to_digit, Predictions, Rows, CLASSES, HIDDEN, PIXELS};
 use crate::lane::Entry;
 use crate::metrics::nanos;
 use crate::model_version::ModelVersion;
@@ -49,11 +49,11 @@ impl Runner {
     }
 
     /// Answers every request of the batch, or fails every one.
-    pub fn run(&mut self, batch: Vec<Entry>) {
+    pub fn run(&mut self, mut batch: Vec<Entry>) {
         if batch.is_empty() {
             return;
         }
-        match self.predict(&batch) {
+        match self.predict(&mut batch) {
             Ok(output) => send_replies(batch, &output),
             Err(error) => Python::attach(|py| {
                 let error = CallError::Exception(error.into_value(py).into_any());
@@ -64,18 +64,25 @@ impl Runner {
         }
     }
 
-    fn predict(&mut self, batch: &[Entry]) -> PyResult<BatchOutput> {
+    /// Fails and removes the requests that cannot be read.
+    fn predict(&mut self, batch: &mut Vec<Entry>) -> PyResult<BatchOutput> {
         let model = batch[0].model.clone();
         let images: usize = batch.iter().map(|entry| entry.images).sum();
         let needs_hidden_layers = batch.iter().any(|entry| entry.responder.needs_hidden_layers());
         let needs_object = batch.iter().any(|entry| matches!(entry.responder, Responder::Python(_)));
-        let (output, duration) = match model.session() {
+        let Run { output, duration, unread } = match model.session() {
             Some(session) if !needs_object => self.predict_natively(session, batch, images, needs_hidden_layers)?,
-            _ => self.predict_by_python(&model, batch, images, needs_hidden_layers, needs_object)?,
+            _ => self.predict_by_python(&model, batch, needs_hidden_layers, needs_object)?,
         };
-        self.state.model_metrics.record_run(&output.predictions, duration);
-        model.statistics.record_run(images, batch.len(), duration);
-        self.state.queue.record_run(nanos(duration), images);
+        for (at, error) in unread.into_iter().rev() {
+            batch.remove(at).fail(CallError::Region(error));
+        }
+        let images = output.predictions.digits.len();
+        if images > 0 {
+            self.state.model_metrics.record_run(&output.predictions, duration);
+            model.statistics.record_run(images, batch.len(), duration);
+            self.state.queue.record_run(nanos(duration), images);
+        }
         Ok(output)
     }
 
@@ -85,51 +92,65 @@ impl Runner {
         batch: &[Entry],
         images: usize,
         needs_hidden_layers: bool,
-    ) -> PyResult<(BatchOutput, Duration)> {
+    ) -> PyResult<Run> {
         let started_at = Instant::now();
         let Self { state, floats, active_run, .. } = self;
         let run = || floats.predict(session, batch, images, needs_hidden_layers);
-        let predictions = state.active_runs.observe(active_run, run);
-        let predictions = predictions.map_err(PyRuntimeError::new_err)?;
-        Ok((BatchOutput { predictions, object: None }, started_at.elapsed()))
+        let (predictions, unread) = state.active_runs.observe(active_run, run).map_err(PyRuntimeError::new_err)?;
+        let output = BatchOutput { predictions, object: None };
+        Ok(Run { output, duration: started_at.elapsed(), unread })
     }
 
     fn predict_by_python(
         &mut self,
         model: &ModelVersion,
         batch: &[Entry],
-        images: usize,
         needs_hidden_layers: bool,
         needs_object: bool,
-    ) -> PyResult<(BatchOutput, Duration)> {
+    ) -> PyResult<Run> {
         Python::attach(|py| {
-            self.gather(py, batch)?;
+            let (images, unread) = self.gather(py, batch)?;
+            if images == 0 {
+                return Ok(Run { unread, ..Run::default() });
+            }
             let started_at = Instant::now();
             let object = self.state.host.predict(model.model(), self.array.bind(py), images)?;
             let duration = started_at.elapsed();
             let predictions = read_predictions(object.cast::<PyTuple>()?, images, needs_hidden_layers)?;
-            Ok((BatchOutput { predictions, object: needs_object.then(|| object.unbind()) }, duration))
+            let output = BatchOutput { predictions, object: needs_object.then(|| object.unbind()) };
+            Ok(Run { output, duration, unread })
         })
     }
 
-    /// Copies the pixels of all requests into the array: their only copy, from the frames that carried them.
-    fn gather(&mut self, _attached: Python<'_>, batch: &[Entry]) -> PyResult<()> {
+    /// Copies the pixels of all requests into the array: their only copy, from the frames that carried them or from shared
+    /// memory. Returns the number of images, and the requests that are not among them.
+    fn gather(&mut self, _attached: Python<'_>, batch: &[Entry]) -> PyResult<(usize, Vec<Unread>)> {
         let array = self.pixels.as_slice_ptr();
         let mut array = array.ok_or_else(|| PyValueError::new_err("batch array: expected C-contiguous uint8"))?;
         // SAFETY: the array is writable (checked in `new`), and it does not move while `self.pixels` exports it. It was
         // made for this runner, which is borrowed mutably here. Python reads it only within `predict`, which is not
         // running now. This thread is attached to the interpreter, so no other thread reads or writes it meanwhile.
         #[allow(unsafe_code)]
-        let mut free = unsafe { array.as_mut() };
-        for entry in batch {
-            let (own, rest) = free
-                .split_at_mut_checked(entry.pixels.len)
-                .ok_or_else(|| PyValueError::new_err("batch: larger than max_batch_size"))?;
-            entry.message.copy_to(entry.pixels, own);
-            free = rest;
+        let free = unsafe { array.as_mut() };
+        let (mut images, mut unread) = (0, Vec::new());
+        for (at, entry) in batch.iter().enumerate() {
+            let own = free.get_mut(images * PIXELS..(images + entry.images) * PIXELS);
+            let own = own.ok_or_else(|| PyValueError::new_err("batch: larger than max_batch_size"))?;
+            match entry.pixels.copy_to(own) {
+                Ok(()) => images += entry.images,
+                Err(error) => unread.push((at, error)),
+            }
         }
-        Ok(())
+        Ok((images, unread))
     }
+}
+
+/// The result of a run, which has rows for all requests of the batch but the unread ones.
+#[derive(Default)]
+struct Run {
+    output: BatchOutput,
+    duration: Duration,
+    unread: Vec<Unread>,
 }
 
 fn send_replies(batch: Vec<Entry>, output: &BatchOutput) {

@@ -15,6 +15,7 @@ use crate::metrics::{ConnectionMetrics, ModelMetrics};
 use crate::model_version::ModelVersion;
 use crate::python_host::PythonHost;
 use crate::queue::BatchQueue;
+use crate::regions::Regions;
 use crate::route::Route;
 use crate::swap::Swap;
 
@@ -27,6 +28,10 @@ pub struct ServerState {
     pub tokens: Swap<TokenDigests>,
     /// `None` for plain-text connections.
     pub tls: Swap<Option<TlsAcceptor>>,
+    /// Of shared memory.
+    pub regions: Swap<Regions>,
+    /// The user of the server, whose regions all clients over loopback use; `None` if shared memory is off.
+    pub regions_user: Option<u32>,
     pub routes: HashMap<String, Arc<Route>>,
     /// The same in the order in which Python passed them.
     pub ordered_routes: Vec<Arc<Route>>,

@@ -116,13 +116,11 @@ impl Stream {
         let Self { state, call, .. } = self;
         call.route.metrics.messages_received.add(1);
         call.usage.check_replies()?;
-        if let Some(request) = decode_fast_path(state, call.route.kind, &message) {
+        if let Some(request) = decode_fast_path(state, call, &message) {
             let (sender, receiver) = oneshot::channel();
             let id = request.inner.format.id().to_owned();
             self.pending.push(receiver, request.inner.images, request.reply_bytes(), id);
-            let received_at = request.received_at;
-            let responder = |format| Responder::Stream { sender, format, received_at };
-            request.enqueue(state, message, call.deadline, responder);
+            request.enqueue(state, message, call.deadline, |reply| Responder::Stream { sender, reply });
         } else {
             let (path, bytes) = (&call.route.path, message.to_bytes());
             let reply = state.host.call_handler(path, &bytes, call.deadline, self.ends_on_error, call.usage.peer());

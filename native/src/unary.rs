@@ -43,7 +43,7 @@ pub async fn serve_unary(state: Arc<ServerState>, call: Call, respond: SendRespo
     match call.route.kind {
         RpcKind::HealthCheck | RpcKind::HealthList => health::check(&state, call, respond, &message),
         RpcKind::HealthWatch => Box::pin(health::watch(&state, call, respond, &message)).await,
-        kind => match decode_fast_path(&state, kind, &message) {
+        _ => match decode_fast_path(&state, &call, &message) {
             Some(request) if call.usage.has_capacity(request.reply_bytes()) => {
                 enqueue(&state, call, respond, message, request);
             }
@@ -63,8 +63,8 @@ fn enqueue(
     message: Message,
     request: FastPathRequest,
 ) {
-    let (deadline, received_at) = (call.deadline, request.received_at);
-    request.enqueue(state, message, deadline, |format| Responder::Unary { respond, call, format, received_at });
+    let deadline = call.deadline;
+    request.enqueue(state, message, deadline, |reply| Responder::Unary { respond, call, reply });
 }
 
 async fn enqueue_when_admitted(

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from service.errors import InvalidInput, ModelNotFound, Unimplemented
 from service.handlers.local_client import LocalClient, current_client, socket_owners
@@ -47,6 +47,18 @@ class Region(NamedTuple):
     descriptor: int
 
 
+class RegionObserver(Protocol):
+    """Follows the regions, to use them without a handler."""
+
+    def add_region(self, owner: int, name: str, descriptor: int, offset: int, byte_size: int) -> None:
+        """Add a region of a user; to use `descriptor` after the return, duplicate it. OSError if that fails."""
+        ...
+
+    def remove_region(self, owner: int, name: str) -> None:
+        """Forget a region; the last write into it ends before the return."""
+        ...
+
+
 class SharedMemoryRegions:
     """The registered regions.
 
@@ -58,6 +70,11 @@ class SharedMemoryRegions:
         self._max_regions = max_regions
         self._max_bytes = max_bytes
         self._regions: dict[tuple[int, str], Region] = {}
+        self._observers: list[RegionObserver] = []
+
+    def subscribe(self, observer: RegionObserver) -> None:
+        """Let an observer follow the regions; call it before any is registered."""
+        self._observers.append(observer)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Register a region of the calling client; raises InvalidInput."""
@@ -77,13 +94,13 @@ class SharedMemoryRegions:
         if offset + byte_size > (size := os.fstat(descriptor).st_size):
             os.close(descriptor)
             raise InvalidInput("byte_size", f"ends at {offset + byte_size}; the object has {size} bytes")
-        self._regions[owner, name] = Region(name, key, offset, byte_size, descriptor)
+        self._add(owner, Region(name, key, offset, byte_size, descriptor))
 
     def unregister(self, name: str) -> None:
         """Forget a region of the calling client, or all of them if `name` is empty; a name without a region is none."""
         _, owner = _client()
         for known in [known for known in self._regions if known[0] == owner and name in ("", known[1])]:
-            os.close(self._regions.pop(known).descriptor)
+            self._remove(*known)
 
     def status(self, name: str) -> Mapping[str, Region]:
         """Return the regions of the calling client by name; ModelNotFound if `name` is none of them."""
@@ -98,7 +115,7 @@ class SharedMemoryRegions:
         region = self._find(tensor, placement)
         data = os.pread(region.descriptor, placement.byte_size, region.offset + placement.offset)
         if len(data) != placement.byte_size:
-            raise InvalidInput(tensor, f"has {len(data)} bytes in {echo(region.name)}; expected {placement.byte_size}")
+            raise region_too_short(tensor, region.name, len(data), placement.byte_size)
         return data
 
     def check(self, tensor: str, placement: Placement, needed: int) -> None:
@@ -107,29 +124,63 @@ class SharedMemoryRegions:
         if placement.byte_size < needed:
             raise InvalidInput(tensor, f"has room for {placement.byte_size} bytes; expected at least {needed}")
         if os.fstat(region.descriptor).st_size < region.offset + placement.offset + needed:
-            raise InvalidInput(tensor, f"is beyond the end of {echo(region.name)}, which has been truncated")
+            raise region_truncated(tensor, region.name)
 
     def write(self, tensor: str, placement: Placement, data: bytes) -> None:
         """Write the bytes of a tensor."""
         self.check(tensor, placement, len(data))
         region = self._find(tensor, placement)
         if os.pwrite(region.descriptor, data, region.offset + placement.offset) != len(data):
-            raise InvalidInput(tensor, f"cannot be written to {echo(region.name)}")
+            raise region_not_written(tensor, region.name)
 
     def close(self) -> None:
         """Forget every region."""
-        while self._regions:
-            os.close(self._regions.popitem()[1].descriptor)
+        for known in [*self._regions]:
+            self._remove(*known)
+
+    def _add(self, owner: int, region: Region) -> None:
+        try:
+            for observer in self._observers:
+                observer.add_region(owner, region.name, region.descriptor, region.offset, region.byte_size)
+        except OSError as e:
+            os.close(region.descriptor)
+            raise InvalidInput("key", f"{echo(region.key)} cannot be opened once more: {e.strerror}") from None
+        self._regions[owner, region.name] = region
+
+    def _remove(self, owner: int, name: str) -> None:
+        for observer in self._observers:
+            observer.remove_region(owner, name)
+        os.close(self._regions.pop((owner, name)).descriptor)
 
     def _find(self, tensor: str, placement: Placement) -> Region:
         _, owner = _client()
         region = self._regions.get((owner, placement.name))
         if region is None:
-            raise InvalidInput(tensor, f"names {echo(placement.name)}, which is no region; register it first")
+            raise region_unknown(tensor, placement.name)
         if placement.offset + placement.byte_size > region.byte_size:
             end = placement.offset + placement.byte_size
             raise InvalidInput(tensor, f"ends at {end} of {echo(region.name)}, which has {region.byte_size} bytes")
         return region
+
+
+def region_unknown(tensor: str, region: str) -> InvalidInput:
+    """Return the error of a tensor whose region is not registered."""
+    return InvalidInput(tensor, f"names {echo(region)}, which is no region; register it first")
+
+
+def region_too_short(tensor: str, region: str, available: int, expected: int) -> InvalidInput:
+    """Return the error of an input that its object ends before."""
+    return InvalidInput(tensor, f"has {available} bytes in {echo(region)}; expected {expected}")
+
+
+def region_truncated(tensor: str, region: str) -> InvalidInput:
+    """Return the error of an output that its object ends before."""
+    return InvalidInput(tensor, f"is beyond the end of {echo(region)}, which has been truncated")
+
+
+def region_not_written(tensor: str, region: str) -> InvalidInput:
+    """Return the error of an output that was written in part."""
+    return InvalidInput(tensor, f"cannot be written to {echo(region)}")
 
 
 def _client() -> tuple[LocalClient, int]:

@@ -144,7 +144,8 @@ def transport(
     services, batcher = pipeline.services, pipeline.batcher
     if isinstance(batcher, NativeBatcher):
         io_threads = settings.io_threads or default_io_threads()
-        return NativeTransport(services, batcher, telemetry, config, security, io_threads=io_threads)
+        regions = pipeline.regions
+        return NativeTransport(services, batcher, telemetry, config, security, io_threads=io_threads, regions=regions)
     if settings.io_threads is not None:
         telemetry.log.info("option ignored", option="--io-threads", reason="grpcio has no I/O threads")
     return GrpcioTransport(services, batcher, telemetry, config, security, health.refresh)

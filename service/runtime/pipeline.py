@@ -74,6 +74,8 @@ class Pipeline(Generic[BatcherT]):
 
     batcher: BatcherT
     services: list[Service]
+    regions: SharedMemoryRegions | None = None
+    """Those of shared memory, if it is on."""
 
 
 def compose_pipeline(
@@ -105,4 +107,4 @@ def compose_pipeline(
         regions=info.regions,
     )
     digits = DigitsHandler(predictor, telemetry.metrics.requests_dropped.labels("overloaded").inc)
-    return Pipeline(batcher, [digits, InferenceHandler(predictor, metadata, info.regions)])
+    return Pipeline(batcher, [digits, InferenceHandler(predictor, metadata, info.regions)], info.regions)

@@ -1,9 +1,12 @@
 //! Writes requests as clients send them into `corpus/predict` and `corpus/infer`, as seeds for the fuzzer.
 
+use std::collections::HashMap;
 use std::io::Result;
 use std::{fs, path::Path};
 
-use digitserve_native_fuzz::prost_messages::{ModelInferRequest, PredictRequest, RequestedOutput, Tensor};
+use digitserve_native_fuzz::prost_messages::{
+    Choice, InferParameter, ModelInferRequest, PredictRequest, RequestedOutput, Tensor,
+};
 use prost::Message;
 
 fn main() -> Result<()> {
@@ -46,8 +49,11 @@ fn infers() -> Vec<Vec<u8>> {
             model_name: "digits".into(),
             model_version: if id.is_empty() { String::new() } else { "1".into() },
             id: id.into(),
-            inputs: vec![Tensor { name: "pixels".into(), datatype: "UINT8".into(), shape }],
-            outputs: outputs.iter().map(|name| RequestedOutput { name: (*name).into() }).collect(),
+            inputs: vec![Tensor { name: "pixels".into(), datatype: "UINT8".into(), shape, parameters: HashMap::new() }],
+            outputs: outputs
+                .iter()
+                .map(|name| RequestedOutput { name: (*name).into(), parameters: HashMap::new() })
+                .collect(),
             raw_input_contents: vec![images(n)],
         }
         .encode_to_vec()
@@ -57,5 +63,31 @@ fn infers() -> Vec<Vec<u8>> {
         request(2, "a", &["digit"]),
         request(1, "ä", &["layer2", "activations", "layer1", "digit"]),
         request(4, "", &["digit", "digit"]),
+        placed(2),
     ]
+}
+
+/// A request whose tensors are in shared memory.
+fn placed(n: usize) -> Vec<u8> {
+    let parameters = |offset: i64, byte_size: usize| {
+        let parameter = |choice| InferParameter { parameter_choice: Some(choice) };
+        HashMap::from([
+            ("shared_memory_region".into(), parameter(Choice::StringParam("r".into()))),
+            ("shared_memory_offset".into(), parameter(Choice::Int64Param(offset))),
+            ("shared_memory_byte_size".into(), parameter(Choice::Int64Param(byte_size as i64))),
+        ])
+    };
+    let input = Tensor {
+        name: "pixels".into(),
+        datatype: "UINT8".into(),
+        shape: vec![n as i64, 784],
+        parameters: parameters(8, n * 784),
+    };
+    ModelInferRequest {
+        model_name: "digits".into(),
+        inputs: vec![input],
+        outputs: vec![RequestedOutput { name: "digit".into(), parameters: parameters(0, n * 8) }],
+        ..ModelInferRequest::default()
+    }
+    .encode_to_vec()
 }

@@ -23,7 +23,7 @@ pub mod status;
 
 use bytes::{Bytes, BytesMut};
 use encode::encode_reply;
-use inference::{InferRequest, ModelSpec, Predictions, Rows, PIXELS};
+use inference::{InferRequest, ModelSpec, PixelSource, Predictions, Rows, PIXELS};
 use message::Message;
 use prefix::PREFIX_LEN;
 
@@ -48,13 +48,20 @@ pub fn message(chunks: Vec<Bytes>) -> Message {
     message
 }
 
-/// Copies the pixels of a request as a batch copies them.
-pub fn pixels(message: &Message, request: &InferRequest) -> Vec<u8> {
+/// Copies the pixels of a request as a batch copies them; `None` if they are in shared memory.
+pub fn pixels(message: &Message, request: &InferRequest) -> Option<Vec<u8>> {
     assert!((1..=MAX_BATCH_SIZE).contains(&request.images), "{} images", request.images);
-    assert_eq!(request.pixels.len, request.images * PIXELS);
-    let mut pixels = vec![0; request.pixels.len];
-    message.copy_to(request.pixels, &mut pixels);
-    pixels
+    let span = match &request.pixels {
+        PixelSource::Message(span) => *span,
+        PixelSource::Region(placement) => {
+            assert_eq!(placement.byte_size, (request.images * PIXELS) as u64);
+            return None;
+        }
+    };
+    assert_eq!(span.len, request.images * PIXELS);
+    let mut pixels = vec![0; span.len];
+    message.copy_to(span, &mut pixels);
+    Some(pixels)
 }
 
 /// Encodes a reply to the request, without its prefix.

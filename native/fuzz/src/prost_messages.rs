@@ -1,6 +1,8 @@
 //! The fields of the messages of `proto/` that a plain request and its reply have, for prost's parser.
 
-use prost::Message;
+use std::collections::HashMap;
+
+use prost::{Message, Oneof};
 
 #[derive(Clone, PartialEq, Message)]
 pub struct PredictRequest {
@@ -35,12 +37,36 @@ pub struct Tensor {
     pub datatype: String,
     #[prost(int64, repeated, tag = "3")]
     pub shape: Vec<i64>,
+    #[prost(map = "string, message", tag = "4")]
+    pub parameters: HashMap<String, InferParameter>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct InferParameter {
+    #[prost(oneof = "Choice", tags = "1, 2, 3, 4, 5")]
+    pub parameter_choice: Option<Choice>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub enum Choice {
+    #[prost(bool, tag = "1")]
+    BoolParam(bool),
+    #[prost(int64, tag = "2")]
+    Int64Param(i64),
+    #[prost(string, tag = "3")]
+    StringParam(String),
+    #[prost(double, tag = "4")]
+    DoubleParam(f64),
+    #[prost(uint64, tag = "5")]
+    Uint64Param(u64),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct RequestedOutput {
     #[prost(string, tag = "1")]
     pub name: String,
+    #[prost(map = "string, message", tag = "2")]
+    pub parameters: HashMap<String, InferParameter>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -24,6 +24,8 @@ pub mod model_version;
 pub mod prefix;
 #[path = "../../src/protobuf.rs"]
 pub mod protobuf;
+#[path = "../../src/region_error.rs"]
+pub mod region_error;
 #[path = "../../src/route.rs"]
 pub mod route;
 #[path = "../../src/status.rs"]

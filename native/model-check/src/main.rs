@@ -26,6 +26,7 @@ searches! {
     closed_twice: budget::one_connection_is_closed_at_a_time;
     capacity_missed: budget::a_waiting_call_gets_its_capacity;
     charge_kept: budget::every_charge_is_released;
+    written_unregistered: regions::nothing_is_written_after_unregister;
 }
 
 fn main() {

@@ -36,4 +36,5 @@ found! {
     closed_twice: "one at a time";
     capacity_missed: "deadlock";
     charge_kept: "one charge";
+    written_unregistered: "written after";
 }

@@ -1,6 +1,6 @@
 //! The unchanged crate: no schedule fails.
 
-use digitserve_native_model_check::right::{budget, queue};
+use digitserve_native_model_check::right::{budget, queue, regions};
 use digitserve_native_model_check::search;
 
 macro_rules! searched {
@@ -33,4 +33,6 @@ searched! {
         a_waiting_call_gets_its_capacity
         one_connection_is_closed_at_a_time
         a_connection_that_ends_while_it_is_closed_is_not_counted;
+    regions, 2:
+        nothing_is_written_after_unregister;
 }

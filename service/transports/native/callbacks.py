@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from service.errors import ServerStopping, ServiceError, deadline_exceeded, malformed_message, overloaded
+from service.handlers import shared_memory
 from service.handlers.local_client import PEER
 from service.network import PIXELS
 from service.security.tokens import invalid_token, missing_token
@@ -103,6 +104,22 @@ class PythonCallbacks:
     def malformed_message(self) -> Exception:
         """Return the error of a health check that is not a valid message."""
         return malformed_message()
+
+    def region_unknown(self, tensor: str, region: str) -> Exception:
+        """Return the error of a tensor whose region has been unregistered."""
+        return shared_memory.region_unknown(tensor, region)
+
+    def region_too_short(self, tensor: str, region: str, available: int, expected: int) -> Exception:
+        """Return the error of an input whose object has been truncated."""
+        return shared_memory.region_too_short(tensor, region, available, expected)
+
+    def region_truncated(self, tensor: str, region: str) -> Exception:
+        """Return the error of an output whose object has been truncated."""
+        return shared_memory.region_truncated(tensor, region)
+
+    def region_not_written(self, tensor: str, region: str) -> Exception:
+        """Return the error of an output that was written in part."""
+        return shared_memory.region_not_written(tensor, region)
 
     def unauthenticated(self, is_missing: bool) -> Exception:
         """Return the error of a call without a token, or with an invalid one."""

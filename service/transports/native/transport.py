@@ -7,6 +7,7 @@ Python are in `service.transports.native.callbacks`.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from service.batching.batcher import InferenceModel
     from service.handlers import Service
+    from service.handlers.shared_memory import SharedMemoryRegions
     from service.network import ModelInfo, Parameters, Pixels, Predictions
     from service.observability.metrics import Metrics
     from service.observability.statistics import Statistics
@@ -148,6 +150,7 @@ class NativeTransport:
         security: SecurityConfig,
         *,
         io_threads: int = 1,
+        regions: SharedMemoryRegions | None = None,
     ) -> None:
         names, metrics = [service.name for service in services], telemetry.metrics
         reflection = reflection_handlers((*names, health.SERVICE_NAME)) if config.reflection else []
@@ -171,7 +174,10 @@ class NativeTransport:
             inline_images=batcher.inline,
             buckets=_BUCKETS,
             health_services=["", *names],
+            regions_user=None if regions is None else os.geteuid(),
         )
+        if regions is not None:
+            regions.subscribe(self._server)
         self._log = telemetry.log
         batcher.load_session = self._load_session
         self._load_session(batcher.model)

@@ -15,9 +15,10 @@ use crate::histogram::Counter;
 use crate::message::{Message, Span};
 use crate::metrics::RpcMetrics;
 use crate::model_version::ModelVersion;
+use crate::pixels::Pixels;
 use crate::prelude::{Py, PyAny, Python};
 use crate::python_host::PythonHost;
-use crate::responder::Responder;
+use crate::responder::{Reply, Responder};
 use crate::route::{Route, RpcKind};
 use crate::runner::Runner;
 use crate::server::Connection;
@@ -89,10 +90,10 @@ impl World {
     }
 
     fn push(&self, images: usize, is_expired: bool, responder: Responder) {
-        let (message, pixels) = (Message::default(), Span { start: 0, len: 0 });
+        let pixels = Pixels::Message(Message::default(), Span { start: 0, len: 0 });
         let deadline = is_expired.then(now);
         let (enqueued_at, model) = (now(), self.model.load());
-        let entry = Entry { message, pixels, images, enqueued_at, deadline, model, responder };
+        let entry = Entry { pixels, images, enqueued_at, deadline, model, responder };
         self.queue().push(self.state.io_thread, entry, &self.state.model_metrics);
     }
 
@@ -102,7 +103,8 @@ impl World {
         let call = Call::start(host, route, usage, None, Instant::now(), None);
         let format = ResponseFormat::Digits { hidden_layers: false };
         let respond = self.connection.call();
-        self.push(images, is_expired, Responder::Unary { respond, call, format, received_at: Instant::now() });
+        let reply = Reply { format, placed: Vec::new(), received_at: Instant::now() };
+        self.push(images, is_expired, Responder::Unary { respond, call, reply });
     }
 
     /// A Python handler's request, queued with the interpreter held: `Server.submit`.
