@@ -85,7 +85,9 @@ const MISTAKES: [Mistake; 12] = [
         module: "regions",
         right: "let is_registered = self.region.is_registered.read().unwrap_or_else(PoisonError::into_inner);\n        \
                 if !*is_registered {",
-        wrong: "if !*self.region.is_registered.read().unwrap_or_else(PoisonError::into_inner) {",
+        wrong: "let is_registered = *self.region.is_registered.read().unwrap_or_else(PoisonError::into_inner);\n        \
+                loom::thread::yield_now(); // loom changes threads at its own operations alone\n        \
+                if !is_registered {",
     },
     Mistake {
         name: "charge_kept",
