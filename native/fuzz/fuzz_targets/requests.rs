@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use digitserve_native_fuzz::decode::{decode_infer, decode_predict};
 use digitserve_native_fuzz::framing::{Encoding, Framed, MessageDecoder};
-use digitserve_native_fuzz::inference::{InferRequest, PIXELS};
+use digitserve_native_fuzz::inference::{InferRequest, PixelSource, PIXELS};
 use digitserve_native_fuzz::message::Message;
 use digitserve_native_fuzz::{spec, MAX_BATCH_SIZE};
 use libfuzzer_sys::fuzz_target;
@@ -26,9 +26,10 @@ fn check(message: &Message) {
     assert!(bytes.len() <= MAX_MESSAGE_BYTES);
     let in_one_chunk = decode(&Message::from(bytes.clone()));
     for (chunked, one) in decode(message).into_iter().zip(in_one_chunk) {
-        let key = |request: &InferRequest| (request.pixels, request.images);
-        assert_eq!(chunked.as_ref().map(key), one.as_ref().map(key));
-        let Some(InferRequest { pixels: span, images, .. }) = chunked else { continue };
+        let key = |request: InferRequest| (request.pixels, request.images, request.placements);
+        let (chunked, one) = (chunked.map(key), one.map(key));
+        assert_eq!(chunked, one);
+        let Some((PixelSource::Message(span), images, _)) = chunked else { continue };
         assert!((1..=MAX_BATCH_SIZE).contains(&images) && span.len == images * PIXELS);
         let mut pixels = vec![0; span.len];
         message.copy_to(span, &mut pixels);
