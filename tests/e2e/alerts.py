@@ -15,9 +15,11 @@ import pytest
 sys.path.insert(0, __file__.rpartition("/")[0])
 
 from engine import (
+    FAULTS,
     SCALE,
     TLS,
     Cause,
+    Faults,
     Load,
     Stack,
     certificate,
@@ -33,8 +35,6 @@ from engine import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
 
 pytest_plugins = ("docker_stack",)
 
@@ -130,22 +130,22 @@ def test_a_missing_replica_and_an_expiring_certificate_are_reported(
     assert predict_once(images[0]) is None, "it is TLS"
 
 
-def test_a_queue_that_stays_full_is_reported(scaled: Stack, digits: npt.NDArray[np.uint8]) -> None:
-    # Batches of 256 images take the model longer than the transport, so that they queue.
-    scaled.files = SCALE
+def test_a_queue_that_stays_full_is_reported(scaled: Stack, images: list[bytes], tmp_path: Path) -> None:
+    faults = Faults(tmp_path)
+    scaled.files = [*SCALE, FAULTS]
     scaled.settings = {
         **scaled.settings,
+        "E2E_FAULTS": str(tmp_path),
         "REPLICAS": "1",
-        "SERVICE_CPUS": "0.5",
         "DIGITS_TRANSPORT": "grpcio",
         "DIGITS_INLINE_IMAGES": "0",
-        "DIGITS_MAX_BATCH_SIZE": "256",
-        "DIGITS_MAX_QUEUED_IMAGES": "1024",
+        "DIGITS_MAX_BATCH_SIZE": "4",
+        "DIGITS_MAX_QUEUED_IMAGES": "8",
     }
     scaled.up()
-    batch = digits.repeat(3, axis=0)[:256].tobytes()
-    cause = Cause("32 clients with batches of 256, a queue of 1,024")
-    with Load([batch], callers=32).running() as load:
+    cause = Cause("32 clients, runs of 200 ms, a queue of 8")
+    faults.begin("slow")
+    with Load(images, callers=32, rest=0.02).running() as load:
         cause.fires("DigitserveSaturated", 6 * MINUTE)
     say(f"{load}")
     cause.ends("the clients are gone")
