@@ -41,7 +41,7 @@ GUIDE = (ROOT / "docs" / "operating.md").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 IMAGES, INFERS, REFUSED, HTTP = 400, 20, 5, 10
-ANSWERED = IMAGES + INFERS + 100 + 2 * HTTP
+ANSWERED = IMAGES + INFERS + 100 + 3 * HTTP
 """The images in all traffic."""
 INTERVAL = 2  # seconds between scrapes, and between evaluations of the rules
 POD = {"namespace": "digitserve", "pod": "digitserve-0"}  # the labels that the Prometheus operator adds
@@ -142,11 +142,12 @@ def send_traffic(address: str, digits: np.ndarray) -> None:
 
 
 def send_http_traffic(service: ServiceProcess, digits: np.ndarray) -> None:
-    """Send HTTP requests of one image to both routes, and malformed ones."""
+    """Send HTTP requests of one image to every route of predictions, and malformed ones."""
     client = Client(service)
     for i in range(HTTP):
         assert client.post(INFER, infer_document(digits[i : i + 1])).status == 200
-        assert client.post("/v1/predict", digits[i].tolist()).status == 200
+        for path in ("/v1/predict", "/v1/explain"):
+            assert client.post(path, digits[i].tolist()).status == 200
     for _ in range(REFUSED):
         assert client.post(INFER, {}).status == 400
     client.connection.close()
@@ -425,7 +426,7 @@ def test_known_values_are_right(ask: Ask, service: ServiceProcess) -> None:
     assert value("sum(digits_predictions_total)") == ANSWERED
     assert value("digits_confidence_count") == ANSWERED
     of_routes = 'sum(http_server_request_duration_seconds_count{http_response_status_code="%s"})'
-    assert (value(of_routes % 200), value(of_routes % 400)) == (2 * HTTP, REFUSED)
+    assert (value(of_routes % 200), value(of_routes % 400)) == (3 * HTTP, REFUSED)
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="OK"}') == IMAGES
     assert value('grpc_server_handled_total{grpc_method="Predict",grpc_code="InvalidArgument"}') == REFUSED
     # Over a few seconds of scrapes, rates are extrapolated by the same factor.
