@@ -47,8 +47,8 @@ def main() -> int:
 def _announce(address: str, transport: TransportChoice) -> None:
     print(f"\nTransport: {transport.name}{f': {transport.reason}' if transport.reason else ''}.")
     if transport.remedy:
-        need = "" if shutil.which("cargo") else "install Rust from https://rustup.rs, then "
-        print(f"For 10 times as many small calls/s: {need}make native.")
+        need = "" if shutil.which("cargo") else " (needs Rust: https://rustup.rs)"
+        print(f"10 times as many small calls/s: make native{need}.")
     print(f"Serving on at {address}; Ctrl-C stops it.", flush=True)
     if not local_server.log_level():
         print("Its log shows warnings alone; DIGITS_LOG_LEVEL=info shows all of it.", flush=True)

@@ -89,9 +89,9 @@ def test_run_names_the_transport_and_the_installation_of_the_faster_one(
     variables = {"PYTHONPATH": str(tmp_path), "PATH": str(tmp_path) if cargo else "", "DIGITS_TRANSPORT": "auto"}
     with started("run.py", {**environment, **variables}) as process:
         shown = lines_until(process.stdout, "Serving on at")
-    need = "" if cargo else "install Rust from https://rustup.rs, then "
+    need = "" if cargo else " (needs Rust: https://rustup.rs)"
     assert "Transport: grpcio: the wheel digitserve-native does not load: none here.\n" in shown
-    assert f"For 10 times as many small calls/s: {need}make native.\n" in shown
+    assert f"10 times as many small calls/s: make native{need}.\n" in shown
 
 
 def test_run_names_the_requested_transport_without_a_suggestion(environment: dict[str, str]) -> None:
