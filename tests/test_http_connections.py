@@ -504,6 +504,14 @@ async def test_requests_may_arrive_in_any_parts(model: Model) -> None:
         writer.close()
 
 
+def read_all(client: Client, request: bytes) -> bytes:
+    """Send bytes on a new connection, and return the bytes that come before its end."""
+    host, port = http_address(client.service).rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN) as one:
+        one.sendall(request)
+        return b"".join(iter(lambda: one.recv(4096), b""))
+
+
 class TestTokens:
     """With `--tokens-file`."""
 
@@ -526,23 +534,14 @@ class TestTokens:
         assert good.status == 200
 
     def test_a_connection_without_token_is_closed_after_its_response(self, client: Client) -> None:
-        host, port = http_address(client.service).rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN) as one:
-            one.sendall(b"GET /v2 HTTP/1.1\r\nhost: a\r\n\r\n")
-            received = b""
-            while chunk := one.recv(4096):
-                received += chunk
-            assert received.startswith(b"HTTP/1.1 401")
+        assert read_all(client, b"GET /v2 HTTP/1.1\r\nhost: a\r\n\r\n").startswith(b"HTTP/1.1 401")
 
     def test_a_connection_without_token_is_closed_before_the_rest_of_its_body(self, client: Client) -> None:
-        host, port = http_address(client.service).rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=ANSWERS_WITHIN) as one:
-            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
-            content = b""
-            while chunk := one.recv(4096):
-                content += chunk
-            assert content.startswith(b"HTTP/1.1 200")
-            assert b"connection: close" in content
+        content = read_all(
+            client, b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+        )
+        assert content.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in content
 
     def test_health_needs_none(self, client: Client) -> None:
         assert client.get("/v2/health/live").status == client.get("/v2/health/ready").status == 200

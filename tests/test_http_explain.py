@@ -192,11 +192,11 @@ def test_each_route_is_counted(client: Client, digits: np.ndarray) -> None:
 def test_a_token_is_required(model_path: Path, tmp_path: Path, digits: np.ndarray) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("a-token-of-this-test")
-    with serving_http(model_path, "--tokens-file", tokens) as stranger:
-        assert stranger.post(EXPLAIN, digits[0].tolist()).status == 401
-        stranger.connection.close()
-        assert stranger.get(NETWORK).status == 401
-        known = Client(stranger.service, token="a-token-of-this-test")  # noqa: S106 (no secret)
+    with serving_http(model_path, "--tokens-file", tokens) as without_token:
+        assert without_token.post(EXPLAIN, digits[0].tolist()).status == 401
+        without_token.connection.close()
+        assert without_token.get(NETWORK).status == 401
+        known = Client(without_token.service, token="a-token-of-this-test")  # noqa: S106 (no secret)
         assert known.post(EXPLAIN, digits[0].tolist()).status == 200
         assert known.get(NETWORK).status == 200
         known.connection.close()
