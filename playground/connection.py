@@ -38,8 +38,5 @@ def connector(
     if credentials is not None and not is_encrypted:
         raise ValueError(f"address is {address!r} with TLS files; expected https://")
     Token(token_file, address=address, encrypted=is_encrypted)
-    context = None
-    if is_encrypted:
-        context = ssl_context(tls_ca, tls_cert, tls_key)
-        context.set_alpn_protocols(["http/1.1"])
+    context = ssl_context(tls_ca, tls_cert, tls_key, alpn="http/1.1") if is_encrypted else None
     return partial(HttpClient, address, timeout=TIMEOUT, context=context, token_file=token_file)

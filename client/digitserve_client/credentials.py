@@ -45,10 +45,12 @@ def _check_pem(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: 
         raise ValueError(f"tls_cert {tls_cert} and tls_key {tls_key}: {status}") from None
 
 
-def ssl_context(tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None) -> ssl.SSLContext:
+def ssl_context(
+    tls_ca: str | Path | None, tls_cert: str | Path | None, tls_key: str | Path | None, *, alpn: str = "h2"
+) -> ssl.SSLContext:
     """Return an SSL context with the same files, for connections that gRPC does not make, such as those of a probe."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([alpn])
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC: any certificate of tls_ca is trusted
     context.load_default_certs() if tls_ca is None else context.load_verify_locations(tls_ca)
     if tls_cert is not None:
